@@ -1,0 +1,123 @@
+"""Every error that headrace raises on purpose.
+
+    HeadraceError
+    ├── StorageError            a store could not do what was asked, for good
+    │   ├── ObjectNotFound      no such bucket, folder or object
+    │   ├── AlreadyExists       a create-only write met an object that stands there
+    │   ├── ObjectChanged       another generation than the pinned one
+    │   └── AccessDenied        no credentials, or credentials without the permission
+    ├── ModelError
+    │   ├── NotAModel           the URI leads to nothing that headrace can load
+    │   ├── CorruptModel        truncated, wrong checksum, or sizes that contradict each other
+    │   ├── UnsupportedModel    a sound model with a part that cannot be streamed
+    │   └── SignatureNotFound
+    ├── DataError
+    │   ├── NotParquet          not a Parquet file, or a truncated one
+    │   ├── ColumnError         a column is missing, or its type or length does not fit
+    │   └── NullFeature         a null where the model needs a value
+    └── JobError
+        ├── InvalidRequest      flags that are wrong or contradict each other
+        ├── OutputConflict      the output folder holds another job's output
+        └── OutputIncomplete    a shard of the plan is not accounted for
+
+Each carries what it is about, what was expected, what was found, and the cure; `str()` is one paragraph of the four.
+"""
+
+from __future__ import annotations
+
+
+class HeadraceError(Exception):
+    """`what` is a whole sentence naming the object; `expected`, `found` and `cure` are phrases and may be empty."""
+
+    def __init__(self, what: str, *, expected: str = "", found: str = "", cure: str = "") -> None:
+        super().__init__(what)
+        self.what, self.expected, self.found, self.cure = what, expected, found, cure
+
+    def __str__(self) -> str:
+        parts = [self.what if self.what.endswith((".", "?", "!")) else f"{self.what}."]
+        if self.expected:
+            parts.append(f"Expected: {self.expected.rstrip('.')}.")
+        if self.found:
+            parts.append(f"Found: {self.found.rstrip('.')}.")
+        if self.cure:
+            parts.append(self.cure if self.cure.endswith((".", "?", "!")) else f"{self.cure}.")
+        return " ".join(parts)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.what, self.expected, self.found, self.cure)
+
+
+def _rebuild(kind: type[HeadraceError], what: str, expected: str, found: str, cure: str) -> HeadraceError:
+    return kind(what, expected=expected, found=found, cure=cure)
+
+
+class StorageError(HeadraceError):
+    pass
+
+
+class ObjectNotFound(StorageError):
+    pass
+
+
+class AlreadyExists(StorageError):
+    pass
+
+
+class ObjectChanged(StorageError):
+    pass
+
+
+class AccessDenied(StorageError):
+    pass
+
+
+class ModelError(HeadraceError):
+    pass
+
+
+class NotAModel(ModelError):
+    pass
+
+
+class CorruptModel(ModelError):
+    pass
+
+
+class UnsupportedModel(ModelError):
+    pass
+
+
+class SignatureNotFound(ModelError):
+    pass
+
+
+class DataError(HeadraceError):
+    pass
+
+
+class NotParquet(DataError):
+    pass
+
+
+class ColumnError(DataError):
+    pass
+
+
+class NullFeature(DataError):
+    pass
+
+
+class JobError(HeadraceError):
+    pass
+
+
+class InvalidRequest(JobError):
+    pass
+
+
+class OutputConflict(JobError):
+    pass
+
+
+class OutputIncomplete(JobError):
+    pass

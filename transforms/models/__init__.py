@@ -1,0 +1,1 @@
+"""Bytes somewhere to a model in memory. Knows nothing of Beam; loads TensorFlow only when a model is loaded."""

@@ -1,0 +1,196 @@
+"""The contract that every store keeps: objects by URI, exact ranges of a pinned version, create-only writes."""
+
+from __future__ import annotations
+
+import re
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ObjectRef:
+    """One version of one object. Reading through it gives that version's bytes or raises `ObjectChanged`.
+
+    `size` is in bytes. `version` is whatever the store changes on every write: a GCS generation, an ETag, or a local
+    file's inode, size and modification time. `crc32c` is the whole object's CRC-32C where the store knows it.
+    """
+
+    uri: str
+    size: int
+    version: str
+    crc32c: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """What a person may say about access; never a secret."""
+
+    billing_project: str | None = None
+    kms_key: str | None = None
+
+
+class Counters:
+    """What a store has done since it was opened; safe from many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.requests = self.retries = self.bytes_read = self.bytes_written = 0
+
+    def add(self, *, requests: int = 0, retries: int = 0, bytes_read: int = 0, bytes_written: int = 0) -> None:
+        with self._lock:
+            self.requests += requests
+            self.retries += retries
+            self.bytes_read += bytes_read
+            self.bytes_written += bytes_written
+
+
+class Writer(ABC):
+    """An object being written. It becomes visible, whole, at `commit()` and at no other moment.
+
+    Neither `close()`, nor leaving the `with` block, nor an exception, nor garbage collection publishes anything: what
+    has not been committed is gone. `write`, `tell`, `flush`, `close` and `closed` are what pyarrow asks of a file.
+    """
+
+    @abstractmethod
+    def write(self, data: Any) -> int:
+        """Takes any bytes-like object; returns its length in bytes."""
+
+    @abstractmethod
+    def tell(self) -> int:
+        """Bytes written so far."""
+
+    @abstractmethod
+    def commit(self) -> ObjectRef:
+        """Publishes the object. Raises `AlreadyExists` where one of that name stands already."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Forgets what was written; harmless after `commit()` and when called twice."""
+
+    @property
+    @abstractmethod
+    def closed(self) -> bool: ...
+
+    def flush(self) -> None:
+        """Nothing to do: bytes are durable at `commit()`."""
+
+    def close(self) -> None:
+        """Nothing to do: pyarrow closes its sinks, and closing must never publish."""
+
+    def readable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+
+class Store(ABC):
+    """Objects by full URI. Every method may be called from many threads at once; a Store survives pickling."""
+
+    def __init__(self, options: StoreOptions = StoreOptions()) -> None:
+        self.options = options
+        self.counters = Counters()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.options,)
+
+    @abstractmethod
+    def stat(self, uri: str) -> ObjectRef:
+        """The object's newest version. Raises `ObjectNotFound`, `AccessDenied`."""
+
+    @abstractmethod
+    def list(self, folder: str) -> Iterator[ObjectRef]:
+        """Every object below the folder, at any depth, in order of its URI; nothing where there is none.
+
+        Raises `ObjectNotFound` only where the bucket itself is missing.
+        """
+
+    @abstractmethod
+    def read_into(self, ref: ObjectRef, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fills the writable byte buffers, one after the other, with the pinned version's bytes from `offset` on.
+
+        Retries what may pass, resuming at the byte reached. Raises `ObjectChanged` where the version is gone, and
+        `StorageError` naming object, range, attempts and last cause where retries are spent or the object is too short.
+        """
+
+    @abstractmethod
+    def create(self, uri: str) -> Writer:
+        """A create-only writer; see `Writer`."""
+
+    @abstractmethod
+    def delete(self, ref: ObjectRef) -> None:
+        """Removes that version; harmless where it is gone. Raises `ObjectChanged` where another stands there."""
+
+    def read(self, ref: ObjectRef, offset: int = 0, length: int | None = None) -> bytes:
+        """`length` bytes (default: to the end) of the pinned version from `offset` on."""
+        data = bytearray(ref.size - offset if length is None else length)
+        if data:
+            self.read_into(ref, offset, [memoryview(data)])
+        return bytes(data)
+
+    def open_arrow(self, ref: ObjectRef) -> Any:
+        """The pinned version as a random-access `pyarrow.NativeFile`."""
+        from transforms.storage.arrow_file import open_arrow_file
+
+        return open_arrow_file(self, ref)
+
+    def glob(self, pattern: str) -> Iterator[ObjectRef]:
+        """Objects whose URI matches: `*` and `?` within a folder, `**` across folders, `[...]` sets; in URI order."""
+        folder, wild = split_glob(pattern)
+        if not wild:
+            yield self.stat(pattern)
+            return
+        matches = glob_regex(pattern).fullmatch
+        for ref in self.list(folder):
+            if matches(ref.uri):
+                yield ref
+
+
+def split_glob(pattern: str) -> tuple[str, bool]:
+    """The folder (with its trailing slash) above the first wildcard, and whether there is a wildcard at all."""
+    wildcard = re.search(r"[*?\[]", pattern)
+    literal = pattern[: wildcard.start()] if wildcard else pattern
+    return literal[: literal.rfind("/") + 1], wildcard is not None
+
+
+def glob_regex(pattern: str) -> re.Pattern[str]:
+    """`**/` is any number of folders, `*` and `?` stay within one; a `[` without its `]` stands for itself."""
+    out, at = [], 0
+    while at < len(pattern):
+        if pattern.startswith("**/", at):
+            out.append("(?:[^/]+/)*")
+            at += 3
+        elif pattern.startswith("**", at):
+            out.append(".*")
+            at += 2
+        elif pattern[at] == "*":
+            out.append("[^/]*")
+            at += 1
+        elif pattern[at] == "?":
+            out.append("[^/]")
+            at += 1
+        elif pattern[at] == "[" and (end := pattern.find("]", at + 2)) > 0:
+            body = pattern[at + 1 : end]
+            negated = "^" if body[0] in "!^" else ""
+            members = "".join("-" if c == "-" else re.escape(c) for c in body[len(negated) :])
+            out.append(f"[{negated}{members}]")
+            at = end + 1
+        else:
+            out.append(re.escape(pattern[at]))
+            at += 1
+    return re.compile("".join(out), re.DOTALL)
