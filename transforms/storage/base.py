@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+from transforms.errors import InvalidRequest, StorageError
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class ObjectRef:
@@ -65,7 +67,10 @@ class Writer(ABC):
 
     @abstractmethod
     def commit(self) -> ObjectRef:
-        """Publishes the object. Raises `AlreadyExists` where one of that name stands already."""
+        """Publishes the object. Raises `AlreadyExists` where one of that name stands already.
+
+        `write` raises it too, where a store says so before the last byte is sent.
+        """
 
     @abstractmethod
     def abort(self) -> None:
@@ -124,8 +129,9 @@ class Store(ABC):
     def read_into(self, ref: ObjectRef, offset: int, buffers: Sequence[memoryview]) -> None:
         """Fills the writable byte buffers, one after the other, with the pinned version's bytes from `offset` on.
 
-        Retries what may pass, resuming at the byte reached. Raises `ObjectChanged` where the version is gone, and
-        `StorageError` naming object, range, attempts and last cause where retries are spent or the object is too short.
+        Retries what may pass, resuming at the byte reached. Raises `ObjectChanged` where another version has taken its
+        place, `ObjectNotFound` where none has, and `StorageError` naming object, range, attempts and last cause where
+        retries are spent or the object is too short. After an error the buffers' content is undefined.
         """
 
     @abstractmethod
@@ -138,9 +144,8 @@ class Store(ABC):
 
     def read(self, ref: ObjectRef, offset: int = 0, length: int | None = None) -> bytes:
         """`length` bytes (default: to the end) of the pinned version from `offset` on."""
-        data = bytearray(ref.size - offset if length is None else length)
-        if data:
-            self.read_into(ref, offset, [memoryview(data)])
+        data = bytearray(max(0, ref.size - offset) if length is None else length)
+        self.read_into(ref, offset, [memoryview(data)])
         return bytes(data)
 
     def open_arrow(self, ref: ObjectRef) -> Any:
@@ -150,7 +155,10 @@ class Store(ABC):
         return open_arrow_file(self, ref)
 
     def glob(self, pattern: str) -> Iterator[ObjectRef]:
-        """Objects whose URI matches: `*` and `?` within a folder, `**` across folders, `[...]` sets; in URI order."""
+        """Objects whose URI matches: `*` and `?` within a folder, `**` across folders, `[...]` sets; in URI order.
+
+        A name that holds a wildcard itself is matched by putting that character in a set: `[[]`, `[*]`, `[?]`.
+        """
         folder, wild = split_glob(pattern)
         if not wild:
             yield self.stat(pattern)
@@ -161,6 +169,18 @@ class Store(ABC):
                 yield ref
 
 
+def check_range(ref: ObjectRef, offset: int, buffers: Sequence[memoryview]) -> int:
+    """How many bytes the buffers ask for. Raises `StorageError` where the object does not reach that far."""
+    length = sum(buffer.nbytes for buffer in buffers)
+    if offset < 0 or offset + length > ref.size:
+        raise StorageError(
+            f"{ref.uri} is too short for the bytes asked of it",
+            expected=f"bytes {offset} to {offset + length}, the end exclusive",
+            found=f"{ref.size} bytes",
+        )
+    return length
+
+
 def split_glob(pattern: str) -> tuple[str, bool]:
     """The folder (with its trailing slash) above the first wildcard, and whether there is a wildcard at all."""
     wildcard = re.search(r"[*?\[]", pattern)
@@ -169,7 +189,10 @@ def split_glob(pattern: str) -> tuple[str, bool]:
 
 
 def glob_regex(pattern: str) -> re.Pattern[str]:
-    """`**/` is any number of folders, `*` and `?` stay within one; a `[` without its `]` stands for itself."""
+    """`**/` is any number of folders, `*`, `?` and sets stay within one; a `[` without its `]` stands for itself.
+
+    Raises `InvalidRequest` where a set's range runs backwards.
+    """
     out, at = [], 0
     while at < len(pattern):
         if pattern.startswith("**/", at):
@@ -184,13 +207,23 @@ def glob_regex(pattern: str) -> re.Pattern[str]:
         elif pattern[at] == "?":
             out.append("[^/]")
             at += 1
-        elif pattern[at] == "[" and (end := pattern.find("]", at + 2)) > 0:
+        elif pattern[at] == "[" and (end := _set_end(pattern, at)) > 0:
             body = pattern[at + 1 : end]
             negated = "^" if body[0] in "!^" else ""
             members = "".join("-" if c == "-" else re.escape(c) for c in body[len(negated) :])
-            out.append(f"[{negated}{members}]")
+            out.append(f"(?!/)[{negated}{members}]")
             at = end + 1
         else:
             out.append(re.escape(pattern[at]))
             at += 1
-    return re.compile("".join(out), re.DOTALL)
+    try:
+        return re.compile("".join(out), re.DOTALL)
+    except re.error as error:
+        raise InvalidRequest(
+            f"{pattern!r} is no glob", found=str(error), cure="Write sets as [abc] or [a-z]."
+        ) from error
+
+
+def _set_end(pattern: str, at: int) -> int:
+    """Where the set that opens at `at` closes; its first member may itself be a `]`. Negative where it never does."""
+    return pattern.find("]", at + (3 if pattern[at + 1 : at + 2] in ("!", "^") else 2))

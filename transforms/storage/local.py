@@ -1,0 +1,276 @@
+"""Local files as a store: `file:///…` or plain paths, taken letter for letter (`%20` is no space).
+
+A file being written has no name until it is committed (`O_TMPFILE`, see open(2) and linkat(2)), so that not even
+`kill -9` leaves a trace. Where a file system lacks that, it has a hidden name that `list` passes over.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from transforms.errors import AccessDenied, AlreadyExists, InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
+from transforms.storage.base import ObjectRef, Store, Writer, check_range
+
+_TEMPORARY = ".headrace-"
+_BUFFERS_PER_CALL = os.sysconf("SC_IOV_MAX")
+_NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}
+
+
+class LocalStore(Store):
+    """`version` is inode, size in bytes and modification time in ns; a local file carries no checksum."""
+
+    def stat(self, uri: str) -> ObjectRef:
+        self.counters.add(requests=1)
+        try:
+            return _pin(uri, os.stat(_path(uri)))
+        except (OSError, ValueError) as error:
+            raise _told(error, uri, "read") from error
+
+    def list(self, folder: str) -> Iterator[ObjectRef]:
+        """Links to files are listed; links to folders are not entered, so that nothing is met twice or without end."""
+        self.counters.add(requests=1)
+        yield from _walk(folder if folder.endswith("/") or not folder else folder + "/")
+
+    def read_into(self, ref: ObjectRef, offset: int, buffers: Sequence[memoryview]) -> None:
+        length = check_range(ref, offset, buffers)
+        if not length:
+            return
+        try:
+            fd = os.open(_path(ref.uri), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _told(error, ref.uri, "read") from error
+        try:
+            _check(ref, fd)
+            _fill(ref, fd, offset, buffers)
+            _check(ref, fd)
+        except OSError as error:
+            raise _told(error, ref.uri, "read") from error
+        finally:
+            os.close(fd)
+        self.counters.add(requests=1, bytes_read=length)
+
+    def open_arrow(self, ref: ObjectRef) -> Any:
+        """A `pyarrow.OSFile`, read without the GIL. That it was rewritten meanwhile is told when it is closed."""
+        from transforms.storage.arrow_file import PinnedFile
+
+        try:
+            fd = os.open(_path(ref.uri), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise _told(error, ref.uri, "read") from error
+        try:
+            _check(ref, fd)
+            # By way of the descriptor it is the very file that was checked, even if another has taken its name since.
+            file = PinnedFile(f"/proc/self/fd/{fd}", mode="r")
+        except BaseException:
+            os.close(fd)
+            raise
+        file.pin(fd, lambda: _check(ref, fd))
+        self.counters.add(requests=1)
+        return file
+
+    def create(self, uri: str) -> Writer:
+        return _LocalWriter(self, uri)
+
+    def delete(self, ref: ObjectRef) -> None:
+        path = _path(ref.uri)
+        try:
+            found = _pin(ref.uri, os.stat(path))
+            if found.version != ref.version:
+                raise _changed(ref, found.version)
+            os.unlink(path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _told(error, ref.uri, "delete") from error
+
+
+class _LocalWriter(Writer):
+    def __init__(self, store: LocalStore, uri: str) -> None:
+        self._store, self._uri = store, uri
+        self._fd = self._folder = -1
+        self._hidden: str | None = None
+        self._written = 0
+        path = os.path.abspath(_path(uri))
+        folder, self._name = os.path.split(path)
+        if uri.endswith("/"):
+            raise StorageError(f"{uri} names a folder, not a file")
+        try:
+            _make_folders(folder)
+            self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._fd = self._nameless(folder)
+        except OSError as error:
+            self.abort()
+            raise _told(error, uri, "write") from error
+
+    def _nameless(self, folder: str) -> int:
+        if hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd"):
+            try:
+                return os.open(folder, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+            except OSError as error:
+                if error.errno not in _NO_TMPFILE:
+                    raise
+        self._hidden = f"{_TEMPORARY}{secrets.token_hex(8)}"
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        return os.open(self._hidden, flags, 0o666, dir_fd=self._folder)
+
+    def write(self, data: Any) -> int:
+        self._check_open()
+        rest = memoryview(data).cast("B")
+        length = rest.nbytes
+        try:
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+        except OSError as error:
+            self.abort()
+            raise _told(error, self._uri, "write") from error
+        self._written += length
+        return length
+
+    def tell(self) -> int:
+        return self._written
+
+    def commit(self) -> ObjectRef:
+        self._check_open()
+        try:
+            os.fsync(self._fd)
+            if self._hidden is None:
+                # Only with a dir_fd does Python call linkat(), which alone follows the link in /proc to the open file.
+                os.link(f"/proc/self/fd/{self._fd}", self._name, dst_dir_fd=self._folder, follow_symlinks=True)
+            else:
+                os.link(self._hidden, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            ref = _pin(self._uri, os.fstat(self._fd))
+            os.fsync(self._folder)
+        except FileExistsError as error:
+            raise AlreadyExists(
+                f"{self._uri} stands already", cure="Delete it, or write under another name."
+            ) from error
+        except OSError as error:
+            raise _told(error, self._uri, "write") from error
+        finally:
+            self.abort()
+        self._store.counters.add(requests=1, bytes_written=self._written)
+        return ref
+
+    def abort(self) -> None:
+        fd, self._fd = self._fd, -1
+        folder, self._folder = self._folder, -1
+        hidden, self._hidden = self._hidden, None
+        try:
+            if hidden is not None and fd >= 0:
+                os.unlink(hidden, dir_fd=folder)
+        finally:
+            for open_fd in (fd, folder):
+                if open_fd >= 0:
+                    os.close(open_fd)
+
+    @property
+    def closed(self) -> bool:
+        return self._fd < 0
+
+    def _check_open(self) -> None:
+        if self._fd < 0:
+            raise StorageError(f"{self._uri} was committed or aborted before; nothing more can be written to it")
+
+    def __del__(self) -> None:
+        self.abort()
+
+
+def _path(uri: str) -> str:
+    path = uri.removeprefix("file://")
+    if (path is not uri and not path.startswith("/")) or "\0" in path:
+        raise InvalidRequest(f"{uri!r} is no local file", expected="file:///folder/name or a plain path")
+    return path
+
+
+def _pin(uri: str, status: os.stat_result) -> ObjectRef:
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "neither a file nor a folder"
+        raise ObjectNotFound(f"There is no file {uri}", found=kind)
+    return ObjectRef(uri, status.st_size, f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}")
+
+
+def _walk(folder: str) -> Iterator[ObjectRef]:
+    try:
+        with os.scandir(_path(folder) or ".") as scan:
+            # With its slash, a folder's name sorts as all the URIs below it do.
+            entries = sorted((entry.name + "/" * entry.is_dir(follow_symlinks=False), entry) for entry in scan)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise _told(error, folder, "list") from error
+    for name, entry in entries:
+        if name.endswith("/"):
+            yield from _walk(folder + name)
+        elif not name.startswith(_TEMPORARY):
+            try:
+                status = entry.stat()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise _told(error, folder + name, "read") from error
+            if stat.S_ISREG(status.st_mode):
+                yield _pin(folder + name, status)
+
+
+def _check(ref: ObjectRef, fd: int) -> None:
+    found = _pin(ref.uri, os.fstat(fd)).version
+    if found != ref.version:
+        raise _changed(ref, found)
+
+
+def _fill(ref: ObjectRef, fd: int, offset: int, buffers: Sequence[memoryview]) -> None:
+    rest = [buffer for buffer in buffers if buffer.nbytes]
+    first = 0
+    while first < len(rest):
+        count = os.preadv(fd, rest[first : first + _BUFFERS_PER_CALL], offset)
+        if not count:
+            raise _changed(ref, f"no byte {offset}")
+        offset += count
+        while first < len(rest) and count >= rest[first].nbytes:
+            count -= rest[first].nbytes
+            first += 1
+        if count:
+            rest[first] = rest[first][count:]
+
+
+def _make_folders(folder: str) -> None:
+    """Like `os.makedirs`, and each new folder's name is on the disk before anything is put into it."""
+    if os.path.isdir(folder):
+        return
+    parent = os.path.dirname(folder)
+    _make_folders(parent)
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        if not os.path.isdir(folder):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from None
+    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _changed(ref: ObjectRef, found: str) -> ObjectChanged:
+    return ObjectChanged(
+        f"{ref.uri} was rewritten while it was in use",
+        expected=f"version {ref.version}",
+        found=found,
+        cure="Run again, and leave the inputs alone meanwhile.",
+    )
+
+
+def _told(error: Exception, uri: str, verb: str) -> StorageError:
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)) and verb != "write":
+        return ObjectNotFound(f"There is no file {uri}", cure="Look at the path's spelling.")
+    reason = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
+        return AccessDenied(f"Cannot {verb} {uri}", found=reason, cure=f"Grant this user the right to {verb} it.")
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(f"No space to {verb} {uri}", found=reason, cure="Free some, or write elsewhere.")
+    return StorageError(f"Cannot {verb} {uri}", found=reason)
