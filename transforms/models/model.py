@@ -1,0 +1,90 @@
+"""A model in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from transforms.errors import DataError
+from transforms.models.dlpack import to_tensor
+from transforms.models.ref import ModelRef
+from transforms.models.spec import TensorSpec
+
+
+class Model:
+    """One signature of a loaded model; every method may be called from many threads at once.
+
+    `parameters` counts the numbers and `nbytes` the bytes of the weights that the signature uses.
+    """
+
+    def __init__(
+        self,
+        ref: ModelRef,
+        signature: str,
+        inputs: Mapping[str, TensorSpec],
+        outputs: Mapping[str, TensorSpec],
+        call: Callable[[Mapping[str, Any]], dict[str, Any]],
+        *,
+        parameters: int,
+        nbytes: int,
+        keep: object = None,
+    ) -> None:
+        """`call` takes and gives tensors by name; `keep` is held as long as the model lives."""
+        self.ref, self.signature = ref, signature
+        self.inputs, self.outputs = dict(inputs), dict(outputs)
+        self.parameters, self.nbytes = parameters, nbytes
+        self.call = call
+        """{name: tf.Tensor} -> {name: tf.Tensor}, unchecked: the hot path."""
+        self._keep = keep
+
+    @property
+    def format(self) -> str:
+        return self.ref.format
+
+    def predict(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+        """{name: ndarray} -> {name: ndarray}. Strings are arrays of `str` or `bytes`, and come back as `bytes`.
+
+        Raises `DataError` where names, dtypes or shapes are not the signature's: nothing is cast.
+        """
+        if arrays.keys() != self.inputs.keys():
+            missing, unknown = sorted(self.inputs.keys() - arrays), sorted(arrays.keys() - self.inputs)
+            raise DataError(
+                f"The inputs are not those of signature {self.signature!r} of {self.ref.uri}",
+                expected=", ".join(map(_describe, self.inputs.values())) or "no input",
+                found="; ".join(
+                    f"{word} {', '.join(names)}"
+                    for word, names in (("missing", missing), ("unknown", unknown))
+                    if names
+                ),
+                cure="Pass one array for each input, under its name.",
+            )
+        tensors = {name: self._tensor(spec, arrays[name]) for name, spec in self.inputs.items()}
+        return {name: tensor.numpy() for name, tensor in self.call(tensors).items()}
+
+    def _tensor(self, spec: TensorSpec, given: Any) -> Any:
+        array = np.asarray(given)
+        fits = array.dtype.kind in "OSU" if spec.dtype == "string" else array.dtype.name == spec.dtype
+        if not fits or not _shape_fits(spec.shape, array.shape):
+            cure = f"Convert it first, e.g. .astype({spec.dtype!r})" if not fits else "Reshape it first"
+            raise DataError(
+                f"The array for input {spec.name!r} of signature {self.signature!r} of {self.ref.uri} does not fit",
+                expected=_describe(spec),
+                found=f"{array.dtype.name} {list(array.shape)}",
+                cure=f"{cure}.",
+            )
+        return to_tensor(array)
+
+
+def _shape_fits(expected: tuple[int | None, ...] | None, found: tuple[int, ...]) -> bool:
+    if expected is None:
+        return True
+    return len(expected) == len(found) and all(e in (None, f) for e, f in zip(expected, found, strict=True))
+
+
+def _describe(spec: TensorSpec) -> str:
+    shape = (
+        "any shape" if spec.shape is None else "[" + ", ".join("?" if d is None else str(d) for d in spec.shape) + "]"
+    )
+    return f"{spec.name}: {spec.dtype} {shape}"

@@ -1,0 +1,303 @@
+"""The engine: tensor slots -> joined or split ranges -> their final, aligned buffers, checked.
+
+Formats know nothing of networks, stores nothing of tensors, and this file nothing of formats.
+
+What counts as in flight is every byte that has been asked for and has not arrived yet. Bytes that have arrived lie
+in their tensor's own final buffer, which becomes the weight itself; so the memory beyond the weights is bounded by the
+gaps between joined neighbours. Nothing waits for `take`: the caller may take in any order.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from transforms.errors import CorruptModel
+from transforms.models.dlpack import aligned_empty
+from transforms.storage import ObjectRef, Store
+
+# A gap that costs less to read than another request's round trip.
+MAX_GAP = 64 << 10
+
+_log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """`connections` in parallel at most, `in_flight_bytes` asked for at once, in requests of at most `piece_bytes`.
+
+    `progress` is called with bytes arrived and bytes in all, by one thread at a time, often not the caller's.
+    """
+
+    connections: int = 32
+    in_flight_bytes: int = 256 << 20
+    piece_bytes: int = 8 << 20
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("connections", "in_flight_bytes", "piece_bytes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSlot:
+    """Where a tensor's little-endian, C-ordered bytes lie: `nbytes` from `offset` of `source`.
+
+    `dtype` is TensorFlow's name of it; `masked_crc32c` is the CRC-32C of exactly these bytes in LevelDB's masked form.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    source: ObjectRef
+    offset: int
+    nbytes: int
+    masked_crc32c: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Bytes `start` (inclusive) to `stop` (exclusive) of a slot; slot -1 is a gap."""
+
+    slot: int
+    start: int
+    stop: int
+
+
+@dataclass(slots=True)
+class _Request:
+    source: ObjectRef
+    offset: int
+    parts: list[_Part]
+    nbytes: int = 0
+
+    def add(self, part: _Part) -> None:
+        self.parts.append(part)
+        self.nbytes += part.stop - part.start
+
+
+def numpy_dtype(name: str) -> Any:
+    """The numpy dtype of TensorFlow's dtype `name`, from ml_dtypes where numpy lacks it. Raises `TypeError`."""
+    if name in ("bfloat16", "int4", "uint4", "int2", "uint2") or name.startswith("float8"):
+        import ml_dtypes
+
+        return np.dtype(getattr(ml_dtypes, name))
+    return np.dtype({"half": "float16", "bool": "?"}.get(name, name))
+
+
+def mask_crc(crc: int) -> int:
+    """LevelDB's masking, which keeps the CRC of data that holds CRCs sound (leveldb/util/crc32c.h)."""
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def stream_tensors(
+    store: Store,
+    slots: Sequence[TensorSlot],
+    *,
+    connections: int = 32,
+    in_flight_bytes: int = 256 << 20,
+    piece_bytes: int = 8 << 20,
+    progress: Progress | None = None,
+) -> TensorStream:
+    """Starts fetching when its `with` block is entered. Raises `CorruptModel` where a slot cannot be true."""
+    return TensorStream(store, slots, StreamOptions(connections, in_flight_bytes, piece_bytes, progress))
+
+
+class TensorStream:
+    """Tensors on their way; leaving the `with` block cancels what was not yet asked for and ends every thread."""
+
+    def __init__(self, store: Store, slots: Sequence[TensorSlot], options: StreamOptions) -> None:
+        _check(slots)
+        self._store, self._slots, self._options = store, list(slots), options
+        piece_bytes = min(options.piece_bytes, options.in_flight_bytes)
+        self._requests: Iterator[_Request] = iter(requests := _plan(self._slots, piece_bytes))
+        self._index = {slot.name: i for i, slot in enumerate(self._slots)}
+        self._buffers: dict[int, Any] = {}
+        self._missing = [slot.nbytes for slot in self._slots]
+        self._whole = {i for i, slot in enumerate(self._slots) if not slot.nbytes}
+        self._failure: BaseException | None = None
+        self._closed = True
+        self._changed = threading.Condition()
+        self._progress_lock = threading.Lock()
+        self._arrived, self._total = 0, sum(self._missing)
+        self._request_count = len(requests)
+        workers = min(options.connections, len(requests), max(1, options.in_flight_bytes // piece_bytes))
+        self._threads = [
+            threading.Thread(target=self._work, name=f"headrace-stream-{i}", daemon=True) for i in range(workers)
+        ]
+
+    def __enter__(self) -> Self:
+        self._started = time.perf_counter()
+        self._retries_before = self._store.counters.retries
+        self._closed = False
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+        self._buffers.clear()
+
+    def take(self, name: str) -> Any:
+        """The tensor as an aligned array, once it is whole and checked; it is the caller's from then on.
+
+        Raises `KeyError` for a name that is unknown or was taken, and the first failure of any fetch.
+        """
+        with self._changed:
+            i = self._index.pop(name)
+            while i not in self._whole and self._failure is None and not self._closed:
+                self._changed.wait()
+            if self._failure is not None:
+                raise self._failure
+            if i not in self._whole:
+                raise RuntimeError(f"{name!r} taken outside the stream's with block")
+            buffer = self._buffers.pop(i, None)
+        slot = self._slots[i]
+        buffer = aligned_empty(0) if buffer is None else buffer
+        return buffer.view(numpy_dtype(slot.dtype)).reshape(slot.shape)
+
+    def _work(self) -> None:
+        try:
+            while True:
+                with self._changed:
+                    request = None if self._closed or self._failure else next(self._requests, None)
+                    if request is None:
+                        return
+                    buffers = [self._memory(part) for part in request.parts]
+                self._store.read_into(request.source, request.offset, buffers)
+                for part in request.parts:
+                    if part.slot >= 0:
+                        self._arrive(part)
+        except BaseException as error:
+            # Kept for the caller's thread, whose `take` raises it: nothing may end a fetch in silence.
+            with self._changed:
+                self._failure = self._failure or error
+                self._changed.notify_all()
+
+    def _memory(self, part: _Part) -> memoryview:
+        if part.slot < 0:
+            return memoryview(bytearray(part.stop - part.start))
+        if part.slot not in self._buffers:
+            self._buffers[part.slot] = aligned_empty(self._slots[part.slot].nbytes)
+        return memoryview(self._buffers[part.slot])[part.start : part.stop]
+
+    def _arrive(self, part: _Part) -> None:
+        size = part.stop - part.start
+        with self._changed:
+            self._missing[part.slot] -= size
+            whole = not self._missing[part.slot]
+            buffer = self._buffers[part.slot]
+        if whole:
+            _check_crc(self._slots[part.slot], buffer)
+        with self._progress_lock:
+            self._arrived += size
+            if self._options.progress is not None:
+                self._options.progress(self._arrived, self._total)
+            if self._arrived == self._total:
+                self._report()
+        if whole:
+            with self._changed:
+                self._whole.add(part.slot)
+                self._changed.notify_all()
+
+    def _report(self) -> None:
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        _log.info(
+            "streamed %d tensors, %d bytes in %.2f s, %.0f MiB/s: %d requests over %d connections, %d retries",
+            len(self._slots),
+            self._total,
+            seconds,
+            self._total / 2**20 / seconds,
+            self._request_count,
+            len(self._threads),
+            self._store.counters.retries - self._retries_before,
+        )
+
+
+def _check(slots: Sequence[TensorSlot]) -> None:
+    """Before any allocation: a slot's sizes agree, it lies inside its object, and no object is handed out twice."""
+    if len({slot.name for slot in slots}) != len(slots):
+        raise ValueError("two slots of one name")
+    claimed: dict[ObjectRef, int] = {}
+    for slot in slots:
+        expected = math.prod(slot.shape) * numpy_dtype(slot.dtype).itemsize
+        if min(slot.shape, default=0) < 0 or slot.nbytes != expected:
+            raise CorruptModel(
+                f"The size of tensor {slot.name!r} in {slot.source.uri} contradicts its shape",
+                expected=f"{expected} bytes for {slot.dtype} {list(slot.shape)}",
+                found=f"{slot.nbytes} bytes",
+                cure="Export the model again.",
+            )
+        claimed[slot.source] = claimed.get(slot.source, 0) + slot.nbytes
+        if slot.offset < 0 or slot.offset + slot.nbytes > slot.source.size:
+            raise CorruptModel(
+                f"Tensor {slot.name!r} lies outside {slot.source.uri}, which is truncated or another model's",
+                expected=f"bytes {slot.offset} to {slot.offset + slot.nbytes}",
+                found=f"an object of {slot.source.size} bytes",
+                cure="Copy the model again from where it was exported.",
+            )
+    for source, nbytes in claimed.items():
+        if nbytes > source.size:
+            raise CorruptModel(
+                f"Tensors overlap in {source.uri}",
+                expected=f"at most {source.size} bytes of tensors",
+                found=f"{nbytes} bytes",
+                cure="Export the model again.",
+            )
+
+
+def _check_crc(slot: TensorSlot, buffer: Any) -> None:
+    if slot.masked_crc32c is None:
+        return
+    import crc32c
+
+    found = mask_crc(crc32c.crc32c(memoryview(buffer)))
+    if found != slot.masked_crc32c:
+        raise CorruptModel(
+            f"Tensor {slot.name!r} in {slot.source.uri} is damaged",
+            expected=f"masked CRC-32C {slot.masked_crc32c:08x} of {slot.nbytes} bytes from {slot.offset} on",
+            found=f"{found:08x}",
+            cure="Copy the model again from where it was exported.",
+        )
+
+
+def _plan(slots: Sequence[TensorSlot], piece_bytes: int) -> list[_Request]:
+    """Requests in the order of the bytes: neighbours joined across gaps up to `MAX_GAP`, none above `piece_bytes`."""
+    order = sorted(range(len(slots)), key=lambda i: (slots[i].source.uri, slots[i].offset))
+    requests: list[_Request] = []
+    for i in order:
+        slot, done = slots[i], 0
+        while done < slot.nbytes:
+            last = requests[-1] if requests else None
+            at = slot.offset + done
+            gap = at - (last.offset + last.nbytes) if last is not None and last.source == slot.source else -1
+            if (
+                last is None
+                or not 0 <= gap <= MAX_GAP
+                or last.nbytes + gap + min(slot.nbytes, piece_bytes) > piece_bytes
+            ):
+                requests.append(last := _Request(slot.source, at, []))
+                gap = 0
+            if gap:
+                last.add(_Part(-1, 0, gap))
+            stop = min(slot.nbytes, done + piece_bytes - last.nbytes)
+            last.add(_Part(i, done, stop))
+            done = stop
+    return requests
