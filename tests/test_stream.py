@@ -94,7 +94,7 @@ def test_any_layout_any_order_gives_the_bytes(data: st.DataObject) -> None:
     }
     for array, wanted in zip(take_all(MemoryStore(), slots, order, **options), expected, strict=True):
         assert array.tobytes() == wanted
-        assert array.ctypes.data % ALIGNMENT == 0
+        assert not array.nbytes or array.ctypes.data % ALIGNMENT == 0
         assert array.flags.writeable
 
 
@@ -111,7 +111,7 @@ def test_dtypes_and_scalars(dtype: str) -> None:
     ]
     arrays = take_all(MemoryStore(), slots)
     assert [(a.dtype, a.shape) for a in arrays] == [(wanted, (2, 3)), (wanted, ()), (wanted, (0, 4))]
-    assert (arrays[0].astype(np.float32) == 1).all()
+    assert arrays[0].tobytes() == blob[: 6 * size]
 
 
 def test_neighbours_are_joined_and_large_ones_split() -> None:
@@ -186,13 +186,9 @@ def test_leaving_early_cancels_and_ends_every_thread() -> None:
 
 
 def test_a_flipped_byte_names_the_tensor() -> None:
-    blob = bytearray(np.random.default_rng(1).bytes(5000))
-    slots = [
-        slot(put("memory://stream/flipped", b""), f"t{i}", 1000 * i, bytes(blob[1000 * i :][:1000])) for i in range(5)
-    ]
-    blob[3500] ^= 1
-    ref = put("memory://stream/flipped", bytes(blob))
-    slots = [slot(ref, s.name, s.offset, bytes(1000), masked_crc32c=s.masked_crc32c) for s in slots]
+    blob = np.random.default_rng(1).bytes(5000)
+    ref = put("memory://stream/flipped", blob[:3500] + bytes([blob[3500] ^ 1]) + blob[3501:])
+    slots = [slot(ref, f"t{i}", 1000 * i, blob[1000 * i :][:1000]) for i in range(5)]
     with (
         stream_tensors(MemoryStore(), slots) as stream,
         pytest.raises(CorruptModel, match="'t3' in memory://stream/flipped"),
