@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from transforms.errors import ColumnError, NullFeature
+from transforms.errors import ColumnError, DataError, NullFeature
 from transforms.models.dlpack import to_tensor
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ class Bytes:
         blob = data.slice(first, int(offsets[-1]) - first).to_pybytes() if data is not None else b""
         starts = offsets[:-1] - first if first else offsets[:-1]
         # A list of one goes straight into a TensorFlow string; a bare bytes object takes a path 80 times slower.
-        values = tf.strings.substr(tf.constant([blob]), to_tensor(starts), to_tensor(np.diff(offsets)))
+        blobs, lengths = tf.constant([blob]), np.diff(offsets)
+        values = tf.raw_ops.Substr(input=blobs, pos=to_tensor(starts), len=to_tensor(lengths), unit="BYTE")
         return values if shape == (len(array),) else tf.reshape(values, shape)
 
 
@@ -180,7 +181,7 @@ class Column:
         Raises `NullFeature` for a null at any level and `ColumnError` for a list of another length, both with the row.
         """
         array = batch.column(self.name)
-        if array.type != self.type:
+        if array.type != self.type and not self._reads(array.type):
             raise ColumnError(
                 f"Column '{self.name}'{_in(where)} has another type than the job was planned with",
                 expected=str(self.type),
@@ -204,6 +205,16 @@ class Column:
         array = self.leaf.plain(array)
         self._refuse_nulls(array, dims, where, first_row)
         return array, dims
+
+    def _reads(self, kind: pa.DataType) -> bool:
+        """Whether the handlers serve that type too: files differ in what they call list items and whether these may be
+        null, and pyarrow 25 forgets both when it pickles a fixed-size list's type.
+        """
+        other = column_of(self.name, kind)
+        if other is None or other.leaf != self.leaf or len(other.levels) != len(self.levels):
+            return False
+        pairs = zip(self.levels, other.levels, strict=True)
+        return all(type(a) is type(b) and (isinstance(a, EqualLists) or a.dims == b.dims) for a, b in pairs)
 
     def _refuse_nulls(self, array: pa.Array, dims: tuple[int, ...], where: str, first_row: int) -> None:
         if array.null_count:
@@ -252,6 +263,83 @@ def _leaf(kind: pa.DataType) -> Numbers | Bits | Bytes | Encoded | None:
         leaf = _leaf(kind.value_type)
         return Encoded(kind.value_type, leaf) if isinstance(leaf, Numbers | Bits | Bytes) else None
     return None
+
+
+_ARROW = {
+    "bool": pa.bool_(),
+    "int8": pa.int8(),
+    "int16": pa.int16(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "uint8": pa.uint8(),
+    "uint16": pa.uint16(),
+    "uint32": pa.uint32(),
+    "uint64": pa.uint64(),
+    "float16": pa.float16(),
+    "bfloat16": pa.float32(),
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+    "string": pa.binary(),
+}
+
+
+def arrow_type(dtype: str, inner: tuple[int | None, ...]) -> pa.DataType | None:
+    """The type of a column whose rows have the shape `inner`; None where Arrow has nothing for the dtype."""
+    kind = _ARROW.get(dtype)
+    if kind is None:
+        return None
+    if len(inner) > 1 and None not in inner and dtype != "string":
+        return pa.fixed_shape_tensor(kind, inner)
+    for dim in reversed(inner):
+        kind = pa.list_(pa.field("element", kind, nullable=False), -1 if dim is None else dim)
+    return kind
+
+
+def leaf_array(tensor: tf.Tensor, count: int) -> pa.Array:
+    """All `count` values of the tensor, row-major, in its own memory (kept alive) except for bool and string."""
+    import tensorflow as tf
+
+    dtype = tensor.dtype.name
+    if dtype == "string":
+        flat = tensor if tensor.shape.rank == 1 else tf.reshape(tensor, [-1])
+        joined = tf.raw_ops.ReduceJoin(inputs=flat, reduction_indices=[0])
+        data = tf.raw_ops.DecodeRaw(bytes=joined, out_type=tf.uint8)
+        _refuse_large(data.shape[0], "bytes of strings")
+        offsets = np.zeros(count + 1, np.int32)
+        np.cumsum(memoryview(tf.raw_ops.StringLength(input=flat, unit="BYTE")), out=offsets[1:])
+        return pa.Array.from_buffers(_ARROW[dtype], count, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+    if dtype == "bool":
+        bits = np.packbits(np.asarray(memoryview(tensor)).reshape(-1), bitorder="little")
+        return pa.Array.from_buffers(_ARROW[dtype], count, [None, pa.py_buffer(bits)])
+    if dtype == "bfloat16":
+        tensor = tf.cast(tensor, tf.float32)
+    # The tensor's buffer protocol lends its memory; numpy() would copy it.
+    return pa.Array.from_buffers(_ARROW[dtype], count, [None, pa.py_buffer(tensor)])
+
+
+def nested(kind: pa.DataType, values: pa.Array, shape: tuple[int, ...]) -> pa.Array:
+    """The values as an array of `shape[0]` rows of type `kind`, which is `arrow_type`'s for `shape[1:]`."""
+    if isinstance(kind, pa.FixedShapeTensorType):
+        storage = pa.Array.from_buffers(kind.storage_type, shape[0], [None], children=[values])
+        return pa.ExtensionArray.from_storage(kind, storage)
+    if len(shape) == 1:
+        return values
+    child = nested(kind.value_type, values, (shape[0] * shape[1], *shape[2:]))
+    if pa.types.is_fixed_size_list(kind):
+        return pa.Array.from_buffers(kind, shape[0], [None], children=[child])
+    _refuse_large(shape[0] * shape[1], "values in lists")
+    offsets = np.arange(shape[0] + 1, dtype=np.int32) * np.int32(shape[1])
+    return pa.Array.from_buffers(kind, shape[0], [None, pa.py_buffer(offsets)], children=[child])
+
+
+def _refuse_large(size: int, what: str) -> None:
+    if size > np.iinfo(np.int32).max:
+        raise DataError(
+            "The predictions of one batch are too large for a column",
+            expected=f"at most {np.iinfo(np.int32).max} {what}",
+            found=str(size),
+            cure="Choose a smaller --batch_size.",
+        )
 
 
 _NONE = np.empty(0, np.uint8)

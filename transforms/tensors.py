@@ -11,12 +11,12 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from transforms.columns import Bytes, Column, EqualLists, Level, column_of
+from transforms.columns import Bytes, Column, EqualLists, Level, arrow_type, column_of, leaf_array, nested
 from transforms.errors import ColumnError, UnsupportedModel
 from transforms.models.dlpack import to_tensor
 from transforms.models.spec import TensorSpec
@@ -126,6 +126,93 @@ def plan_inputs(
         ((tensor, spec),) = inputs.items()
         names = {tensor: (_only_fit(schema, spec, where),)}
     return InputPlan(tuple(_input(schema, inputs[tensor], columns, where) for tensor, columns in names.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How one output becomes a column of type `field.type`."""
+
+    spec: TensorSpec
+    field: pa.Field
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # pyarrow 25 pickles a fixed-size list's type without its item's nullability, even inside a field or schema.
+        return _output, (self.spec, self.field.name)
+
+    def array(self, tensor: tf.Tensor, rows: int) -> pa.Array:
+        expected = (rows, *(self.spec.shape or ())[1:])
+        shape = tuple(tensor.shape)
+        if len(shape) != len(expected) or any(e not in (None, s) for e, s in zip(expected, shape, strict=True)):
+            raise UnsupportedModel(
+                f"The model's output '{self.spec.name}' has another shape than its rows and its signature say",
+                expected=_shown(expected),
+                found=_shown(shape),
+                cure="Export the model so that each row of the input gives one row of this output.",
+            )
+        return nested(self.field.type, leaf_array(tensor, math.prod(shape)), shape)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPlan:
+    """Which outputs become which columns; survives pickling."""
+
+    outputs: tuple[Output, ...]
+
+    @property
+    def fields(self) -> tuple[pa.Field, ...]:
+        """The columns, in the order of the model's outputs; none of them, and no value in them, is null."""
+        return tuple(output.field for output in self.outputs)
+
+    def columns(self, results: Mapping[str, tf.Tensor], rows: int) -> list[pa.Array]:
+        """One array of length `rows` per field, in TensorFlow's own memory wherever Arrow has the same layout.
+
+        Raises `UnsupportedModel` where a result does not have one row for each of the input's.
+        """
+        return [output.array(results[output.spec.name], rows) for output in self.outputs]
+
+
+def plan_outputs(outputs: Mapping[str, TensorSpec], predictions: Mapping[str, str]) -> OutputPlan:
+    """The columns that the outputs become, named as `predictions` says, else after the output.
+
+    One value a row is a primitive column; a vector is a fixed-size list; more dimensions are an
+    `arrow.fixed_shape_tensor`, or lists of lists for strings. A dimension that varies is a list. bfloat16 becomes
+    float32. Strings become `binary`: TensorFlow's are any bytes, and whether all are UTF-8 is not known before the last.
+    Raises `ColumnError` for names, `UnsupportedModel` for an output that has no row for each row of the input.
+    """
+    for output in predictions:
+        if output not in outputs:
+            raise ColumnError(
+                f"The model has no output '{output}'", found=_listed("outputs", outputs), cure=_nearest(output, outputs)
+            )
+    owners: dict[str, str] = {}
+    for output in outputs:
+        column = predictions.get(output, output)
+        if column in owners:
+            raise ColumnError(
+                f"The outputs '{owners[column]}' and '{output}' would both become the column '{column}'",
+                expected="a column of its own for each output",
+                cure=f"Name another one: --prediction {output}=COLUMN.",
+            )
+        owners[column] = output
+    return OutputPlan(tuple(_output(outputs[output], column) for column, output in owners.items()))
+
+
+def _output(spec: TensorSpec, column: str) -> Output:
+    kind = arrow_type(spec.dtype, spec.shape[1:]) if spec.shape else None
+    if spec.shape is None or not spec.shape or spec.shape[0] is not None or kind is None:
+        if spec.shape is not None and kind is None and spec.shape:
+            reason = "has a dtype that Arrow cannot hold"
+        elif spec.shape is None:
+            reason = "has no known rank, so that its column's type cannot be told before the first row"
+        else:
+            reason = "does not depend on the batch: it has no row for each row of the input"
+        raise UnsupportedModel(
+            f"The model's output '{spec.name}' {reason}",
+            expected="a number, bool or string dtype and a first dimension that varies (None)",
+            found=_told(spec),
+            cure="Choose another --signature, or export one without this output.",
+        )
+    return Output(spec, pa.field(column, kind, nullable=False))
 
 
 def _input(schema: pa.Schema, spec: TensorSpec, names: tuple[str, ...], where: str) -> Input:
@@ -265,7 +352,11 @@ def _misfit(spec: TensorSpec, name: str, kind: pa.DataType, where: str, cure: st
 def _told(spec: TensorSpec) -> str:
     if spec.shape is None:
         return f"{spec.dtype} of any shape"
-    return f"{spec.dtype} [{', '.join('None' if dim is None else str(dim) for dim in spec.shape)}]"
+    return f"{spec.dtype} {_shown(spec.shape)}"
+
+
+def _shown(shape: tuple[int | None, ...]) -> str:
+    return f"[{', '.join(str(dim) for dim in shape)}]"
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:
