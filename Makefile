@@ -1,0 +1,76 @@
+# The tasks of this repository. On a new machine git, make and Python are enough; everything goes into $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help run test check venv bench-throughput constraints clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# Only what is typed after `make` counts: a variable MODEL in the environment is nobody's wish.
+GIVEN := $(foreach name,MODEL INPUT OUTPUT,$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+MISSING := $(filter-out $(GIVEN),MODEL INPUT OUTPUT)
+quoted = '$(subst ','\'',$($(1)))'
+
+ifeq ($(GIVEN),)
+run: venv ## the demo; with MODEL=… INPUT=… OUTPUT=… [ARGS=…], the same on your own model and data
+	@$(BIN)/python -m pipeline.demo $(ARGS)
+else ifeq ($(MISSING),)
+run: venv
+	$(BIN)/python -m pipeline --model=$(call quoted,MODEL) --input=$(call quoted,INPUT) --output=$(call quoted,OUTPUT) $(ARGS)
+else
+run:
+	@echo "make run has $(GIVEN:%=%=…) but lacks $(MISSING:%=%=…). Give MODEL, INPUT and OUTPUT, or none for the demo." >&2; exit 2
+endif
+
+test: venv ## every test; PYTEST_ARGS=… for some of them
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: venv ## format, lint, types, who imports whom, the README's examples
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_import_floors.py tests/test_readme.py
+
+bench-throughput: venv ## rows per second beside two peers; WORK=folder [RUNS=5] [ARGS=--json=FILE]
+	@test -n '$(WORK)' || { echo "Say where the work may lie (about 2 GB): make bench-throughput WORK=folder" >&2; exit 2; }
+	$(BIN)/python -m benchmarks.throughput --work=$(call quoted,WORK) --runs=$(or $(RUNS),5) $(ARGS)
+
+venv: $(INSTALLED) ## the environment that all the others use
+
+# Installed anew only when what is asked for has changed.
+$(INSTALLED): setup.py constraints.txt
+	@$(python_fits)
+	@echo "Installing into $(VENV), once: this takes a minute or two."
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint=constraints.txt --editable '.[dev]'
+	@touch $@
+
+define python_fits
+command -v $(PYTHON) >/dev/null || { echo "There is no $(PYTHON). Install Python 3.11, 3.12 or 3.13, or name it: make PYTHON=…" >&2; exit 1; }; \
+$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	echo "$$($(PYTHON) --version 2>&1) does not fit: TensorFlow has wheels for 3.10 to 3.13, and headrace needs 3.11 or newer." >&2; \
+	echo "Install Python 3.11, 3.12 or 3.13 and name it: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }; \
+$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	echo "$(PYTHON) cannot make environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+endef
+
+# Made from a clean install of the newest that setup.py allows: no paths, no URLs.
+constraints: ## constraints.txt anew, from the newest versions that setup.py allows
+	@$(python_fits)
+	rm -rf build/constraints && $(PYTHON) -m venv build/constraints
+	build/constraints/bin/python -m pip install --quiet '.[dev]'
+	{ echo "# The tested versions, from a clean install: made by \`make constraints\`, used by \`make venv\`."; \
+	  echo "# On Python 3.13, Beam asks for a newer google-apitools than elsewhere."; \
+	  build/constraints/bin/python -m pip freeze --all --exclude=pip --exclude=headrace \
+	  | sed 's/^google-apitools==.*/&; python_version < "3.13"/'; } > build/constraints.txt
+	mv build/constraints.txt constraints.txt
+	rm -rf build/constraints
+
+clean: ## what was built or cached, the environment included
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

