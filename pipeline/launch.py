@@ -1,0 +1,104 @@
+"""Runner, progress, and what became of the job."""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from pipeline.graph import build_graph
+from pipeline.options import runner_of
+from transforms import errors, progress
+from transforms.errors import HeadraceError, JobError
+from transforms.job import Job
+
+_OURS = re.compile(r"^(?:transforms\.errors\.)(\w+): (.*?)(?: \[while running .*)?$", re.MULTILINE)
+_LINE_EVERY_SECONDS = 5.0
+
+
+def launch(job: Job, options: PipelineOptions) -> None:
+    """Runs the job to its end. Raises the worker's own `HeadraceError` where one ended it, else `JobError`."""
+    progress.reset()
+    try:
+        if runner_of(options) is None:
+            # Named, since Beam's default for local runs first tries to download another runner.
+            from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+            with _shown_progress():
+                pipeline = beam.Pipeline(runner=FnApiRunner(), options=options)
+                build_graph(pipeline, job)
+                pipeline.run().wait_until_finish()
+        else:
+            pipeline = beam.Pipeline(options=options)
+            build_graph(pipeline, job)
+            pipeline.run().wait_until_finish()
+    except HeadraceError:
+        raise
+    except Exception as error:
+        raise workers_error(error) from error
+
+
+def workers_error(error: Exception) -> HeadraceError:
+    """Runners hand a worker's exception over as the text of its traceback."""
+    found = _OURS.findall(str(error))
+    if found:
+        kind, message = found[-1]
+        return getattr(errors, kind, JobError)(message)
+    last = [line for line in str(error).strip().splitlines() if line.strip()][-1:] or [""]
+    return JobError(
+        "The job failed on a worker",
+        found=f"{type(error).__name__}: {last[0].strip()}",
+        cure="Run the same command again to go on from what is done; --verbose shows the traceback",
+    )
+
+
+@contextmanager
+def _shown_progress() -> Iterator[None]:
+    stop = threading.Event()
+    terminal = sys.stderr.isatty()
+
+    def show() -> None:
+        started, shown, spoke = time.monotonic(), "", 0.0
+        while not stop.wait(0.25):
+            line = describe(progress.snapshot(), time.monotonic() - started)
+            if terminal:
+                sys.stderr.write(f"\r\x1b[2K{line}")
+                sys.stderr.flush()
+            elif line != shown and time.monotonic() - spoke >= _LINE_EVERY_SECONDS:
+                print(line, file=sys.stderr, flush=True)
+                shown, spoke = line, time.monotonic()
+        line = describe(progress.snapshot(), time.monotonic() - started)
+        sys.stderr.write(f"\r\x1b[2K{line}\n" if terminal else f"{line}\n")
+        sys.stderr.flush()
+
+    thread = threading.Thread(target=show, name="headrace-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def describe(now: progress.Snapshot, seconds: float) -> str:
+    """One line: the plan, the model until it is ready, then rows."""
+    if not now.shards_planned:
+        return f"planning, {seconds:.0f} s"
+    done = now.rows_done + now.rows_found
+    parts = [f"{now.shards_done:,} of {now.shards_planned:,} shards", f"{done:,} of {now.rows_planned:,} rows"]
+    if now.model_bytes_total and not now.model_ready:
+        parts.insert(0, f"model {now.model_bytes / 2**20:,.1f} of {now.model_bytes_total / 2**20:,.1f} MiB")
+    if now.rows_found:
+        parts.append(f"{now.rows_found:,} found done")
+    if now.rows_done and seconds:
+        rate = now.rows_done / seconds
+        parts.append(f"{rate:,.0f} rows/s")
+        if left := now.rows_planned - done:
+            parts.append(f"{left / rate:,.0f} s left")
+    return ", ".join(parts)

@@ -1,0 +1,252 @@
+"""Every flag once: its help, its form, and what it means as a value."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import NoReturn
+
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, _BeamArgumentParser
+
+from transforms.errors import InvalidRequest
+from transforms.storage.base import StoreOptions
+
+DEFAULT_SIGNATURE = "serving_default"
+DEFAULT_SHARD_BYTES = 128 << 20
+COMMANDS = ("run", "plan", "inspect")
+
+_EXAMPLES = """\
+examples:
+  headrace --model=gs://bucket/model --input='gs://bucket/in/*.parquet' --output=gs://bucket/out
+  headrace --model=model.keras --input='in/*.parquet' --output=out --feature image=pixels --keep=id
+  headrace inspect --model=gs://bucket/model
+
+Every option of Apache Beam is taken too (--runner, --project, --region, …). With no --runner the job runs in this process.
+"""
+
+
+class PredictOptions(PipelineOptions):
+    """headrace's flags beside Beam's; a template or another program may view any options as these."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
+        what = parser.add_argument_group("what to predict")
+        what.add_argument("--model", metavar="URI", help="SavedModel folder or .keras file: gs://… or a local path")
+        what.add_argument(
+            "--signature",
+            default=DEFAULT_SIGNATURE,
+            metavar="NAME",
+            help="the model's signature (default: %(default)s)",
+        )
+        what.add_argument(
+            "--input",
+            action="append",
+            metavar="GLOB",
+            help="Parquet files, as in 'gs://bucket/in/*.parquet'; repeatable",
+        )
+        what.add_argument("--output", metavar="URI", help="folder for the predictions, the manifest and _SUCCESS")
+        what.add_argument(
+            "--limit",
+            type=int,
+            metavar="N",
+            help="only the first N rows of the plan, for a trial; the manifest says so",
+        )
+        columns = parser.add_argument_group("columns")
+        columns.add_argument(
+            "--feature",
+            action="append",
+            metavar="TENSOR=COLUMN[,COLUMN…]",
+            help="the column or columns that feed an input of the model; repeatable (default: the column of that name; a "
+            "model with one input and data with one fitting column need none)",
+        )
+        columns.add_argument(
+            "--prediction",
+            action="append",
+            metavar="OUTPUT=COLUMN",
+            help="the column that an output of the model becomes; repeatable (default: the output's name)",
+        )
+        columns.add_argument(
+            "--keep",
+            metavar="A,B",
+            help="columns that pass through (default: all that are no feature; --keep= for none)",
+        )
+        how = parser.add_argument_group("how to run")
+        how.add_argument(
+            "--batch_size",
+            default="auto",
+            metavar="ROWS",
+            help="rows per batch, or auto (default): decided by the schema and the model alone",
+        )
+        how.add_argument(
+            "--shard_bytes",
+            type=int,
+            default=DEFAULT_SHARD_BYTES,
+            metavar="BYTES",
+            help="files above this many compressed bytes are split at row groups (default: 128 MiB)",
+        )
+        how.add_argument(
+            "--overwrite",
+            action="store_true",
+            help="replace another job's output: removes what that job's own records name, and nothing else",
+        )
+        how.add_argument("--verbose", action="store_true", help="log more, and show tracebacks")
+        access = parser.add_argument_group("access")
+        access.add_argument("--billing_project", metavar="PROJECT", help="who pays for reading requester-pays buckets")
+        access.add_argument("--kms_key", metavar="KEY", help="Cloud KMS key that encrypts the output")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a person asked for, parsed. `keep=None` and `batch_rows=None` leave the choice to headrace."""
+
+    model: str
+    signature: str
+    inputs: tuple[str, ...]
+    output: str
+    features: dict[str, tuple[str, ...]]
+    predictions: dict[str, str]
+    keep: tuple[str, ...] | None
+    batch_rows: int | None
+    shard_bytes: int
+    limit: int | None
+    overwrite: bool
+    storage: StoreOptions
+
+
+def parse_request(options: PredictOptions, command: str) -> Request:
+    """Raises `InvalidRequest` where a flag is missing or is no value of its kind."""
+    needed = {"inspect": ("model",)}.get(command, ("model", "input", "output"))
+    for name in needed:
+        if not getattr(options, name):
+            raise InvalidRequest(
+                f"--{name} is missing",
+                expected=" ".join(f"--{flag}=…" for flag in needed),
+                cure="Add it; headrace --help shows an example",
+            )
+    for name in ("limit", "shard_bytes"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise InvalidRequest(f"--{name}={value} is out of range", expected="1 or more", found=str(value))
+    inputs = tuple(options.input or ())
+    if len(schemes := {scheme_of(pattern) for pattern in inputs}) > 1:
+        raise InvalidRequest(
+            "--input names files in several stores",
+            expected="all of one kind",
+            found=", ".join(sorted(schemes)),
+            cure="Run a job for each, or copy the files into one store",
+        )
+    return Request(
+        model=options.model.rstrip("/") or "/",
+        signature=options.signature,
+        inputs=inputs,
+        output=(options.output or "").rstrip("/"),
+        features=dict(_pairs("--feature", options.feature, many=True)),
+        predictions={name: columns[0] for name, columns in _pairs("--prediction", options.prediction, many=False)},
+        keep=None if options.keep is None else tuple(name.strip() for name in options.keep.split(",") if name.strip()),
+        batch_rows=_batch_rows(options.batch_size),
+        shard_bytes=options.shard_bytes,
+        limit=options.limit,
+        overwrite=options.overwrite,
+        storage=StoreOptions(options.billing_project, options.kms_key),
+    )
+
+
+def scheme_of(uri: str) -> str:
+    return uri.split("://", 1)[0] if "://" in uri else "file"
+
+
+def _pairs(flag: str, values: list[str] | None, *, many: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
+    form = "TENSOR=COLUMN or TENSOR=COLUMN,COLUMN" if many else "OUTPUT=COLUMN"
+    seen: set[str] = set()
+    for value in values or ():
+        name, equals, rest = value.partition("=")
+        columns = tuple(part.strip() for part in rest.split(",")) if many else (rest.strip(),)
+        if not equals or not name.strip() or not all(columns):
+            raise InvalidRequest(f"{flag} {value} has no meaning", expected=form, found=value)
+        if name.strip() in seen:
+            raise InvalidRequest(f"{flag} names {name.strip()!r} twice", expected="each name once", found=value)
+        seen.add(name.strip())
+        yield name.strip(), columns
+
+
+def _batch_rows(value: str) -> int | None:
+    if value == "auto":
+        return None
+    if re.fullmatch(r"[1-9]\d{0,8}", value):
+        return int(value)
+    raise InvalidRequest(
+        f"--batch_size={value} is no number of rows", expected="a whole number from 1, or auto", found=value
+    )
+
+
+def help_text() -> str:
+    parser = argparse.ArgumentParser(
+        prog="headrace",
+        usage=f"headrace [{'|'.join(COMMANDS)}] --model=URI --input=GLOB --output=URI [flags]",
+        description="Predictions of a TensorFlow or Keras model over sharded Parquet. "
+        "run (default) does the job; plan checks everything and writes nothing; inspect shows a model's signatures.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    PredictOptions._add_argparse_args(parser)
+    return parser.format_help()
+
+
+def parse_flags(argv: Sequence[str]) -> PredictOptions:
+    """Raises `InvalidRequest` for a flag that neither headrace nor Beam knows, naming the nearest that they do."""
+    parser = _every_flag()
+    try:
+        _, unknown = parser.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise InvalidRequest(
+            f"The command line cannot be read: {error}", cure="headrace --help lists the flags"
+        ) from error
+    if unknown:
+        known = sorted({flag for action in parser._actions for flag in action.option_strings})
+        flag = unknown[0].split("=")[0]
+        near = get_close_matches(flag, known, 1, 0.6)
+        if not flag.startswith("-"):
+            first = argv[0] == flag
+            near = get_close_matches(flag, COMMANDS, 1, 0.6) if first else []
+            raise InvalidRequest(
+                f"{flag!r} is {'no command' if first else 'no flag'}",
+                expected=f"one of {', '.join(COMMANDS)}, or --flag=value",
+                found=flag,
+                cure=f"Did you mean {near[0]}?" if near else "Quote a glob, so that the shell does not expand it",
+            )
+        raise InvalidRequest(
+            f"There is no flag {flag}",
+            expected="a flag of headrace or of Apache Beam",
+            found=unknown[0],
+            cure=f"Did you mean {near[0]}?" if near else "headrace --help lists the flags",
+        )
+    return PredictOptions(list(argv))
+
+
+def runner_of(options: PipelineOptions) -> str | None:
+    """The runner as given; None where the job is to run in this process."""
+    runner = options.view_as(StandardOptions).runner
+    return None if runner is None or runner.lower() in ("direct", "directrunner", "fnapirunner") else str(runner)
+
+
+def _every_flag() -> argparse.ArgumentParser:
+    """Beam collects options the same way, from all subclasses of PipelineOptions, when it parses a command line."""
+
+    def subclasses(kind: type[PipelineOptions]) -> Iterator[type[PipelineOptions]]:
+        child: type[PipelineOptions]
+        for child in kind.__subclasses__():
+            yield child
+            yield from subclasses(child)
+
+    parser = _Parser(allow_abbrev=False, add_help=False, conflict_handler="resolve", exit_on_error=False)
+    for kind in subclasses(PipelineOptions):
+        if "_add_argparse_args" in vars(kind):
+            kind._add_argparse_args(parser)
+    return parser
+
+
+class _Parser(_BeamArgumentParser):  # Beam's own options call its `add_value_provider_argument`
+    def error(self, message: str) -> NoReturn:
+        raise argparse.ArgumentError(None, message)

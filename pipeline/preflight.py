@@ -1,0 +1,102 @@
+"""Everything that can be known before a job is submitted: the model's signature held against one Parquet footer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from pipeline.options import Request
+from transforms.errors import InvalidRequest, SignatureNotFound
+from transforms.job import Job
+from transforms.mapping import ColumnPlan, auto_batch_rows, plan_columns
+from transforms.models.load import describe_model
+from transforms.models.ref import ModelRef, pin_model
+from transforms.models.spec import ModelSpec, Signature
+from transforms.parquet import read_footer
+from transforms.plan import Listing, list_inputs
+from transforms.shard import output_name
+from transforms.storage import open_store
+from transforms.storage.base import glob_regex
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that passed every check, with what the checks read."""
+
+    job: Job
+    spec: ModelSpec
+    listing: Listing
+    columns: ColumnPlan
+    schema: pa.Schema
+
+
+def prepare(request: Request) -> Prepared:
+    """Raises a `HeadraceError` for every mistake that can be known now. Writes nothing."""
+    ref = pin_model(request.model, request.storage)
+    spec = describe_model(ref)
+    signature = signature_of(ref, spec, request.signature)
+    listing = list_inputs(request.inputs, request.storage)
+    check_output_apart(request, listing)
+    first = listing.files[0]
+    schema = read_footer(open_store(first.uri, request.storage), first).schema
+    columns = plan_columns(schema, signature, request.features, request.predictions, request.keep, where=first.uri)
+    batch_rows, rule = (request.batch_rows, "given") if request.batch_rows else auto_batch_rows(columns)
+    job = Job(
+        model=ref,
+        signature=request.signature,
+        inputs=request.inputs,
+        output=request.output,
+        features=tuple(sorted(columns.inputs.mapping.items())),
+        predictions=tuple((name, request.predictions.get(name, name)) for name in signature.outputs),
+        keep=columns.keep,
+        input_schema=pa.schema([schema.field(name) for name in columns.columns]).serialize().to_pybytes(),
+        batch_rows=batch_rows,
+        batch_rule=rule,
+        shard_bytes=request.shard_bytes,
+        limit=request.limit,
+        versions=tuple(sorted(versions().items())),
+        storage=request.storage,
+    )
+    return Prepared(job, spec, listing, columns, schema)
+
+
+def versions() -> dict[str, str]:
+    """Of what changes numbers, or the files' layout."""
+    import keras
+    import tensorflow as tf
+
+    from pipeline import __version__
+
+    return {
+        "headrace": __version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "pyarrow": pa.__version__,
+    }
+
+
+def signature_of(ref: ModelRef, spec: ModelSpec, name: str) -> Signature:
+    if name not in spec.signatures:
+        raise SignatureNotFound(
+            f"{ref.uri} has no signature {name!r}",
+            expected=f"one of {', '.join(sorted(spec.signatures))}",
+            found=name,
+            cure="Name one of these with --signature",
+        )
+    return spec.signatures[name]
+
+
+def check_output_apart(request: Request, listing: Listing) -> None:
+    """Predictions written where a job's own --input finds them would be read as inputs by the next run."""
+    sample = f"{request.output}/{output_name('part', listing.files[0], 0, 0, '0' * 64)}"
+    matching = [pattern for pattern in request.inputs if glob_regex(pattern).fullmatch(sample)]
+    if not matching:
+        matching = [ref.uri for ref in listing.files if ref.uri.startswith(f"{request.output}/")]
+    if matching:
+        raise InvalidRequest(
+            f"--output={request.output} lies where --input reads from",
+            expected="a folder that no --input matches",
+            found=matching[0],
+            cure="Name another --output, or a narrower --input",
+        )

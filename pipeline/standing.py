@@ -1,0 +1,148 @@
+"""What the output folder holds already, and taking it: resume, refuse or overwrite."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.preflight import Prepared
+from transforms.errors import AlreadyExists, OutputConflict
+from transforms.job import JOB_RECORD, MANIFEST_FOLDER, SUCCESS, Job, check_same_job, dump_record
+from transforms.parquet import read_footer
+from transforms.plan import list_outputs
+from transforms.shard import common_folder, output_name, parse_output_name, relative_stem
+from transforms.storage import ObjectRef, Store, open_store
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the output folder holds of this job before it runs.
+
+    `kept` is the record of the job that stands there, ours or one to be overwritten; `outputs` are the folder's objects by
+    name below it; `done` is how many shards of this job stand there; `complete` says that nothing is left to do.
+    """
+
+    kept: dict[str, Any] | None
+    outputs: dict[str, ObjectRef]
+    done: int
+    complete: bool
+
+
+def examine_output(prepared: Prepared, *, overwrite: bool) -> Standing:
+    """Raises `OutputConflict` where the folder holds anything that is no part of this job, unless it may be overwritten."""
+    job = prepared.job
+    store = open_store(job.output, job.storage)
+    outputs = list_outputs(job.output, job.storage).objects
+    kept = read_record(store, outputs.get(JOB_RECORD))
+    if kept is None:
+        if strange := sorted(name for name in outputs if name.endswith(".parquet")):
+            raise OutputConflict(
+                f"{job.output} holds {strange[0]}, and no record of a job of headrace",
+                expected="an empty folder, or one that headrace wrote",
+                found=f"{len(strange)} Parquet files without {JOB_RECORD}",
+                cure="Name another --output; these files are not headrace's to remove",
+            )
+        return Standing(None, outputs, 0, False)
+    if overwrite:
+        return Standing(kept, outputs, 0, False)
+    check_same_job(job.output, kept, job.record())
+    _check_inputs_unchanged(prepared, store, outputs)
+    done = [name for name in outputs if parse_output_name(name) is not None]
+    return Standing(kept, outputs, len(done), _is_complete(prepared, store, outputs))
+
+
+def read_record(store: Store, ref: ObjectRef | None) -> dict[str, Any] | None:
+    if ref is None:
+        return None
+    try:
+        record = json.loads(store.read(ref))
+        if not isinstance(record["fingerprint"], str) or not isinstance(record["model"]["digest"], str):
+            raise TypeError("fingerprint and digest are not text")
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputConflict(
+            f"{ref.uri} is no record of a job",
+            expected="JSON with a model and a fingerprint",
+            found=f"{type(error).__name__}: {error}",
+            cure="Name another --output",
+        ) from error
+    return dict(record)
+
+
+def _check_inputs_unchanged(prepared: Prepared, store: Store, outputs: dict[str, ObjectRef]) -> None:
+    job, fingerprint, folder = prepared.job, prepared.job.fingerprint, common_folder(prepared.job.inputs)
+    sources: dict[str, list[ObjectRef]] = {}
+    for source in prepared.listing.files:
+        sources.setdefault(relative_stem(source.uri, folder), []).append(source)
+    for name in sorted(outputs):
+        made = parse_output_name(name)
+        if made is None:
+            continue
+        candidates = sources.get(made.stem, [])
+        rows = made.end_row - made.first_row
+        if any(name == output_name(made.stem, source, made.first_row, rows, fingerprint) for source in candidates):
+            continue
+        kept = read_footer(store, outputs[name]).key_values
+        was_uri, was_version = (
+            kept.get(f"headrace.{key}".encode(), b"?").decode() for key in ("input", "input_version")
+        )
+        now = next((source for source in candidates if source.uri == was_uri), None)
+        raise OutputConflict(
+            f"{job.output}/{name} was made from an input that has {'been rewritten' if now else 'gone'} since: {was_uri}",
+            expected=f"version {was_version} of it",
+            found=f"version {now.version}"
+            if now
+            else f"no such file among the {len(prepared.listing.files)} that match",
+            cure="Name another --output, or add --overwrite to predict everything again",
+        )
+
+
+def _is_complete(prepared: Prepared, store: Store, outputs: dict[str, ObjectRef]) -> bool:
+    """`_SUCCESS` stands, its manifest covers exactly today's inputs, and every output that it names is there."""
+    if SUCCESS not in outputs:
+        return False
+    parts = json.loads(store.read(outputs[SUCCESS]))["manifest"]
+    if any(part not in outputs or not part.startswith(f"{MANIFEST_FOLDER}/") for part in parts):
+        return False
+    table = pa.concat_tables(
+        pq.read_table(pa.BufferReader(store.read(outputs[part])), columns=["output", "input", "input_version"])
+        for part in parts
+    )
+    named = set(table["output"].to_pylist())
+    standing = {name for name in outputs if parse_output_name(name) is not None}
+    made_from = set(zip(table["input"].to_pylist(), table["input_version"].to_pylist(), strict=True))
+    inputs = {(source.uri, source.version) for source in prepared.listing.files}
+    covered = made_from <= inputs if prepared.job.limit is not None else made_from == inputs
+    return named == standing and covered
+
+
+def claim_output(prepared: Prepared, standing: Standing, *, overwrite: bool) -> None:
+    """The first write of a job: takes `_SUCCESS` away, removes what is to be overwritten, and leaves the job's record.
+
+    Raises `OutputConflict` where another job claimed the folder meanwhile.
+    """
+    job = prepared.job
+    store = open_store(job.output, job.storage)
+    if SUCCESS in standing.outputs:
+        store.delete(standing.outputs[SUCCESS])
+    if overwrite and standing.kept is not None:
+        mine = str(standing.kept["fingerprint"])[:8]
+        for name, ref in standing.outputs.items():
+            made = parse_output_name(name)
+            if (made is not None and made.job == mine) or name.startswith(f"{MANIFEST_FOLDER}/part-"):
+                store.delete(ref)
+        store.delete(standing.outputs[JOB_RECORD])
+    write_record(store, job)
+
+
+def write_record(store: Store, job: Job) -> None:
+    uri = f"{job.output}/{JOB_RECORD}"
+    with store.create(uri) as writer:
+        writer.write(dump_record(job.record()))
+        try:
+            writer.commit()
+        except AlreadyExists:
+            check_same_job(job.output, read_record(store, store.stat(uri)) or {}, job.record())

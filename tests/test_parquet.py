@@ -1,0 +1,147 @@
+import gc
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transforms.errors import AlreadyExists, ColumnError, NotParquet, ObjectNotFound
+from transforms.parquet import read_batches, read_footer, write_batches
+from transforms.shard import Shard
+from transforms.storage import open_store
+
+SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string())])
+
+
+def rows(first, count):
+    ids = range(first, first + count)
+    return pa.record_batch([pa.array(ids, pa.int64()), pa.array([f"näme {i}" for i in ids])], schema=SCHEMA)
+
+
+def put(uri, table, **how):
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **how)
+    return put_bytes(uri, sink.getvalue().to_pybytes())
+
+
+def put_bytes(uri, data):
+    with open_store(uri).create(uri) as writer:
+        writer.write(data)
+        return writer.commit()
+
+
+def whole(source, groups, count, first=0, skip=0):
+    return Shard("out", source, first, count, (0, groups), source.size, skip)
+
+
+@given(st.integers(0, 60), st.integers(1, 25), st.integers(1, 30), st.integers(0, 9), st.data())
+@settings(max_examples=60, deadline=None)
+def test_batches_are_consecutive_full_and_cut_where_the_shard_ends(tmp_path_factory, count, group, batch, skip, data):
+    folder = tmp_path_factory.mktemp("in")
+    source = put(f"{folder}/a.parquet", pa.Table.from_batches([rows(0, count)], SCHEMA), row_group_size=group)
+    skip = min(skip, count, group)
+    take = data.draw(st.integers(0, count - skip))
+    store = open_store(source.uri)
+    shard = whole(source, -(-count // group), take, first=skip, skip=skip)
+    batches = list(read_batches(store, shard, ["id", "name"], batch))
+    assert [b.num_rows for b in batches[:-1]] == [batch] * (len(batches) - 1)
+    found = pa.Table.from_batches(batches, SCHEMA)
+    assert found.equals(pa.Table.from_batches([rows(skip, take)], SCHEMA))
+
+
+def test_columns_come_in_the_order_asked_for(tmp_path):
+    source = put(f"{tmp_path}/a.parquet", pa.Table.from_batches([rows(0, 3)]))
+    (batch,) = read_batches(open_store(source.uri), whole(source, 1, 3), ["name", "id"], 10)
+    assert batch.schema.names == ["name", "id"]
+
+
+def test_a_column_that_is_gone_is_named(tmp_path):
+    source = put(f"{tmp_path}/a.parquet", pa.Table.from_batches([rows(0, 3)]))
+    with pytest.raises(ColumnError, match=r"a\.parquet lacks the column 'pixels'.*id, name"):
+        list(read_batches(open_store(source.uri), whole(source, 1, 3), ["id", "pixels"], 10))
+
+
+@pytest.mark.parametrize("keep", [0, 3, 11, 12, 200, -1, -4])
+def test_what_is_no_parquet_file_or_cut_short_is_told(tmp_path, keep):
+    source = put(f"{tmp_path}/a.parquet", pa.Table.from_batches([rows(0, 300)]))
+    store = open_store(source.uri)
+    cut = put_bytes(f"{tmp_path}/cut.parquet", store.read(source)[:keep])
+    with pytest.raises(NotParquet, match=r"cut\.parquet"):
+        read_footer(store, cut)
+
+
+def test_data_that_contradict_the_footer_name_the_file(tmp_path):
+    source = put(f"{tmp_path}/a.parquet", pa.Table.from_batches([rows(0, 3000)]), write_page_checksum=True)
+    store = open_store(source.uri)
+    data = bytearray(store.read(source))
+    data[100:400] = bytes(300)
+    broken = put_bytes(f"{tmp_path}/b.parquet", bytes(data))
+    with pytest.raises(NotParquet, match=r"b\.parquet cannot be decoded in rows 0 to 3000"):
+        list(read_batches(store, whole(broken, 1, 3000), ["id", "name"], 100))
+
+
+def test_footer_counts_rows_and_compressed_bytes(tmp_path):
+    source = put(f"{tmp_path}/a.parquet", pa.Table.from_batches([rows(0, 100)]), row_group_size=40)
+    footer = read_footer(open_store(source.uri), source)
+    assert footer.row_group_rows == [40, 40, 20]
+    assert 0 < sum(footer.row_group_bytes) < source.size
+
+
+@pytest.fixture(params=["local", "memory", "gcs"])
+def folder(request, tmp_path):
+    if request.param == "gcs":
+        return request.getfixturevalue("bucket") + "/out"
+    return str(tmp_path / "out") if request.param == "local" else f"memory://{tmp_path.name}/out"
+
+
+def test_a_file_is_there_whole_after_commit(folder):
+    store, batches = open_store(folder), [rows(0, 5), rows(5, 7)]
+    ref, count = write_batches(store, f"{folder}/a.parquet", SCHEMA, batches, {"headrace.rows": "12"})
+    assert count == 12
+    found = pq.read_table(store.open_arrow(ref))
+    assert found.equals(pa.Table.from_batches(batches))
+    assert read_footer(store, ref).key_values[b"headrace.rows"] == b"12"
+
+
+def test_an_exception_in_mid_file_leaves_nothing(folder):
+    def batches():
+        yield rows(0, 100_000)
+        raise RuntimeError("in mid-file")
+
+    store = open_store(folder)
+    with pytest.raises(RuntimeError, match="in mid-file"):
+        write_batches(store, f"{folder}/a.parquet", SCHEMA, batches(), {})
+    gc.collect()
+    assert list(store.list(f"{folder}/")) == []
+
+
+def test_no_batches_give_a_file_with_the_schema(folder):
+    store = open_store(folder)
+    ref, count = write_batches(store, f"{folder}/a.parquet", SCHEMA, [], {})
+    assert count == 0
+    assert read_footer(store, ref).schema.equals(SCHEMA)
+
+
+def test_what_stands_there_is_not_replaced(folder):
+    store = open_store(folder)
+    write_batches(store, f"{folder}/a.parquet", SCHEMA, [rows(0, 1)], {})
+    with pytest.raises(AlreadyExists):
+        write_batches(store, f"{folder}/a.parquet", SCHEMA, [rows(1, 1)], {})
+    found = pq.read_table(store.open_arrow(store.stat(f"{folder}/a.parquet")))
+    assert found["id"].to_pylist() == [0]
+
+
+def test_a_file_that_is_gone_is_told(tmp_path):
+    with pytest.raises(ObjectNotFound):
+        open_store(str(tmp_path)).stat(f"{tmp_path}/a.parquet")
+
+
+def test_row_groups_are_bounded_in_bytes(tmp_path):
+    schema = pa.schema([("x", pa.list_(pa.float32(), 1024))])
+    values = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(1024 * 1024, np.float32)), 1024)
+    batch = pa.record_batch([values], schema=schema)
+    store = open_store(str(tmp_path))
+    ref, _ = write_batches(store, f"{tmp_path}/a.parquet", schema, [batch] * 20, {})
+    assert len(read_footer(store, ref).row_group_rows) == 5

@@ -1,0 +1,164 @@
+"""A Shard as a stream of record batches; such a stream as one committed file. Memory is bounded by the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms.errors import ColumnError, NotParquet
+from transforms.shard import Shard
+from transforms.storage.base import ObjectRef, Store
+
+# A column chunk is read through a window of this many bytes, so that a row group of any size costs the same memory.
+_READ_WINDOW = 1 << 20
+_ROW_GROUP_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """`row_group_rows` and `row_group_bytes` (compressed) are per row group."""
+
+    schema: pa.Schema
+    row_group_rows: list[int]
+    row_group_bytes: list[int]
+    key_values: dict[bytes, bytes]
+
+    @property
+    def rows(self) -> int:
+        return sum(self.row_group_rows)
+
+
+def read_footer(store: Store, source: ObjectRef) -> Footer:
+    """Raises `NotParquet` where the object is none, or is cut short."""
+    with _open(store, source) as file:
+        metadata = file.metadata
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        return Footer(
+            file.schema_arrow,
+            [group.num_rows for group in groups],
+            [_compressed_bytes(group) for group in groups],
+            dict(metadata.metadata or {}),
+        )
+
+
+def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+    """The shard's rows in order: batch i holds its rows [i * batch_rows, (i + 1) * batch_rows); the last may hold fewer.
+
+    Raises `ColumnError` where a column is gone, `NotParquet` where the data contradict the footer.
+    """
+    with _open(store, shard.source) as file:
+        if missing := [name for name in columns if name not in file.schema_arrow.names]:
+            raise ColumnError(
+                f"{shard.source.uri} lacks the column {missing[0]!r}",
+                expected=f"columns {', '.join(columns)}",
+                found=f"columns {', '.join(file.schema_arrow.names)}",
+                cure="Leave this file out of --input, or write it again with that column",
+            )
+        left = shard.rows
+        try:
+            for batch in _iter_batches(file, shard, columns, batch_rows):
+                part = batch if batch.num_rows <= left else batch.slice(0, left)
+                left -= part.num_rows
+                yield part
+                if not left:
+                    return
+        except (pa.ArrowException, OSError) as error:
+            raise NotParquet(
+                f"{shard.source.uri} cannot be decoded in rows {shard.first_row} to {shard.end_row}",
+                expected="Parquet data pages that fit the file's footer",
+                found=str(error),
+                cure="Write that file again",
+            ) from error
+    if left:
+        raise NotParquet(
+            f"{shard.source.uri} ends {left} rows early",
+            expected=f"{shard.rows} rows from row {shard.first_row} on, as its footer says",
+            found=f"{shard.rows - left} rows",
+            cure="Write that file again",
+        )
+
+
+def _iter_batches(file: pq.ParquetFile, shard: Shard, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+    groups = list(range(*shard.row_groups))
+    batches = file.iter_batches(batch_size=rows, row_groups=groups, columns=list(columns), use_threads=False)
+    return (batch.select(columns) for batch in (_skip(batches, shard.skip, rows) if shard.skip else batches))
+
+
+def _skip(batches: Iterable[pa.RecordBatch], skip: int, rows: int) -> Iterator[pa.RecordBatch]:
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        dropped = min(skip, batch.num_rows)
+        skip -= dropped
+        held.append(batch.slice(dropped))
+        count += held[-1].num_rows
+        if count >= rows:
+            whole = pa.concat_batches(held)
+            yield whole.slice(0, rows)
+            held, count = [whole.slice(rows)], count - rows
+    if count:
+        yield pa.concat_batches(held)
+
+
+def write_batches(
+    store: Store, uri: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], key_values: dict[str, str]
+) -> tuple[ObjectRef, int]:
+    """Writes one file, whole or not at all; returns it and its rows.
+
+    Raises `AlreadyExists` where an object of that name stands. An exception out of `batches` leaves nothing behind.
+    """
+    rows = held_bytes = 0
+    held: list[pa.RecordBatch] = []
+    with store.create(uri) as sink:
+        with pq.ParquetWriter(  # closing it writes a footer even after an exception; without commit() nobody sees that
+            pa.PythonFile(sink, mode="w"),
+            schema.with_metadata(key_values),
+            compression="zstd",
+            use_dictionary=_repetitive(schema),
+            write_page_checksum=True,
+        ) as writer:
+            for batch in batches:
+                held.append(batch)
+                rows += batch.num_rows
+                held_bytes += batch.nbytes
+                if held_bytes >= _ROW_GROUP_BYTES:
+                    writer.write_table(pa.Table.from_batches(held, schema))
+                    held, held_bytes = [], 0
+            if held:
+                writer.write_table(pa.Table.from_batches(held, schema))
+        return sink.commit(), rows
+
+
+def _repetitive(schema: pa.Schema) -> list[str]:
+    """Columns in which a dictionary may save much; for scores it costs time and saves nothing."""
+    return [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_dictionary(field.type)]
+
+
+def _open(store: Store, source: ObjectRef) -> pq.ParquetFile:
+    if source.size < 12:
+        raise NotParquet(
+            f"{source.uri} is no Parquet file",
+            expected="a Parquet file, of 12 bytes at least",
+            found=f"{source.size} bytes",
+            cure="Leave it out of --input, or write it again",
+        )
+    try:
+        return pq.ParquetFile(
+            store.open_arrow(source), pre_buffer=False, buffer_size=_READ_WINDOW, page_checksum_verification=True
+        )
+    except (pa.ArrowException, OSError) as error:
+        tail = store.read(source, source.size - 4)
+        found = f"{str(error).rstrip('.')}; its last four bytes are {tail!r}"
+        raise NotParquet(
+            f"{source.uri} is no Parquet file, or is cut short",
+            expected="a Parquet file, which ends in its footer and b'PAR1'",
+            found=found,
+            cure="Leave it out of --input, or write it again",
+        ) from error
+
+
+def _compressed_bytes(group: pq.RowGroupMetaData) -> int:
+    return sum(group.column(i).total_compressed_size for i in range(group.num_columns))
