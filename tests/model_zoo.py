@@ -1,0 +1,230 @@
+"""Small SavedModels, exported into a folder; each function gives inputs for every signature."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Inputs = Mapping[str, Mapping[str, Any]]
+
+
+def _tensor(shape: list[int | None], dtype: str, name: str) -> Any:
+    import tensorflow as tf
+
+    return tf.TensorSpec(shape, dtype, name=name)
+
+
+def keras_export(folder: Path, width: int = 16, layers: int = 2) -> Inputs:
+    """Keras 3's export() stores every weight twice."""
+    import keras
+
+    keras.utils.set_random_seed(0)
+    stack = [keras.Input((width,), name="pixels")]
+    for _ in range(layers):
+        stack += [keras.layers.Dense(width, activation="relu"), keras.layers.BatchNormalization()]
+    model = keras.Sequential([*stack, keras.layers.Dense(3, activation="softmax", name="digit")])
+    model.export(str(folder), verbose=False)
+    return {"serving_default": {"pixels": np.random.default_rng(0).normal(size=(7, width)).astype(np.float32)}}
+
+
+def several_signatures(folder: Path) -> Inputs:
+    """Three signatures over overlapping variables, names that are no identifiers, an unset rank, a scalar output."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.a = tf.Variable(np.arange(6, dtype=np.float32).reshape(2, 3))
+    module.b = tf.Variable(2.5)
+    module.c = tf.Variable(np.arange(4, dtype=np.int64))
+    module.unused = tf.Variable(np.zeros(100_000, np.float32))
+    module.nested = {"list": [tf.Variable([1.0, 2.0, 3.0])]}
+
+    def both(left: Any, right: Any) -> Any:
+        product = tf.matmul(left, module.a) * module.b
+        return {"product": product + module.nested["list"][0], "any/rank": right * 2.0, "sum": tf.reduce_sum(product)}
+
+    signatures = {
+        "serving_default": tf.function(both).get_concrete_function(
+            _tensor([None, 2], "float32", "left"), tf.TensorSpec(None, tf.float32, name="right")
+        ),
+        "counts": tf.function(lambda i: {"count": tf.gather(module.c, i)}).get_concrete_function(
+            _tensor([None], "int32", "i")
+        ),
+        "constant": tf.function(lambda x: {"y": x + 1.0}).get_concrete_function(_tensor([None], "float32", "x")),
+    }
+    tf.saved_model.save(module, str(folder), signatures=signatures)
+    return {
+        "serving_default": {"left": np.ones((5, 2), np.float32), "right": np.ones((2, 1, 3), np.float32)},
+        "counts": {"i": np.array([3, 1], np.int32)},
+        "constant": {"x": np.array([1.0], np.float32)},
+    }
+
+
+def vocabulary(folder: Path) -> Inputs:
+    """A static table filled from an asset, and a variable beside it."""
+    import tensorflow as tf
+
+    source = folder.parent / "words.txt"
+    source.write_text("alpha\nbeta\nгамма\n")
+    rows = tf.lookup.TextFileIndex
+    initializer = tf.lookup.TextFileInitializer(str(source), tf.string, rows.WHOLE_LINE, tf.int64, rows.LINE_NUMBER)
+    module = tf.Module()
+    module.table = tf.lookup.StaticVocabularyTable(initializer, 2)
+    module.fixed = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(["alpha"], [7]), -1)
+    module.embedding = tf.Variable(np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32))
+
+    def embed(words: Any) -> Any:
+        return {"row": tf.gather(module.embedding, module.table.lookup(words)), "fixed": module.fixed.lookup(words)}
+
+    concrete = tf.function(embed).get_concrete_function(_tensor([None], "string", "words"))
+    tf.saved_model.save(module, str(folder), signatures=concrete)
+    source.unlink()
+    return {"serving_default": {"words": np.array(["beta", "гамма", "nowhere"], object)}}
+
+
+def asset_read_when_called(folder: Path) -> Inputs:
+    import tensorflow as tf
+
+    source = folder.parent / "greeting.txt"
+    source.write_text("hello")
+    module = tf.Module()
+    module.asset = tf.saved_model.Asset(str(source))
+    concrete = tf.function(lambda x: {"y": tf.strings.join([tf.io.read_file(module.asset.asset_path), x])})
+    tf.saved_model.save(module, str(folder), signatures=concrete.get_concrete_function(_tensor([None], "string", "x")))
+    source.unlink()
+    return {"serving_default": {"x": np.array(["!"], object)}}
+
+
+def many_dtypes(folder: Path) -> Inputs:
+    import tensorflow as tf
+
+    module = tf.Module()
+    values = {
+        "bfloat16": tf.constant([1.5, -2.0, 3.25], tf.bfloat16),
+        "half": tf.constant([0.5, 2.0], tf.float16),
+        "float64": tf.constant([[1 / 3]], tf.float64),
+        "int8": tf.constant([-128, 127], tf.int8),
+        "uint16": tf.constant(65535, tf.uint16),
+        "bool": tf.constant([True, False, True]),
+        "complex64": tf.constant([1 + 2j], tf.complex64),
+        "string": tf.constant([["a", "ü"], ["", "x" * 300]]),
+        "nothing": tf.zeros((0, 3)),
+        "float8": tf.cast(tf.constant([1.0, -0.5]), tf.dtypes.experimental.float8_e4m3fn),
+    }
+    module.all = {name: tf.Variable(value) for name, value in values.items()}
+
+    def read(x: Any) -> Any:
+        out = {name: tf.identity(variable) for name, variable in module.all.items() if name != "float8"}
+        return {**out, "float8": tf.cast(module.all["float8"], tf.float32), "x": x}
+
+    concrete = tf.function(read).get_concrete_function(_tensor([None], "float32", "x"))
+    tf.saved_model.save(module, str(folder), signatures=concrete)
+    return {"serving_default": {"x": np.zeros(2, np.float32)}}
+
+
+def several_shards(folder: Path) -> Inputs:
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.v = [tf.Variable(np.full((300, i + 1), i, np.float32)) for i in range(6)]
+    concrete = tf.function(lambda x: {"y": x + tf.concat(module.v, 1)}).get_concrete_function(
+        _tensor([300, 21], "float32", "x")
+    )
+    policy = tf.train.experimental.MaxShardSizePolicy(max_shard_size=4000)
+    options = tf.saved_model.SaveOptions(experimental_sharding_callback=policy)
+    tf.saved_model.save(module, str(folder), signatures=concrete, options=options)
+    assert len(list((folder / "variables").glob("variables.data-*"))) > 2
+    return {"serving_default": {"x": np.ones((300, 21), np.float32)}}
+
+
+def partitioned(folder: Path) -> Inputs:
+    """Its two matrices are cut, one along both axes, the way TensorFlow 1's partitioners and TPU embeddings do."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    rng = np.random.default_rng(2)
+    module.rows = tf.Variable(rng.normal(size=(300, 4)).astype(np.float32))
+    module.grid = tf.Variable(rng.normal(size=(4, 100)).astype(np.float32))
+    concrete = tf.function(lambda x: {"y": x @ module.rows @ module.grid}).get_concrete_function(
+        _tensor([None, 300], "float32", "x")
+    )
+    tf.saved_model.save(module, str(folder), signatures=concrete)
+    cuts = {
+        "rows": ["300 4 0,130:-", "300 4 130,170:-"],
+        "grid": ["4 100 0,3:0,70", "4 100 0,3:70,30", "4 100 3,1:0,70", "4 100 3,1:70,30"],
+    }
+    rewrite_checkpoint(folder, {f"{name}/.ATTRIBUTES/VARIABLE_VALUE": cut for name, cut in cuts.items()})
+    return {"serving_default": {"x": rng.normal(size=(5, 300)).astype(np.float32)}}
+
+
+def rewrite_checkpoint(folder: Path, cuts: Mapping[str, list[str]]) -> None:
+    """Saves the same tensors anew, those in `cuts` in slices ("full shape start,length:…")."""
+    import tensorflow as tf
+
+    prefix = folder / "variables" / "variables"
+    reader = tf.train.load_checkpoint(str(prefix))
+    names, specs, tensors = [], [], []
+    for name in reader.get_variable_to_shape_map():
+        value = reader.get_tensor(name)
+        for cut in cuts.get(name, [""]):
+            names.append(name)
+            specs.append(cut)
+            dims = cut.split()[-1].split(":") if cut else []
+            spans = [tuple(map(int, d.split(","))) if d != "-" else (0, None) for d in dims]
+            tensors.append(tf.constant(value[tuple(slice(s, n and s + n) for s, n in spans)] if cut else value))
+    shutil.rmtree(folder / "variables")
+    (folder / "variables").mkdir()
+    tf.raw_ops.SaveV2(prefix=str(prefix), tensor_names=names, shape_and_slices=specs, tensors=tensors)
+
+
+def mutable_table(folder: Path) -> Inputs:
+    """Signature "serving_default" needs the content of a mutable table; "plain" does not."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.weight = tf.Variable(3.0)
+    module.memory = tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, -1)
+    module.memory.insert(["known"], [5])
+    spec = _tensor([None], "string", "word")
+    lookup = tf.function(lambda word: {"id": module.memory.lookup(word)}).get_concrete_function(spec)
+    plain = tf.function(lambda x: {"y": x * module.weight}).get_concrete_function(_tensor([None], "float32", "x"))
+    tf.saved_model.save(module, str(folder), signatures={"serving_default": lookup, "plain": plain})
+    return {"plain": {"x": np.array([2.0], np.float32)}}
+
+
+def tf1(folder: Path) -> None:
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, [None], name="x")
+        y = x * v1.get_variable("w", initializer=2.0, use_resource=True)
+        session.run(v1.global_variables_initializer())
+        v1.saved_model.simple_save(session, str(folder), {"x": x}, {"y": y})
+
+
+def wide(folder: Path, mebibytes: int, layers: int = 8) -> Inputs:
+    """A Keras export of about so many MiB of weights."""
+    return keras_export(folder, int((mebibytes * 2**18 / layers) ** 0.5), layers)
+
+
+ZOO: Mapping[str, Callable[[Path], Inputs]] = {
+    function.__name__: function
+    for function in (
+        keras_export,
+        several_signatures,
+        vocabulary,
+        asset_read_when_called,
+        many_dtypes,
+        several_shards,
+        partitioned,
+    )
+}
+
+
+def data_files(folder: Path) -> list[Path]:
+    return sorted(p for p in (folder / "variables").iterdir() if re.search(r"\.data-\d+-of-\d+$", p.name))

@@ -1,0 +1,70 @@
+"""From a URI to a model in memory, whatever its format."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transforms.errors import SignatureNotFound
+from transforms.models.model import Model
+from transforms.models.ref import ModelRef, pin_model
+from transforms.models.spec import ModelSpec
+from transforms.models.stream import Progress, StreamOptions
+from transforms.storage import StoreOptions, open_store
+
+_DEFAULT = StreamOptions()
+
+
+def load_model(
+    model: str | ModelRef,
+    signature: str = "serving_default",
+    *,
+    options: StoreOptions = StoreOptions(),
+    connections: int = _DEFAULT.connections,
+    in_flight_bytes: int = _DEFAULT.in_flight_bytes,
+    progress: Progress | None = None,
+) -> Model:
+    """Streams the model into memory; no byte of it touches a disk.
+
+    `model` is the URI of a SavedModel's folder or of a `.keras` file (`gs://` or a local path), or a `ModelRef`, which
+    carries its own store options. Raises `NotAModel`, `SignatureNotFound`, `UnsupportedModel`, `CorruptModel`,
+    `ObjectChanged`, `StorageError`.
+    """
+    ref = pin_model(model, options) if isinstance(model, str) else model
+    stream = StreamOptions(connections=connections, in_flight_bytes=in_flight_bytes, progress=progress)
+    loaded: Model = _format(ref).load(open_store(ref.uri, ref.options), ref, signature, stream)
+    return loaded
+
+
+def describe_model(
+    model: str | ModelRef, signature: str | None = None, *, options: StoreOptions = StoreOptions()
+) -> ModelSpec:
+    """Reads only the graph and the directory of the weights, never a weight. Raises as `load_model` does.
+
+    With a `signature`, it must exist, and what the spec counts is that signature's.
+    """
+    ref = pin_model(model, options) if isinstance(model, str) else model
+    store = open_store(ref.uri, ref.options)
+    spec: ModelSpec
+    if ref.format == "saved_model":
+        spec = _format(ref).describe(store, ref, signature)
+    else:
+        spec = _format(ref).describe(store, ref)
+    if signature is not None and signature not in spec.signatures:
+        raise SignatureNotFound(
+            f"{ref.uri} has no signature {signature!r}",
+            expected=f"one of {', '.join(map(repr, spec.signatures))}",
+            cure="Name one with --signature.",
+        )
+    return spec
+
+
+def _format(ref: ModelRef) -> Any:
+    if ref.format == "saved_model":
+        from transforms.models import saved_model
+
+        return saved_model
+    if ref.format == "keras":
+        from transforms.models import keras_archive
+
+        return keras_archive
+    raise ValueError(f"no loader for the format {ref.format!r} of {ref.uri}")
