@@ -1,0 +1,131 @@
+"""Google Cloud Storage: `gs://bucket/name`. Versions are generations; names are taken letter for letter."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator, Sequence
+
+from transforms.errors import InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
+from transforms.storage.base import ObjectRef, Store, StoreOptions, Writer, check_range
+from transforms.storage.gcs_client import LIBRARY_ERRORS, TIMEOUT_S, GcsClient, explain, pin, split
+from transforms.storage.gcs_upload import GcsWriter
+from transforms.storage.http_range import HttpRefusal, RangeReader, RetryPolicy
+
+_FIELDS = "items(name,size,generation,crc32c),nextPageToken"
+
+
+class GcsStore(Store):
+    """google-cloud-storage for everything but reading bytes. Clients are made at first use, per process."""
+
+    def __init__(self, options: StoreOptions = StoreOptions(), policy: RetryPolicy = RetryPolicy()) -> None:
+        super().__init__(options)
+        self._policy = policy
+        self._ranges = RangeReader(self.counters, policy)
+        self._lock = threading.Lock()
+        self._made: GcsClient | None = None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return GcsStore, (self.options, self._policy)
+
+    @property
+    def _client(self) -> GcsClient:
+        with self._lock:
+            if self._made is None or self._made.pid != os.getpid():
+                self._made = GcsClient(self.options.billing_project)
+            return self._made
+
+    def stat(self, uri: str) -> ObjectRef:
+        bucket, name = split(uri)
+        if not name or name.endswith("/"):
+            raise ObjectNotFound(f"There is no object {uri}", found="the name of a folder")
+        client = self._client
+        blob = client.bucket(bucket).blob(name)
+        self.counters.add(requests=1)
+        try:
+            blob.reload(timeout=TIMEOUT_S, retry=client.retry)
+        except LIBRARY_ERRORS as error:
+            raise client.refused(error, uri, "read") from error
+        return pin(bucket, blob)
+
+    def list(self, folder: str) -> Iterator[ObjectRef]:
+        """Placeholders of empty folders (names that end in a slash) are passed over."""
+        bucket, prefix = split(folder)
+        if prefix and not prefix.endswith("/"):
+            prefix += "/"
+        client = self._client
+        self.counters.add(requests=1)
+        try:
+            for blob in client.library.list_blobs(
+                client.bucket(bucket), prefix=prefix, fields=_FIELDS, timeout=TIMEOUT_S, retry=client.retry
+            ):
+                if not blob.name.endswith("/"):
+                    yield pin(bucket, blob)
+        except LIBRARY_ERRORS as error:
+            raise client.refused(error, folder, "list") from error
+
+    def read_into(self, ref: ObjectRef, offset: int, buffers: Sequence[memoryview]) -> None:
+        if not check_range(ref, offset, buffers):
+            return
+        client = self._client
+        url = client.media_url(*split(ref.uri), ref.version)
+        expect = {"X-Goog-Generation": ref.version}
+        try:
+            headers = client.headers(url)
+            try:
+                self._ranges.read_into(ref.uri, url, headers, offset, buffers, expect)
+            except HttpRefusal as refusal:
+                if refusal.status != 401 or client.anonymous:
+                    raise
+                headers = client.headers(url, renew=True)
+                self._ranges.read_into(ref.uri, url, headers, offset, buffers, expect)
+        except (HttpRefusal, *LIBRARY_ERRORS) as error:
+            raise self._unreadable(error, ref) from error
+
+    def _unreadable(self, error: Exception, ref: ObjectRef) -> StorageError:
+        status, _ = explain(error)
+        if status not in (404, 412, 416):
+            return self._client.refused(error, ref.uri, "read")
+        try:
+            found = self.stat(ref.uri).version
+        except StorageError as other:
+            return other
+        return _changed(ref, found if found != ref.version else f"HTTP {status} for bytes that it should have")
+
+    def create(self, uri: str) -> Writer:
+        bucket, name = split(uri)
+        if not name or name.endswith("/"):
+            raise InvalidRequest(f"{uri} names a folder, not an object")
+        client = self._client
+        blob = client.bucket(bucket).blob(name, kms_key_name=self.options.kms_key)
+        return GcsWriter(client, self.counters, uri, blob)
+
+    def delete(self, ref: ObjectRef) -> None:
+        client = self._client
+        bucket, name = split(ref.uri)
+        self.counters.add(requests=1)
+        try:
+            if client.emulated and (found := self.stat(ref.uri).version) != ref.version:
+                # fake-gcs-server 1.x deletes whatever generation stands there.
+                raise _changed(ref, found)
+            client.bucket(bucket).blob(name).delete(
+                if_generation_match=int(ref.version), timeout=TIMEOUT_S, retry=client.retry
+            )
+        except ObjectNotFound:
+            return
+        except LIBRARY_ERRORS as error:
+            status, _ = explain(error)
+            if status == 404:
+                return
+            if status == 412:
+                raise _changed(ref, "another") from error
+            raise client.refused(error, ref.uri, "delete") from error
+
+
+def _changed(ref: ObjectRef, found: str) -> ObjectChanged:
+    return ObjectChanged(
+        f"{ref.uri} was rewritten while it was in use",
+        expected=f"generation {ref.version}",
+        found=found,
+        cure="Run again, and leave the inputs alone meanwhile.",
+    )

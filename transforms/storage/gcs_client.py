@@ -1,0 +1,202 @@
+"""Credentials and connections to Google Cloud Storage; what its refusals mean."""
+
+from __future__ import annotations
+
+import base64
+import os
+import threading
+from typing import Any
+from urllib.parse import quote
+
+import google.api_core.exceptions
+import google.auth
+import google.auth.credentials
+import google.auth.exceptions
+import google.auth.transport
+import google.auth.transport.requests
+import requests.adapters
+import requests.exceptions
+from google.cloud import storage
+from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
+from google.cloud.storage.retry import DEFAULT_RETRY
+
+from transforms.errors import AccessDenied, InvalidRequest, ObjectNotFound, StorageError
+from transforms.storage.base import ObjectRef
+
+TIMEOUT_S = 60.0
+_ANONYMOUS_PATIENCE_S = 10.0
+_SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
+_CONNECTIONS = 64
+_METADATA_SERVER = "169.254.169.254"
+LIBRARY_ERRORS = (
+    google.api_core.exceptions.GoogleAPIError,
+    google.auth.exceptions.GoogleAuthError,
+    requests.exceptions.RequestException,
+    InvalidResponse,
+    DataCorruption,
+    OSError,
+)
+
+
+class GcsClient:
+    """The library's client with credentials of our own finding; made anew in a forked process.
+
+    `STORAGE_EMULATOR_HOST` makes it anonymous, as Google's libraries do. So does finding no credentials: public buckets
+    can be read without.
+    """
+
+    def __init__(self, billing_project: str | None) -> None:
+        self.pid, self._billing_project = os.getpid(), billing_project
+        self.emulated = "STORAGE_EMULATOR_HOST" in os.environ
+        self._lock = threading.Lock()
+        credentials = None if self.emulated else _find_credentials()
+        self.anonymous = credentials is None
+        self._credentials = credentials or google.auth.credentials.AnonymousCredentials()
+        session = google.auth.transport.requests.AuthorizedSession(
+            self._credentials, max_refresh_attempts=0 if self.anonymous else 2
+        )
+        adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=_CONNECTIONS)
+        session.mount("https://", adapter)
+        session.mount("http://", adapter)
+        # Without credentials most likely nothing will work: say so soon.
+        self.retry = (
+            DEFAULT_RETRY if self.emulated or not self.anonymous else DEFAULT_RETRY.with_timeout(_ANONYMOUS_PATIENCE_S)
+        )
+        self._refresh = google.auth.transport.requests.Request()
+        # Nothing that we ask for belongs to a project, and looking for one may start a gcloud process.
+        self.library = storage.Client(project="-", credentials=self._credentials, _http=session)
+
+    def bucket(self, name: str) -> Any:
+        return self.library.bucket(name, user_project=self._billing_project)
+
+    def media_url(self, bucket: str, name: str, generation: str) -> str:
+        """https://cloud.google.com/storage/docs/json_api/v1/objects/get, with alt=media."""
+        url = f"{self.library.api_endpoint}/download/storage/v1/b/{bucket}/o/{quote(name, safe='')}"
+        payer = f"&userProject={quote(self._billing_project, safe='')}" if self._billing_project else ""
+        return f"{url}?alt=media&generation={generation}{payer}"
+
+    def headers(self, url: str, *, renew: bool = False) -> dict[str, str]:
+        """What authorises a GET of `url`. `renew` asks for another token, where one was refused."""
+        # Objects stored with Content-Encoding: gzip would else be unpacked on the way, and ranges of them ignored.
+        headers = {"Accept-Encoding": "gzip"}
+        if not self.anonymous:
+            with self._lock:
+                if renew:
+                    self._credentials.refresh(self._refresh)
+                self._credentials.before_request(self._refresh, "GET", url, headers)
+        return headers
+
+    def refused(self, error: Exception, uri: str, verb: str) -> StorageError:
+        """The library's error as one of ours; a 404 is looked into, to say whether the bucket or the object is missing."""
+        status, reason = explain(error)
+        if status == 404:
+            return self.missing(uri)
+        no_credentials = self.anonymous and not self.emulated
+        if status in (401, 403) and no_credentials:
+            return AccessDenied(
+                f"Cannot {verb} {uri}: it is not public, and no Google credentials were found on this machine",
+                found=f"HTTP {status}",
+                cure="Run `gcloud auth application-default login`, or let GOOGLE_APPLICATION_CREDENTIALS name a key file.",
+            )
+        if status in (401, 403):
+            return AccessDenied(
+                f"Cannot {verb} {uri}",
+                found=reason,
+                cure="Grant this identity the permission that is named, or look at the name's spelling: "
+                "who may not list a bucket is not told what is missing in it.",
+            )
+        if isinstance(error, google.auth.exceptions.RefreshError):
+            return AccessDenied(
+                f"Cannot {verb} {uri}: the Google credentials found are not accepted any more",
+                found=reason,
+                cure="Run `gcloud auth application-default login`.",
+            )
+        if status == 400 and "requester pays" in reason.lower():
+            return AccessDenied(
+                f"Cannot {verb} {uri}: its bucket lets the requester pay", found=reason, cure="Give --billing_project."
+            )
+        cure = ""
+        if status is None and no_credentials:
+            cure = "Look at the network; moreover, no Google credentials were found: `gcloud auth application-default login`."
+        return StorageError(f"Cannot {verb} {uri}", found=reason, cure=cure)
+
+    def missing(self, uri: str) -> ObjectNotFound:
+        bucket, _ = split(uri)
+        try:
+            # Who is told 404 of an object may list its bucket; who may not is told 403.
+            next(
+                iter(self.library.list_blobs(self.bucket(bucket), max_results=1, timeout=TIMEOUT_S, retry=self.retry)),
+                None,
+            )
+        except google.api_core.exceptions.NotFound:
+            return ObjectNotFound(f"There is no bucket {bucket!r}, so no {uri}", cure="Look at the bucket's spelling.")
+        except LIBRARY_ERRORS:
+            return ObjectNotFound(f"There is no object {uri}, or no such bucket")
+        return ObjectNotFound(f"There is no object {uri}", found=f"the bucket {bucket!r}", cure="Look at its spelling.")
+
+
+def explain(error: Exception) -> tuple[int | None, str]:
+    """The HTTP status, if the error comes of one, and the innermost reason, in one line without any URL's query."""
+    if isinstance(error, google.api_core.exceptions.RetryError) and isinstance(error.cause, Exception):
+        status, reason = explain(error.cause)
+        return status, f"{reason}, again and again"
+    if isinstance(error, google.api_core.exceptions.GoogleAPICallError):
+        details = [item.get("message", "") for item in error.errors if isinstance(item, dict)]
+        return error.code, f"HTTP {error.code}: {next(filter(None, details), error.message.split('?')[0])}"
+    if isinstance(error, InvalidResponse):
+        code = error.response.status_code
+        return code, f"HTTP {code}: {error.response.text[:500].strip() or error.response.reason}"
+    if error.args and isinstance(reason := getattr(error.args[0], "reason", None), Exception):
+        return None, str(reason)
+    return getattr(error, "status", None), f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Bucket and name; the name is taken letter for letter."""
+    bucket, _, name = uri.removeprefix("gs://").partition("/")
+    if not uri.startswith("gs://") or not bucket or any(c in bucket for c in "*?[%#"):
+        raise InvalidRequest(f"{uri!r} names no bucket", expected="gs://bucket/name", cure="Buckets take no wildcards.")
+    return bucket, name
+
+
+def pin(bucket: str, blob: Any) -> ObjectRef:
+    checksum = int.from_bytes(base64.b64decode(blob.crc32c), "big") if blob.crc32c else None
+    return ObjectRef(f"gs://{bucket}/{blob.name}", int(blob.size), str(blob.generation), checksum)
+
+
+class _ImpatientRequest(google.auth.transport.Request):
+    """Asks a metadata server once where the machine is not Google's: three tries with pauses take up to 12 s."""
+
+    def __init__(self) -> None:
+        self._request = google.auth.transport.requests.Request()
+
+    def __call__(self, url: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return self._request(url, *args, **kwargs)
+        except google.auth.exceptions.TransportError as error:
+            if os.environ.get("GCE_METADATA_IP", _METADATA_SERVER) in url and not _is_google_machine():
+                raise google.auth.exceptions.DefaultCredentialsError("no metadata server") from error
+            raise
+
+
+def _is_google_machine() -> bool:
+    """https://cloud.google.com/compute/docs/instances/detect-compute-engine"""
+    try:
+        with open("/sys/class/dmi/id/product_name") as file:
+            return file.read().startswith("Google")
+    except OSError:
+        return False
+
+
+def _find_credentials() -> Any:
+    try:
+        credentials, _ = google.auth.default(scopes=[_SCOPE], request=_ImpatientRequest())
+    except google.auth.exceptions.DefaultCredentialsError as error:
+        if path := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
+            raise AccessDenied(
+                f"GOOGLE_APPLICATION_CREDENTIALS names {path}, which holds no usable credentials",
+                found=str(error),
+                cure="Let it name a key file, or unset it and run `gcloud auth application-default login`.",
+            ) from error
+        return None
+    return credentials
