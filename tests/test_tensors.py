@@ -1,0 +1,420 @@
+from __future__ import annotations
+
+import gc
+import pickle
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from transforms.errors import ColumnError, NullFeature, UnsupportedModel
+from transforms.models.spec import TensorSpec
+from transforms.tensors import InputPlan, OutputPlan, plan_inputs, plan_outputs
+
+IMAGES = pa.array([list(range(row, row + 4)) for row in range(3)], pa.list_(pa.float32(), 4))
+BATCH = pa.record_batch(
+    {
+        "id": pa.array([10, 11, 12], pa.int64()),
+        "pixels": IMAGES,
+        "name": pa.array(["é", "", "\0x"]),
+        "a": pa.array([1, 2, 3], pa.int16()),
+        "b": pa.array([0.5, 1.5, 2.5], pa.float32()),
+        "flag": pa.array([True, False, True]),
+    }
+)
+
+
+def specs(**shapes: tuple[str, tuple[int | None, ...] | None]) -> dict[str, TensorSpec]:
+    return {name: TensorSpec(name, dtype, shape) for name, (dtype, shape) in shapes.items()}
+
+
+def read(batch: pa.RecordBatch, dtype: str, shape: tuple[int | None, ...] | None, *columns: str) -> Any:
+    plan = plan_inputs(batch.schema, specs(x=(dtype, shape)), {"x": columns})
+    return plan.tensors(batch)["x"]
+
+
+def refused(error: type[Exception], said: str) -> Any:
+    return pytest.raises(error, match=re.escape(said))
+
+
+# Which column feeds which tensor
+
+
+def test_a_plan_tells_its_columns_its_mapping_and_its_bytes_a_row() -> None:
+    inputs = specs(pixels=("float32", (None, 2, 2)), tab=("bfloat16", (None, 2)), flag=("bool", (None, 1)))
+    plan = plan_inputs(BATCH.schema, inputs, {"tab": ("flag", "flag")})
+    assert plan.mapping == {"pixels": ("pixels",), "tab": ("flag", "flag"), "flag": ("flag",)}
+    assert plan.columns == ("pixels", "flag")
+    assert plan.row_nbytes == 4 * 4 + 2 * 2 + 1
+    assert pickle.loads(pickle.dumps(plan)) == plan
+    assert plan_inputs(BATCH.schema, specs(name=("string", (None,))), {}).row_nbytes is None
+
+
+def test_one_tensor_and_one_fitting_column_need_no_mapping() -> None:
+    assert plan_inputs(BATCH.schema, specs(serving=("float32", (None, 2, 2, 1))), {}).columns == ("pixels",)
+    with refused(ColumnError, "Several columns fit the model's only input 'x' in gs://b/f. Expected: one column for"):
+        plan_inputs(BATCH.schema, specs(x=("float32", (None, 1))), {}, where="gs://b/f")
+    with refused(ColumnError, "No column fits the model's only input 'x'. Expected: one column for float32 [None, 5]"):
+        plan_inputs(BATCH.schema, specs(x=("float32", (None, 5))), {})
+
+
+def test_a_missing_column_names_the_nearest() -> None:
+    said = (
+        "There is no column 'pixel' in f.parquet for tensor 'x'. Expected: float32 [None, 4]. Found: columns id, pixels"
+    )
+    with refused(ColumnError, said) as caught:
+        plan_inputs(BATCH.schema, specs(x=("float32", (None, 4))), {"x": ("pixel",)}, where="f.parquet")
+    assert str(caught.value).endswith("Did you mean 'pixels'? Say --feature x=COLUMN.")
+
+
+def test_an_unknown_tensor_names_those_that_exist() -> None:
+    with refused(ColumnError, "The model has no input 'pixls'. Found: inputs pixels. Did you mean 'pixels'?"):
+        plan_inputs(BATCH.schema, specs(pixels=("float32", (None, 4))), {"pixls": ("pixels",)})
+
+
+def test_a_column_that_is_there_twice_is_refused() -> None:
+    schema = pa.schema([("x", pa.int32()), ("x", pa.int32())])
+    with refused(ColumnError, "There are several columns 'x' for tensor 'x'."):
+        plan_inputs(schema, specs(x=("int32", (None,))), {})
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (32, 4)])
+def test_an_input_without_a_batch_dimension_is_refused(shape: tuple[int, ...]) -> None:
+    with refused(UnsupportedModel, "The model's input 'pixels' has no batch dimension"):
+        plan_inputs(BATCH.schema, specs(pixels=("float32", shape)), {})
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.null(),
+        pa.timestamp("us"),
+        pa.date32(),
+        pa.decimal128(9, 2),
+        pa.struct([("y", pa.float32())]),
+        pa.map_(pa.string(), pa.float32()),
+        pa.list_(pa.timestamp("us")),
+        pa.list_view(pa.float32()),
+        pa.fixed_shape_tensor(pa.float32(), [2, 2], permutation=[1, 0]),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", ["float32", "int64", "string", "bool"])
+def test_a_kind_that_no_handler_reads_is_refused(kind: pa.DataType, dtype: str) -> None:
+    with refused(ColumnError, f"Column 'x' does not fit tensor 'x'. Expected: {dtype} of any shape. Found: {kind}."):
+        plan_inputs(pa.schema([("x", kind)]), specs(x=(dtype, None)), {})
+
+
+def test_a_dtype_that_no_column_has_is_refused() -> None:
+    with refused(ColumnError, "Expected: complex64 [None]. Found: float."):
+        plan_inputs(BATCH.schema, specs(b=("complex64", (None,))), {})
+
+
+def test_a_float64_column_for_a_float32_tensor_is_refused_with_the_cure() -> None:
+    with refused(ColumnError, "Values could change, so nothing is cast: write the column as float32."):
+        plan_inputs(pa.schema([("x", pa.float64())]), specs(x=("float32", (None,))), {})
+
+
+# Shapes
+
+
+@pytest.mark.parametrize(
+    ("inner", "fits"),
+    [
+        (None, (4,)),
+        ((4,), (4,)),
+        ((None,), (4,)),
+        ((2, 2), (2, 2)),
+        ((4, 1), (4, 1)),
+        ((1, 4), (1, 4)),
+        ((2, 2, 1), (2, 2, 1)),
+        ((), None),
+        ((5,), None),
+        ((2, 3), None),
+        ((None, 2), None),
+        ((2, None), None),
+    ],
+)
+@pytest.mark.parametrize("kind", [pa.list_(pa.float32(), 4), pa.fixed_shape_tensor(pa.float32(), [4])], ids=str)
+def test_a_flat_list_takes_the_shape_of_the_tensor(
+    inner: tuple[int | None, ...] | None, fits: tuple[int, ...] | None, kind: pa.DataType
+) -> None:
+    column = IMAGES if pa.types.is_fixed_size_list(kind) else pa.ExtensionArray.from_storage(kind, IMAGES)
+    batch = pa.record_batch({"c": column})
+    shape = None if inner is None else (None, *inner)
+    if fits is None:
+        with refused(ColumnError, "Column 'c' does not fit tensor 'x'"):
+            read(batch, "float32", shape, "c")
+        return
+    tensor = read(batch, "float32", shape, "c")
+    assert tensor.numpy().tolist() == np.array(IMAGES.to_pylist()).reshape(3, *fits).tolist()
+
+
+def test_nested_lists_may_lack_or_add_dimensions_of_one_but_are_never_folded() -> None:
+    image = pa.list_(pa.list_(pa.uint8(), 3), 2)
+    batch = pa.record_batch({"c": pa.array([[[1, 2, 3], [4, 5, 6]]], image)})
+    assert read(batch, "float32", (None, 2, 3, 1), "c").numpy().tolist() == [[[[1], [2], [3]], [[4], [5], [6]]]]
+    for inner in ((3, 2), (6,), (3, 2, 1)):
+        with refused(ColumnError, "does not fit"):
+            read(batch, "float32", (None, *inner), "c")
+
+
+@pytest.mark.parametrize("inner", [(), (1,), (None,), (1, 1)])
+def test_a_scalar_column_fits_a_vector_of_one(inner: tuple[int | None, ...]) -> None:
+    tensor = read(BATCH, "int64", (None, *inner), "id")
+    assert tensor.numpy().ravel().tolist() == [10, 11, 12]
+    assert tensor.shape.rank == 1 + len(inner)
+
+
+def test_lists_of_one_length_are_held_to_the_length_that_the_tensor_has() -> None:
+    batch = pa.record_batch({"c": pa.array([[1, 2, 3, 4], [5, 6, 7, 8]], pa.list_(pa.int32()))})
+    assert read(batch, "int32", (None, 2, 2), "c").numpy().tolist() == [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
+    assert read(batch.slice(0, 0), "int32", (None, 2, 2), "c").shape == (0, 2, 2)
+    with refused(ColumnError, "Column 'c' has a list of another length in row 0. Expected: 6 values. Found: 4 values."):
+        read(batch, "int32", (None, 6), "c")
+
+
+def test_scalar_columns_are_packed_in_the_order_given() -> None:
+    assert read(BATCH, "float32", (None, 3), "b", "flag", "a").numpy().tolist() == [
+        [0.5, 1, 1],
+        [1.5, 0, 2],
+        [2.5, 1, 3],
+    ]
+    assert read(BATCH, "float32", None, "a", "b").shape == (3, 2)
+    assert read(BATCH, "float64", (None, 2, 1), "a", "b").shape == (3, 2, 1)
+    assert read(BATCH, "bfloat16", (None, None), "flag", "flag").numpy().tolist() == [[1, 1], [0, 0], [1, 1]]
+    assert read(BATCH.slice(0, 0), "float32", (None, 2), "a", "b").shape == (0, 2)
+    names = [["é".encode()] * 2, [b""] * 2, [b"\0x"] * 2]
+    assert read(BATCH, "string", (None, 2), "name", "name").numpy().tolist() == names
+    with refused(ColumnError, "2 columns do not fit tensor 'x'. Expected: float32 [None, 3]. Found: a, b."):
+        read(BATCH, "float32", (None, 3), "a", "b")
+    with refused(ColumnError, "Only scalar columns can be packed side by side."):
+        read(BATCH, "float32", (None, 5), "a", "pixels")
+    with refused(ColumnError, "Column 'id' does not fit tensor 'x'"):
+        read(BATCH, "float32", (None, 2), "a", "id")
+
+
+# Data that the plan cannot know
+
+
+def test_a_null_names_file_column_row_and_cure() -> None:
+    batch = pa.record_batch({"x": pa.array([1.0, None, None], pa.float32())})
+    plan = plan_inputs(batch.schema, specs(x=("float32", (None,))), {})
+    with pytest.raises(NullFeature) as caught:
+        plan.tensors(batch, where="gs://b/f.parquet", first_row=4096)
+    assert str(caught.value) == (
+        "Column 'x' of gs://b/f.parquet is null in row 4097. Expected: a value in every row: it is a feature of the "
+        "model. Found: 2 nulls in this batch. Fill or drop these rows before predicting."
+    )
+
+
+def test_a_null_in_a_dictionary_is_a_null() -> None:
+    column = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0], pa.int8()), pa.array(["a", None]))
+    with refused(NullFeature, "Column 'c' is null in row 1"):
+        read(pa.record_batch({"c": column}), "string", (None,), "c")
+
+
+def test_a_batch_of_another_type_than_planned_is_refused_before_its_memory_is_read() -> None:
+    plan = plan_inputs(pa.schema([("x", pa.int32())]), specs(x=("int32", (None,))), {})
+    with refused(ColumnError, "has another type than the job was planned with. Expected: int32. Found: int64."):
+        plan.tensors(pa.record_batch({"x": pa.array([1], pa.int64())}), where="f")
+
+
+def test_files_may_differ_in_what_they_call_items_and_whether_these_may_be_null() -> None:
+    kind = pa.list_(pa.field("element", pa.float32(), nullable=False), 4)
+    plan = pickle.loads(
+        pickle.dumps(plan_inputs(pa.schema([("pixels", kind)]), specs(pixels=("float32", (None, 4))), {}))
+    )
+    assert plan.tensors(BATCH)["pixels"].numpy().tolist() == IMAGES.to_pylist()
+
+
+def test_chunks_that_were_combined_are_read_right() -> None:
+    table = pa.concat_tables([pa.table([column.slice(1) for column in BATCH], BATCH.schema.names)] * 3)
+    (batch,) = table.combine_chunks().to_batches()
+    assert read(batch, "string", (None,), "name").numpy().tolist() == [b"", b"\0x"] * 3
+    assert read(batch, "bool", (None,), "flag").numpy().tolist() == [False, True] * 3
+    assert read(batch, "float32", (None, 4), "pixels").numpy().tolist() == IMAGES.to_pylist()[1:] * 3
+
+
+# Memory
+
+
+def test_aligned_columns_are_lent_and_others_copied() -> None:
+    import tensorflow as tf
+
+    memory = pa.py_buffer(pa.allocate_buffer(4 * 16 * 8))
+    np.frombuffer(memory, np.float32)[:] = np.arange(16 * 8)
+    leaf = pa.Array.from_buffers(pa.float32(), 16 * 8, [None, memory])
+    batch = pa.record_batch({"c": pa.FixedSizeListArray.from_arrays(leaf, 8)})
+    for start in (0, 2, 1, 3):
+        part = batch.slice(start)
+        tensor = read(part, "float32", (None, 4, 2), "c")
+        lent = np.asarray(memoryview(tensor)).ctypes.data == memory.address + start * 32
+        assert lent == (start % 2 == 0)
+        product = tf.matmul(tf.reshape(tensor, (-1, 8)), tf.ones((8, 3)))
+        assert product[:, 0].numpy().tolist() == [sum(row) for row in part.column(0).to_pylist()]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bool", "string", "bfloat16"])
+def test_columns_outlive_the_tensors_they_came_from_and_tensors_their_batch(dtype: str) -> None:
+    import tensorflow as tf
+
+    rows = 5000
+    source = tf.range(rows) % 2
+    tensor = tf.strings.as_string(source) if dtype == "string" else tf.cast(source, dtype)
+    plan = plan_outputs(specs(x=(dtype, (None,))), {})
+    (array,) = plan.columns({"x": tensor}, rows)
+    del source, tensor
+    kind = "float32" if dtype == "bfloat16" else dtype
+    batch = pa.record_batch({"x": array})
+    again = read(batch, kind, (None,), "x")
+    del batch
+    gc.collect()
+    overwritten = [tf.fill((rows,), float(n)) + 1 for n in range(50)]
+    expected = [b"0", b"1"] if dtype == "string" else [0, 1]
+    assert array.to_pylist() == expected * (rows // 2)
+    del array
+    gc.collect()
+    overwritten += [tf.fill((rows,), float(n)) + 1 for n in range(50)]
+    assert again.numpy().tolist() == expected * (rows // 2)
+
+
+def test_numeric_outputs_are_tensorflow_s_own_memory() -> None:
+    import tensorflow as tf
+
+    tensor = tf.random.uniform((100, 10))
+    (array,) = plan_outputs(specs(x=("float32", (None, 10))), {}).columns({"x": tensor}, 100)
+    assert array.values.buffers()[1].address == np.asarray(memoryview(tensor)).ctypes.data
+
+
+def test_a_variable_that_a_model_updates_later_does_not_change_a_column() -> None:
+    import tensorflow as tf
+
+    variable = tf.Variable(tf.zeros(1000))
+    (array,) = plan_outputs(specs(x=("float32", (None,))), {}).columns({"x": variable.read_value()}, 1000)
+    variable.assign_add(tf.ones(1000))
+    variable.scatter_nd_update([[0]], [7.0])
+    assert array.to_pylist() == [0.0] * 1000
+
+
+# Outputs
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "kind"),
+    [
+        ("float32", (None,), pa.float32()),
+        ("float16", (None,), pa.float16()),
+        ("bfloat16", (None,), pa.float32()),
+        ("uint8", (None,), pa.uint8()),
+        ("bool", (None,), pa.bool_()),
+        ("string", (None,), pa.binary()),
+        ("float32", (None, 10), pa.list_(pa.field("element", pa.float32(), False), 10)),
+        ("float32", (None, None), pa.list_(pa.field("element", pa.float32(), False))),
+        ("float32", (None, 2, 3), pa.fixed_shape_tensor(pa.float32(), [2, 3])),
+        (
+            "string",
+            (None, 2, 3),
+            pa.list_(pa.field("e", pa.list_(pa.field("e", pa.binary(), False), 3), False), 2),
+        ),
+        (
+            "int8",
+            (None, 2, None),
+            pa.list_(pa.field("e", pa.list_(pa.field("e", pa.int8(), False)), False), 2),
+        ),
+    ],
+)
+def test_the_type_of_a_column_is_known_before_the_first_row(
+    dtype: str, shape: tuple[int | None, ...], kind: pa.DataType
+) -> None:
+    import tensorflow as tf
+
+    plan = pickle.loads(pickle.dumps(plan_outputs(specs(x=(dtype, shape)), {"x": "y"})))
+    (field,) = plan.fields
+    assert field == pa.field("y", kind, nullable=False)
+    for rows in (0, 3):
+        tensor = tf.zeros((rows, *(2 if dim is None else dim for dim in shape[1:])), dtype)
+        (array,) = plan.columns({"x": tensor}, rows)
+        array.validate(full=True)
+        assert array.type == kind
+        assert len(array) == rows
+
+
+def test_columns_survive_parquet() -> None:
+    import tensorflow as tf
+
+    outputs = specs(
+        p=("float32", (None, 3)),
+        s=("string", (None,)),
+        b=("bool", (None,)),
+        t=("float16", (None, 2, 2)),
+        v=("int8", (None, None)),
+    )
+    results = {
+        "p": tf.random.uniform((4, 3)),
+        "s": tf.constant(["é", "", "\0", "xyz"]),
+        "b": tf.constant([True, False, True, True]),
+        "t": tf.cast(tf.random.uniform((4, 2, 2)), "float16"),
+        "v": tf.ones((4, 5), "int8"),
+    }
+    plan = plan_outputs(outputs, {})
+    table = pa.table(plan.columns(results, 4), schema=pa.schema(plan.fields))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    back = pq.read_table(pa.BufferReader(sink.getvalue()))
+    assert back.equals(table)
+    assert back.schema.equals(table.schema)
+    assert back["s"].to_pylist() == ["é".encode(), b"", b"\0", b"xyz"]
+    assert back["p"].to_pylist() == results["p"].numpy().tolist()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "said"),
+    [
+        ("float32", (), "does not depend on the batch"),
+        ("float32", (1, 4), "does not depend on the batch"),
+        ("float32", None, "has no known rank"),
+        ("complex64", (None,), "has a dtype that Arrow cannot hold"),
+        ("resource", (None,), "has a dtype that Arrow cannot hold"),
+    ],
+)
+def test_an_output_that_is_no_column_is_refused_with_a_reason(dtype: str, shape: Any, said: str) -> None:
+    with refused(UnsupportedModel, f"The model's output 'x' {said}"):
+        plan_outputs(specs(x=(dtype, shape)), {})
+
+
+@pytest.mark.parametrize(
+    ("predictions", "said"),
+    [
+        ({"scor": "s"}, "The model has no output 'scor'. Found: outputs label, score. Did you mean 'score'?"),
+        ({"score": "label"}, "The outputs 'label' and 'score' would both become the column 'label'."),
+        ({"score": "x", "label": "x"}, "The outputs 'label' and 'score' would both become the column 'x'."),
+    ],
+)
+def test_names_of_columns_are_checked(predictions: Mapping[str, str], said: str) -> None:
+    with refused(ColumnError, said):
+        plan_outputs(specs(label=("int64", (None,)), score=("float32", (None,))), predictions)
+    swapped = plan_outputs(
+        specs(label=("int64", (None,)), score=("float32", (None,))), {"label": "score", "score": "label"}
+    )
+    assert [field.name for field in swapped.fields] == ["score", "label"]
+
+
+@pytest.mark.parametrize("shape", [(), (1, 4), (3, 5), (3,), (3, 4, 1)])
+def test_a_result_that_has_not_a_row_for_each_row_names_the_output(shape: tuple[int, ...]) -> None:
+    import tensorflow as tf
+
+    plan = plan_outputs(specs(x=("float32", (None, 4))), {})
+    with refused(
+        UnsupportedModel, "output 'x' has another shape than its rows and its signature say. Expected: [3, 4]"
+    ):
+        plan.columns({"x": tf.zeros(shape)}, 3)
+
+
+def test_plans_are_values() -> None:
+    assert plan_outputs({}, {}) == OutputPlan(())
+    assert plan_inputs(BATCH.schema, {}, {}) == InputPlan(())
