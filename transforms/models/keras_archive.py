@@ -174,13 +174,11 @@ def _open(store: Store, ref: ModelRef) -> Iterator[_Saved]:
             raise _no_weights(archive, ref)
         located = archive.locate(_WEIGHTS)
         place: int | Resident
-        if located is None:
+        if located is None or located[1] <= WHOLE_BYTES:
             place = Resident(data := archive.read(_WEIGHTS, _INFLATED_BYTES))
             file = RangeFile(place, 0, len(data))
-        elif located[1] <= WHOLE_BYTES:
-            place = Resident(ranges.read(*located))
-            file = RangeFile(place, 0, located[1])
         else:
+            # The zip's CRC-32 covers the member as a whole, of which only the tensors in use are read.
             place = located[0]
             file = RangeFile(ranges, *located)
         with Hdf5File(file, f"{_WEIGHTS} in {ref.uri}") as hdf5:
