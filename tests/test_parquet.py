@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms.errors import AlreadyExists, ColumnError, NotParquet, ObjectNotFound
+from transforms.errors import AlreadyExists, ColumnError, NotParquet, NullFeature, ObjectNotFound
 from transforms.parquet import read_batches, read_footer, write_batches
 from transforms.shard import Shard
 from transforms.storage import open_store
@@ -61,6 +61,16 @@ def test_a_column_that_is_gone_is_named(tmp_path):
     source = put(f"{tmp_path}/a.parquet", pa.Table.from_batches([rows(0, 3)]))
     with pytest.raises(ColumnError, match=r"a\.parquet lacks the column 'pixels'.*id, name"):
         list(read_batches(open_store(source.uri), whole(source, 1, 3), ["id", "pixels"], 10))
+
+
+@pytest.mark.parametrize("row", [0, 7, 63, 64, 99])
+def test_a_null_in_a_fixed_size_list_is_named_by_its_row(tmp_path, row):
+    values = [[1.0, 2.0]] * 100
+    values[row] = None
+    table = pa.table({"x": pa.array(values, pa.list_(pa.float32(), 2))})
+    source = put(f"{tmp_path}/a.parquet", table, row_group_size=40)
+    with pytest.raises(NullFeature, match=rf"a\.parquet has a null in row {row} .*'x'.*2 values"):
+        list(read_batches(open_store(source.uri), whole(source, 3, 100), ["x"], 32))
 
 
 @pytest.mark.parametrize("keep", [0, 3, 11, 12, 200, -1, -4])

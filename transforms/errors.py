@@ -27,24 +27,28 @@ from __future__ import annotations
 
 
 class HeadraceError(Exception):
-    """`what` is a whole sentence naming the object; `expected`, `found` and `cure` are phrases and may be empty."""
+    """`what` is a whole sentence naming the object; `expected`, `found` and `cure` are phrases and may be empty.
+
+    The whole paragraph is the exception's one argument, since Beam raises a worker's exception anew from that alone.
+    """
 
     def __init__(self, what: str, *, expected: str = "", found: str = "", cure: str = "") -> None:
-        super().__init__(what)
+        parts = [_sentence(what)]
+        if expected:
+            parts.append(f"Expected: {expected.rstrip('.')}.")
+        if found:
+            parts.append(f"Found: {found.rstrip('.')}.")
+        if cure:
+            parts.append(_sentence(cure))
+        super().__init__(" ".join(parts))
         self.what, self.expected, self.found, self.cure = what, expected, found, cure
-
-    def __str__(self) -> str:
-        parts = [self.what if self.what.endswith((".", "?", "!")) else f"{self.what}."]
-        if self.expected:
-            parts.append(f"Expected: {self.expected.rstrip('.')}.")
-        if self.found:
-            parts.append(f"Found: {self.found.rstrip('.')}.")
-        if self.cure:
-            parts.append(self.cure if self.cure.endswith((".", "?", "!")) else f"{self.cure}.")
-        return " ".join(parts)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.what, self.expected, self.found, self.cure)
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!", "']")) else f"{text}."
 
 
 def _rebuild(kind: type[HeadraceError], what: str, expected: str, found: str, cure: str) -> HeadraceError:

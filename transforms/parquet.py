@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms.errors import ColumnError, NotParquet
+from transforms.errors import ColumnError, NotParquet, NullFeature
 from transforms.shard import Shard
 from transforms.storage.base import ObjectRef, Store
 
 # A column chunk is read through a window of this many bytes, so that a row group of any size costs the same memory.
 _READ_WINDOW = 1 << 20
 _ROW_GROUP_BYTES = 16 << 20
+_NULL_LIST = re.compile(r"lists to be of size=(?P<size>\d+) but index (?P<index>\d+) had size=0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +60,21 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
                 cure="Leave this file out of --input, or write it again with that column",
             )
         left = shard.rows
+        batches = file.iter_batches(
+            batch_size=batch_rows, row_groups=list(range(*shard.row_groups)), columns=list(columns), use_threads=False
+        )
         try:
-            for batch in _iter_batches(file, shard, columns, batch_rows):
-                part = batch if batch.num_rows <= left else batch.slice(0, left)
+            for batch in _skip(batches, shard.skip, batch_rows) if shard.skip else batches:
+                part = (batch if batch.num_rows <= left else batch.slice(0, left)).select(columns)
                 left -= part.num_rows
                 yield part
                 if not left:
                     return
         except (pa.ArrowException, OSError) as error:
+            if null := _NULL_LIST.search(str(error)):
+                # Arrow cannot decode a null in a fixed-size list; `index` counts from 1 in the batch that failed.
+                row = shard.end_row - left - shard.skip + int(null["index"]) - 1
+                raise _null_list(shard, file.schema_arrow, columns, row, null["size"]) from error
             raise NotParquet(
                 f"{shard.source.uri} cannot be decoded in rows {shard.first_row} to {shard.end_row}",
                 expected="Parquet data pages that fit the file's footer",
@@ -81,10 +90,14 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
         )
 
 
-def _iter_batches(file: pq.ParquetFile, shard: Shard, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
-    groups = list(range(*shard.row_groups))
-    batches = file.iter_batches(batch_size=rows, row_groups=groups, columns=list(columns), use_threads=False)
-    return (batch.select(columns) for batch in (_skip(batches, shard.skip, rows) if shard.skip else batches))
+def _null_list(shard: Shard, schema: pa.Schema, columns: Sequence[str], row: int, size: str) -> NullFeature:
+    lists = [name for name in columns if pa.types.is_fixed_size_list(schema.field(name).type)]
+    return NullFeature(
+        f"{shard.source.uri} has a null in row {row} (counted from 0) of column {' or '.join(map(repr, lists))}",
+        expected=f"a list of {size} values in each row",
+        found="null",
+        cure="Fill it or filter that row out, or keep the column out with --keep if no feature needs it",
+    )
 
 
 def _skip(batches: Iterable[pa.RecordBatch], skip: int, rows: int) -> Iterator[pa.RecordBatch]:

@@ -1,0 +1,337 @@
+"""Whole jobs through the command line: contents, resuming, refusing, overwriting, dying."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.cli import main
+from tests.jobs import (
+    expected_scores,
+    names_in,
+    put,
+    put_inputs,
+    put_model,
+    put_table,
+    read_output,
+    rows,
+    scores,
+)
+from transforms.shard import parse_output_name
+from transforms.storage import open_store
+
+COUNTS = (100, 0, 37, 250)
+
+
+def run(capfd, *argv):
+    code = main(list(argv))
+    out, err = capfd.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def place(bucket):
+    put_model("saved_model", f"{bucket}/model")
+    put_inputs(f"{bucket}/in", COUNTS, row_group_size=60)
+    return bucket
+
+
+def flags(place, *more, model="model", out="out"):
+    return [f"--model={place}/{model}", f"--input={place}/in/*.parquet", f"--output={place}/{out}", *more]
+
+
+@pytest.mark.parametrize("name", ["saved_model", "model.keras"])
+def test_predictions_are_those_of_the_plainly_loaded_model_to_the_bit(capfd, place, name):
+    if name != "saved_model":
+        put_model(name, f"{place}/{name}")
+    model = "model" if name == "saved_model" else name
+    code, out, err = run(capfd, *flags(place, "--batch_size=64", "--prediction=output_0=scores", model=model))
+    assert code == 0, err
+    assert f"387 rows lie in {place}/out" in out
+    found = read_output(f"{place}/out")
+    assert found.schema.names == ["id", "name", "scores"]
+    given = rows(0, sum(COUNTS))
+    assert found.select(["id", "name"]).equals(given.select(["id", "name"]))
+    first = 0
+    for count in COUNTS:
+        # batches never cross a file
+        part = given.slice(first, count)
+        if count:
+            wanted = expected_scores(name, part, 64)
+            np.testing.assert_array_equal(scores(found.slice(first, count), "scores"), wanted)
+        first += count
+
+
+def test_the_output_names_its_inputs_in_order_and_the_manifest_accounts_for_every_row(capfd, place):
+    assert run(capfd, *flags(place))[0] == 0
+    names = names_in(f"{place}/out")
+    assert [name.split("/")[0] for name in names if name.startswith("_")] == ["_SUCCESS", "_headrace", "_manifest"]
+    shards = [parse_output_name(name) for name in names if not name.startswith("_")]
+    assert [(shard.stem, shard.end_row) for shard in shards if shard] == [
+        (f"part-{i:05d}", count) for i, count in enumerate(COUNTS)
+    ]
+    store = open_store(place)
+    success = json.loads(store.read(store.stat(f"{place}/out/_SUCCESS")))
+    manifest = pq.read_table(store.open_arrow(store.stat(f"{place}/out/{success['manifest'][0]}")))
+    assert manifest["rows"].to_pylist() == list(COUNTS)
+    assert manifest["output"].to_pylist() == [name for name in names if not name.startswith("_")]
+    assert success["rows"] == sum(COUNTS)
+    assert success["limit"] is None
+    record = json.loads(store.read(store.stat(f"{place}/out/_headrace/job.json")))
+    assert record["fingerprint"] == success["fingerprint"]
+    assert record["model"]["uri"] == f"{place}/model"
+
+
+def test_large_files_are_split_at_row_groups(capfd, place):
+    assert run(capfd, *flags(place, "--shard_bytes=1"))[0] == 0
+    spans = [parse_output_name(name) for name in names_in(f"{place}/out")]
+    assert [(s.first_row, s.end_row) for s in spans if s and s.stem == "part-00003"] == [
+        (0, 60),
+        (60, 120),
+        (120, 180),
+        (180, 240),
+        (240, 250),
+    ]
+    assert read_output(f"{place}/out")["id"].to_pylist() == list(range(sum(COUNTS)))
+
+
+def test_local_paths_work_like_buckets(capfd, tmp_path):
+    put_model("saved_model", f"{tmp_path}/model")
+    put_inputs(f"{tmp_path}/in", COUNTS)
+    assert run(capfd, *flags(str(tmp_path)))[0] == 0
+    assert read_output(f"{tmp_path}/out")["id"].to_pylist() == list(range(sum(COUNTS)))
+
+
+def test_hive_like_folders_are_mirrored_and_hidden_files_passed_over(capfd, tmp_path):
+    put_model("saved_model", f"{tmp_path}/model")
+    put_table(f"{tmp_path}/in/dt=2026-01-01/a.parquet", rows(0, 5))
+    put_table(f"{tmp_path}/in/dt=2026-01-02/a.parquet", rows(5, 5))
+    put(f"{tmp_path}/in/dt=2026-01-02/_SUCCESS.parquet", b"hidden")
+    put(f"{tmp_path}/in/dt=2026-01-02/empty.parquet", b"")
+    code, _, err = run(
+        capfd, f"--model={tmp_path}/model", f"--input={tmp_path}/in/**/*.parquet", f"--output={tmp_path}/out"
+    )
+    assert code == 0, err
+    folders = [name.rpartition("/")[0] for name in names_in(f"{tmp_path}/out") if not name.startswith("_")]
+    assert folders == ["dt=2026-01-01", "dt=2026-01-02"]
+    assert read_output(f"{tmp_path}/out")["id"].to_pylist() == list(range(10))
+
+
+def test_columns_chosen_by_flags(capfd, place):
+    put_table(
+        f"{place}/wide/a.parquet",
+        pa.table(
+            {"p": [0.5], "q": [0.25], "r": [1.0], "s": [2.0], "k": [7], "z": ["a"]},
+            schema=pa.schema([*((n, pa.float32()) for n in "pqrs"), ("k", pa.int32()), ("z", pa.string())]),
+        ),
+    )
+    code, _, err = run(
+        capfd,
+        f"--model={place}/model",
+        f"--input={place}/wide/*.parquet",
+        f"--output={place}/out",
+        "--feature=x=p,q,r,s",
+        "--keep=k,p",
+        "--prediction",
+        "output_0=scores",
+    )
+    assert code == 0, err
+    found = read_output(f"{place}/out")
+    assert found.schema.names == ["k", "p", "scores"]
+    assert found.select(["k", "p"]).to_pylist() == [{"k": 7, "p": 0.5}]
+    assert abs(scores(found, "scores").sum() - 1) < 1e-6
+
+
+def test_keep_none_leaves_only_predictions(capfd, place):
+    assert run(capfd, *flags(place, "--keep="))[0] == 0
+    assert read_output(f"{place}/out").schema.names == ["output_0"]
+
+
+def test_limit_takes_the_first_rows_of_the_plan_and_is_marked(capfd, place):
+    assert run(capfd, *flags(place, "--limit=120"))[0] == 0
+    assert read_output(f"{place}/out")["id"].to_pylist() == list(range(120))
+    store = open_store(place)
+    assert json.loads(store.read(store.stat(f"{place}/out/_SUCCESS")))["limit"] == 120
+    code, out, _ = run(capfd, *flags(place, "--limit=120"))
+    assert (code, out.startswith("Nothing to do")) == (0, True)
+    code, _, err = run(capfd, *flags(place))
+    assert code == 2
+    assert "limit differ" in err
+
+
+def test_a_finished_job_run_again_computes_nothing(capfd, place):
+    assert run(capfd, *flags(place))[0] == 0
+    before = list(open_store(place).list(f"{place}/out/"))
+    code, out, _ = run(capfd, *flags(place))
+    assert (code, "Nothing to do" in out) == (0, True)
+    assert list(open_store(place).list(f"{place}/out/")) == before
+
+
+def test_only_what_is_missing_is_computed(capfd, place):
+    assert run(capfd, *flags(place))[0] == 0
+    store = open_store(place)
+    whole = read_output(f"{place}/out")
+    before = {ref.uri: ref for ref in store.list(f"{place}/out/")}
+    gone = next(uri for uri in before if "part-00002" in uri)
+    store.delete(before[gone])
+    code, out, err = run(capfd, *flags(place))
+    assert code == 0
+    assert "37 rows computed" in out
+    assert "350 rows found done" in out
+    assert "Going on: 3 shards" in err
+    after = {ref.uri: ref for ref in store.list(f"{place}/out/")}
+    changed = {uri.removeprefix(f"{place}/out/").split("/")[0] for uri in after if after[uri] != before.get(uri)}
+    assert changed == {gone.removeprefix(f"{place}/out/"), "_SUCCESS", "_manifest"}
+    assert read_output(f"{place}/out").equals(whole)
+
+
+def test_a_file_that_comes_later_is_added(capfd, place):
+    assert run(capfd, *flags(place))[0] == 0
+    put_table(f"{place}/in/part-00009.parquet", rows(sum(COUNTS), 5))
+    code, out, _ = run(capfd, *flags(place))
+    assert code == 0
+    assert "5 rows computed" in out
+    assert read_output(f"{place}/out")["id"].to_pylist() == list(range(sum(COUNTS) + 5))
+
+
+def test_an_input_rewritten_since_is_refused_with_both_versions(capfd, place):
+    assert run(capfd, *flags(place))[0] == 0
+    store = open_store(place)
+    was = store.stat(f"{place}/in/part-00002.parquet")
+    store.delete(was)
+    now = put_table(f"{place}/in/part-00002.parquet", rows(900, 37))
+    before = list(store.list(f"{place}/out/"))
+    code, _, err = run(capfd, *flags(place))
+    assert code == 2
+    assert f"rewritten since: {place}/in/part-00002.parquet" in err
+    assert f"version {was.version}" in err
+    assert f"version {now.version}" in err
+    assert "--overwrite" in err
+    assert list(store.list(f"{place}/out/")) == before
+    code, out, _ = run(capfd, *flags(place, "--overwrite"))
+    assert code == 0
+    assert "387 rows computed" in out
+    assert read_output(f"{place}/out")["id"].to_pylist()[100:137] == list(range(900, 937))
+
+
+def test_an_input_that_is_gone_is_refused(capfd, place):
+    assert run(capfd, *flags(place))[0] == 0
+    store = open_store(place)
+    store.delete(store.stat(f"{place}/in/part-00002.parquet"))
+    code, _, err = run(capfd, *flags(place))
+    assert code == 2
+    assert f"gone since: {place}/in/part-00002.parquet" in err
+
+
+def test_another_model_is_refused_with_both_and_overwrites_only_what_the_first_job_wrote(capfd, place):
+    assert run(capfd, *flags(place))[0] == 0
+    put(f"{place}/out/notes.txt", b"mine")
+    put_model("model.keras", f"{place}/model.keras")
+    code, _, err = run(capfd, *flags(place, model="model.keras"))
+    assert code == 2
+    assert f"{place}/model" in err
+    assert f"{place}/model.keras" in err
+    assert "model differ" in err
+    code, _, err = run(capfd, *flags(place, "--overwrite", model="model.keras"))
+    assert code == 0, err
+    names = names_in(f"{place}/out")
+    assert "notes.txt" in names
+    assert sum(parse_output_name(name) is not None for name in names) == len(COUNTS)
+    assert read_output(f"{place}/out")["id"].to_pylist() == list(range(sum(COUNTS)))
+
+
+@pytest.mark.parametrize(
+    ("flag", "field"),
+    [
+        ("--prediction=output_0=scores", "prediction"),
+        ("--keep=id", "keep"),
+        ("--batch_size=10", "batch_size"),
+        ("--shard_bytes=1000", "shard_bytes"),
+    ],
+)
+def test_another_mapping_or_plan_is_refused(capfd, place, flag, field):
+    assert run(capfd, *flags(place))[0] == 0
+    code, _, err = run(capfd, *flags(place, flag))
+    assert code == 2
+    assert field in err
+
+
+def test_a_null_in_a_feature_fails_the_job_naming_file_and_row(capfd, place):
+    table = rows(900, 10)
+    x = table["x"].to_pylist()
+    x[7] = None
+    put_table(f"{place}/in/part-00005.parquet", table.set_column(2, "x", pa.array(x, table.schema.field("x").type)))
+    code, _, err = run(capfd, *flags(place))
+    assert code == 1
+    assert "part-00005.parquet" in err
+    assert "row 7" in err
+    assert "Traceback" not in err
+    assert "_SUCCESS" not in names_in(f"{place}/out")
+    assert not any("part-00005" in name for name in names_in(f"{place}/out"))
+
+
+def test_a_file_with_other_types_fails_before_any_row_is_predicted(capfd, place):
+    put_table(f"{place}/in/part-00005.parquet", pa.table({"id": ["a"], "name": ["b"], "x": [[1.0]]}))
+    code, _, err = run(capfd, *flags(place))
+    assert code == 1
+    assert "part-00005.parquet" in err
+    assert "column 'id'" in err
+    assert not any(parse_output_name(name) for name in names_in(f"{place}/out"))
+
+
+def test_plan_tells_all_and_writes_nothing(capfd, place):
+    code, out, _ = run(capfd, "plan", *flags(place))
+    assert code == 0
+    assert "4 files, 4 shards, 387 rows" in out
+    assert "fixed_size_list" in out
+    assert names_in(f"{place}/out") == []
+    run(capfd, *flags(place))
+    assert "Everything is done" in run(capfd, "plan", *flags(place))[1]
+
+
+def test_inspect_shows_signatures_parameters_and_bytes(capfd, place):
+    code, out, _ = run(capfd, "inspect", f"--model={place}/model")
+    assert code == 0
+    parameters = 4 * 16 + 16 + 16 * 3 + 3
+    assert f"{parameters:,} parameters, {4 * parameters:,} bytes" in out
+    assert "serving_default" in out
+    assert "[batch, 4]" in out
+
+
+@pytest.mark.timeout(180)
+def test_killed_half_way_then_run_again_every_row_is_there_once(place, tmp_path):
+    """The worker is killed once some shards stand; what it was writing leaves nothing."""
+    folder = str(tmp_path)
+    put_model("saved_model", f"{folder}/model")
+    put_inputs(f"{folder}/in", [20_000] * 24)
+    argv = [sys.executable, "-m", "pipeline", *flags(folder, "--batch_size=64")]
+    victim = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    done = set()
+    deadline = time.monotonic() + 120
+    while len(done) < 4 and victim.poll() is None and time.monotonic() < deadline:
+        done = (
+            {name for name in names_in(f"{folder}/out") if parse_output_name(name)}
+            if os.path.isdir(f"{folder}/out")
+            else set()
+        )
+        time.sleep(0.02)
+    assert victim.poll() is None, "it was done before it could be killed"
+    os.killpg(victim.pid, signal.SIGKILL)
+    victim.wait()
+    standing = {ref.uri: ref for ref in open_store(folder).list(f"{folder}/out/")}
+    finished = [uri for uri in standing if parse_output_name(uri.removeprefix(f"{folder}/out/"))]
+    assert 4 <= len(finished) < 24
+    assert f"{folder}/out/_SUCCESS" not in standing
+    again = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert f"{20_000 * len(finished):,} rows found done" in again.stdout
+    after = {ref.uri: ref for ref in open_store(folder).list(f"{folder}/out/")}
+    assert all(after[uri] == standing[uri] for uri in finished)
+    assert read_output(f"{folder}/out")["id"].to_pylist() == list(range(24 * 20_000))
