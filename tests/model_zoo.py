@@ -69,7 +69,7 @@ def vocabulary(folder: Path) -> Inputs:
     import tensorflow as tf
 
     source = folder.parent / "words.txt"
-    source.write_text("alpha\nbeta\nгамма\n")
+    source.write_text("alpha\nbeta\ngröße\n")
     rows = tf.lookup.TextFileIndex
     initializer = tf.lookup.TextFileInitializer(str(source), tf.string, rows.WHOLE_LINE, tf.int64, rows.LINE_NUMBER)
     module = tf.Module()
@@ -83,7 +83,7 @@ def vocabulary(folder: Path) -> Inputs:
     concrete = tf.function(embed).get_concrete_function(_tensor([None], "string", "words"))
     tf.saved_model.save(module, str(folder), signatures=concrete)
     source.unlink()
-    return {"serving_default": {"words": np.array(["beta", "гамма", "nowhere"], object)}}
+    return {"serving_default": {"words": np.array(["beta", "größe", "nowhere"], object)}}
 
 
 def asset_read_when_called(folder: Path) -> Inputs:

@@ -44,11 +44,8 @@ def describe_model(
     """
     ref = pin_model(model, options) if isinstance(model, str) else model
     store = open_store(ref.uri, ref.options)
-    spec: ModelSpec
-    if ref.format == "saved_model":
-        spec = _format(ref).describe(store, ref, signature)
-    else:
-        spec = _format(ref).describe(store, ref)
+    named = (signature,) if ref.format == "saved_model" else ()
+    spec: ModelSpec = _format(ref).describe(store, ref, *named)
     if signature is not None and signature not in spec.signatures:
         raise SignatureNotFound(
             f"{ref.uri} has no signature {signature!r}",
