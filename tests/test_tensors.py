@@ -99,6 +99,7 @@ def test_an_input_without_a_batch_dimension_is_refused(shape: tuple[int, ...]) -
         pa.map_(pa.string(), pa.float32()),
         pa.list_(pa.timestamp("us")),
         pa.list_view(pa.float32()),
+        pa.dictionary(pa.int8(), pa.string_view()),
         pa.fixed_shape_tensor(pa.float32(), [2, 2], permutation=[1, 0]),
     ],
     ids=str,
@@ -176,6 +177,35 @@ def test_lists_of_one_length_are_held_to_the_length_that_the_tensor_has() -> Non
     assert read(batch.slice(0, 0), "int32", (None, 2, 2), "c").shape == (0, 2, 2)
     with refused(ColumnError, "Column 'c' has a list of another length in row 0. Expected: 6 values. Found: 4 values."):
         read(batch, "int32", (None, 6), "c")
+
+
+def test_a_list_of_another_length_within_a_list_is_told_with_its_row() -> None:
+    rows = [[[1, 2], [3, 4]], [[5, 6], [7, 8]], [[9, 9], [9]]]
+    batch = pa.record_batch({"c": pa.array(rows, pa.list_(pa.list_(pa.int32()), 2))})
+    with refused(ColumnError, "in row 2. Expected: 2 values, as in the first list. Found: 1 values."):
+        read(batch, "int32", (None, None, None), "c")
+    with refused(ColumnError, "in row 1. Expected: 2 values. Found: 1 values."):
+        read(batch.slice(1), "int32", (None, 2, 2), "c")
+
+
+def test_binary_of_fixed_width_is_a_string() -> None:
+    batch = pa.record_batch({"c": pa.array([b"abc", b"\0\xff\0", b"xyz"], pa.binary(3))})
+    assert read(batch.slice(1), "string", (None, 1), "c").numpy().tolist() == [[b"\0\xff\0"], [b"xyz"]]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [pa.array([7, 5, 7], pa.int16()), pa.array([0.5, 1, 0.5]), BATCH["name"], pa.array([b"ab", b"c\0"], pa.binary(2))],
+    ids=lambda column: str(column.type),
+)
+def test_a_dictionary_reads_as_its_values(column: pa.Array) -> None:
+    encoded = pa.record_batch({"c": column.dictionary_encode()}).slice(1)
+    dtype = str(column.type) if column.type == pa.int16() else "float64" if column.type == pa.float64() else "string"
+    expected = read(pa.record_batch({"c": column}).slice(1), dtype, (None, 1), "c").numpy().tolist()
+    assert read(encoded, dtype, (None, 1), "c").numpy().tolist() == expected
+    if dtype != "string":
+        pairs = [[value, value] for (value,) in expected]
+        assert read(encoded, dtype, (None, 2), "c", "c").numpy().tolist() == pairs
 
 
 def test_scalar_columns_are_packed_in_the_order_given() -> None:

@@ -6,8 +6,9 @@ the handlers then work on whole batches, never on a row. Layouts: https://arrow.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,71 +21,58 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 
-class Leaf(Protocol):
-    """The innermost values. `dtype` is TensorFlow's name for what `tensor` gives."""
-
-    @property
-    def dtype(self) -> str: ...
-
-    def plain(self, array: pa.Array) -> pa.Array:
-        """The array in the encoding that `tensor` reads; nulls may come to light only here."""
-
-    def tensor(self, array: pa.Array, shape: tuple[int, ...]) -> tf.Tensor:
-        """The array, without nulls and of as many values as `shape` has, row-major."""
-
-
 @dataclass(frozen=True, slots=True)
-class Numbers:
-    """Integers and floats: the tensor is Arrow's own memory where that is aligned."""
+class Leaf(ABC):
+    """The innermost values. `dtype` is TensorFlow's name for what `tensor` gives.
+
+    `decoded` is the type that Arrow casts the array to before it is read: of dictionaries, views and fixed widths.
+    """
 
     dtype: str
+    decoded: pa.DataType | None = None
 
     def plain(self, array: pa.Array) -> pa.Array:
-        return array
+        """The array as `tensor` reads it; nulls of a dictionary come to light only here."""
+        return array if self.decoded is None else array.cast(self.decoded)
+
+    @abstractmethod
+    def tensor(self, array: pa.Array, shape: tuple[int, ...]) -> tf.Tensor:
+        """The plain array, without nulls and of as many values as `shape` has, row-major."""
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers(Leaf):
+    """Integers and floats: the tensor is Arrow's own memory where that is aligned."""
 
     def numpy(self, array: pa.Array) -> np.ndarray[Any, Any]:
-        return _view(array, 1, np.dtype(self.dtype), len(array))
+        return _view(array, np.dtype(self.dtype), len(array))
 
     def tensor(self, array: pa.Array, shape: tuple[int, ...]) -> tf.Tensor:
         return to_tensor(self.numpy(array).reshape(shape))
 
 
 @dataclass(frozen=True, slots=True)
-class Bits:
+class Bits(Numbers):
     """Booleans: eight to a byte in Arrow, least significant first; a byte each in TensorFlow."""
 
-    dtype: str = "bool"
-
-    def plain(self, array: pa.Array) -> pa.Array:
-        return array
-
     def numpy(self, array: pa.Array) -> np.ndarray[Any, Any]:
+        if not len(array):
+            return np.empty(0, np.bool_)
         first, skip = divmod(array.offset, 8)
-        packed = (
-            np.frombuffer(array.buffers()[1], np.uint8, (skip + len(array) + 7) // 8, first) if len(array) else _NONE
-        )
+        packed = np.frombuffer(array.buffers()[1], np.uint8, (skip + len(array) + 7) // 8, first)
         return np.unpackbits(packed, count=skip + len(array), bitorder="little")[skip:].view(np.bool_)
-
-    def tensor(self, array: pa.Array, shape: tuple[int, ...]) -> tf.Tensor:
-        return to_tensor(self.numpy(array).reshape(shape))
 
 
 @dataclass(frozen=True, slots=True)
-class Bytes:
-    """Strings and binary: `substr` cuts the column's one blob into TensorFlow strings, so that no row is an object."""
-
-    offsets: str
-    dtype: str = "string"
-
-    def plain(self, array: pa.Array) -> pa.Array:
-        return array
+class Bytes(Leaf):
+    """Strings and binary: `Substr` cuts the column's one blob into TensorFlow strings, so that no row is an object."""
 
     def tensor(self, array: pa.Array, shape: tuple[int, ...]) -> tf.Tensor:
         import tensorflow as tf
 
         if not len(array):
             return tf.zeros(shape, tf.string)
-        offsets = _view(array, 1, np.dtype(self.offsets), len(array) + 1)
+        offsets = _offsets(array)
         first, data = int(offsets[0]), array.buffers()[2]
         blob = data.slice(first, int(offsets[-1]) - first).to_pybytes() if data is not None else b""
         starts = offsets[:-1] - first if first else offsets[:-1]
@@ -92,28 +80,6 @@ class Bytes:
         blobs, lengths = tf.constant([blob]), np.diff(offsets)
         values = tf.raw_ops.Substr(input=blobs, pos=to_tensor(starts), len=to_tensor(lengths), unit="BYTE")
         return values if shape == (len(array),) else tf.reshape(values, shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A leaf in another encoding (dictionary, view, fixed width): Arrow decodes it, then `leaf` reads `type`."""
-
-    type: pa.DataType
-    leaf: Numbers | Bits | Bytes
-
-    @property
-    def dtype(self) -> str:
-        return self.leaf.dtype
-
-    def plain(self, array: pa.Array) -> pa.Array:
-        return array.cast(self.type)
-
-    def numpy(self, array: pa.Array) -> np.ndarray[Any, Any]:
-        assert not isinstance(self.leaf, Bytes)
-        return self.leaf.numpy(array)
-
-    def tensor(self, array: pa.Array, shape: tuple[int, ...]) -> tf.Tensor:
-        return self.leaf.tensor(array, shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +104,16 @@ class EqualLists:
         wanted = self.dims[0]
         if not len(array):
             return array.values.slice(0, 0), (wanted or 0,)
-        offsets = _view(array, 1, np.dtype("int64" if pa.types.is_large_list(array.type) else "int32"), len(array) + 1)
+        offsets = _offsets(array)
         lengths = np.diff(offsets)
         length = int(lengths[0]) if wanted is None else wanted
         wrong = lengths != length
         if wrong.any():
             at = int(wrong.argmax())
             raise UnequalListError(
-                at, int(lengths[at]), f"{length} values" if wanted else f"{length}, as in the first list"
+                at,
+                int(lengths[at]),
+                f"{length} values" if wanted is not None else f"{length} values, as in the first list",
             )
         return array.values.slice(int(offsets[0]), int(offsets[-1] - offsets[0])), (length,)
 
@@ -168,7 +136,7 @@ class Column:
     name: str
     type: pa.DataType
     levels: tuple[Level, ...]
-    leaf: Numbers | Bits | Bytes | Encoded
+    leaf: Leaf
 
     @property
     def dims(self) -> tuple[int | None, ...]:
@@ -246,25 +214,27 @@ def column_of(name: str, kind: pa.DataType) -> Column | None:
         at = at.value_type
 
 
-def _leaf(kind: pa.DataType) -> Numbers | Bits | Bytes | Encoded | None:
+def _leaf(kind: pa.DataType) -> Leaf | None:
     if pa.types.is_boolean(kind):
-        return Bits()
+        return Bits("bool")
     if pa.types.is_integer(kind):
         return Numbers(str(kind))
     if pa.types.is_floating(kind):
         return Numbers(f"float{kind.bit_width}")
-    if pa.types.is_string(kind) or pa.types.is_binary(kind):
-        return Bytes("int32")
-    if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
-        return Bytes("int64")
-    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind) or pa.types.is_fixed_size_binary(kind):
-        return Encoded(pa.large_binary(), Bytes("int64"))
-    if pa.types.is_dictionary(kind):
+    if kind in _BYTES:
+        return Bytes("string")
+    if kind in _VIEWS or pa.types.is_fixed_size_binary(kind):
+        return Bytes("string", decoded=pa.large_binary())
+    # Arrow 25 cannot decode a dictionary of views, and Parquet gives none.
+    if pa.types.is_dictionary(kind) and kind.value_type not in _VIEWS:
         leaf = _leaf(kind.value_type)
-        return Encoded(kind.value_type, leaf) if isinstance(leaf, Numbers | Bits | Bytes) else None
+        return leaf and replace(leaf, decoded=leaf.decoded or kind.value_type)
     return None
 
 
+_LARGE = (pa.large_string(), pa.large_binary())
+_VIEWS = (pa.string_view(), pa.binary_view())
+_BYTES = (pa.string(), pa.binary(), *_LARGE)
 _ARROW = {
     "bool": pa.bool_(),
     "int8": pa.int8(),
@@ -342,14 +312,17 @@ def _refuse_large(size: int, what: str) -> None:
         )
 
 
-_NONE = np.empty(0, np.uint8)
-
-
-def _view(array: pa.Array, buffer: int, dtype: np.dtype[Any], count: int) -> np.ndarray[Any, Any]:
-    """`count` values of one of the array's buffers from the array's own offset on; keeps the buffer alive."""
+def _view(array: pa.Array, dtype: np.dtype[Any], count: int) -> np.ndarray[Any, Any]:
+    """`count` values of the array's second buffer from the array's own offset on; keeps the buffer alive."""
     if not len(array):
-        return np.empty(count, dtype)
-    return np.frombuffer(array.buffers()[buffer], dtype, count, array.offset * dtype.itemsize)
+        return np.empty(0, dtype)
+    return np.frombuffer(array.buffers()[1], dtype, count, array.offset * dtype.itemsize)
+
+
+def _offsets(array: pa.Array) -> np.ndarray[Any, Any]:
+    """Where each list or string of an array that is not empty begins in its child or blob, and where the last ends."""
+    large = array.type in _LARGE or pa.types.is_large_list(array.type)
+    return _view(array, np.dtype(np.int64 if large else np.int32), len(array) + 1)
 
 
 def _product(dims: tuple[int, ...]) -> int:

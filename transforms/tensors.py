@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from transforms.columns import Bytes, Column, EqualLists, Level, arrow_type, column_of, leaf_array, nested
+from transforms.columns import Column, EqualLists, Level, Numbers, arrow_type, column_of, leaf_array, nested
 from transforms.errors import ColumnError, UnsupportedModel
 from transforms.models.dlpack import to_tensor
 from transforms.models.spec import TensorSpec
@@ -62,7 +62,7 @@ class Input:
         buffer = pa.allocate_buffer(rows * len(arrays) * dtype.itemsize)
         packed = np.frombuffer(buffer, dtype).reshape(rows, len(arrays))
         for place, (column, array) in enumerate(zip(self.columns, arrays, strict=True)):
-            assert not isinstance(column.leaf, Bytes)
+            assert isinstance(column.leaf, Numbers)
             packed[:, place] = column.leaf.numpy(array)
         return to_tensor(packed.reshape(shape))
 
