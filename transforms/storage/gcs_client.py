@@ -146,8 +146,8 @@ def explain(error: Exception) -> tuple[int | None, str]:
     if isinstance(error, InvalidResponse):
         code = error.response.status_code
         return code, f"HTTP {code}: {error.response.text[:500].strip() or error.response.reason}"
-    if error.args and isinstance(reason := getattr(error.args[0], "reason", None), Exception):
-        return None, str(reason)
+    if error.args and isinstance(inner := getattr(error.args[0], "reason", None), Exception):
+        return None, str(inner)
     return getattr(error, "status", None), f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 

@@ -113,7 +113,7 @@ class RangeReader:
                 if found is not None and found != value:
                     raise HttpRefusal(http.client.PRECONDITION_FAILED, f"{header} is {found}, not {value}")
             while rest:
-                count = response.readinto(rest[0])
+                count = _read_some(response, rest[0])
                 if not count:
                     raise _Transient(f"the body ended {end - offset} bytes early")
                 offset += count
@@ -207,6 +207,16 @@ def _check_response(response: http.client.HTTPResponse, offset: int, end: int) -
         raise _Transient(f"asked for bytes {offset}-{end - 1}, the server ignored the range and sent {length} bytes")
     if length is not None and length != str(end - offset):
         raise _Transient(f"asked for {end - offset} bytes, the server announced {length}")
+
+
+def _read_some(response: http.client.HTTPResponse, buffer: memoryview) -> int:
+    if response.length is None:
+        return response.readinto(buffer)
+    # HTTPResponse.readinto waits until the buffer is full, and forgets what it has got if that fails: one receive at a
+    # time lets a retry begin at the byte reached.
+    count: int = response.fp.readinto1(buffer[: response.length])
+    response.length -= count
+    return count
 
 
 def _retry_after_s(response: http.client.HTTPResponse) -> float:
