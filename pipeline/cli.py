@@ -28,6 +28,9 @@ def main(argv: list[str] | None = None) -> int:
         level=logging.INFO if verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
     )
     if not verbose:
+        logging.getLogger("apache_beam").setLevel(
+            logging.CRITICAL
+        )  # it logs each traceback before we tell what it means
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     submitted = False
     try:

@@ -1,0 +1,208 @@
+"""Each mistake a person can make, through the command line: one paragraph with the cure, and nothing written."""
+
+import os
+import subprocess
+import sys
+
+import pyarrow as pa
+import pytest
+
+from pipeline.cli import main
+from tests.jobs import model_folder, names_in, put, put_inputs, put_model, put_table, rows
+from transforms.storage import open_store
+
+
+@pytest.fixture
+def place(bucket):
+    put_model("saved_model", f"{bucket}/model")
+    put_inputs(f"{bucket}/in", [20, 30])
+    return bucket
+
+
+def command(place, *more, **instead):
+    flags = {"model": f"{place}/model", "input": f"{place}/in/*.parquet", "output": f"{place}/out"} | instead
+    return [f"--{name}={value}" for name, value in flags.items()] + list(more)
+
+
+def refused(capfd, argv, *fragments):
+    """The one paragraph, on standard error."""
+    code = main(argv)
+    out, err = capfd.readouterr()
+    told = [line for line in err.splitlines() if line and "0000 00:00" not in line and not line.startswith("WARNING")]
+    assert code == 2, err
+    assert out == ""
+    assert len(told) == 1, err
+    assert told[0].startswith("Cannot start: ")
+    for fragment in fragments:
+        assert fragment in told[0]
+    return told[0]
+
+
+def test_no_such_model(capfd, place):
+    refused(capfd, command(place, model=f"{place}/modle"), f"{place}/modle")
+    assert names_in(f"{place}/out") == []
+
+
+@pytest.mark.parametrize("flag", ["model", "input", "output"])
+def test_no_such_bucket(capfd, place, flag):
+    name = {"model": "model", "input": "in/*.parquet", "output": "out"}[flag]
+    refused(
+        capfd, command(place, **{flag: f"gs://no-such-bucket-of-ours/{name}"}), "no bucket 'no-such-bucket-of-ours'"
+    )
+
+
+def test_a_folder_that_is_no_saved_model_says_what_it_holds(capfd, place):
+    refused(capfd, command(place, model=f"{place}/in"), f"{place}/in", "part-00000.parquet")
+
+
+def test_a_truncated_keras_file(capfd, place):
+    data = (model_folder() / "model.keras").read_bytes()
+    put(f"{place}/cut.keras", data[: len(data) // 2])
+    refused(capfd, command(place, model=f"{place}/cut.keras"), f"{place}/cut.keras", "truncated", "Copy the file again")
+
+
+def test_a_signature_that_does_not_exist_names_those_that_do(capfd, place):
+    refused(capfd, command(place, "--signature=predict"), "'predict'", "serving_default", "--signature")
+
+
+def test_no_file_matches_the_glob(capfd, place):
+    refused(capfd, command(place, input=f"{place}/in/*.parq"), f"{place}/in/*.parq", "part-00000.parquet")
+
+
+def test_an_input_that_is_named_and_missing(capfd, place):
+    refused(capfd, command(place, input=f"{place}/in/part-7.parquet"), f"{place}/in/part-7.parquet")
+
+
+def test_a_file_that_is_not_parquet(capfd, place):
+    put(f"{place}/in/a.parquet", b"id,x\n1,2\n3,4\n")
+    refused(capfd, command(place), f"{place}/in/a.parquet", "PAR1")
+
+
+def test_a_truncated_parquet_file(capfd, place):
+    store = open_store(place)
+    whole = store.read(store.stat(f"{place}/in/part-00000.parquet"))
+    put(f"{place}/in/a.parquet", whole[:-20])
+    refused(capfd, command(place), f"{place}/in/a.parquet", "cut short")
+
+
+def test_a_feature_column_that_is_missing_names_the_nearest(capfd, place):
+    refused(capfd, command(place, "--feature=x=nmae"), "'nmae'", "'name'", "part-00000.parquet", "columns id, name, x")
+
+
+def test_an_input_of_the_model_that_does_not_exist(capfd, place):
+    refused(capfd, command(place, "--feature=y=x"), "no input 'y'", "x")
+
+
+@pytest.mark.parametrize(
+    ("column", "found"),
+    [
+        (pa.array([["a"] * 4], pa.list_(pa.string(), 4)), "string"),
+        (pa.array([[1.0] * 4], pa.list_(pa.float64(), 4)), "double"),
+        (pa.array([[1.0] * 5], pa.list_(pa.float32(), 5)), "[5]"),
+        (pa.array([1.0], pa.float32()), "float"),
+    ],
+)
+def test_a_feature_column_of_the_wrong_type_or_length(capfd, place, column, found):
+    put_table(f"{place}/in/a.parquet", pa.table({"x": column}))
+    refused(capfd, command(place), f"{place}/in/a.parquet", "'x'", "float32", found)
+
+
+def test_a_list_of_the_wrong_length_is_found_on_the_way(capfd, place):
+    """Only the data tell it: the list's type allows any length."""
+    put_table(f"{place}/lists/a.parquet", pa.table({"x": pa.array([[1.0] * 4, [1.0] * 3], pa.list_(pa.float32()))}))
+    assert main(command(place, input=f"{place}/lists/*.parquet")) == 1
+    err = capfd.readouterr().err
+    assert "a.parquet" in err
+    assert "row 1" in err
+    assert "Traceback" not in err
+
+
+def test_an_output_that_collides_with_a_kept_column(capfd, place):
+    refused(
+        capfd, command(place, "--prediction=output_0=id"), "'output_0'", "'id'", "--prediction output_0=id_predicted"
+    )
+
+
+def test_an_output_of_the_model_that_does_not_exist(capfd, place):
+    refused(capfd, command(place, "--prediction=scores=id"), "no output 'scores'", "output_0")
+
+
+def test_a_kept_column_that_does_not_exist(capfd, place):
+    refused(capfd, command(place, "--keep=idd"), "'idd'", "'id'")
+
+
+def test_an_output_folder_that_cannot_be_written(capfd, place, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    refused(capfd, command(place, output=str(tmp_path / "file" / "out")), str(tmp_path / "file"))
+
+
+def test_an_output_folder_with_other_peoples_files(capfd, place):
+    put_table(f"{place}/out/theirs.parquet", rows(0, 1))
+    refused(capfd, command(place, "--overwrite"), f"{place}/out", "theirs.parquet", "Name another --output")
+    assert names_in(f"{place}/out") == ["theirs.parquet"]
+
+
+def test_an_output_folder_that_the_input_matches(capfd, place):
+    refused(capfd, command(place, output=f"{place}/in"), f"{place}/in", "no --input matches")
+
+
+def test_a_record_that_is_none(capfd, place):
+    put(f"{place}/out/_headrace/job.json", b"{}")
+    refused(capfd, command(place), f"{place}/out/_headrace/job.json", "no record of a job")
+
+
+@pytest.mark.parametrize(
+    ("argv", "fragments"),
+    [
+        (["--modle=m"], ["--modle", "Did you mean --model?"]),
+        (["--region=r", "--batchsize=7"], ["--batchsize", "--batch_size"]),
+        (["--model=m", "--input=i"], ["--output is missing"]),
+        (["--model=m"], ["--input is missing"]),
+        (["rnu", "--model=m"], ["'rnu'", "run"]),
+        (["--model=m", "--input=a.parquet", "b.parquet", "--output=o"], ["b.parquet", "Quote"]),
+        (["--model=m", "--input=i", "--output=o", "--batch_size=0"], ["--batch_size=0", "from 1"]),
+        (["--model=m", "--input=i", "--output=o", "--limit=0"], ["--limit=0"]),
+        (["--model=m", "--input=i", "--output=o", "--limit=x"], ["--limit"]),
+        (["--model=m", "--input=i", "--output=o", "--feature=x"], ["--feature x", "TENSOR=COLUMN"]),
+        (["--model=m", "--input=i", "--output=o", "--feature=x=a", "--feature=x=b"], ["'x' twice"]),
+        (["--model=m", "--input=gs://b/*", "--input=/b/*", "--output=o"], ["several stores"]),
+        (["--model=ftp://b/m", "--input=i", "--output=o"], ["ftp://"]),
+    ],
+)
+def test_a_command_line_that_cannot_be_meant(capfd, argv, fragments):
+    refused(capfd, argv, *fragments)
+
+
+@pytest.mark.timeout(120)
+def test_no_credentials_is_told_soon_with_the_cure(tmp_path):
+    """Against a server of our own in Google's place, without the emulator's variable: real credentials are looked for."""
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("GOOGLE", "STORAGE", "CLOUD"))
+    }
+    environment |= {"HOME": str(tmp_path), "NO_GCE_CHECK": "true"}
+    program = (
+        "import http.server, threading, os, sys\n"
+        "class Refuse(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self):\n"
+        '        body = b\'{"error": {"message": "Anonymous caller does not have storage.objects.get access"}}\'\n'
+        "        self.send_response(401)\n"
+        "        self.send_header('Content-Length', str(len(body)))\n"
+        "        self.end_headers()\n"
+        "        self.wfile.write(body)\n"
+        "    def log_message(self, *_): pass\n"
+        "server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Refuse)\n"
+        "threading.Thread(target=server.serve_forever, daemon=True).start()\n"
+        "os.environ['API_ENDPOINT_OVERRIDE'] = f'http://127.0.0.1:{server.server_port}'\n"
+        "from pipeline.cli import main\n"
+        "sys.exit(main(['--model=gs://private/model', '--input=gs://private/*.parquet', '--output=gs://private/out']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2, done.stderr
+    assert "no Google credentials were found" in done.stderr
+    assert "gcloud auth application-default login" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_verbose_adds_the_traceback(capfd, place):
+    assert main(command(place, "--signature=predict", "--verbose")) == 2
+    assert "Traceback (most recent call last)" in capfd.readouterr().err
