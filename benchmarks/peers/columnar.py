@@ -1,0 +1,50 @@
+"""Parquet through a SavedModel to Parquet, column by column, with no framework: what both loops here share."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+class Network:
+    """The serving signature, float32 [rows, width] to float32 [rows, classes]."""
+
+    def __init__(self, model: str, threads_per_operation: int = 0) -> None:
+        """0 threads leaves their number to TensorFlow."""
+        import tensorflow as tf
+
+        if threads_per_operation:
+            tf.config.threading.set_intra_op_parallelism_threads(threads_per_operation)
+            tf.config.threading.set_inter_op_parallelism_threads(threads_per_operation)
+        self._tensor = tf.constant
+        self._loaded = tf.saved_model.load(model)  # its variables die with it
+        self._signature = self._loaded.signatures["serving_default"]
+        (self._input,) = self._signature.structured_input_signature[1]
+
+    def predict(self, features: Any) -> Any:
+        (scores,) = self._signature(**{self._input: self._tensor(features)}).values()
+        return scores.numpy()
+
+
+def run_file(source: str, target: str, network: Network, batch_rows: int) -> None:
+    """Writes `id` and `scores` of every row of `source` to `target`."""
+    writer = None
+    with pq.ParquetFile(source, pre_buffer=True) as file:
+        for batch in file.iter_batches(batch_size=batch_rows, use_threads=False):
+            features = batch.column("features")
+            scores = network.predict(features.flatten().to_numpy().reshape(batch.num_rows, -1))
+            lists = pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1)), scores.shape[1])
+            result = pa.record_batch({"id": batch.column("id"), "scores": lists})
+            writer = writer or pq.ParquetWriter(target, result.schema, compression="zstd")
+            writer.write_batch(result)
+    if writer is not None:
+        writer.close()
+
+
+def files(inputs: str, output: str) -> list[tuple[str, str]]:
+    """Source and target of each input file, in order; makes the output folder."""
+    os.makedirs(output, exist_ok=True)
+    return [(f"{inputs}/{name}", f"{output}/{name}") for name in sorted(os.listdir(inputs))]
