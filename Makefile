@@ -12,7 +12,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Only what is typed after `make` counts: a variable MODEL in the environment is nobody's wish.
-GIVEN := $(foreach name,MODEL INPUT OUTPUT,$(if $(filter command,$(firstword $(origin $(name)))),$(name)))
+GIVEN := $(strip $(foreach name,MODEL INPUT OUTPUT,$(if $(filter command,$(firstword $(origin $(name)))),$(name))))
 MISSING := $(filter-out $(GIVEN),MODEL INPUT OUTPUT)
 quoted = '$(subst ','\'',$($(1)))'
 
