@@ -9,6 +9,7 @@ import time
 import traceback
 
 from pipeline.options import COMMANDS, PredictOptions, help_text, parse_flags, parse_request, runner_of
+from pipeline.quiet import import_tensorflow
 from transforms import progress
 from transforms.errors import HeadraceError
 
@@ -35,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     submitted = False
     try:
         options = parse_flags(argv)
+        parse_request(options, command)
+        if not verbose:
+            import_tensorflow()
         if command == "inspect":
             return _inspect(options)
         return _plan(options) if command == "plan" else _run(options)

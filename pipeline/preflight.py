@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import pyarrow as pa
 
+from pipeline import __version__
 from pipeline.options import Request
 from transforms.errors import InvalidRequest, SignatureNotFound
 from transforms.job import Job
@@ -63,17 +65,7 @@ def prepare(request: Request) -> Prepared:
 
 def versions() -> dict[str, str]:
     """Of what changes numbers, or the files' layout."""
-    import keras
-    import tensorflow as tf
-
-    from pipeline import __version__
-
-    return {
-        "headrace": __version__,
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-        "pyarrow": pa.__version__,
-    }
+    return {name: version(name) for name in ("tensorflow", "keras", "pyarrow")} | {"headrace": __version__}
 
 
 def signature_of(ref: ModelRef, spec: ModelSpec, name: str) -> Signature:
