@@ -241,7 +241,7 @@ def test_a_variable_without_a_value_is_never_silent(copied: Callable[[str], Path
     entries = read_index(index)
     del entries[b"b/.ATTRIBUTES/VARIABLE_VALUE"]
     index.write_bytes(write_table(entries))
-    with pytest.raises(CorruptModel, match="variable .b. has no value"):
+    with pytest.raises(CorruptModel, match=r"variable .b. has no value"):
         load_model(str(folder))
 
 
