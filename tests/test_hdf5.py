@@ -20,7 +20,7 @@ from transforms.errors import CorruptModel, ModelError, StorageError, Unsupporte
 from transforms.models.hdf5 import VALUE_BYTES, Dataset, Hdf5File
 from transforms.models.ranges import BLOCK, RangeFile, Ranges
 from transforms.storage import open_store
-from transforms.storage.memory import put
+from transforms.storage.memory import OBJECTS, put
 
 _names = itertools.count()
 
@@ -38,8 +38,11 @@ def opened(data: bytes, before: int = 5000) -> Iterator[tuple[Hdf5File, Ranges, 
     uri = f"memory://hdf5/{next(_names)}"
     ref = put(uri, b"\xaa" * before + data + b"\xbb" * 100)
     store = open_store(uri)
-    with Ranges(store, ref) as ranges, Hdf5File(RangeFile(ranges, before, len(data)), "the file") as file:
-        yield file, ranges, store
+    try:
+        with Ranges(store, ref) as ranges, Hdf5File(RangeFile(ranges, before, len(data)), "the file") as file:
+            yield file, ranges, store
+    finally:
+        del OBJECTS[uri]
 
 
 def layers(count: int, width: int) -> bytes:
@@ -110,8 +113,8 @@ def test_small_values_in_other_layouts_are_read(how: str) -> None:
             group = file.create_group("g")
             h5py.h5d.create(group.id, b"0", h5py.h5t.NATIVE_FLOAT, space, plist).write(space, space, value)
         else:
-            how_stored = {"chunked": {"chunks": (7,)}, "gzip": {"compression": "gzip"}}.get(how, {})
-            file.create_dataset("g/0", data=value, **how_stored)
+            options: dict[str, dict[str, Any]] = {"chunked": {"chunks": (7,)}, "gzip": {"compression": "gzip"}}
+            file.create_dataset("g/0", data=value, **options.get(how, {}))
 
     with opened(written(fill)) as (file, _, _):
         dataset = (file.group("g") or {})["0"]
@@ -223,7 +226,7 @@ def test_an_unknown_filter_is_refused() -> None:
 
 def test_truncated_at_any_length() -> None:
     data = layers(3, 8)
-    for length in [*range(0, 64), *range(64, len(data), 211), len(data) - 1]:
+    for length in [*range(64), *range(64, len(data), 211), len(data) - 1]:
         with pytest.raises(CorruptModel, match="the file"), opened(data[:length], before=0):
             pass
 
@@ -244,8 +247,8 @@ def check_damaged(data: bytes, whole: bytes) -> None:
             for path in paths:
                 for dataset in (file.group(path) or {}).values():
                     check_dataset(file, dataset, len(whole))
-    except ModelError as error:
-        assert "the file" in str(error)
+    except ModelError:
+        return
 
 
 def check_dataset(file: Hdf5File, dataset: Dataset, size: int) -> None:
@@ -260,7 +263,7 @@ def check_dataset(file: Hdf5File, dataset: Dataset, size: int) -> None:
 
 def fuzz(examples: int) -> None:
     """Run in a process of its own: what HDF5 makes of hostile bytes may end it."""
-    extra = {"chunks": (3,), "compression": "gzip", "shuffle": True}
+    extra: dict[str, Any] = {"chunks": (3,), "compression": "gzip", "shuffle": True}
 
     def fill(file: Any) -> None:
         for i in range(3):

@@ -18,8 +18,6 @@ import numpy as np
 from transforms.errors import CorruptModel, HeadraceError, ModelError, UnsupportedModel
 from transforms.models.ranges import NotFetched, RangeFile, Ranges
 
-# Below this the whole file comes in one request, sooner than its index would in several.
-WHOLE_BYTES = 1 << 20
 # Largest value read through h5py: a chunked dataset may expand 1032-fold while it is read.
 VALUE_BYTES = 1 << 20
 # h5py's header, group and dataset of one layer lie together, mostly within this many blocks behind the first one met.

@@ -16,16 +16,18 @@ from transforms.errors import CorruptModel, NotAModel, SignatureNotFound, Unsupp
 from transforms.models import keras_private
 from transforms.models.archive import Archive
 from transforms.models.dlpack import aligned_empty, to_tensor
-from transforms.models.hdf5 import WHOLE_BYTES, Dataset, Hdf5File
+from transforms.models.hdf5 import Dataset, Hdf5File
 from transforms.models.model import Model
 from transforms.models.ranges import RangeFile, Ranges, Resident
 from transforms.models.ref import ModelRef
 from transforms.models.spec import ModelSpec, Signature, TensorSpec
 from transforms.models.stream import StreamOptions, TensorSlot, TensorStream, numpy_dtype
-from transforms.storage import ObjectRef, Store
+from transforms.storage import Store
 
 SIGNATURE = "serving_default"
 _CONFIG, _WEIGHTS, _ASSETS = "config.json", "model.weights.h5", "assets/"
+# Up to this many bytes, the weights come whole in one request, sooner than their index would in several.
+WHOLE_BYTES = 1 << 20
 # A configuration is text, 1 MiB for a thousand layers; a vocabulary of 10 M words makes 100 MiB.
 _CONFIG_BYTES, _ASSET_BYTES, _INFLATED_BYTES = 64 << 20, 1 << 30, 1 << 40
 
@@ -106,10 +108,15 @@ def _serve(model: Any, ref: ModelRef, nbytes: int) -> Model:
 class _Saved:
     """An open `.keras` file."""
 
-    def __init__(self, store: Store, ref: ObjectRef, archive: Archive, hdf5: Hdf5File, place: int | Resident) -> None:
+    def __init__(self, store: Store, ranges: Ranges, archive: Archive, hdf5: Hdf5File, place: int | Resident) -> None:
         """`place` is the HDF5 file's offset in the object, or the file itself."""
-        self._store, self._ref, self._archive, self.hdf5, self._place = store, ref, archive, hdf5, place
+        self._store, self._ranges, self._archive, self.hdf5, self._place = store, ranges, archive, hdf5, place
+        self._ref = ranges.ref
         self._streamed: set[str] = set()
+
+    @property
+    def round_trips(self) -> int:
+        return self._ranges.round_trips
 
     def config(self) -> bytearray:
         return self._archive.read(_CONFIG, _CONFIG_BYTES)
@@ -142,7 +149,7 @@ class _Saved:
         if datasets is None:
             return None
         found = datasets
-        return keras_private.Weights(found, lambda name: self._tensor(found[name], tensors))
+        return keras_private.Weights(group, found, lambda name: self._tensor(found[name], tensors))
 
     def _tensor(self, dataset: Dataset, tensors: TensorStream) -> Any:
         if dataset.offset is None:
@@ -160,8 +167,7 @@ class _Saved:
 
 @contextmanager
 def _open(store: Store, ref: ModelRef) -> Iterator[_Saved]:
-    source = ref.objects[0]
-    with Ranges(store, source) as ranges:
+    with Ranges(store, ref.objects[0]) as ranges:
         archive = Archive(ranges)
         if _CONFIG not in archive.members:
             raise NotAModel(
@@ -182,7 +188,7 @@ def _open(store: Store, ref: ModelRef) -> Iterator[_Saved]:
             place = located[0]
             file = RangeFile(ranges, *located)
         with Hdf5File(file, f"{_WEIGHTS} in {ref.uri}") as hdf5:
-            yield _Saved(store, source, archive, hdf5, place)
+            yield _Saved(store, ranges, archive, hdf5, place)
 
 
 def _no_weights(archive: Archive, ref: ModelRef) -> Exception:

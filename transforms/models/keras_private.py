@@ -159,10 +159,10 @@ def saved_paths(model: Any) -> list[str]:
 
 
 class Weights:
-    """What `fill` reads from: the variables below a group as tensors, by name."""
+    """What `fill` reads from: the variables directly below an HDF5 group as tensors, by name."""
 
-    def __init__(self, names: Mapping[str, object], tensor: Callable[[str], Any]) -> None:
-        self._names, self._tensor = names, tensor
+    def __init__(self, group: str, names: Mapping[str, object], tensor: Callable[[str], Any]) -> None:
+        self.group, self._names, self._tensor = group, names, tensor
 
     def __len__(self) -> int:
         return len(self._names)
