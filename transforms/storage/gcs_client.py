@@ -65,6 +65,9 @@ class GcsClient:
         self._refresh = google.auth.transport.requests.Request()
         # Nothing that we ask for belongs to a project, and looking for one may start a gcloud process.
         self.library = storage.Client(project="-", credentials=self._credentials, _http=session)
+        # Since 3.17 a thread asks for each bucket's metadata besides, for traces: with a permission that reading does not
+        # need, and at nobody's expense where the requester pays.
+        self.library._bucket_metadata_cache = None
 
     def bucket(self, name: str) -> Any:
         return self.library.bucket(name, user_project=self._billing_project)
