@@ -26,8 +26,3 @@ def quiet_stderr() -> Iterator[None]:
         os.dup2(real, 2)
         os.close(real)
         os.close(kept)
-
-
-def import_tensorflow() -> None:
-    with quiet_stderr():
-        import tensorflow  # noqa: F401
