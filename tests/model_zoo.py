@@ -32,6 +32,32 @@ def keras_export(folder: Path, width: int = 16, layers: int = 2) -> Inputs:
     return {"serving_default": {"pixels": np.random.default_rng(0).normal(size=(7, width)).astype(np.float32)}}
 
 
+def text(folder: Path) -> Inputs:
+    """A vocabulary learned by `adapt`, and an LSTM's loop."""
+    import keras
+
+    keras.utils.set_random_seed(1)
+    words = keras.layers.TextVectorization(output_mode="int", output_sequence_length=4)
+    words.adapt(["red green", "blue grün"])
+    layers = [words, keras.layers.Embedding(10, 4), keras.layers.LSTM(5), keras.layers.Dense(2)]
+    model = keras.Sequential([keras.Input((1,), dtype="string", name="text"), *layers])
+    model.export(str(folder), verbose=False)
+    return {"serving_default": {"text": np.array([["red"], ["grün, blue"], ["nothing"], [""]], object)}}
+
+
+def counting(folder: Path) -> Inputs:
+    """A signature that writes to the variable that it reads."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.calls = tf.Variable([0.0, 10.0])
+    concrete = tf.function(lambda x: {"y": x + module.calls.assign_add([1.0, 1.0])}).get_concrete_function(
+        _tensor([2], "float32", "x")
+    )
+    tf.saved_model.save(module, str(folder), signatures=concrete)
+    return {"serving_default": {"x": np.zeros(2, np.float32)}}
+
+
 def several_signatures(folder: Path) -> Inputs:
     """Three signatures over overlapping variables, names that are no identifiers, an unset rank, a scalar output."""
     import tensorflow as tf
@@ -216,6 +242,8 @@ ZOO: Mapping[str, Callable[[Path], Inputs]] = {
     function.__name__: function
     for function in (
         keras_export,
+        text,
+        counting,
         several_signatures,
         vocabulary,
         asset_read_when_called,
