@@ -1,0 +1,158 @@
+"""`Predict` in a pipeline of somebody's own, and what a job's graph counts."""
+
+import logging
+import pickle
+import threading
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+from pipeline.graph import build_graph
+from pipeline.options import parse_flags, parse_request
+from pipeline.preflight import prepare
+from tests.jobs import expected_scores, model_folder, names_in, put_inputs, read_output, rows, scores
+from transforms import Predict
+from transforms.errors import InvalidRequest, NotAModel, ObjectNotFound
+from transforms.predict import Cancelled, load_shared, predict_shard
+from transforms.storage import open_store
+
+logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+
+
+def predicted(batches, **how):
+    """What `Predict` makes of the batches, in their order."""
+    found: list[pa.RecordBatch] = []
+    place = f"memory://{id(found)}"
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        _ = (
+            pipeline
+            | beam.Create([None])
+            | beam.FlatMap(lambda _: batches)
+            | Predict(str(model_folder() / "saved_model"), **how)
+            | beam.Map(_keep, place)
+        )
+    for ref in open_store(place).list(f"{place}/"):
+        with pa.ipc.open_stream(open_store(place).read(ref)) as stream:
+            found.extend(stream)
+    return pa.Table.from_batches(found).sort_by(found[0].schema.names[0])
+
+
+def _keep(batch, place):
+    """Pipelines carry no variables of this test, but all of this process shares one memory store."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as stream:
+        stream.write_batch(batch)
+    with open_store(place).create(f"{place}/{batch.column(0)[0].as_py():09d}") as writer:
+        writer.write(sink.getvalue())
+        writer.commit()
+
+
+@pytest.mark.parametrize("batch_rows", [7, 64, 1000])
+def test_batches_in_batches_out(batch_rows):
+    table = rows(0, 200)
+    found = predicted(
+        table.to_batches(max_chunksize=90), keep=["id"], predictions={"output_0": "p"}, batch_rows=batch_rows
+    )
+    assert found.schema.names == ["id", "p"]
+    assert found["id"].to_pylist() == list(range(200))
+    wanted = []
+    for start, stop in ((0, 90), (90, 180), (180, 200)):
+        wanted.append(expected_scores("saved_model", table.slice(start, stop - start), batch_rows))
+    np.testing.assert_array_equal(scores(found, "p"), np.concatenate(wanted))
+
+
+def test_features_may_be_named():
+    table = rows(0, 10).rename_columns(["id", "name", "pixels"])
+    found = predicted(table.to_batches(), features={"x": "pixels"})
+    assert found.schema.names == ["id", "name", "output_0"]
+
+
+def test_mistakes_are_told_when_it_is_constructed(tmp_path):
+    with pytest.raises((NotAModel, ObjectNotFound), match="nothing-here"):
+        Predict(f"{tmp_path}/nothing-here")
+    for wrong in (0, -1, "many", 1.5):
+        with pytest.raises(InvalidRequest, match="batch_rows"):
+            Predict(str(model_folder() / "saved_model"), batch_rows=wrong)
+
+
+def prepared_job(folder, *more):
+    argv = [
+        f"--model={model_folder() / 'saved_model'}",
+        f"--input={folder}/in/*.parquet",
+        f"--output={folder}/out",
+        *more,
+    ]
+    return prepare(parse_request(parse_flags(argv), "run")).job
+
+
+def test_a_job_survives_pickling_and_keeps_its_fingerprint(tmp_path):
+    put_inputs(f"{tmp_path}/in", [10])
+    job = prepared_job(tmp_path)
+    again = pickle.loads(pickle.dumps(job))
+    assert again == job
+    assert again.fingerprint == job.fingerprint
+    assert prepared_job(tmp_path, "--batch_size=3").fingerprint != job.fingerprint
+
+
+def test_counters_tell_rows_batches_bytes_and_times(tmp_path):
+    put_inputs(f"{tmp_path}/in", [100, 40, 0])
+    job = prepared_job(tmp_path, "--batch_size=30")
+    pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
+    build_graph(pipeline, job)
+    result = pipeline.run()
+    result.wait_until_finish()
+    told = result.metrics().query(beam.metrics.MetricsFilter().with_namespace("headrace"))
+    counters = {one.key.metric.name: one.committed for one in told["counters"]}
+    store = open_store(str(tmp_path))
+    written = sum(ref.size for ref in store.list(f"{tmp_path}/out/") if "/_" not in ref.uri)
+    assert counters["rows"] == 140
+    assert counters["batches"] == 4 + 2
+    assert counters["shards"] == 3
+    assert counters["written_bytes"] == written
+    assert 0 < counters["read_bytes"] < sum(ref.size for ref in store.list(f"{tmp_path}/in/"))
+    times = {one.key.metric.name: one.committed for one in told["distributions"]}
+    assert {f"{stage}_milliseconds" for stage in ("read", "predict", "write", "load")} <= times.keys()
+    assert times["predict_milliseconds"].count == 3
+    assert read_output(f"{tmp_path}/out").num_rows == 140
+
+
+def shard_of(job):
+    from transforms.plan import list_inputs, plan_shards
+
+    return next(iter(plan_shards(job, list_inputs(job.inputs, job.storage).files)))
+
+
+def test_a_cancelled_shard_leaves_nothing(tmp_path):
+    put_inputs(f"{tmp_path}/in", [100])
+    job, store, cancelled = prepared_job(tmp_path, "--batch_size=10"), open_store(str(tmp_path)), threading.Event()
+    cancelled.set()
+    with pytest.raises(Cancelled):
+        predict_shard(job, load_shared(job.model, job.signature), store, store, shard_of(job), cancelled)
+    assert names_in(f"{tmp_path}/out") == []
+
+
+def test_a_shard_run_twice_or_by_two_at_once_is_one_file(tmp_path):
+    put_inputs(f"{tmp_path}/in", [5000])
+    job, store = prepared_job(tmp_path, "--batch_size=10"), open_store(str(tmp_path))
+    model, shard = load_shared(job.model, job.signature), shard_of(job)
+    together = threading.Barrier(2)
+    results = []
+
+    def work():
+        together.wait()
+        results.append(predict_shard(job, model, store, store, shard))
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(names_in(f"{tmp_path}/out")) == 1
+    assert sorted(result.computed for result in results) == [False, True]
+    assert len({(result.output_version, result.output_bytes) for result in results}) == 1
+    assert predict_shard(job, model, store, store, shard).computed is False
+    assert read_output(f"{tmp_path}/out")["id"].to_pylist() == list(range(5000))
