@@ -156,6 +156,10 @@ def hang_up_after_success(gate: Gate) -> None:
     gate.connection.shutdown(socket.SHUT_RDWR)
 
 
+def hang_up(gate: Gate) -> None:
+    gate.connection.shutdown(socket.SHUT_RDWR)
+
+
 def busy(gate: Gate) -> None:
     gate.answer(503, {}, b"busy")
 
@@ -177,6 +181,19 @@ def test_an_upload_whose_answer_is_lost_is_known_again(
         ref = writer.commit()
     assert not front.faults
     assert ref == store.stat(f"{bucket}/x")
+    assert content(f"{bucket}/x") == data
+    assert store.counters.retries == 1
+
+
+@pytest.mark.parametrize("act", [hang_up, busy])
+def test_a_chunk_that_fails_is_sent_again(bucket: str, front: Front, act: Callable[[Gate], None]) -> None:
+    store = open_store(bucket)
+    data = noise(LARGE)
+    with store.create(f"{bucket}/x") as writer:
+        once(front, "PUT", "/upload/", act)
+        writer.write(data)
+        assert not front.faults
+        writer.commit()
     assert content(f"{bucket}/x") == data
     assert store.counters.retries == 1
 
@@ -223,7 +240,7 @@ def test_abort_cancels_the_session_and_survives_a_server_that_is_gone(bucket: st
     assert (method, "upload_id=" in path) == ("DELETE", True)
     writer = store.create(f"{bucket}/x")
     writer.write(noise(LARGE))
-    once(front, "DELETE", "", lambda gate: gate.connection.shutdown(socket.SHUT_RDWR))
+    once(front, "DELETE", "", hang_up)
     writer.abort()
     assert not front.faults
     assert list(store.list(bucket)) == []

@@ -6,7 +6,6 @@ import io
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,32 +22,6 @@ _PART = 4 << 20
 # Arrow reads a Python file under a lock, one call at a time: only within a call can several connections be used.
 _parts = ThreadPoolExecutor(16, thread_name_prefix="headrace-read")
 os.register_at_fork(after_in_child=lambda: globals().update(_parts=ThreadPoolExecutor(16)))
-
-
-class PinnedFile(pa.OSFile):
-    """A local file that is held against its pinned version once more when it is closed."""
-
-    _fd = -1
-
-    def pin(self, fd: int, check: Callable[[], None]) -> None:
-        """Takes `fd` over, which keeps the file's inode from being given to another; `check` raises if it changed."""
-        self._fd, self._check = fd, check
-
-    def close(self) -> None:
-        super().close()
-        if self._fd >= 0:
-            try:
-                self._check()
-            finally:
-                self._release()
-
-    def _release(self) -> None:
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        self._release()
 
 
 def open_arrow_file(store: Store, ref: ObjectRef) -> pa.PythonFile:
@@ -116,9 +89,14 @@ class _CachedReader(io.RawIOBase):
 
     def _fetch(self, start: int, size: int) -> memoryview:
         data = np.empty(size, np.uint8).data
-        parts = range(0, size, _PART)
-        if len(parts) < 2:
+        # Equal parts: a small one at the end would cost a round trip of its own.
+        step = -(-size // max(1, size // _PART)) or 1
+        if step >= size:
             self._store.read_into(self._ref, start, [data])
-        else:
-            list(_parts.map(lambda at: self._store.read_into(self._ref, start + at, [data[at : at + _PART]]), parts))
+            return data
+
+        def part(at: int) -> None:
+            self._store.read_into(self._ref, start + at, [data[at : at + step]])
+
+        list(_parts.map(part, range(0, size, step)))
         return data

@@ -56,7 +56,7 @@ class LocalStore(Store):
 
     def open_arrow(self, ref: ObjectRef) -> Any:
         """A `pyarrow.OSFile`, read without the GIL. That it was rewritten meanwhile is told when it is closed."""
-        from transforms.storage.arrow_file import PinnedFile
+        from transforms.storage.pinned_file import PinnedFile
 
         try:
             fd = os.open(_path(ref.uri), os.O_RDONLY | os.O_CLOEXEC)
