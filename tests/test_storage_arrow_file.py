@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.faulty_store import FaultyStore
@@ -21,7 +21,8 @@ REF = put("memory://arrow/blob", BLOB)
 SIZES = st.one_of(st.integers(0, 100), st.integers(0, 3 * MIB), st.integers(4 * MIB - 1, 9 * MIB))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
+@example([(None, 1), (None, 4 * MIB - 1), (None, 4 * MIB - 1), (None, 4 * MIB - 1)])
 @given(st.lists(st.tuples(st.one_of(st.none(), st.integers(0, len(BLOB))), SIZES), max_size=12))
 def test_any_walk_through_the_file_gives_the_objects_bytes(walk: list[tuple[int | None, int]]) -> None:
     with open_store(REF.uri).open_arrow(REF) as file:

@@ -65,10 +65,12 @@ class _CachedReader(io.RawIOBase):
     def _cached(self, start: int, size: int) -> Any:
         first, last = start // _BLOCK, (start + size - 1) // _BLOCK
         missing = [block for block in range(first, last + 1) if block not in self._blocks]
+        # Before loading, lest what is loaded drives out what is wanted.
+        for block in range(first, last + 1):
+            if block in self._blocks:
+                self._blocks.move_to_end(block)
         if missing:
             self._load(missing[0], missing[-1] + 1)
-        for block in range(first, last + 1):
-            self._blocks.move_to_end(block)
         if first == last:
             return self._blocks[first][start % _BLOCK :][:size]
         whole = b"".join(self._blocks[block] for block in range(first, last + 1))
