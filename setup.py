@@ -9,7 +9,6 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "pipeline" / "__init__.py").read_text("utf-8"), re.MULTILINE)
-README = HERE / "README.md"  # a container image may be built from the code alone
 if VERSION is None:
     raise SystemExit('pipeline/__init__.py has no line __version__ = "…"')
 
@@ -46,7 +45,7 @@ setup(
     name="headrace",
     version=VERSION[1],
     description="Runs a TensorFlow or Keras model over sharded Parquet on Apache Beam; the model never touches a disk.",
-    long_description=README.read_text("utf-8") if README.exists() else "",
+    long_description=(HERE / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     classifiers=["Typing :: Typed", *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13))],

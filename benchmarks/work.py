@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 
+from pipeline.quiet import quiet_stderr
+
 FILES = 8
 ROW_GROUP_ROWS = 16_384
 WIDTH = 64
@@ -54,7 +56,8 @@ def _make_data(folder: str, rows: int) -> None:
 
 def _make_model(folder: str) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import keras
+    with quiet_stderr():
+        import keras
 
     shutil.rmtree(folder, ignore_errors=True)
     keras.utils.set_random_seed(0)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.quiet import quiet_stderr
 from transforms.storage import Store, open_store
 
 BUCKET = "headrace-demo"
@@ -112,7 +113,7 @@ def _digits() -> tuple[Any, Any]:
 
 def _put_model(store: Store, root: str, pixels: Any, labels: Any) -> None:
     """Trains on the spot and uploads the network as `models/digits` (SavedModel) and `models/digits.keras`."""
-    with _silence():
+    with quiet_stderr():
         import keras
 
     start = time.perf_counter()
@@ -137,20 +138,6 @@ def _put_model(store: Store, root: str, pixels: Any, labels: Any) -> None:
                 with open(path, "rb") as file, store.create(f"{root}/models/{os.path.relpath(path, folder)}") as out:
                     out.write(file.read())
                     out.commit()
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """TensorFlow's C++ writes to file descriptor 2 while it is imported, before it heeds any log level."""
-    stderr = os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(nowhere)
 
 
 def _put_shard(store: Store, uri: str, ids: Any, pixels: Any, labels: Any) -> None:

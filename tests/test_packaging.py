@@ -33,8 +33,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what the distribution is built from, so that building leaves nothing in the checkout."""
     folder = tmp_path_factory.mktemp("source")
     for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
-        if (ROOT / name).exists():
-            shutil.copy(ROOT / name, folder)
+        shutil.copy(ROOT / name, folder)
     for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
@@ -92,7 +91,7 @@ def test_what_beam_stages_for_workers_is_complete(source: Path, tmp_path: Path) 
     for archive in (by_build, next((tmp_path / "plain").iterdir())):
         with tarfile.open(archive) as tar:
             names = {name.partition("/")[2] for name in tar.getnames()}
-        assert SHIPPED | {"setup.py", "pyproject.toml", "LICENSE"} <= names
+        assert SHIPPED | {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= names
 
 
 def test_every_import_is_a_declared_requirement(wheel: Path) -> None:

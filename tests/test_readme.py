@@ -49,7 +49,7 @@ def test_every_marked_block_runs(bucket: dict[str, str], tmp_path: Path) -> None
     for language, content in marked:
         command = ["bash", "-euo", "pipefail", "-c", content] if language == "sh" else [sys.executable, "-c", content]
         run = subprocess.run(
-            command, cwd=tmp_path, env=bucket, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=120
+            command, cwd=tmp_path, env=bucket, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600
         )
         assert run.returncode == 0, f"{content}\n{run.stdout}\n{run.stderr}"
 
