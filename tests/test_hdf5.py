@@ -164,6 +164,30 @@ def test_locating_together_finds_what_one_by_one_finds() -> None:
         assert [together.group(path) for path in paths] == [single.group(path) for path in paths]
 
 
+def test_walking_goes_where_it_is_wanted_and_ends() -> None:
+    def fill(file: Any) -> None:
+        for path in ("layers/a/vars", "layers/b/vars", "optimizer/vars", "vars"):
+            file[f"{path}/0"] = np.zeros(3)
+        file["layers/a/again"] = file["layers"]
+        file["self"] = file["/"]
+
+    with opened(written(fill)) as (file, _, _):
+        walked = file.walk(lambda name: name != "optimizer")
+        assert walked[0] == ""
+        assert {"layers", "layers/a/vars", "layers/b/vars", "vars"} <= set(walked)
+        assert not any("optimizer" in path for path in walked)
+        assert len(walked) == len(set(walked)) < 20
+
+
+def test_walking_takes_few_round_trips() -> None:
+    with opened(data := layers(50, 256)) as (file, ranges, store):
+        walked = file.walk(lambda name: name != "optimizer")
+        assert set(walked) >= {f"layers/dense_{i}/vars" for i in range(50)}
+        assert ranges.round_trips <= 8
+        assert store.counters.requests <= 100
+        assert store.counters.bytes_read <= 1 << 20 < len(data) / 20
+
+
 @pytest.mark.parametrize("kind", ["soft", "external"])
 def test_links_are_not_followed(kind: str) -> None:
     def fill(file: Any) -> None:
@@ -244,7 +268,7 @@ def check_damaged(data: bytes, whole: bytes) -> None:
         with opened(data, before=BLOCK + 1) as (file, _, _):
             paths = ["layers/dense_0/vars", "layers/dense_1/vars", "layers/dense_2/vars", "values"]
             file.locate(paths)
-            for path in paths:
+            for path in {*paths, *file.walk(lambda name: True)}:
                 for dataset in (file.group(path) or {}).values():
                     check_dataset(file, dataset, len(whole))
     except ModelError:

@@ -133,6 +133,7 @@ class TestZoo:
         store, ref = stored(exhibit[0].read_bytes())
         with keras_archive._open(store, ref) as opened:
             planned = {dataset.path for dataset in opened.plan(keras_private.build(opened.config(), ref.uri))}
+            guessed = {dataset.path for dataset in opened.guess()}
         asked: set[str] = set()
         get = keras_private.Weights.__getitem__
 
@@ -143,6 +144,8 @@ class TestZoo:
         monkeypatch.setattr(keras_private.Weights, "__getitem__", noting)
         load(store, ref)
         assert asked == planned
+        assert {path for path in guessed - planned if "loss_tracker" not in path} == set()
+        assert planned <= guessed
 
     def test_has_the_names_of_its_export(self, exhibit: tuple[Path, Any], tmp_path: Path) -> None:
         import keras
@@ -230,6 +233,8 @@ def test_variables_are_the_streamed_buffers_themselves(trained: Path, monkeypatc
 def test_the_index_takes_few_round_trips(trained: Path) -> None:
     store, ref = stored(trained.read_bytes())
     with keras_archive._open(store, ref) as saved_model:
+        saved_model.guess()
+        assert saved_model.round_trips <= 6
         saved_model.plan(keras_private.build(saved_model.config(), ref.uri))
         assert saved_model.round_trips <= 6
 

@@ -7,8 +7,9 @@ number of layers. Format: HDF5 File Format Specification 3.0; layout as Keras an
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -22,6 +23,8 @@ from transforms.models.ranges import NotFetched, RangeFile, Ranges
 VALUE_BYTES = 1 << 20
 # h5py's header, group and dataset of one layer lie together, mostly within this many blocks behind the first one met.
 _READ_AHEAD = 2
+# A symbol table node of 8 entries, as the library makes them.
+_SYMBOL_NODE = 328
 # A pass reaches one level deeper into the index; sound files of a million datasets need about a dozen.
 _MAX_PASSES = 64
 _MAX_DATASETS = 1_000_000
@@ -45,6 +48,15 @@ class Dataset:
     offset: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """What lies directly below a group; `address` tells one group from another, whatever its path."""
+
+    address: int
+    datasets: Mapping[str, Dataset]
+    groups: tuple[str, ...]
+
+
 class Hdf5File:
     """`what` names the file in errors. Leaving the `with` block closes it, which h5py needs before the process ends."""
 
@@ -54,9 +66,9 @@ class Hdf5File:
 
         self._size, self._what = file.size, what
         self._ranges = file.source if isinstance(file.source, Ranges) else None
-        self._known: dict[str, Mapping[str, Dataset] | None] = {}
+        self._known: dict[str, _Group | None] = {}
         try:
-            self._file = h5py.File(file, "r")
+            self._file = h5py.File(_ReadAhead(file.source, file.start, file.size), "r")
         except HeadraceError:
             raise
         # h5py turns HDF5's errors into OSError, RuntimeError, KeyError, ValueError, … as it sees fit.
@@ -73,14 +85,24 @@ class Hdf5File:
 
     def locate(self, groups: Iterable[str]) -> None:
         """Makes `group` answer for all of these without further requests. Raises as `group` does."""
-        pending = [path for path in groups if path not in self._known]
-        if self._ranges is not None:
-            for _ in range(_MAX_PASSES):
-                pending = [path for path in pending if not self._try(path)]
-                if not self._ranges.fetch_wanted(_READ_AHEAD):
-                    break
-        for path in pending:
-            self.group(path)
+        self._visit(groups, lambda _: ())
+
+    def walk(self, wanted: Callable[[str], bool]) -> list[str]:
+        """The paths of the root and of every group below it, as far as the names from the root down are `wanted`.
+
+        `group` then answers for them without further requests. Raises as `group` does.
+        """
+        seen: set[int] = set()
+
+        def below(path: str) -> Iterable[str]:
+            group = self._known[path]
+            # A hard link may lead back up.
+            if group is None or group.address in seen:
+                return ()
+            seen.add(group.address)
+            return [f"{path}/{name}".lstrip("/") for name in group.groups if wanted(name)]
+
+        return self._visit([""], below)
 
     def group(self, path: str) -> Mapping[str, Dataset] | None:
         """The datasets directly below a group by name, in the file's order; None where there is no such group.
@@ -89,7 +111,8 @@ class Hdf5File:
         """
         if path not in self._known:
             self._known[path] = self._guarded(path)
-        return self._known[path]
+        found = self._known[path]
+        return None if found is None else found.datasets
 
     def has(self, path: str) -> bool:
         """Whether a group or dataset stands at `path`, by hard links alone."""
@@ -121,6 +144,30 @@ class Hdf5File:
             array = np.frombuffer(array.tobytes(), ml_dtypes.bfloat16).reshape(dataset.shape)
         return array.astype(array.dtype.newbyteorder("="), copy=False)
 
+    def _visit(self, paths: Iterable[str], below: Callable[[str], Iterable[str]]) -> list[str]:
+        """Reads the groups at `paths`, then what is `below` each; returns all that it came to."""
+        found, pending = [], list(paths)
+        collecting = self._ranges is not None
+        for trip in itertools.count(1):
+            unread, queue = [], pending
+            while queue:
+                further: list[str] = []
+                for path in queue:
+                    if path not in self._known and collecting and not self._try(path):
+                        unread.append(path)
+                        continue
+                    self.group(path)
+                    found.append(path)
+                    further += below(path)
+                    if len(found) > _MAX_DATASETS:
+                        raise self._corrupt("holds too many groups", f"at most {_MAX_DATASETS}", "more")
+                queue = further
+            if not unread:
+                return found
+            collecting = self._ranges is not None and self._ranges.fetch_wanted(_READ_AHEAD) and trip < _MAX_PASSES
+            pending = unread
+        raise AssertionError("itertools.count ends")
+
     def _try(self, path: str) -> bool:
         assert self._ranges is not None
         before = len(self._ranges.wanted)
@@ -137,11 +184,11 @@ class Hdf5File:
         self._known[path] = found
         return True
 
-    def _guarded(self, path: str) -> Mapping[str, Dataset] | None:
+    def _guarded(self, path: str) -> _Group | None:
         collecting = self._ranges is not None and self._ranges.collecting
         missed = len(self._ranges.wanted) if self._ranges is not None else 0
         try:
-            return self._datasets(path)
+            return self._read_group(path)
         except (NotFetched, ModelError):
             raise
         except Exception as error:
@@ -151,7 +198,7 @@ class Hdf5File:
                 raise NotFetched from error
             raise self._corrupt(f"is damaged at {path!r}", "readable HDF5", _brief(error)) from error
 
-    def _datasets(self, path: str) -> Mapping[str, Dataset] | None:
+    def _read_group(self, path: str) -> _Group | None:
         import h5py
 
         group = self._open(path)
@@ -161,19 +208,22 @@ class Hdf5File:
             raise self._corrupt(
                 f"declares {len(group)} datasets at {path!r}", f"at most {_MAX_DATASETS}", str(len(group))
             )
-        found: dict[str, Dataset] = {}
+        datasets: dict[str, Dataset] = {}
+        groups: list[str] = []
         unread = False
         for name in group:
             try:
                 child = self._child(group, name)
                 if isinstance(child, h5py.Dataset):
-                    found[name] = self._dataset(f"{path}/{name}", child)
+                    datasets[name] = self._dataset(f"{path}/{name}".lstrip("/"), child)
+                elif isinstance(child, h5py.Group):
+                    groups.append(name)
             except NotFetched:
                 # Its siblings' metadata can be asked for in the same round trip.
                 unread = True
         if unread:
             raise NotFetched
-        return found
+        return _Group(h5py.h5o.get_info(group.id).addr, datasets, tuple(groups))
 
     def _open(self, path: str) -> Any:
         import h5py
@@ -257,6 +307,19 @@ class Hdf5File:
 
     def _corrupt(self, what: str, expected: str, found: str) -> CorruptModel:
         return CorruptModel(f"{self._what} {what}", expected=expected, found=found, cure=_COPY_AGAIN)
+
+
+class _ReadAhead(RangeFile):
+    """HDF5 goes through a group's index node by node, a round trip each: here the nodes that one points to come together."""
+
+    def readinto(self, buffer: Any) -> int:
+        length = super().readinto(buffer)
+        node = memoryview(buffer)[:length]
+        # Version 1 B-tree node of a group (section III.A.1): after 24 bytes, keys and children alternate.
+        if isinstance(self.source, Ranges) and self.source.collecting and bytes(node[:5]) == b"TREE\x00":
+            for at in range(32, min(length - 8, 32 + 16 * int.from_bytes(node[6:8], "little")), 16):
+                self.source.expect(self.start + int.from_bytes(node[at : at + 8], "little"), _SYMBOL_NODE)
+        return length
 
 
 def _text_attribute(dataset: Any, name: str) -> str:

@@ -7,9 +7,11 @@ file inside the archive; only what inference uses is fetched.
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from transforms.errors import CorruptModel, NotAModel, SignatureNotFound, UnsupportedModel
@@ -30,6 +32,8 @@ _CONFIG, _WEIGHTS, _ASSETS = "config.json", "model.weights.h5", "assets/"
 WHOLE_BYTES = 1 << 20
 # A configuration is text, 1 MiB for a thousand layers; a vocabulary of 10 M words makes 100 MiB.
 _CONFIG_BYTES, _ASSET_BYTES, _INFLATED_BYTES = 64 << 20, 1 << 30, 1 << 40
+
+_log = logging.getLogger(__name__)
 
 
 def describe(store: Store, ref: ModelRef) -> ModelSpec:
@@ -69,13 +73,14 @@ def load(store: Store, ref: ModelRef, signature: str = SIGNATURE, stream: Stream
             cure="Leave --signature out.",
         )
     with _open(store, ref) as saved:
-        built = keras_private.build(saved.config(), ref.uri)
-        datasets = saved.plan(built)
+        config, datasets = saved.config(), saved.guess()
         with TensorStream(store, saved.slots(datasets), stream) as tensors:
+            # Keras takes as long over a large model's graph as its weights take to come.
+            built = keras_private.build(config, ref.uri)
             keras_private.fill(
                 built, lambda group: saved.weights(group, tensors), saved.hdf5.has, saved.assets(), ref.uri
             )
-    return _serve(built.model, ref, sum(dataset.nbytes for dataset in datasets))
+    return _serve(built.model, ref, saved.nbytes)
 
 
 def _serve(model: Any, ref: ModelRef, nbytes: int) -> Model:
@@ -113,6 +118,8 @@ class _Saved:
         self._store, self._ranges, self._archive, self.hdf5, self._place = store, ranges, archive, hdf5, place
         self._ref = ranges.ref
         self._streamed: set[str] = set()
+        self.nbytes = 0
+        """Of the tensors that Keras has asked for."""
 
     @property
     def round_trips(self) -> int:
@@ -131,6 +138,16 @@ class _Saved:
         groups = keras_private.saved_paths(built.model)
         self.hdf5.locate(groups)
         return [dataset for group in groups for dataset in (self.hdf5.group(group) or {}).values()]
+
+    def guess(self) -> list[Dataset]:
+        """What inference needs, before there is a model to ask: all but the optimizers.
+
+        One too many costs its bytes; one too few is read when Keras asks for it.
+        """
+        groups = self.hdf5.walk(lambda name: "optimizer" not in name)
+        return [
+            dataset for group in groups if group.endswith("vars") for dataset in (self.hdf5.group(group) or {}).values()
+        ]
 
     def slots(self, datasets: Sequence[Dataset]) -> list[TensorSlot]:
         """One for each dataset that is not in memory already."""
@@ -152,6 +169,7 @@ class _Saved:
         return keras_private.Weights(group, found, lambda name: self._tensor(found[name], tensors))
 
     def _tensor(self, dataset: Dataset, tensors: TensorStream) -> Any:
+        self.nbytes += dataset.nbytes
         if dataset.offset is None:
             return to_tensor(self.hdf5.read(dataset))
         if dataset.path in self._streamed:
@@ -184,11 +202,16 @@ def _open(store: Store, ref: ModelRef) -> Iterator[_Saved]:
             place = Resident(data := archive.read(_WEIGHTS, _INFLATED_BYTES))
             file = RangeFile(place, 0, len(data))
         else:
-            # The zip's CRC-32 covers the member as a whole, of which only the tensors in use are read.
+            _say_unchecked(ref.uri)
             place = located[0]
             file = RangeFile(ranges, *located)
         with Hdf5File(file, f"{_WEIGHTS} in {ref.uri}") as hdf5:
             yield _Saved(store, ranges, archive, hdf5, place)
+
+
+@cache
+def _say_unchecked(uri: str) -> None:
+    _log.info("%s: its CRC-32 covers the weights as a whole, of which only parts are read: TLS and length alone", uri)
 
 
 def _no_weights(archive: Archive, ref: ModelRef) -> Exception:

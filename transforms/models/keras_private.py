@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -29,6 +30,7 @@ from transforms.errors import CorruptModel, HeadraceError, UnsupportedModel
 from transforms.models.asset_files import AssetFiles, AssetFolder
 
 _UNINITIALIZED = "uninitialized_variables"
+_CHEAP_TO_INITIALISE = 10_000
 _SAVE_AGAIN = "Save the model again with the Keras that wrote it."
 
 
@@ -41,9 +43,17 @@ class Built:
     @property
     def helpers(self) -> list[Any]:
         weights = {id(v) for v in self.model.weights}
-        # What the build made and dropped again would otherwise be initialised in vain.
-        gc.collect()
-        return [v for v in (ref() for ref in self._pending) if v is not None and id(v) not in weights]
+
+        def alive() -> list[Any]:
+            return [v for v in (ref() for ref in self._pending) if v is not None and id(v) not in weights]
+
+        found = alive()
+        if sum(math.prod(v.shape) for v in found) > _CHEAP_TO_INITIALISE:
+            # Layers that the build made and dropped again would be initialised in vain.
+            del found
+            gc.collect()
+            return alive()
+        return found
 
 
 def build(config: bytes | bytearray, uri: str) -> Built:
@@ -337,11 +347,10 @@ def output_struct(model: Any, signature: list[Any]) -> Any:
 def _not_for_inference(model: Any) -> set[int]:
     """Ids of the metrics, losses and optimizers that hang on the model: training's state, never fetched."""
     from keras import Loss, Metric, Optimizer
-    from keras.src.saving import saving_lib
 
     found: set[int] = set()
     for layer in model._flatten_layers():
-        for _, child in saving_lib._walk_saveable(layer):
+        for child in vars(layer).values():
             children = child if isinstance(child, (list, tuple)) else [child]
             found.update(id(c) for c in children if isinstance(c, (Metric, Optimizer, Loss)))
     return found

@@ -37,6 +37,7 @@ class Ranges:
         self._pool = ThreadPoolExecutor(_CONNECTIONS, "headrace-ranges")
         self.collecting = False
         self.wanted: set[int] = set()
+        self._soon: set[int] = set()
         self.round_trips = 0
 
     def __enter__(self) -> Self:
@@ -65,9 +66,15 @@ class Ranges:
         if not self.wanted:
             return False
         last = (self._ref.size - 1) // BLOCK
-        self._fetch({block + i for block in self.wanted for i in range(1 + ahead) if block + i <= last})
+        self._fetch({block + i for block in self.wanted for i in range(1 + ahead) if block + i <= last} | self._soon)
         self.wanted.clear()
+        self._soon.clear()
         return True
+
+    def expect(self, offset: int, length: int) -> None:
+        """A hint: the next `fetch_wanted` brings these bytes too, where they lie in the object."""
+        if 0 <= offset <= self._ref.size - length and length <= BLOCK:
+            self._soon.update(range(offset // BLOCK, (offset + length - 1) // BLOCK + 1))
 
     def read(self, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`, as far as the object goes. Raises `CorruptModel` above `LARGEST_READ`."""
@@ -130,7 +137,7 @@ class RangeFile(io.RawIOBase):
 
     def __init__(self, source: Ranges | Resident, start: int, size: int) -> None:
         self.source, self.size = source, size
-        self._start, self._at = start, 0
+        self.start, self._at = start, 0
 
     def readable(self) -> bool:
         return True
@@ -150,13 +157,13 @@ class RangeFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer).cast("B")
-        data = self.source.read(self._start + self._at, max(0, min(len(view), self.size - self._at)))
+        data = self.source.read(self.start + self._at, max(0, min(len(view), self.size - self._at)))
         view[: len(data)] = data
         self._at += len(data)
         return len(data)
 
     def read(self, size: int | None = -1) -> bytes:
         wanted = self.size - self._at if size is None or size < 0 else min(size, self.size - self._at)
-        data = self.source.read(self._start + self._at, max(0, wanted))
+        data = self.source.read(self.start + self._at, max(0, wanted))
         self._at += len(data)
         return data
