@@ -43,7 +43,9 @@ def test_names_sort_in_input_order_and_tell_what_they_hold():
     assert (told.stem, told.first_row, told.end_row, told.job) == ("a", 5, 12, FINGERPRINT[:8])
 
 
-@pytest.mark.parametrize("name", ["a.parquet", "_SUCCESS", "a-000000000000-000000000005-0123.parquet", "part-0.csv", ""])
+@pytest.mark.parametrize(
+    "name", ["a.parquet", "_SUCCESS", "a-000000000000-000000000005-0123.parquet", "part-0.csv", ""]
+)
 def test_other_names_are_nobodys_shard(name):
     assert parse_output_name(name) is None
 

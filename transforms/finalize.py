@@ -30,6 +30,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("input_version", pa.string()),
         ("first_row", pa.int64()),
         ("rows", pa.int64()),
+        ("intra_op_threads", pa.int32()),
         ("read_seconds", pa.float64()),
         ("predict_seconds", pa.float64()),
         ("write_seconds", pa.float64()),
@@ -53,6 +54,7 @@ def manifest_table(results: Iterable[ShardResult]) -> pa.Table:
                 "input_version": shard.source.version,
                 "first_row": shard.first_row,
                 "rows": shard.rows,
+                "intra_op_threads": result.intra_op_threads,
                 **{f"{stage}_seconds": seconds for stage, seconds in result.seconds.items()},
             }
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -31,30 +32,34 @@ from transforms.storage import Store, StoreOptions, open_store
 
 _BATCHES_AHEAD = 2
 
+_log = logging.getLogger(__name__)
+
 
 def cores() -> int:
     """Cores that this process may use, which is also the number of shards it works on at once."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def set_tensorflow_threads() -> dict[str, int]:
-    """One intra-op thread, since a shard per core keeps the cores busy and a batch then gives the same bits everywhere.
+def set_tensorflow_threads() -> None:
+    """One intra-op thread, since a shard per core keeps the cores busy, and then a batch gives the same bits everywhere;
+    as many inter-op threads as shards in flight, since TensorFlow runs a function's operations in these.
 
-    TensorFlow takes this only before its first operation; a process that has used it already keeps what it has.
-    Returns the numbers in force (0: TensorFlow's own choice).
+    TensorFlow takes this only before its first operation: a process that has used it already keeps what it has.
     """
     import tensorflow as tf
 
-    threading_config = tf.config.threading
     try:
-        threading_config.set_intra_op_parallelism_threads(1)
-        threading_config.set_inter_op_parallelism_threads(1)
-    except RuntimeError:  # TensorFlow is running already: the numbers returned say with what
-        pass
-    return {
-        "intra_op": threading_config.get_intra_op_parallelism_threads(),
-        "inter_op": threading_config.get_inter_op_parallelism_threads(),
-    }
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(cores())
+    except RuntimeError as error:
+        _log.info("TensorFlow keeps its threads, %s intra-op: %s", intra_op_threads() or "as many as cores", error)
+
+
+def intra_op_threads() -> int:
+    """As in force in this process; 0 is TensorFlow's own choice. They change the bits of large matrix products."""
+    import tensorflow as tf
+
+    return int(tf.config.threading.get_intra_op_parallelism_threads())
 
 
 def load_shared(ref: ModelRef, signature: str) -> Model:
@@ -93,7 +98,7 @@ def predict_shard(
         dict(job.predictions),
         job.keep,
     )
-    clock = _Clock()
+    clock, threads = _Clock(), intra_op_threads()
     batches = 0
 
     def predicted() -> Iterator[pa.RecordBatch]:
@@ -113,7 +118,7 @@ def predict_shard(
 
     started = time.perf_counter()
     try:
-        written, rows = write_batches(sink, uri, plan.output_schema, predicted(), _key_values(job, shard))
+        written, rows = write_batches(sink, uri, plan.output_schema, predicted(), _key_values(job, shard, threads))
     except AlreadyExists:
         if (found := _already_written(job, sink, uri, shard)) is None:
             raise
@@ -129,14 +134,14 @@ def predict_shard(
         written.version,
         written.crc32c,
         computed=True,
+        intra_op_threads=threads,
         batches=batches,
         read_bytes=shard.nbytes,
         seconds=spent,
     )
 
 
-def _key_values(job: Job, shard: Shard) -> dict[str, str]:
-    """What each prediction file says of itself."""
+def _identity(job: Job, shard: Shard) -> dict[str, str]:
     return {
         "headrace.fingerprint": job.fingerprint,
         "headrace.model": job.model.digest,
@@ -147,12 +152,18 @@ def _key_values(job: Job, shard: Shard) -> dict[str, str]:
     }
 
 
+def _key_values(job: Job, shard: Shard, threads: int) -> dict[str, str]:
+    """What each prediction file says of itself: what it is, and what its bits depend on."""
+    bits = {"headrace.batch_rows": str(job.batch_rows), "headrace.intra_op_threads": str(threads)}
+    return _identity(job, shard) | bits
+
+
 def _already_written(job: Job, sink: Store, uri: str, shard: Shard) -> ShardResult | None:
     try:
         there = sink.stat(uri)
     except ObjectNotFound:
         return None
-    wanted = _key_values(job, shard)
+    wanted = _identity(job, shard)
     kept = {key.decode(): value.decode() for key, value in read_footer(sink, there).key_values.items()}
     if different := [key for key, value in wanted.items() if kept.get(key) != value]:
         raise OutputConflict(

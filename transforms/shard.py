@@ -38,13 +38,14 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """What became of a shard. Times are seconds of one thread; they are 0 where the output stood there already."""
+    """What became of a shard. `seconds` are of one thread, by stage; unknown where the output stood there already."""
 
     shard: Shard
     output_bytes: int
     output_version: str
     output_crc32c: int | None
     computed: bool
+    intra_op_threads: int | None = None
     batches: int = 0
     read_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
