@@ -25,7 +25,7 @@ def aligned(array: Any) -> Any:
     return copy
 
 
-@given(st.integers(1, 4096))
+@given(st.integers(1, 4096) | st.integers((1 << 20) - 1, 5 << 20))
 def test_aligned_empty_is_aligned(nbytes: int) -> None:
     buffer = aligned_empty(nbytes)
     assert buffer.nbytes == nbytes
