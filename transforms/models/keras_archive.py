@@ -23,7 +23,7 @@ from transforms.models.model import Model
 from transforms.models.ranges import RangeFile, Ranges, Resident
 from transforms.models.ref import ModelRef
 from transforms.models.spec import ModelSpec, Signature, TensorSpec
-from transforms.models.stream import StreamOptions, TensorSlot, TensorStream, numpy_dtype
+from transforms.models.stream import StreamOptions, TensorSlot, TensorStream, numpy_dtype, open_stream
 from transforms.storage import Store
 
 SIGNATURE = "serving_default"
@@ -74,7 +74,7 @@ def load(store: Store, ref: ModelRef, signature: str = SIGNATURE, stream: Stream
         )
     with _open(store, ref) as saved:
         config, datasets = saved.config(), saved.guess()
-        with TensorStream(store, saved.slots(datasets), stream) as tensors:
+        with open_stream(store, saved.slots(datasets), stream) as tensors:
             # Keras takes as long over a large model's graph as its weights take to come.
             built = keras_private.build(config, ref.uri)
             keras_private.fill(

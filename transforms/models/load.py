@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
-from transforms.errors import SignatureNotFound
+from transforms.errors import InvalidRequest, SignatureNotFound
 from transforms.models.model import Model
 from transforms.models.ref import ModelRef, pin_model
 from transforms.models.spec import ModelSpec
@@ -22,15 +23,18 @@ def load_model(
     connections: int = _DEFAULT.connections,
     in_flight_bytes: int = _DEFAULT.in_flight_bytes,
     progress: Progress | None = None,
+    model_sharing: str = "process",
 ) -> Model:
     """Streams the model into memory; no byte of it touches a disk.
 
     `model` is the URI of a SavedModel's folder or of a `.keras` file (`gs://` or a local path), or a `ModelRef`, which
-    carries its own store options. Raises `NotAModel`, `SignatureNotFound`, `UnsupportedModel`, `CorruptModel`,
-    `ObjectChanged`, `StorageError`.
+    carries its own store options. With `model_sharing="machine"`, the processes of this machine and user that load the same
+    model so hold one copy of its weights, fetched once; where that cannot be, the log says why. Raises `NotAModel`,
+    `SignatureNotFound`, `UnsupportedModel`, `CorruptModel`, `ObjectChanged`, `StorageError`.
     """
     ref = pin_model(model, options) if isinstance(model, str) else model
-    stream = StreamOptions(connections=connections, in_flight_bytes=in_flight_bytes, progress=progress)
+    place = _place(ref, model_sharing)
+    stream = StreamOptions(connections=connections, in_flight_bytes=in_flight_bytes, progress=progress, place=place)
     loaded: Model = _format(ref).load(open_store(ref.uri, ref.options), ref, signature, stream)
     return loaded
 
@@ -53,6 +57,23 @@ def describe_model(
             cure="Name one with --signature.",
         )
     return spec
+
+
+def _place(ref: ModelRef, model_sharing: str) -> Any:
+    if model_sharing not in ("machine", "process"):
+        raise InvalidRequest(
+            f"{model_sharing!r} says not who shares the weights",
+            expected="'machine' or 'process'",
+            cure="Leave model_sharing out.",
+        )
+    if model_sharing == "process":
+        return None
+    from transforms.models import machine_stream
+
+    if reason := machine_stream.why_not():
+        machine_stream.say_once(reason)
+        return None
+    return functools.partial(machine_stream.MachineStream, identity=machine_stream.machine_identity(ref))
 
 
 def _format(ref: ModelRef) -> Any:

@@ -24,7 +24,7 @@ from transforms.models.dlpack import aligned_empty, to_tensor
 from transforms.models.model import Model
 from transforms.models.ref import ModelRef
 from transforms.models.spec import ModelSpec, Signature, TensorSpec
-from transforms.models.stream import StreamOptions, TensorSlot, TensorStream, numpy_dtype
+from transforms.models.stream import StreamOptions, TensorSlot, TensorStream, numpy_dtype, open_stream
 from transforms.models.tensor_bundle import Bundle, Entry
 from transforms.storage import ObjectRef, Store
 
@@ -60,7 +60,7 @@ def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> 
     captures = graph.captures(signature)
     weights = graph.weights(captures)
     slots = [piece.slot for entry in weights.values() for piece in entry.pieces]
-    with TensorStream(store, slots, stream) as tensors:
+    with open_stream(store, slots, stream) as tensors:
         folder = _RamFolder(store, ref, graph.take_proto())
         try:
             loaded = folder.load(graph.tags)

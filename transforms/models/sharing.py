@@ -1,7 +1,11 @@
-"""One model per process, however many threads ask for it; it lives as long as the process."""
+"""One model per process, however many threads ask for it; it lives as long as the process.
+
+Its weights are the machine's: one copy for all processes of it.
+"""
 
 from __future__ import annotations
 
+import os
 import threading
 from typing import Any
 
@@ -19,15 +23,31 @@ class _Place:
         self.model: Model | None = None
 
 
-def shared_model(ref: ModelRef, signature: str = "serving_default", **stream: Any) -> Model:
+def shared_model(
+    ref: ModelRef, signature: str = "serving_default", *, model_sharing: str = "machine", **stream: Any
+) -> Model:
     """The process's `Model` of that reference and signature; the first to ask loads it, the others wait.
 
-    `stream` are `load_model`'s options, heeded by the one that loads. A failed load is not kept: it raises for the one
-    that tried, and the next one tries anew.
+    `model_sharing` ("machine" or "process") and `stream` are `load_model`'s options, heeded by the one that loads. A failed
+    load is not kept: it raises for the one that tried, and the next one tries anew.
     """
     with _lock:
         place = _places.setdefault((ref, signature), _Place())
     with place.lock:
         if place.model is None:
-            place.model = load_model(ref, signature, **stream)
+            place.model = load_model(ref, signature, model_sharing=model_sharing, **stream)
         return place.model
+
+
+def _keep_loaded() -> None:
+    """In a forked child no other thread goes on, so that no lock is ever released and no load ends."""
+    global _lock, _places
+    _lock = threading.Lock()
+    loaded = {key: place.model for key, place in _places.items() if place.model is not None}
+    _places = {key: _Place() for key in loaded}
+    for key, place in _places.items():
+        place.model = loaded[key]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_keep_loaded)

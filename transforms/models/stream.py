@@ -36,13 +36,15 @@ Progress = Callable[[int, int], None]
 class StreamOptions:
     """`connections` in parallel at most, `in_flight_bytes` asked for at once, in requests of at most `piece_bytes`.
 
-    `progress` is called with bytes arrived and bytes in all, by one thread at a time, often not the caller's.
+    `progress` is called with bytes arrived and bytes in all, by one thread at a time, often not the caller's. `place` makes
+    the stream where the tensors are to lie in other memory than the process's own.
     """
 
     connections: int = 32
     in_flight_bytes: int = 256 << 20
     piece_bytes: int = 8 << 20
     progress: Progress | None = None
+    place: Callable[[Store, Sequence[TensorSlot], StreamOptions], TensorStream] | None = None
 
     def __post_init__(self) -> None:
         for name in ("connections", "in_flight_bytes", "piece_bytes"):
@@ -114,6 +116,11 @@ def stream_tensors(
     return TensorStream(store, slots, StreamOptions(connections, in_flight_bytes, piece_bytes, progress))
 
 
+def open_stream(store: Store, slots: Sequence[TensorSlot], options: StreamOptions) -> TensorStream:
+    """As `stream_tensors`, in the place that the options choose."""
+    return (options.place or TensorStream)(store, slots, options)
+
+
 class TensorStream:
     """Tensors on their way; leaving the `with` block cancels what was not yet asked for and ends every thread."""
 
@@ -132,17 +139,17 @@ class TensorStream:
         self._progress_lock = threading.Lock()
         self._arrived, self._total = 0, sum(self._missing)
         self._request_count = len(requests)
-        workers = min(options.connections, len(requests), max(1, options.in_flight_bytes // piece_bytes))
-        self._threads = [
-            threading.Thread(target=self._work, name=f"headrace-stream-{i}", daemon=True) for i in range(workers)
-        ]
+        self._workers = min(options.connections, len(requests), max(1, options.in_flight_bytes // piece_bytes))
+        self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
         self._retries_before = self._store.counters.retries
         self._closed = False
-        for thread in self._threads:
+        for i in range(self._workers):
+            thread = threading.Thread(target=self._work, name=f"headrace-stream-{i}", daemon=True)
             thread.start()
+            self._threads.append(thread)
         return self
 
     def __exit__(
@@ -195,8 +202,12 @@ class TensorStream:
         if part.slot < 0:
             return memoryview(bytearray(part.stop - part.start))
         if part.slot not in self._buffers:
-            self._buffers[part.slot] = aligned_empty(self._slots[part.slot].nbytes)
+            self._buffers[part.slot] = self._allocate(part.slot)
         return memoryview(self._buffers[part.slot])[part.start : part.stop]
+
+    def _allocate(self, i: int) -> Any:
+        """The slot's final memory, as an aligned uint8 array."""
+        return aligned_empty(self._slots[i].nbytes)
 
     def _arrive(self, part: _Part) -> None:
         size = part.stop - part.start
@@ -226,7 +237,7 @@ class TensorStream:
             seconds,
             self._total / 2**20 / seconds,
             self._request_count,
-            len(self._threads),
+            self._workers,
             self._store.counters.retries - self._retries_before,
         )
 
