@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 import traceback
@@ -16,6 +17,7 @@ from transforms.errors import HeadraceError
 
 
 def entry() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(main())
 
 

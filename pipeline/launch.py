@@ -41,6 +41,8 @@ def launch(job: Job, options: PipelineOptions) -> None:
     except HeadraceError:
         raise
     except Exception as error:
+        if "KeyboardInterrupt" in str(error):  # raised in the middle of a bundle, handed on as text
+            raise KeyboardInterrupt from error
         raise workers_error(error) from error
 
 
