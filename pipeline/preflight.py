@@ -9,12 +9,12 @@ import pyarrow as pa
 
 from pipeline import __version__
 from pipeline.options import Request
-from transforms.errors import InvalidRequest, SignatureNotFound
+from transforms.errors import InvalidRequest
 from transforms.job import Job
 from transforms.mapping import ColumnPlan, auto_batch_rows, plan_columns
 from transforms.models.load import describe_model
-from transforms.models.ref import ModelRef, pin_model
-from transforms.models.spec import ModelSpec, Signature
+from transforms.models.ref import pin_model
+from transforms.models.spec import ModelSpec
 from transforms.parquet import read_footer
 from transforms.plan import Listing, list_inputs
 from transforms.shard import output_name
@@ -36,13 +36,14 @@ class Prepared:
 def prepare(request: Request) -> Prepared:
     """Raises a `HeadraceError` for every mistake that can be known now. Writes nothing."""
     ref = pin_model(request.model, request.storage)
-    spec = describe_model(ref)
-    signature = signature_of(ref, spec, request.signature)
+    spec = describe_model(ref, request.signature)
     listing = list_inputs(request.inputs, request.storage)
     check_output_apart(request, listing)
     first = listing.files[0]
     schema = read_footer(open_store(first.uri, request.storage), first).schema
-    columns = plan_columns(schema, signature, request.features, request.predictions, request.keep, where=first.uri)
+    columns = plan_columns(
+        schema, spec.signatures[request.signature], request.features, request.predictions, request.keep, where=first.uri
+    )
     batch_rows, rule = (request.batch_rows, "given") if request.batch_rows else auto_batch_rows(columns)
     job = Job(
         model=ref,
@@ -50,7 +51,9 @@ def prepare(request: Request) -> Prepared:
         inputs=request.inputs,
         output=request.output,
         features=tuple(sorted(columns.inputs.mapping.items())),
-        predictions=tuple((name, request.predictions.get(name, name)) for name in signature.outputs),
+        predictions=tuple(
+            (name, request.predictions.get(name, name)) for name in spec.signatures[request.signature].outputs
+        ),
         keep=columns.keep,
         input_schema=pa.schema([schema.field(name) for name in columns.columns]).serialize().to_pybytes(),
         batch_rows=batch_rows,
@@ -66,17 +69,6 @@ def prepare(request: Request) -> Prepared:
 def versions() -> dict[str, str]:
     """Of what changes numbers, or the files' layout."""
     return {name: version(name) for name in ("tensorflow", "keras", "pyarrow")} | {"headrace": __version__}
-
-
-def signature_of(ref: ModelRef, spec: ModelSpec, name: str) -> Signature:
-    if name not in spec.signatures:
-        raise SignatureNotFound(
-            f"{ref.uri} has no signature {name!r}",
-            expected=f"one of {', '.join(sorted(spec.signatures))}",
-            found=name,
-            cure="Name one of these with --signature",
-        )
-    return spec.signatures[name]
 
 
 def check_output_apart(request: Request, listing: Listing) -> None:
