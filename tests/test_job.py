@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,26 +31,28 @@ from transforms.storage import open_store
 
 COUNTS = (100, 0, 37, 250)
 
+Capture = pytest.CaptureFixture[str]
 
-def run(capfd, *argv):
+
+def run(capfd: Capture, *argv: str) -> Any:
     code = main(list(argv))
     out, err = capfd.readouterr()
     return code, out, err
 
 
 @pytest.fixture
-def place(bucket):
+def place(bucket: str) -> Any:
     put_model("saved_model", f"{bucket}/model")
     put_inputs(f"{bucket}/in", COUNTS, row_group_size=60)
     return bucket
 
 
-def flags(place, *more, model="model", out="out"):
+def flags(place: str, *more: Any, model: Any = "model", out: Any = "out") -> Any:
     return [f"--model={place}/{model}", f"--input={place}/in/*.parquet", f"--output={place}/{out}", *more]
 
 
 @pytest.mark.parametrize("name", ["saved_model", "model.keras"])
-def test_predictions_are_those_of_the_plainly_loaded_model_to_the_bit(capfd, place, name):
+def test_predictions_are_those_of_the_plainly_loaded_model_to_the_bit(capfd: Capture, place: str, name: str) -> None:
     if name != "saved_model":
         put_model(name, f"{place}/{name}")
     model = "model" if name == "saved_model" else name
@@ -69,7 +73,9 @@ def test_predictions_are_those_of_the_plainly_loaded_model_to_the_bit(capfd, pla
         first += count
 
 
-def test_the_output_names_its_inputs_in_order_and_the_manifest_accounts_for_every_row(capfd, place):
+def test_the_output_names_its_inputs_in_order_and_the_manifest_accounts_for_every_row(
+    capfd: Capture, place: str
+) -> None:
     assert run(capfd, *flags(place))[0] == 0
     names = names_in(f"{place}/out")
     assert [name.split("/")[0] for name in names if name.startswith("_")] == ["_SUCCESS", "_headrace", "_manifest"]
@@ -90,7 +96,7 @@ def test_the_output_names_its_inputs_in_order_and_the_manifest_accounts_for_ever
     assert record["model"]["uri"] == f"{place}/model"
 
 
-def test_large_files_are_split_at_row_groups(capfd, place):
+def test_large_files_are_split_at_row_groups(capfd: Capture, place: str) -> None:
     assert run(capfd, *flags(place, "--shard_bytes=1"))[0] == 0
     spans = [parse_output_name(name) for name in names_in(f"{place}/out")]
     assert [(s.first_row, s.end_row) for s in spans if s and s.stem == "part-00003"] == [
@@ -103,14 +109,14 @@ def test_large_files_are_split_at_row_groups(capfd, place):
     assert read_output(f"{place}/out")["id"].to_pylist() == list(range(sum(COUNTS)))
 
 
-def test_local_paths_work_like_buckets(capfd, tmp_path):
+def test_local_paths_work_like_buckets(capfd: Capture, tmp_path: Path) -> None:
     put_model("saved_model", f"{tmp_path}/model")
     put_inputs(f"{tmp_path}/in", COUNTS)
     assert run(capfd, *flags(str(tmp_path)))[0] == 0
     assert read_output(f"{tmp_path}/out")["id"].to_pylist() == list(range(sum(COUNTS)))
 
 
-def test_hive_like_folders_are_mirrored_and_hidden_files_passed_over(capfd, tmp_path):
+def test_hive_like_folders_are_mirrored_and_hidden_files_passed_over(capfd: Capture, tmp_path: Path) -> None:
     put_model("saved_model", f"{tmp_path}/model")
     put_table(f"{tmp_path}/in/dt=2026-01-01/a.parquet", rows(0, 5))
     put_table(f"{tmp_path}/in/dt=2026-01-02/a.parquet", rows(5, 5))
@@ -125,7 +131,7 @@ def test_hive_like_folders_are_mirrored_and_hidden_files_passed_over(capfd, tmp_
     assert read_output(f"{tmp_path}/out")["id"].to_pylist() == list(range(10))
 
 
-def test_columns_chosen_by_flags(capfd, place):
+def test_columns_chosen_by_flags(capfd: Capture, place: str) -> None:
     put_table(
         f"{place}/wide/a.parquet",
         pa.table(
@@ -150,12 +156,12 @@ def test_columns_chosen_by_flags(capfd, place):
     assert abs(scores(found, "scores").sum() - 1) < 1e-6
 
 
-def test_keep_none_leaves_only_predictions(capfd, place):
+def test_keep_none_leaves_only_predictions(capfd: Capture, place: str) -> None:
     assert run(capfd, *flags(place, "--keep="))[0] == 0
     assert read_output(f"{place}/out").schema.names == ["output_0"]
 
 
-def test_limit_takes_the_first_rows_of_the_plan_and_is_marked(capfd, place):
+def test_limit_takes_the_first_rows_of_the_plan_and_is_marked(capfd: Capture, place: str) -> None:
     assert run(capfd, *flags(place, "--limit=120"))[0] == 0
     assert read_output(f"{place}/out")["id"].to_pylist() == list(range(120))
     store = open_store(place)
@@ -167,7 +173,7 @@ def test_limit_takes_the_first_rows_of_the_plan_and_is_marked(capfd, place):
     assert "limit differ" in err
 
 
-def test_a_finished_job_run_again_computes_nothing(capfd, place):
+def test_a_finished_job_run_again_computes_nothing(capfd: Capture, place: str) -> None:
     assert run(capfd, *flags(place))[0] == 0
     before = list(open_store(place).list(f"{place}/out/"))
     code, out, _ = run(capfd, *flags(place))
@@ -175,7 +181,7 @@ def test_a_finished_job_run_again_computes_nothing(capfd, place):
     assert list(open_store(place).list(f"{place}/out/")) == before
 
 
-def test_only_what_is_missing_is_computed(capfd, place):
+def test_only_what_is_missing_is_computed(capfd: Capture, place: str) -> None:
     assert run(capfd, *flags(place))[0] == 0
     store = open_store(place)
     whole = read_output(f"{place}/out")
@@ -193,7 +199,7 @@ def test_only_what_is_missing_is_computed(capfd, place):
     assert read_output(f"{place}/out").equals(whole)
 
 
-def test_a_file_that_comes_later_is_added(capfd, place):
+def test_a_file_that_comes_later_is_added(capfd: Capture, place: str) -> None:
     assert run(capfd, *flags(place))[0] == 0
     put_table(f"{place}/in/part-00009.parquet", rows(sum(COUNTS), 5))
     code, out, _ = run(capfd, *flags(place))
@@ -202,7 +208,7 @@ def test_a_file_that_comes_later_is_added(capfd, place):
     assert read_output(f"{place}/out")["id"].to_pylist() == list(range(sum(COUNTS) + 5))
 
 
-def test_an_input_rewritten_since_is_refused_with_both_versions(capfd, place):
+def test_an_input_rewritten_since_is_refused_with_both_versions(capfd: Capture, place: str) -> None:
     assert run(capfd, *flags(place))[0] == 0
     store = open_store(place)
     was = store.stat(f"{place}/in/part-00002.parquet")
@@ -222,7 +228,7 @@ def test_an_input_rewritten_since_is_refused_with_both_versions(capfd, place):
     assert read_output(f"{place}/out")["id"].to_pylist()[100:137] == list(range(900, 937))
 
 
-def test_an_input_that_is_gone_is_refused(capfd, place):
+def test_an_input_that_is_gone_is_refused(capfd: Capture, place: str) -> None:
     assert run(capfd, *flags(place))[0] == 0
     store = open_store(place)
     store.delete(store.stat(f"{place}/in/part-00002.parquet"))
@@ -231,7 +237,9 @@ def test_an_input_that_is_gone_is_refused(capfd, place):
     assert f"gone since: {place}/in/part-00002.parquet" in err
 
 
-def test_another_model_is_refused_with_both_and_overwrites_only_what_the_first_job_wrote(capfd, place):
+def test_another_model_is_refused_with_both_and_overwrites_only_what_the_first_job_wrote(
+    capfd: Capture, place: str
+) -> None:
     assert run(capfd, *flags(place))[0] == 0
     put(f"{place}/out/notes.txt", b"mine")
     put_model("model.keras", f"{place}/model.keras")
@@ -257,14 +265,14 @@ def test_another_model_is_refused_with_both_and_overwrites_only_what_the_first_j
         ("--shard_bytes=1000", "shard_bytes"),
     ],
 )
-def test_another_mapping_or_plan_is_refused(capfd, place, flag, field):
+def test_another_mapping_or_plan_is_refused(capfd: Capture, place: str, flag: str, field: str) -> None:
     assert run(capfd, *flags(place))[0] == 0
     code, _, err = run(capfd, *flags(place, flag))
     assert code == 2
     assert field in err
 
 
-def test_a_null_in_a_feature_fails_the_job_naming_file_and_row(capfd, place):
+def test_a_null_in_a_feature_fails_the_job_naming_file_and_row(capfd: Capture, place: str) -> None:
     table = rows(900, 10)
     x = table["x"].to_pylist()
     x[7] = None
@@ -278,7 +286,7 @@ def test_a_null_in_a_feature_fails_the_job_naming_file_and_row(capfd, place):
     assert not any("part-00005" in name for name in names_in(f"{place}/out"))
 
 
-def test_a_file_with_other_types_fails_before_any_row_is_predicted(capfd, place):
+def test_a_file_with_other_types_fails_before_any_row_is_predicted(capfd: Capture, place: str) -> None:
     put_table(f"{place}/in/part-00005.parquet", pa.table({"id": ["a"], "name": ["b"], "x": [[1.0]]}))
     code, _, err = run(capfd, *flags(place))
     assert code == 1
@@ -287,7 +295,7 @@ def test_a_file_with_other_types_fails_before_any_row_is_predicted(capfd, place)
     assert not any(parse_output_name(name) for name in names_in(f"{place}/out"))
 
 
-def test_plan_tells_all_and_writes_nothing(capfd, place):
+def test_plan_tells_all_and_writes_nothing(capfd: Capture, place: str) -> None:
     code, out, _ = run(capfd, "plan", *flags(place))
     assert code == 0
     assert "4 files, 4 shards, 387 rows" in out
@@ -297,7 +305,7 @@ def test_plan_tells_all_and_writes_nothing(capfd, place):
     assert "Everything is done" in run(capfd, "plan", *flags(place))[1]
 
 
-def test_inspect_shows_signatures_parameters_and_bytes(capfd, place):
+def test_inspect_shows_signatures_parameters_and_bytes(capfd: Capture, place: str) -> None:
     code, out, _ = run(capfd, "inspect", f"--model={place}/model")
     assert code == 0
     parameters = 4 * 16 + 16 + 16 * 3 + 3
@@ -306,7 +314,7 @@ def test_inspect_shows_signatures_parameters_and_bytes(capfd, place):
     assert "[batch, 4]" in out
 
 
-def outputs(folder):
+def outputs(folder: str) -> Any:
     """Prediction files that stand; the folder itself may not yet."""
     return (
         [name for name in names_in(f"{folder}/out") if parse_output_name(name)]
@@ -315,7 +323,7 @@ def outputs(folder):
     )
 
 
-def start_and_stop(folder, with_signal):
+def start_and_stop(folder: str, with_signal: Any) -> Any:
     """Starts a job of 12 shards, signals it once two of them stand; gives its command line and exit code."""
     put_model("saved_model", f"{folder}/model")
     put_inputs(f"{folder}/in", [20_000] * 12)
@@ -334,7 +342,7 @@ def start_and_stop(folder, with_signal):
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT])
-def test_stopped_half_way_then_run_again_every_row_is_there_once(tmp_path, with_signal):
+def test_stopped_half_way_then_run_again_every_row_is_there_once(tmp_path: Path, with_signal: Any) -> None:
     folder = str(tmp_path)
     argv, code, err = start_and_stop(folder, with_signal)
     if with_signal != signal.SIGKILL:

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -11,20 +13,22 @@ from pipeline.cli import main
 from tests.jobs import model_folder, names_in, put, put_inputs, put_model, put_table, rows
 from transforms.storage import open_store
 
+Capture = pytest.CaptureFixture[str]
+
 
 @pytest.fixture
-def place(bucket):
+def place(bucket: str) -> Any:
     put_model("saved_model", f"{bucket}/model")
     put_inputs(f"{bucket}/in", [20, 30])
     return bucket
 
 
-def command(place, *more, **instead):
+def command(place: str, *more: Any, **instead: Any) -> Any:
     flags = {"model": f"{place}/model", "input": f"{place}/in/*.parquet", "output": f"{place}/out"} | instead
     return [f"--{name}={value}" for name, value in flags.items()] + list(more)
 
 
-def refused(capfd, argv, *fragments):
+def refused(capfd: Capture, argv: list[str], *fragments: str) -> Any:
     """The one paragraph, on standard error."""
     code = main(argv)
     out, err = capfd.readouterr()
@@ -38,58 +42,58 @@ def refused(capfd, argv, *fragments):
     return told[0]
 
 
-def test_no_such_model(capfd, place):
+def test_no_such_model(capfd: Capture, place: str) -> None:
     refused(capfd, command(place, model=f"{place}/modle"), f"{place}/modle")
     assert names_in(f"{place}/out") == []
 
 
 @pytest.mark.parametrize("flag", ["model", "input", "output"])
-def test_no_such_bucket(capfd, place, flag):
+def test_no_such_bucket(capfd: Capture, place: str, flag: str) -> None:
     name = {"model": "model", "input": "in/*.parquet", "output": "out"}[flag]
     refused(
         capfd, command(place, **{flag: f"gs://no-such-bucket-of-ours/{name}"}), "no bucket 'no-such-bucket-of-ours'"
     )
 
 
-def test_a_folder_that_is_no_saved_model_says_what_it_holds(capfd, place):
+def test_a_folder_that_is_no_saved_model_says_what_it_holds(capfd: Capture, place: str) -> None:
     refused(capfd, command(place, model=f"{place}/in"), f"{place}/in", "part-00000.parquet")
 
 
-def test_a_truncated_keras_file(capfd, place):
+def test_a_truncated_keras_file(capfd: Capture, place: str) -> None:
     data = (model_folder() / "model.keras").read_bytes()
     put(f"{place}/cut.keras", data[: len(data) // 2])
     refused(capfd, command(place, model=f"{place}/cut.keras"), f"{place}/cut.keras", "truncated", "Copy the file again")
 
 
-def test_a_signature_that_does_not_exist_names_those_that_do(capfd, place):
+def test_a_signature_that_does_not_exist_names_those_that_do(capfd: Capture, place: str) -> None:
     refused(capfd, command(place, "--signature=predict"), "'predict'", "serving_default", "--signature")
 
 
-def test_no_file_matches_the_glob(capfd, place):
+def test_no_file_matches_the_glob(capfd: Capture, place: str) -> None:
     refused(capfd, command(place, input=f"{place}/in/*.parq"), f"{place}/in/*.parq", "part-00000.parquet")
 
 
-def test_an_input_that_is_named_and_missing(capfd, place):
+def test_an_input_that_is_named_and_missing(capfd: Capture, place: str) -> None:
     refused(capfd, command(place, input=f"{place}/in/part-7.parquet"), f"{place}/in/part-7.parquet")
 
 
-def test_a_file_that_is_not_parquet(capfd, place):
+def test_a_file_that_is_not_parquet(capfd: Capture, place: str) -> None:
     put(f"{place}/in/a.parquet", b"id,x\n1,2\n3,4\n")
     refused(capfd, command(place), f"{place}/in/a.parquet", "PAR1")
 
 
-def test_a_truncated_parquet_file(capfd, place):
+def test_a_truncated_parquet_file(capfd: Capture, place: str) -> None:
     store = open_store(place)
     whole = store.read(store.stat(f"{place}/in/part-00000.parquet"))
     put(f"{place}/in/a.parquet", whole[:-20])
     refused(capfd, command(place), f"{place}/in/a.parquet", "cut short")
 
 
-def test_a_feature_column_that_is_missing_names_the_nearest(capfd, place):
+def test_a_feature_column_that_is_missing_names_the_nearest(capfd: Capture, place: str) -> None:
     refused(capfd, command(place, "--feature=x=nmae"), "'nmae'", "'name'", "part-00000.parquet", "columns id, name, x")
 
 
-def test_an_input_of_the_model_that_does_not_exist(capfd, place):
+def test_an_input_of_the_model_that_does_not_exist(capfd: Capture, place: str) -> None:
     refused(capfd, command(place, "--feature=y=x"), "no input 'y'", "x")
 
 
@@ -102,12 +106,12 @@ def test_an_input_of_the_model_that_does_not_exist(capfd, place):
         (pa.array([1.0], pa.float32()), "float"),
     ],
 )
-def test_a_feature_column_of_the_wrong_type_or_length(capfd, place, column, found):
+def test_a_feature_column_of_the_wrong_type_or_length(capfd: Capture, place: str, column: Any, found: Any) -> None:
     put_table(f"{place}/in/a.parquet", pa.table({"x": column}))
     refused(capfd, command(place), f"{place}/in/a.parquet", "'x'", "float32", found)
 
 
-def test_a_list_of_the_wrong_length_is_found_on_the_way(capfd, place):
+def test_a_list_of_the_wrong_length_is_found_on_the_way(capfd: Capture, place: str) -> None:
     """Only the data tell it: the list's type allows any length."""
     put_table(f"{place}/lists/a.parquet", pa.table({"x": pa.array([[1.0] * 4, [1.0] * 3], pa.list_(pa.float32()))}))
     assert main(command(place, input=f"{place}/lists/*.parquet")) == 1
@@ -117,36 +121,36 @@ def test_a_list_of_the_wrong_length_is_found_on_the_way(capfd, place):
     assert "Traceback" not in err
 
 
-def test_an_output_that_collides_with_a_kept_column(capfd, place):
+def test_an_output_that_collides_with_a_kept_column(capfd: Capture, place: str) -> None:
     refused(
         capfd, command(place, "--prediction=output_0=id"), "'output_0'", "'id'", "--prediction output_0=id_predicted"
     )
 
 
-def test_an_output_of_the_model_that_does_not_exist(capfd, place):
+def test_an_output_of_the_model_that_does_not_exist(capfd: Capture, place: str) -> None:
     refused(capfd, command(place, "--prediction=scores=id"), "no output 'scores'", "output_0")
 
 
-def test_a_kept_column_that_does_not_exist(capfd, place):
+def test_a_kept_column_that_does_not_exist(capfd: Capture, place: str) -> None:
     refused(capfd, command(place, "--keep=idd"), "'idd'", "'id'")
 
 
-def test_an_output_folder_that_cannot_be_written(capfd, place, tmp_path):
+def test_an_output_folder_that_cannot_be_written(capfd: Capture, place: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     refused(capfd, command(place, output=str(tmp_path / "file" / "out")), str(tmp_path / "file"))
 
 
-def test_an_output_folder_with_other_peoples_files(capfd, place):
+def test_an_output_folder_with_other_peoples_files(capfd: Capture, place: str) -> None:
     put_table(f"{place}/out/theirs.parquet", rows(0, 1))
     refused(capfd, command(place, "--overwrite"), f"{place}/out", "theirs.parquet", "Name another --output")
     assert names_in(f"{place}/out") == ["theirs.parquet"]
 
 
-def test_an_output_folder_that_the_input_matches(capfd, place):
+def test_an_output_folder_that_the_input_matches(capfd: Capture, place: str) -> None:
     refused(capfd, command(place, output=f"{place}/in"), f"{place}/in", "no --input matches")
 
 
-def test_a_record_that_is_none(capfd, place):
+def test_a_record_that_is_none(capfd: Capture, place: str) -> None:
     put(f"{place}/out/_headrace/job.json", b"{}")
     refused(capfd, command(place), f"{place}/out/_headrace/job.json", "no record of a job")
 
@@ -169,12 +173,12 @@ def test_a_record_that_is_none(capfd, place):
         (["--model=ftp://b/m", "--input=i", "--output=o"], ["ftp://"]),
     ],
 )
-def test_a_command_line_that_cannot_be_meant(capfd, argv, fragments):
+def test_a_command_line_that_cannot_be_meant(capfd: Capture, argv: list[str], fragments: list[str]) -> None:
     refused(capfd, argv, *fragments)
 
 
 @pytest.mark.timeout(120)
-def test_no_credentials_is_told_soon_with_the_cure(tmp_path):
+def test_no_credentials_is_told_soon_with_the_cure(tmp_path: Path) -> None:
     """Against a server of our own in Google's place, without the emulator's variable: real credentials are looked for."""
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("GOOGLE", "STORAGE", "CLOUD"))
@@ -203,6 +207,6 @@ def test_no_credentials_is_told_soon_with_the_cure(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_verbose_adds_the_traceback(capfd, place):
+def test_verbose_adds_the_traceback(capfd: Capture, place: str) -> None:
     assert main(command(place, "--signature=predict", "--verbose")) == 2
     assert "Traceback (most recent call last)" in capfd.readouterr().err

@@ -1,4 +1,6 @@
 import gc
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,30 +17,32 @@ from transforms.storage import open_store
 SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string())])
 
 
-def rows(first, count):
+def rows(first: int, count: int) -> Any:
     ids = range(first, first + count)
     return pa.record_batch([pa.array(ids, pa.int64()), pa.array([f"näme {i}" for i in ids])], schema=SCHEMA)
 
 
-def put(uri, table, **how):
+def put(uri: Any, table: Any, **how: Any) -> Any:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, **how)
     return put_bytes(uri, sink.getvalue().to_pybytes())
 
 
-def put_bytes(uri, data):
+def put_bytes(uri: Any, data: Any) -> Any:
     with open_store(uri).create(uri) as writer:
         writer.write(data)
         return writer.commit()
 
 
-def whole(source, groups, count, first=0, skip=0):
+def whole(source: Any, groups: Any, count: int, first: int = 0, skip: int = 0) -> Any:
     return Shard("out", source, first, count, (0, groups), source.size, skip)
 
 
 @given(st.integers(0, 60), st.integers(1, 25), st.integers(1, 30), st.integers(0, 9), st.data())
 @settings(max_examples=60, deadline=None)
-def test_batches_are_consecutive_full_and_cut_where_the_shard_ends(tmp_path_factory, count, group, batch, skip, data):
+def test_batches_are_consecutive_full_and_cut_where_the_shard_ends(
+    tmp_path_factory: pytest.TempPathFactory, count: int, group: Any, batch: Any, skip: int, data: Any
+) -> None:
     folder = tmp_path_factory.mktemp("in")
     source = put(f"{folder}/a.parquet", pa.Table.from_batches([rows(0, count)], SCHEMA), row_group_size=group)
     skip = min(skip, count, group)
@@ -51,21 +55,21 @@ def test_batches_are_consecutive_full_and_cut_where_the_shard_ends(tmp_path_fact
     assert found.equals(pa.Table.from_batches([rows(skip, take)], SCHEMA))
 
 
-def test_columns_come_in_the_order_asked_for(tmp_path):
+def test_columns_come_in_the_order_asked_for(tmp_path: Path) -> None:
     source = put(f"{tmp_path}/a.parquet", pa.Table.from_batches([rows(0, 3)]))
     (batch,) = read_batches(open_store(source.uri), whole(source, 1, 3), ["name", "id"], 10)
     assert batch.schema.names == ["name", "id"]
 
 
-def test_a_column_that_is_gone_is_named(tmp_path):
+def test_a_column_that_is_gone_is_named(tmp_path: Path) -> None:
     source = put(f"{tmp_path}/a.parquet", pa.Table.from_batches([rows(0, 3)]))
     with pytest.raises(ColumnError, match=r"a\.parquet lacks the column 'pixels'.*id, name"):
         list(read_batches(open_store(source.uri), whole(source, 1, 3), ["id", "pixels"], 10))
 
 
 @pytest.mark.parametrize("row", [0, 7, 63, 64, 99])
-def test_a_null_in_a_fixed_size_list_is_named_by_its_row(tmp_path, row):
-    values = [[1.0, 2.0]] * 100
+def test_a_null_in_a_fixed_size_list_is_named_by_its_row(tmp_path: Path, row: int) -> None:
+    values: list[list[float] | None] = [[1.0, 2.0]] * 100
     values[row] = None
     table = pa.table({"x": pa.array(values, pa.list_(pa.float32(), 2))})
     source = put(f"{tmp_path}/a.parquet", table, row_group_size=40)
@@ -74,7 +78,7 @@ def test_a_null_in_a_fixed_size_list_is_named_by_its_row(tmp_path, row):
 
 
 @pytest.mark.parametrize("keep", [0, 3, 11, 12, 200, -1, -4])
-def test_what_is_no_parquet_file_or_cut_short_is_told(tmp_path, keep):
+def test_what_is_no_parquet_file_or_cut_short_is_told(tmp_path: Path, keep: int) -> None:
     source = put(f"{tmp_path}/a.parquet", pa.Table.from_batches([rows(0, 300)]))
     store = open_store(source.uri)
     cut = put_bytes(f"{tmp_path}/cut.parquet", store.read(source)[:keep])
@@ -82,7 +86,7 @@ def test_what_is_no_parquet_file_or_cut_short_is_told(tmp_path, keep):
         read_footer(store, cut)
 
 
-def test_data_that_contradict_the_footer_name_the_file(tmp_path):
+def test_data_that_contradict_the_footer_name_the_file(tmp_path: Path) -> None:
     source = put(f"{tmp_path}/a.parquet", pa.Table.from_batches([rows(0, 3000)]), write_page_checksum=True)
     store = open_store(source.uri)
     data = bytearray(store.read(source))
@@ -92,7 +96,7 @@ def test_data_that_contradict_the_footer_name_the_file(tmp_path):
         list(read_batches(store, whole(broken, 1, 3000), ["id", "name"], 100))
 
 
-def test_footer_counts_rows_and_compressed_bytes(tmp_path):
+def test_footer_counts_rows_and_compressed_bytes(tmp_path: Path) -> None:
     source = put(f"{tmp_path}/a.parquet", pa.Table.from_batches([rows(0, 100)]), row_group_size=40)
     footer = read_footer(open_store(source.uri), source)
     assert footer.row_group_rows == [40, 40, 20]
@@ -100,13 +104,13 @@ def test_footer_counts_rows_and_compressed_bytes(tmp_path):
 
 
 @pytest.fixture(params=["local", "memory", "gcs"])
-def folder(request, tmp_path):
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     if request.param == "gcs":
         return request.getfixturevalue("bucket") + "/out"
     return str(tmp_path / "out") if request.param == "local" else f"memory://{tmp_path.name}/out"
 
 
-def test_a_file_is_there_whole_after_commit(folder):
+def test_a_file_is_there_whole_after_commit(folder: str) -> None:
     store, batches = open_store(folder), [rows(0, 5), rows(5, 7)]
     ref, count = write_batches(store, f"{folder}/a.parquet", SCHEMA, batches, {"headrace.rows": "12"})
     assert count == 12
@@ -115,8 +119,8 @@ def test_a_file_is_there_whole_after_commit(folder):
     assert read_footer(store, ref).key_values[b"headrace.rows"] == b"12"
 
 
-def test_an_exception_in_mid_file_leaves_nothing(folder):
-    def batches():
+def test_an_exception_in_mid_file_leaves_nothing(folder: str) -> None:
+    def batches() -> Any:
         yield rows(0, 100_000)
         raise RuntimeError("in mid-file")
 
@@ -127,14 +131,14 @@ def test_an_exception_in_mid_file_leaves_nothing(folder):
     assert list(store.list(f"{folder}/")) == []
 
 
-def test_no_batches_give_a_file_with_the_schema(folder):
+def test_no_batches_give_a_file_with_the_schema(folder: str) -> None:
     store = open_store(folder)
     ref, count = write_batches(store, f"{folder}/a.parquet", SCHEMA, [], {})
     assert count == 0
     assert read_footer(store, ref).schema.equals(SCHEMA)
 
 
-def test_what_stands_there_is_not_replaced(folder):
+def test_what_stands_there_is_not_replaced(folder: str) -> None:
     store = open_store(folder)
     write_batches(store, f"{folder}/a.parquet", SCHEMA, [rows(0, 1)], {})
     with pytest.raises(AlreadyExists):
@@ -143,12 +147,12 @@ def test_what_stands_there_is_not_replaced(folder):
     assert found["id"].to_pylist() == [0]
 
 
-def test_a_file_that_is_gone_is_told(tmp_path):
+def test_a_file_that_is_gone_is_told(tmp_path: Path) -> None:
     with pytest.raises(ObjectNotFound):
         open_store(str(tmp_path)).stat(f"{tmp_path}/a.parquet")
 
 
-def test_row_groups_are_bounded_in_bytes(tmp_path):
+def test_row_groups_are_bounded_in_bytes(tmp_path: Path) -> None:
     schema = pa.schema([("x", pa.list_(pa.float32(), 1024))])
     values = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(1024 * 1024, np.float32)), 1024)
     batch = pa.record_batch([values], schema=schema)

@@ -3,6 +3,8 @@
 import logging
 import pickle
 import threading
+from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -23,7 +25,7 @@ from transforms.storage import open_store
 logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
 
 
-def predicted(batches, **how):
+def predicted(batches: Any, **how: Any) -> Any:
     """What `Predict` makes of the batches, in their order."""
     found: list[pa.RecordBatch] = []
     place = f"memory://{id(found)}"
@@ -41,7 +43,7 @@ def predicted(batches, **how):
     return pa.Table.from_batches(found).sort_by(found[0].schema.names[0])
 
 
-def _keep(batch, place):
+def _keep(batch: Any, place: str) -> None:
     """Pipelines carry no variables of this test, but all of this process shares one memory store."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, batch.schema) as stream:
@@ -52,7 +54,7 @@ def _keep(batch, place):
 
 
 @pytest.mark.parametrize("batch_rows", [7, 64, 1000])
-def test_batches_in_batches_out(batch_rows):
+def test_batches_in_batches_out(batch_rows: int) -> None:
     table = rows(0, 200)
     found = predicted(
         table.to_batches(max_chunksize=90), keep=["id"], predictions={"output_0": "p"}, batch_rows=batch_rows
@@ -65,13 +67,13 @@ def test_batches_in_batches_out(batch_rows):
     np.testing.assert_array_equal(scores(found, "p"), np.concatenate(wanted))
 
 
-def test_features_may_be_named():
+def test_features_may_be_named() -> None:
     table = rows(0, 10).rename_columns(["id", "name", "pixels"])
     found = predicted(table.to_batches(), features={"x": "pixels"})
     assert found.schema.names == ["id", "name", "output_0"]
 
 
-def test_mistakes_are_told_when_it_is_constructed(tmp_path):
+def test_mistakes_are_told_when_it_is_constructed(tmp_path: Path) -> None:
     with pytest.raises((NotAModel, ObjectNotFound), match="nothing-here"):
         Predict(f"{tmp_path}/nothing-here")
     for wrong in (0, -1, "many", 1.5):
@@ -79,7 +81,7 @@ def test_mistakes_are_told_when_it_is_constructed(tmp_path):
             Predict(str(model_folder() / "saved_model"), batch_rows=wrong)
 
 
-def prepared_job(folder, *more):
+def prepared_job(folder: Path, *more: Any) -> Any:
     argv = [
         f"--model={model_folder() / 'saved_model'}",
         f"--input={folder}/in/*.parquet",
@@ -89,7 +91,7 @@ def prepared_job(folder, *more):
     return prepare(parse_request(parse_flags(argv), "run")).job
 
 
-def test_a_job_survives_pickling_and_keeps_its_fingerprint(tmp_path):
+def test_a_job_survives_pickling_and_keeps_its_fingerprint(tmp_path: Path) -> None:
     put_inputs(f"{tmp_path}/in", [10])
     job = prepared_job(tmp_path)
     again = pickle.loads(pickle.dumps(job))
@@ -98,7 +100,7 @@ def test_a_job_survives_pickling_and_keeps_its_fingerprint(tmp_path):
     assert prepared_job(tmp_path, "--batch_size=3").fingerprint != job.fingerprint
 
 
-def test_counters_tell_rows_batches_bytes_and_times(tmp_path):
+def test_counters_tell_rows_batches_bytes_and_times(tmp_path: Path) -> None:
     put_inputs(f"{tmp_path}/in", [100, 40, 0])
     job = prepared_job(tmp_path, "--batch_size=30")
     pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
@@ -120,13 +122,13 @@ def test_counters_tell_rows_batches_bytes_and_times(tmp_path):
     assert read_output(f"{tmp_path}/out").num_rows == 140
 
 
-def shard_of(job):
+def shard_of(job: Any) -> Any:
     from transforms.plan import list_inputs, plan_shards
 
     return next(iter(plan_shards(job, list_inputs(job.inputs, job.storage).files)))
 
 
-def test_a_cancelled_shard_leaves_nothing(tmp_path):
+def test_a_cancelled_shard_leaves_nothing(tmp_path: Path) -> None:
     put_inputs(f"{tmp_path}/in", [100])
     job, store, cancelled = prepared_job(tmp_path, "--batch_size=10"), open_store(str(tmp_path)), threading.Event()
     cancelled.set()
@@ -135,14 +137,14 @@ def test_a_cancelled_shard_leaves_nothing(tmp_path):
     assert names_in(f"{tmp_path}/out") == []
 
 
-def test_a_shard_run_twice_or_by_two_at_once_is_one_file(tmp_path):
+def test_a_shard_run_twice_or_by_two_at_once_is_one_file(tmp_path: Path) -> None:
     put_inputs(f"{tmp_path}/in", [5000])
     job, store = prepared_job(tmp_path, "--batch_size=10"), open_store(str(tmp_path))
     model, shard = load_shared(job.model, job.signature), shard_of(job)
     together = threading.Barrier(2)
     results = []
 
-    def work():
+    def work() -> None:
         together.wait()
         results.append(predict_shard(job, model, store, store, shard))
 

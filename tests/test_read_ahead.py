@@ -1,14 +1,15 @@
 import threading
+from typing import Any
 
 import pytest
 
 from transforms.read_ahead import read_ahead
 
 
-def test_items_come_in_order_and_the_source_is_closed():
+def test_items_come_in_order_and_the_source_is_closed() -> None:
     closed = threading.Event()
 
-    def items():
+    def items() -> Any:
         try:
             yield from range(100)
         finally:
@@ -19,22 +20,23 @@ def test_items_come_in_order_and_the_source_is_closed():
     assert closed.is_set()
 
 
-def test_an_error_comes_after_the_items_before_it():
-    def items():
+def test_an_error_comes_after_the_items_before_it() -> None:
+    def items() -> Any:
         yield 1
         raise OSError("the disk is gone")
 
     seen = []
-    with pytest.raises(OSError, match="disk is gone"), read_ahead(items(), 2) as ahead:
-        for item in ahead:  # noqa: PERF402
-            seen.append(item)
+    with read_ahead(items(), 2) as ahead:
+        seen.append(next(ahead))
+        with pytest.raises(OSError, match="disk is gone"):
+            next(ahead)
     assert seen == [1]
 
 
-def test_it_works_ahead_by_its_depth_and_no_further():
+def test_it_works_ahead_by_its_depth_and_no_further() -> None:
     taken = []
 
-    def items():
+    def items() -> Any:
         for i in range(100):
             taken.append(i)
             yield i
@@ -50,10 +52,10 @@ def test_it_works_ahead_by_its_depth_and_no_further():
         assert len(taken) == 5
 
 
-def test_leaving_early_ends_the_thread_and_closes_the_source():
+def test_leaving_early_ends_the_thread_and_closes_the_source() -> None:
     closed = threading.Event()
 
-    def items():
+    def items() -> Any:
         try:
             while True:
                 yield 0
