@@ -131,7 +131,7 @@ def test_only_what_the_signature_uses_is_fetched(tmp_path: Path) -> None:
     assert told.counters.bytes_read < graph + 100_000
 
 
-def test_weights_alias_the_buffers_that_were_read_into(exported: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_alias_the_buffers_that_were_read_into(exported: Export) -> None:
     from tests.test_dlpack import address
 
     folder, _ = exported("keras_export")
@@ -143,8 +143,8 @@ def test_weights_alias_the_buffers_that_were_read_into(exported: Export, monkeyp
             filled.append((array, array.ctypes.data))
             return array
 
-    monkeypatch.setattr(saved_model, "TensorStream", Watched)
-    model = load_model(str(folder))
+    ref = pin_model(str(folder))
+    model = saved_model.load(LocalStore(), ref, "serving_default", StreamOptions(place=Watched))
     loaded = model._keep[0]  # type: ignore[index]
     variables = loaded.signatures["serving_default"].variables
     assert {address(v.read_value()) for v in variables} == {where for _, where in filled}
