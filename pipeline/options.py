@@ -12,6 +12,7 @@ from typing import NoReturn
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, _BeamArgumentParser
 
 from transforms.errors import InvalidRequest
+from transforms.job import Loading
 from transforms.storage.base import StoreOptions
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -93,6 +94,27 @@ class PredictOptions(PipelineOptions):
             help="replace another job's output: removes what that job's own records name, and nothing else",
         )
         how.add_argument("--verbose", action="store_true", help="log more, and show tracebacks")
+        loading = parser.add_argument_group("how a worker loads the model")
+        loading.add_argument(
+            "--model_sharing",
+            choices=("machine", "process"),
+            default=Loading().model_sharing,
+            help="who shares one copy of the weights: the processes of a machine (default), or each has its own",
+        )
+        loading.add_argument(
+            "--connections",
+            type=int,
+            default=Loading().connections,
+            metavar="N",
+            help="connections that fetch the model at once (default: %(default)s)",
+        )
+        loading.add_argument(
+            "--in_flight_bytes",
+            type=int,
+            default=Loading().in_flight_bytes,
+            metavar="BYTES",
+            help="bytes of the model that are asked for at once, at most (default: 256 MiB)",
+        )
         access = parser.add_argument_group("access")
         access.add_argument("--billing_project", metavar="PROJECT", help="who pays for reading requester-pays buckets")
         access.add_argument("--kms_key", metavar="KEY", help="Cloud KMS key that encrypts the output")
@@ -114,6 +136,7 @@ class Request:
     limit: int | None
     overwrite: bool
     storage: StoreOptions
+    loading: Loading
 
 
 def parse_request(options: PredictOptions, command: str) -> Request:
@@ -126,7 +149,7 @@ def parse_request(options: PredictOptions, command: str) -> Request:
                 expected=" ".join(f"--{flag}=…" for flag in needed),
                 cure="Add it; headrace --help shows an example",
             )
-    for name in ("limit", "shard_bytes"):
+    for name in ("limit", "shard_bytes", "connections", "in_flight_bytes"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise InvalidRequest(f"--{name}={value} is out of range", expected="1 or more", found=str(value))
     inputs = tuple(options.input or ())
@@ -150,6 +173,7 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         limit=options.limit,
         overwrite=options.overwrite,
         storage=StoreOptions(options.billing_project, options.kms_key),
+        loading=Loading(options.connections, options.in_flight_bytes, options.model_sharing),
     )
 
 

@@ -62,6 +62,7 @@ def prepare(request: Request) -> Prepared:
         limit=request.limit,
         versions=tuple(sorted(versions().items())),
         storage=request.storage,
+        loading=request.loading,
     )
     return Prepared(job, spec, listing, columns, schema)
 

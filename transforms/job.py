@@ -18,6 +18,15 @@ FORMAT = 1
 
 
 @dataclass(frozen=True, slots=True)
+class Loading:
+    """How a worker loads the model; no part of what the job is. See `transforms.load_model`."""
+
+    connections: int = 32
+    in_flight_bytes: int = 256 << 20
+    model_sharing: str = "machine"
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """`features`, `predictions` and `keep` are resolved: nothing in them is left to a default.
 
@@ -39,6 +48,7 @@ class Job:
     limit: int | None
     versions: tuple[tuple[str, str], ...]
     storage: StoreOptions = StoreOptions()
+    loading: Loading = Loading()
 
     def record(self) -> dict[str, Any]:
         """What `_headrace/job.json` holds. Two jobs with equal fingerprints write equal predictions."""

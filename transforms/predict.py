@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
 from functools import cache
 from typing import Any
 
@@ -18,7 +19,7 @@ from apache_beam.transforms.window import GlobalWindows
 
 from transforms import progress
 from transforms.errors import AlreadyExists, InvalidRequest, ObjectNotFound, OutputConflict
-from transforms.job import Job
+from transforms.job import Job, Loading
 from transforms.mapping import ColumnPlan, auto_batch_rows, plan_columns
 from transforms.metrics import count_batch, count_load, count_result
 from transforms.models.model import Model
@@ -62,10 +63,10 @@ def intra_op_threads() -> int:
     return int(tf.config.threading.get_intra_op_parallelism_threads())
 
 
-def load_shared(ref: ModelRef, signature: str) -> Model:
+def load_shared(ref: ModelRef, signature: str, loading: Loading = Loading()) -> Model:
     """The process's one copy of the model, loaded by whoever asks first."""
     set_tensorflow_threads()
-    model = shared_model(ref, signature, progress=progress.model_progress)
+    model = shared_model(ref, signature, progress=progress.model_progress, **asdict(loading))
     progress.model_ready()
     return model
 
@@ -223,7 +224,7 @@ class _PredictShard(beam.DoFn):
 
     def setup(self) -> None:
         started = time.perf_counter()
-        self._model = load_shared(self._job.model, self._job.signature)
+        self._model = load_shared(self._job.model, self._job.signature, self._job.loading)
         self._load_seconds = time.perf_counter() - started
         self._store = open_store(self._job.inputs[0], self._job.storage)
         self._sink = open_store(self._job.output, self._job.storage)
