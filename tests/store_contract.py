@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from transforms.errors import AlreadyExists, ObjectChanged, ObjectNotFound, StorageError
-from transforms.storage import Store
+from transforms.storage import Store, open_store
 
 # More than a store sends or reads at once, and no multiple of it.
 LARGE = (17 << 20) + 3
@@ -37,7 +37,10 @@ def noise(size: int, seed: int = 0) -> bytes:
     return np.random.default_rng(seed).bytes(size)
 
 
-class StoreContract:
+TABLE = pa.table({"a": np.arange(700_000), "b": np.random.default_rng(0).random(700_000)})
+
+
+class ReadContract:
     """Subclasses give the fixtures `store` and `root` (a new, empty folder's URI without a trailing slash)."""
 
     @abstractmethod
@@ -45,8 +48,8 @@ class StoreContract:
         """Sets an object, replacing what stands there."""
 
     @abstractmethod
-    def get(self, uri: str) -> bytes | None:
-        """The object's content; None where there is none."""
+    def remove(self, uri: str) -> None:
+        """Takes an object away."""
 
     def test_stat_tells_size_and_a_version_that_every_write_changes(self, store: Store, root: str) -> None:
         self.put(f"{root}/x", b"one")
@@ -61,6 +64,84 @@ class StoreContract:
         self.put(f"{root}/folder/x", b"x")
         with pytest.raises(ObjectNotFound, match=name):
             store.stat(f"{root}/{name}")
+
+    @pytest.mark.parametrize(("offset", "length"), [(0, 1), (0, LARGE), (1, 2), (LARGE - 1, 1), (5 << 20, 9 << 20)])
+    def test_exact_ranges(self, store: Store, root: str, offset: int, length: int) -> None:
+        data = noise(LARGE)
+        self.put(f"{root}/x", data)
+        assert store.read(store.stat(f"{root}/x"), offset, length) == data[offset : offset + length]
+
+    def test_scattered_reads_fill_exactly_the_buffers(self, store: Store, root: str) -> None:
+        data = noise(LARGE)
+        self.put(f"{root}/x", data)
+        sizes = [0, 1, 7, 4096, 0, 3 << 20, *[3] * 2000, 5]
+        total = bytearray(b"\xaa" * (sum(sizes) + 2))
+        buffers, at = [], 1
+        for size in sizes:
+            buffers.append(memoryview(total)[at : at + size])
+            at += size
+        store.read_into(store.stat(f"{root}/x"), 11, buffers)
+        assert total == b"\xaa" + data[11 : 11 + sum(sizes)] + b"\xaa"
+
+    def test_empty_objects(self, store: Store, root: str) -> None:
+        self.put(f"{root}/x", b"")
+        ref = store.stat(f"{root}/x")
+        assert ref.size == 0
+        assert store.read(ref) == b""
+
+    @pytest.mark.parametrize(("offset", "length"), [(3, 1), (0, 4), (4, None), (-1, 1)])
+    def test_reading_past_the_end_says_so(self, store: Store, root: str, offset: int, length: int | None) -> None:
+        self.put(f"{root}/x", b"abc")
+        with pytest.raises(StorageError, match=r"/x is too short.*Found: 3 bytes"):
+            store.read(store.stat(f"{root}/x"), offset, length)
+
+    def test_a_rewritten_object_is_not_read(self, store: Store, root: str) -> None:
+        self.put(f"{root}/x", b"one")
+        pinned = store.stat(f"{root}/x")
+        self.put(f"{root}/x", b"two")
+        with pytest.raises(ObjectChanged, match="/x was rewritten"):
+            store.read(pinned)
+        with pytest.raises(ObjectChanged, match="/x was rewritten"):
+            store.open_arrow(pinned).read()
+
+    def test_a_vanished_object_is_not_found(self, store: Store, root: str) -> None:
+        self.put(f"{root}/x", b"one")
+        pinned = store.stat(f"{root}/x")
+        self.remove(f"{root}/x")
+        with pytest.raises(ObjectNotFound, match="/x"):
+            store.read(pinned)
+
+    def test_pickling(self, store: Store, root: str) -> None:
+        self.put(f"{root}/x", b"abc")
+        ref = store.stat(f"{root}/x")
+        copy, same_ref = pickle.loads(pickle.dumps((store, ref)))
+        assert copy.options == store.options
+        assert copy.read(same_ref) == b"abc"
+
+    def test_many_threads(self, store: Store, root: str) -> None:
+        data = noise(1 << 20)
+        self.put(f"{root}/x", data)
+        ref = store.stat(f"{root}/x")
+
+        def piece(at: int) -> bytes:
+            return store.read(ref, at, 1 << 14)
+
+        with ThreadPoolExecutor(16) as threads:
+            assert b"".join(threads.map(piece, range(0, 1 << 20, 1 << 14))) == data
+        assert store.counters.bytes_read == 1 << 20
+        assert store.counters.retries == 0
+
+    def test_parquet(self, store: Store, root: str) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(TABLE, sink, row_group_size=50_000)
+        self.put(f"{root}/t.parquet", sink.getvalue().to_pybytes())
+        for pre_buffer in (True, False):
+            with store.open_arrow(store.stat(f"{root}/t.parquet")) as file:
+                assert pq.ParquetFile(file, pre_buffer=pre_buffer).read().equals(TABLE)
+
+
+class ListContract(ReadContract):
+    """Of stores that can tell what a folder holds."""
 
     def test_list_is_recursive_and_in_uri_order(self, store: Store, root: str) -> None:
         for name in reversed(NAMES):
@@ -101,54 +182,17 @@ class StoreContract:
             self.put(f"{root}/{name}", b"")
         assert [ref.uri for ref in store.glob(f"{root}/{pattern}")] == [f"{root}/{name}" for name in names]
 
-    @pytest.mark.parametrize(("offset", "length"), [(0, 1), (0, LARGE), (1, 2), (LARGE - 1, 1), (5 << 20, 9 << 20)])
-    def test_exact_ranges(self, store: Store, root: str, offset: int, length: int) -> None:
-        data = noise(LARGE)
-        self.put(f"{root}/x", data)
-        assert store.read(store.stat(f"{root}/x"), offset, length) == data[offset : offset + length]
 
-    def test_scattered_reads_fill_exactly_the_buffers(self, store: Store, root: str) -> None:
-        data = noise(LARGE)
-        self.put(f"{root}/x", data)
-        sizes = [0, 1, 7, 4096, 0, 3 << 20, *[3] * 2000, 5]
-        total = bytearray(b"\xaa" * (sum(sizes) + 2))
-        buffers, at = [], 1
-        for size in sizes:
-            buffers.append(memoryview(total)[at : at + size])
-            at += size
-        store.read_into(store.stat(f"{root}/x"), 11, buffers)
-        assert total == b"\xaa" + data[11 : 11 + sum(sizes)] + b"\xaa"
+class StoreContract(ListContract):
+    """Of stores that can be written to."""
 
-    def test_empty_objects(self, store: Store, root: str) -> None:
-        self.put(f"{root}/x", b"")
-        ref = store.stat(f"{root}/x")
-        assert ref.size == 0
-        assert store.read(ref) == b""
-        with store.create(f"{root}/y") as writer:
-            assert writer.commit().size == 0
-        assert self.get(f"{root}/y") == b""
+    def remove(self, uri: str) -> None:
+        store = open_store(uri)
+        store.delete(store.stat(uri))
 
-    @pytest.mark.parametrize(("offset", "length"), [(3, 1), (0, 4), (4, None), (-1, 1)])
-    def test_reading_past_the_end_says_so(self, store: Store, root: str, offset: int, length: int | None) -> None:
-        self.put(f"{root}/x", b"abc")
-        with pytest.raises(StorageError, match=r"/x is too short.*Found: 3 bytes"):
-            store.read(store.stat(f"{root}/x"), offset, length)
-
-    def test_a_rewritten_object_is_not_read(self, store: Store, root: str) -> None:
-        self.put(f"{root}/x", b"one")
-        pinned = store.stat(f"{root}/x")
-        self.put(f"{root}/x", b"two")
-        with pytest.raises(ObjectChanged, match="/x was rewritten"):
-            store.read(pinned)
-        with pytest.raises(ObjectChanged, match="/x was rewritten"):
-            store.open_arrow(pinned).read()
-
-    def test_a_vanished_object_is_not_found(self, store: Store, root: str) -> None:
-        self.put(f"{root}/x", b"one")
-        pinned = store.stat(f"{root}/x")
-        store.delete(pinned)
-        with pytest.raises(ObjectNotFound, match="/x"):
-            store.read(pinned)
+    @abstractmethod
+    def get(self, uri: str) -> bytes | None:
+        """The object's content; None where there is none."""
 
     def test_delete_takes_only_the_pinned_version(self, store: Store, root: str) -> None:
         self.put(f"{root}/x", b"one")
@@ -160,6 +204,11 @@ class StoreContract:
         store.delete(store.stat(f"{root}/x"))
         assert self.get(f"{root}/x") is None
         store.delete(pinned)
+
+    def test_commit_of_nothing(self, store: Store, root: str) -> None:
+        with store.create(f"{root}/x") as writer:
+            assert writer.commit().size == 0
+        assert self.get(f"{root}/x") == b""
 
     @pytest.mark.parametrize("size", [0, 1, 8 << 20, (8 << 20) + 1, 16 << 20, LARGE])
     def test_commit_publishes_what_was_written(self, store: Store, root: str, size: int) -> None:
@@ -241,32 +290,11 @@ class StoreContract:
                 winners = [data for data in threads.map(race, range(4)) if data is not None]
             assert winners == [self.get(f"{root}/{round_}")]
 
-    def test_pickling(self, store: Store, root: str) -> None:
-        self.put(f"{root}/x", b"abc")
-        ref = store.stat(f"{root}/x")
-        copy, same_ref = pickle.loads(pickle.dumps((store, ref)))
-        assert copy.options == store.options
-        assert copy.read(same_ref) == b"abc"
-
-    def test_many_threads(self, store: Store, root: str) -> None:
-        data = noise(1 << 20)
-        self.put(f"{root}/x", data)
-        ref = store.stat(f"{root}/x")
-
-        def piece(at: int) -> bytes:
-            return store.read(ref, at, 1 << 14)
-
-        with ThreadPoolExecutor(16) as threads:
-            assert b"".join(threads.map(piece, range(0, 1 << 20, 1 << 14))) == data
-        assert store.counters.bytes_read == 1 << 20
-        assert store.counters.retries == 0
-
     def test_parquet_there_and_back(self, store: Store, root: str) -> None:
-        table = pa.table({"a": np.arange(700_000), "b": np.random.default_rng(0).random(700_000)})
         with store.create(f"{root}/t.parquet") as writer:
-            pq.write_table(table, writer, row_group_size=50_000)
+            pq.write_table(TABLE, writer, row_group_size=50_000)
             ref = writer.commit()
         for pre_buffer in (True, False):
             with store.open_arrow(ref) as file:
                 assert file.size() == ref.size
-                assert pq.ParquetFile(file, pre_buffer=pre_buffer).read().equals(table)
+                assert pq.ParquetFile(file, pre_buffer=pre_buffer).read().equals(TABLE)

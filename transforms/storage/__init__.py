@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from transforms.errors import InvalidRequest
 from transforms.storage.base import ObjectRef, Store, StoreOptions, Writer
 
 __all__ = ["ObjectRef", "Store", "StoreOptions", "Writer", "open_store"]
 
 
 def open_store(uri: str, options: StoreOptions = StoreOptions()) -> Store:
-    """The store that a URI belongs to: `gs://bucket/…`, `memory://…`, `file:///…` or a local path.
+    """The store that a URI belongs to: `gs://bucket/…`, `https://…`, `s3://bucket/…`, `file:///…`, a local path, …
 
-    Raises `InvalidRequest` where the scheme is not known.
+    Raises `InvalidRequest` where the scheme is not known, or its package is not installed.
     """
     scheme = uri.split("://", 1)[0] if "://" in uri else "file"
     if scheme == "gs":
@@ -22,13 +21,18 @@ def open_store(uri: str, options: StoreOptions = StoreOptions()) -> Store:
         from transforms.storage.local import LocalStore
 
         return LocalStore(options)
+    if scheme in ("http", "https"):
+        from transforms.storage.http_store import HttpStore
+
+        return HttpStore(options)
     if scheme == "memory":
         from transforms.storage.memory import MemoryStore
 
         return MemoryStore(options)
-    raise InvalidRequest(
-        f"No store for {uri!r}",
-        expected="gs://bucket/name or a local path",
-        found=f"{scheme}://",
-        cure="Copy the object to a bucket or a local folder and name that.",
-    )
+    if scheme in ("s3", "s3a"):
+        from transforms.storage.s3 import S3Store
+
+        return S3Store(options)
+    from transforms.storage.fsspec_store import FsspecStore
+
+    return FsspecStore(options, scheme)

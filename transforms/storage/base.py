@@ -26,6 +26,14 @@ class ObjectRef:
     version: str
     crc32c: int | None = None
 
+    def __repr__(self) -> str:
+        return f"ObjectRef({self.name!r}, size={self.size}, version={self.version!r})"
+
+    @property
+    def name(self) -> str:
+        """The URI for people to see."""
+        return public_uri(self.uri)
+
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
@@ -169,12 +177,22 @@ class Store(ABC):
                 yield ref
 
 
+def public_uri(uri: str) -> str:
+    """A web address without what may be a secret: user, password, query and fragment. Other URIs as they are."""
+    if not uri.startswith(("http://", "https://")):
+        return uri
+    scheme, _, rest = uri.partition("://")
+    end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
+    netloc, path = rest[:end], re.split(r"[?#]", rest[end:], maxsplit=1)[0]
+    return f"{scheme}://{netloc.rpartition('@')[2]}{path}"
+
+
 def check_range(ref: ObjectRef, offset: int, buffers: Sequence[memoryview]) -> int:
     """How many bytes the buffers ask for. Raises `StorageError` where the object does not reach that far."""
     length = sum(buffer.nbytes for buffer in buffers)
     if offset < 0 or offset + length > ref.size:
         raise StorageError(
-            f"{ref.uri} is too short for the bytes asked of it",
+            f"{ref.name} is too short for the bytes asked of it",
             expected=f"bytes {offset} to {offset + length}, the end exclusive",
             found=f"{ref.size} bytes",
         )

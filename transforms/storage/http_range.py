@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import http.client
+import itertools
 import os
 import random
 import re
@@ -19,8 +20,11 @@ import urllib.parse
 import urllib.request
 from base64 import b64encode
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from email.message import Message
+from types import MappingProxyType
+from typing import TypeVar
 
 from transforms.errors import StorageError
 from transforms.storage.base import Counters
@@ -28,8 +32,10 @@ from transforms.storage.base import Counters
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
 _IDLE_CONNECTIONS = 64
 _ERROR_BODY_BYTES = 4096
+_SKIPPED_AT_ONCE = 1 << 20
 
 Header = Mapping[str, str]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +68,16 @@ class _Transient(Exception):
         self.retry_after_s = retry_after_s
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    url: str
+    headers: Header
+    expect: Header
+    require: Header
+    size: int | None
+    ranged: bool
+
+
 class RangeReader:
     """Keeps connections alive, one per range in flight. Safe from many threads, and across fork."""
 
@@ -72,46 +88,93 @@ class RangeReader:
         self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = defaultdict(list)
         self._tls: ssl.SSLContext | None = None
 
+    def ask(self, name: str, url: str, headers: Header) -> tuple[int, Message, str]:
+        """A GET's status, headers, and the beginning of a refusal's body. Raises `StorageError` as below."""
+        return self._tried(lambda: self._ask(url, headers), lambda n: f"Asking for {name} failed {n} times")
+
     def read_into(
-        self, name: str, url: str, headers: Header, offset: int, buffers: Sequence[memoryview], expect: Header
+        self,
+        name: str,
+        url: str,
+        headers: Header,
+        offset: int,
+        buffers: Sequence[memoryview],
+        expect: Header,
+        *,
+        require: Header = MappingProxyType({}),
+        size: int | None = None,
+        ranged: bool = True,
     ) -> None:
         """Fills the buffers with the bytes from `offset` on. `name` is the object's, for errors, since URLs may be signed.
 
-        `expect` holds response headers that must have exactly that value wherever they are sent. Raises `HttpRefusal`
-        for a status that is final, and `StorageError` where all attempts failed.
+        `expect` holds response headers that must have exactly that value wherever they are sent, `require` those that
+        must be sent, too; `size` is the object's in bytes, where it must be that. With `ranged` false the server is asked
+        for the whole object, of which `size` bytes must be announced, and what is not wanted of it is left or skipped.
+        Raises `HttpRefusal` for a status that is final, and `StorageError` where all attempts failed.
         """
         rest = [buffer for buffer in buffers if buffer.nbytes]
         start, end = offset, offset + sum(buffer.nbytes for buffer in rest)
-        failures = 0
-        while rest:
-            self._counters.add(requests=1, retries=1 if failures else 0)
-            before = offset
+        asked = _Asked(url, headers, expect, require, size, ranged)
+
+        def reached() -> int:
+            # What was filled before a failure has left `rest`.
+            return end - sum(buffer.nbytes for buffer in rest)
+
+        def attempt() -> None:
+            before = reached()
             try:
-                offset = self._attempt(url, headers, expect, rest, offset, end)
+                self._attempt(asked, rest, before, end)
+            finally:
+                self._counters.add(bytes_read=reached() - before)
+
+        if rest:
+            self._tried(
+                attempt,
+                lambda n: (
+                    f"Reading bytes {start} to {end} (exclusive) of {name} failed {n} times, "
+                    f"the last time at byte {reached()}"
+                ),
+            )
+
+    def _tried(self, attempt: Callable[[], _T], told: Callable[[int], str]) -> _T:
+        for failures in itertools.count(1):
+            self._counters.add(requests=1, retries=1 if failures > 1 else 0)
+            try:
+                return attempt()
             except _Transient as error:
-                failures += 1
-                # What was filled before the failure has left `rest`.
-                offset = end - sum(buffer.nbytes for buffer in rest)
                 if failures >= self._policy.attempts:
                     raise StorageError(
-                        f"Reading bytes {start} to {end} (exclusive) of {name} failed {failures} times, "
-                        f"the last time at byte {offset}",
+                        told(failures),
                         found=str(error),
                         cure="Look at the network and at the store's status, then run again.",
                     ) from error
                 time.sleep(self._policy.wait_s(failures, error.retry_after_s))
-            finally:
-                self._counters.add(bytes_read=offset - before)
+        raise AssertionError("unreachable")
 
-    def _attempt(self, url: str, headers: Header, expect: Header, rest: list[memoryview], offset: int, end: int) -> int:
-        connection, response = self._request(url, {**headers, "Range": f"bytes={offset}-{end - 1}"})
+    def _ask(self, url: str, headers: Header) -> tuple[int, Message, str]:
+        connection, response = self._request(url, headers)
         reusable = False
         try:
-            _check_response(response, offset, end)
-            for header, value in expect.items():
-                found = response.headers.get(header)
-                if found is not None and found != value:
-                    raise HttpRefusal(http.client.PRECONDITION_FAILED, f"{header} is {found}, not {value}")
+            if response.status in _TRANSIENT:
+                raise _Transient(f"HTTP {response.status} {response.reason}", _retry_after_s(response))
+            body = b""
+            if response.status >= 400 or (response.length is not None and response.length <= _ERROR_BODY_BYTES):
+                body = response.read(_ERROR_BODY_BYTES)
+                reusable = response.isclosed() and not response.will_close
+            return response.status, response.headers, body.decode("utf-8", "replace") if response.status >= 400 else ""
+        except (OSError, http.client.HTTPException) as error:
+            raise _Transient(_describe(error)) from error
+        finally:
+            self._put_back(url, connection, reusable)
+
+    def _attempt(self, asked: _Asked, rest: list[memoryview], offset: int, end: int) -> None:
+        headers = {**asked.headers, "Range": f"bytes={offset}-{end - 1}"} if asked.ranged else asked.headers
+        connection, response = self._request(asked.url, headers)
+        reusable = False
+        try:
+            _check_response(response, asked, offset, end)
+            if not asked.ranged:
+                _skip(response, offset)
             while rest:
                 count = _read_some(response, rest[0])
                 if not count:
@@ -121,11 +184,10 @@ class RangeReader:
                 if not rest[0].nbytes:
                     rest.pop(0)
             reusable = not response.read(1) and not response.will_close
-            return offset
         except (OSError, http.client.HTTPException) as error:
             raise _Transient(_describe(error)) from error
         finally:
-            self._put_back(url, connection, reusable)
+            self._put_back(asked.url, connection, reusable)
 
     def _request(self, url: str, headers: Header) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
         """An answer's head. A kept connection that the server has closed meanwhile costs no attempt."""
@@ -190,23 +252,42 @@ class RangeReader:
         return connection
 
 
-def _check_response(response: http.client.HTTPResponse, offset: int, end: int) -> None:
-    """Whether the body that follows is exactly the bytes `offset` to `end` (exclusive)."""
+def _check_response(response: http.client.HTTPResponse, asked: _Asked, offset: int, end: int) -> None:
+    """Whether the body that follows is exactly the bytes `offset` to `end` (exclusive) of what was asked for."""
     if response.status in _TRANSIENT:
         raise _Transient(f"HTTP {response.status} {response.reason}", _retry_after_s(response))
     if response.status not in (http.client.OK, http.client.PARTIAL_CONTENT):
         body = response.read(_ERROR_BODY_BYTES).decode("utf-8", "replace").strip()
         raise HttpRefusal(response.status, body or response.reason)
-    length = response.headers.get("Content-Length")
+    for header, value in {**asked.expect, **asked.require}.items():
+        found = response.headers.get(header)
+        if found != value and (found is not None or header in asked.require):
+            raise HttpRefusal(http.client.PRECONDITION_FAILED, f"{header} is {found or 'missing'}, not {value}")
+    length, size = response.headers.get("Content-Length"), asked.size
+    if not asked.ranged:
+        if response.status != http.client.OK or length != str(size):
+            raise HttpRefusal(http.client.PRECONDITION_FAILED, f"the server announced {length} bytes, not {size}")
+        return
     if response.status == http.client.PARTIAL_CONTENT:
-        found = response.headers.get("Content-Range", "no Content-Range")
-        match = re.fullmatch(r"bytes (\d+)-(\d+)/(?:\d+|\*)", found.strip())
+        sent = response.headers.get("Content-Range", "no Content-Range")
+        match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", sent.strip())
         if not match or (int(match[1]), int(match[2]) + 1) != (offset, end):
-            raise _Transient(f"asked for bytes {offset}-{end - 1}, the server sent {found}")
+            raise _Transient(f"asked for bytes {offset}-{end - 1}, the server sent {sent}")
+        if size is not None and match[3] not in ("*", str(size)):
+            raise HttpRefusal(http.client.PRECONDITION_FAILED, f"the object has {match[3]} bytes, not {size}")
     elif offset or length != str(end):
         raise _Transient(f"asked for bytes {offset}-{end - 1}, the server ignored the range and sent {length} bytes")
     if length is not None and length != str(end - offset):
         raise _Transient(f"asked for {end - offset} bytes, the server announced {length}")
+
+
+def _skip(response: http.client.HTTPResponse, count: int) -> None:
+    scratch = memoryview(bytearray(min(count, _SKIPPED_AT_ONCE)))
+    while count:
+        skipped = _read_some(response, scratch[:count])
+        if not skipped:
+            raise _Transient(f"the body ended {count} bytes before what was asked for")
+        count -= skipped
 
 
 def _read_some(response: http.client.HTTPResponse, buffer: memoryview) -> int:

@@ -1,0 +1,255 @@
+"""fsspec's stores: its own file systems in memory and on disk, and S3 as moto's server plays it over HTTP."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import sys
+import uuid
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.store_contract import LARGE, ListContract, StoreContract, noise
+from transforms.errors import AccessDenied, InvalidRequest, ObjectNotFound, StorageError
+from transforms.storage import Store, StoreOptions, open_store
+from transforms.storage.http_range import RetryPolicy
+
+fsspec = pytest.importorskip("fsspec")
+
+from transforms.storage.fsspec_store import FsspecStore  # noqa: E402
+
+POLICY = RetryPolicy(attempts=3, first_wait_s=0.01, longest_wait_s=0.02)
+
+
+class FsspecValues(ListContract):
+    scheme: str
+
+    @pytest.fixture
+    def store(self) -> Store:
+        return FsspecStore(StoreOptions(), self.scheme)
+
+    def put(self, uri: str, data: bytes) -> None:
+        filesystem = fsspec.filesystem(self.scheme)
+        filesystem.makedirs(filesystem._parent(uri), exist_ok=True)
+        filesystem.pipe_file(filesystem._strip_protocol(uri), data)
+
+    def remove(self, uri: str) -> None:
+        filesystem = fsspec.filesystem(self.scheme)
+        filesystem.rm_file(filesystem._strip_protocol(uri))
+
+    def test_it_is_read_only(self, store: Store, root: str) -> None:
+        self.put(f"{root}/x", b"abc")
+        with pytest.raises(InvalidRequest, match=r"/x cannot be written.*create an object without replacing"):
+            store.create(f"{root}/x")
+        with pytest.raises(InvalidRequest, match="/x cannot be deleted"):
+            store.delete(store.stat(f"{root}/x"))
+
+
+class TestMemory(FsspecValues):
+    scheme = "memory"
+
+    @pytest.fixture
+    def root(self) -> str:
+        return f"memory://{uuid.uuid4().hex}/in"
+
+
+class TestLocal(FsspecValues):
+    scheme = "file"
+
+    @pytest.fixture
+    def root(self, tmp_path: Any) -> str:
+        return f"file://{tmp_path}/in"
+
+
+class Shaky(fsspec.AbstractFileSystem):  # type: ignore[name-defined]
+    """Knows one object; what a read of it brings is the next of `reads`, else all of it."""
+
+    protocol = "shaky"
+    data, etag = b"abcdef", "1"
+    reads: tuple[Any, ...] = ()
+    details: tuple[str, ...] = ("etag",)
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        details = {"etag": type(self).etag, "modified": 7}
+        return {"name": path, "size": 6, "type": "file", **{key: details[key] for key in type(self).details}}
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        mine = type(self)
+        if mine.reads:
+            read, mine.reads = mine.reads[0], mine.reads[1:]
+            return read()
+        return mine.data[start:end]
+
+
+def fail(error: Exception) -> bytes:
+    raise error
+
+
+@pytest.fixture
+def shaky(monkeypatch: pytest.MonkeyPatch) -> type[Shaky]:
+    fsspec.register_implementation("shaky", Shaky, clobber=True)
+    for name in ("etag", "reads", "details"):
+        monkeypatch.setattr(Shaky, name, getattr(Shaky, name))
+    return Shaky
+
+
+def test_what_passes_is_tried_again(shaky: type[Shaky]) -> None:
+    store = FsspecStore(StoreOptions(), "shaky", POLICY)
+    ref = store.stat("shaky://b/x")
+    shaky.reads = (lambda: fail(OSError("busy")), lambda: b"ab")
+    assert store.read(ref) == b"abcdef"
+    assert store.counters.retries == 2
+    shaky.reads = (lambda: fail(OSError("GET https://h/x?signature=s3cr3t")),) * 9
+    with pytest.raises(
+        StorageError, match=r"bytes 1 to 3 \(exclusive\) of shaky://b/x failed 3 times.*h/x\?…"
+    ) as caught:
+        store.read(ref, 1, 2)
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_change_in_mid_read_is_seen(shaky: type[Shaky]) -> None:
+    def rewrite() -> bytes:
+        shaky.etag = "2"
+        return b"uvwxyz"
+
+    store = FsspecStore(StoreOptions(), "shaky", POLICY)
+    ref = store.stat("shaky://b/x")
+    shaky.reads = (rewrite,)
+    with pytest.raises(StorageError, match=r"shaky://b/x was rewritten.*version 1\. Found: 2"):
+        store.read(ref)
+
+
+def test_what_cannot_be_pinned_is_refused(shaky: type[Shaky]) -> None:
+    store = open_store("shaky://b/x")
+    shaky.details = ("modified",)
+    assert store.stat("shaky://b/x").version == "7:6"
+    shaky.details = ()
+    with pytest.raises(StorageError, match=r"shaky://b/x cannot be pinned.*no more than name, size, type"):
+        store.stat("shaky://b/x")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(FileNotFoundError("x"), ObjectNotFound), (PermissionError("x"), AccessDenied), (ValueError("x"), StorageError)],
+)
+def test_errors_that_are_final(shaky: type[Shaky], error: Exception, kind: type[StorageError]) -> None:
+    store = FsspecStore(StoreOptions(), "shaky", POLICY)
+    ref = store.stat("shaky://b/x")
+    shaky.reads = (lambda: fail(error),)
+    with pytest.raises(kind, match="shaky://b/x"):
+        store.read(ref)
+    assert store.counters.retries == 0
+
+
+@pytest.mark.parametrize(
+    ("scheme", "package", "extra"), [("s3", "s3fs", "s3"), ("az", "adlfs", "azure"), ("hf", "huggingface_hub", "hf")]
+)
+def test_a_missing_package_is_named_with_its_cure(
+    monkeypatch: pytest.MonkeyPatch, scheme: str, package: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    for name in list(fsspec.registry):
+        if name in ("s3", "s3a", "az", "hf"):
+            monkeypatch.delitem(fsspec.registry.target, name)
+    with pytest.raises(InvalidRequest, match=rf"{scheme}:// needs.*pip install 'headrace\[{extra}\]'"):
+        open_store(f"{scheme}://b/x")
+
+
+def test_unknown_schemes_are_refused() -> None:
+    with pytest.raises(InvalidRequest, match=r"No store for nowhere://.*gs://, s3://"):
+        open_store("nowhere://b/x")
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    pytest.importorskip("s3fs")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+class TestS3(StoreContract):
+    @pytest.fixture(autouse=True)
+    def client(self, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        import boto3
+
+        for name, value in {
+            "ACCESS_KEY_ID": "AKIA",
+            "SECRET_ACCESS_KEY": "s3cr3t",
+            "DEFAULT_REGION": "us-east-1",
+        }.items():
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+        self.library = boto3.client("s3")
+
+    @pytest.fixture
+    def root(self, client: None) -> str:
+        bucket = f"test-{uuid.uuid4().hex}"
+        self.library.create_bucket(Bucket=bucket)
+        return f"s3://{bucket}/in"
+
+    @pytest.fixture
+    def store(self, root: str) -> Store:
+        return open_store(root)
+
+    def _object(self, uri: str) -> dict[str, str]:
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        return {"Bucket": bucket, "Key": key}
+
+    def put(self, uri: str, data: bytes) -> None:
+        self.library.put_object(**self._object(uri), Body=data)
+
+    def get(self, uri: str) -> bytes | None:
+        try:
+            return self.library.get_object(**self._object(uri))["Body"].read()
+        except self.library.exceptions.NoSuchKey:
+            return None
+
+    def test_an_aborted_upload_leaves_nothing_hidden(self, store: Store, root: str) -> None:
+        for end in ("abort", "fail"):
+            writer = store.create(f"{root}/{end}")
+            writer.write(noise(LARGE))
+            if end == "fail":
+                self.put(f"{root}/{end}", b"first")
+                with pytest.raises(StorageError, match="stands already"):
+                    writer.commit()
+            writer.abort()
+        gc.collect()
+        assert "Uploads" not in self.library.list_multipart_uploads(Bucket=self._object(root)["Bucket"])
+
+    def test_missing_buckets(self, store: Store) -> None:
+        uri = f"s3://test-{uuid.uuid4().hex}/x"
+        for act in (lambda: store.stat(uri), lambda: list(store.list(uri)), lambda: _write(store, uri)):
+            with pytest.raises(ObjectNotFound, match=uri):
+                act()
+
+    def test_encryption_by_a_key(self, root: str) -> None:
+        key = "arn:aws:kms:us-east-1:123456789012:key/1234"
+        for name, size in (("small", 3), ("large", LARGE)):
+            _write(open_store(root, StoreOptions(kms_key=key)), f"{root}/{name}", noise(size))
+            head = self.library.head_object(**self._object(f"{root}/{name}"))
+            assert (head["ServerSideEncryption"], head["SSEKMSKeyId"]) == ("aws:kms", key)
+
+    def test_no_signature_is_pickled_or_shown(self, store: Store, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.put(f"{root}/x", b"abc")
+        ref = store.stat(f"{root}/x")
+        assert store.read(ref) == b"abc"
+        signed = urlsplit(store._signed[ref.uri][1]).query  # type: ignore[attr-defined]
+        assert "X-Amz-Signature" in signed
+        assert b"X-Amz" not in pickle.dumps(store)
+        self.library.delete_bucket_policy(Bucket=self._object(root)["Bucket"])
+        self.library.delete_object(**self._object(ref.uri))
+        with pytest.raises(StorageError) as caught:
+            store.read(ref)
+        assert "X-Amz" not in str(caught.value)
+
+
+def _write(store: Store, uri: str, data: bytes = b"x") -> None:
+    with store.create(uri) as writer:
+        writer.write(data)
+        writer.commit()

@@ -1,0 +1,235 @@
+"""Whatever fsspec has a file system for (`az://`, `abfs://`, `hf://`, …), for reading.
+
+Each file system finds its credentials as its own documentation says; fsspec's configuration (`FSSPEC_*` variables or
+~/.config/fsspec) reaches all of them. Writing is refused: fsspec's files publish when they are closed, by the garbage
+collector too, and few of its file systems can create without replacing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from transforms.errors import (
+    AccessDenied,
+    HeadraceError,
+    InvalidRequest,
+    ObjectChanged,
+    ObjectNotFound,
+    StorageError,
+)
+from transforms.storage.base import ObjectRef, Store, StoreOptions, Writer, check_range
+from transforms.storage.http_range import RetryPolicy
+
+_EXTRAS = {
+    "s3": "s3",
+    "s3a": "s3",
+    **dict.fromkeys(("az", "abfs", "abfss", "adl"), "azure"),
+    "hf": "hf",
+}
+# The file systems' names for what changes with the content, the surest first; then for when it changed.
+_VERSIONS = ("generation", "ETag", "etag", "blob_id", "sha256", "sha", "oid", "md5")
+_TIMES = ("mtime", "LastModified", "last_modified", "modified", "updated", "modificationTime", "modify", "created")
+_PIECE_BYTES = 16 << 20
+_FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError, ValueError, TypeError, ImportError)
+
+
+class FsspecStore(Store):
+    """Reads a pinned range, then asks whether the version still stands, since most file systems read by name alone."""
+
+    def __init__(self, options: StoreOptions, scheme: str, policy: RetryPolicy = RetryPolicy()) -> None:
+        super().__init__(options)
+        self._scheme, self._policy = scheme, policy
+        self._lock = threading.Lock()
+        self._made: dict[tuple[int, str], Any] = {}
+        _check_installed(scheme)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.options, self._scheme, self._policy)
+
+    def stat(self, uri: str) -> ObjectRef:
+        if uri.endswith("/"):
+            raise ObjectNotFound(f"There is no object {uri}", found="the name of a folder")
+        filesystem, path = self._filesystem(uri)
+        self.counters.add(requests=1)
+        try:
+            filesystem.invalidate_cache()
+            info = filesystem.info(path)
+        except Exception as error:
+            raise told(error, uri, "read") from error
+        if info["type"] != "file":
+            raise ObjectNotFound(f"There is no object {uri}", found=f"a {info['type']} of that name")
+        return _pin(uri, info)
+
+    def list(self, folder: str) -> Iterator[ObjectRef]:
+        """The whole listing is held in memory: fsspec has no other."""
+        folder = folder.rstrip("/")
+        filesystem, path = self._filesystem(folder)
+        self.counters.add(requests=1)
+        try:
+            filesystem.invalidate_cache()
+            found = filesystem.find(path, detail=True)
+        except NotADirectoryError:
+            return
+        except Exception as error:
+            raise told(error, folder, "list") from error
+        below = path.rstrip("/") + "/"
+        refs = [
+            _pin(f"{folder}/{name.removeprefix(below)}", info)
+            for name, info in found.items()
+            if name.startswith(below) and not name.endswith("/") and info["type"] == "file"
+        ]
+        yield from sorted(refs)
+
+    def read_into(self, ref: ObjectRef, offset: int, buffers: Sequence[memoryview]) -> None:
+        if not check_range(ref, offset, buffers):
+            return
+        filesystem, path = self._filesystem(ref.uri)
+        for buffer in buffers:
+            for at in range(0, buffer.nbytes, _PIECE_BYTES):
+                piece = buffer[at : at + _PIECE_BYTES]
+                piece[:] = self._piece(filesystem, path, ref, offset, piece.nbytes)
+                offset += piece.nbytes
+        now = self.stat(ref.uri)
+        if now.version != ref.version:
+            raise changed(ref, now.version)
+
+    def _piece(self, filesystem: Any, path: str, ref: ObjectRef, offset: int, length: int) -> bytes:
+        failures = 0
+        while True:
+            self.counters.add(requests=1, retries=1 if failures else 0)
+            try:
+                data: bytes = filesystem.cat_file(path, start=offset, end=offset + length)
+                if len(data) == length:
+                    self.counters.add(bytes_read=length)
+                    return data
+                found, cause = f"{len(data)} bytes", None
+            except _FINAL as error:
+                raise told(error, ref.uri, "read") from error
+            except Exception as error:
+                found, cause = _described(error), error
+            failures += 1
+            now = self.stat(ref.uri)
+            if now.version != ref.version:
+                raise changed(ref, now.version) from cause
+            if failures >= self._policy.attempts:
+                raise StorageError(
+                    f"Reading bytes {offset} to {offset + length} (exclusive) of {ref.uri} failed {failures} times",
+                    found=found,
+                    cure="Look at the network and at the store's status, then run again.",
+                ) from cause
+            time.sleep(self._policy.wait_s(failures, 0.0))
+
+    def create(self, uri: str) -> Writer:
+        raise InvalidRequest(
+            f"{uri} cannot be written: {self._scheme}:// has no way here to create an object without replacing another",
+            expected="an output in gs://bucket/folder, s3://bucket/folder or a local folder",
+            cure="Write there, and copy it afterwards.",
+        )
+
+    def delete(self, ref: ObjectRef) -> None:
+        raise InvalidRequest(
+            f"{ref.uri} cannot be deleted: {self._scheme}:// has no way here to delete one version and no other"
+        )
+
+    def _filesystem(self, uri: str) -> tuple[Any, str]:
+        """fsspec's own cache keeps a file system for each thread, which each takes time to connect."""
+        import fsspec.core
+
+        place = (os.getpid(), uri.partition("://")[2].partition("/")[0])
+        try:
+            with self._lock:
+                if place not in self._made:
+                    self._made[place] = fsspec.core.url_to_fs(uri, use_listings_cache=False, **self._arguments())[0]
+            filesystem = self._made[place]
+            return filesystem, filesystem._strip_protocol(uri)
+        except HeadraceError:
+            raise
+        except Exception as error:
+            raise told(error, uri, "open") from error
+
+    def _arguments(self) -> dict[str, Any]:
+        """What the file system is made with, besides what fsspec's configuration says."""
+        return {}
+
+
+def _check_installed(scheme: str) -> None:
+    extra = _EXTRAS.get(scheme)
+    try:
+        import fsspec
+
+        fsspec.get_filesystem_class(scheme)
+    except ValueError as error:
+        raise _no_store(scheme) from error
+    except ImportError as error:
+        if not extra and error.name == "fsspec":
+            raise _no_store(scheme, cure="Schemes beyond these come with fsspec: pip install fsspec") from error
+        raise InvalidRequest(
+            f"{scheme}:// needs a package that is not installed",
+            found=str(error),
+            cure=f"pip install 'headrace[{extra}]'" if extra else "Install it, here and on the workers.",
+        ) from error
+
+
+def _no_store(
+    scheme: str, cure: str = "Copy the object to a bucket or a local folder and name that."
+) -> InvalidRequest:
+    return InvalidRequest(
+        f"No store for {scheme}://",
+        expected="gs://, s3://, az://, hf://, https:// or a local path",
+        found=f"{scheme}://",
+        cure=cure,
+    )
+
+
+def _pin(uri: str, info: Mapping[str, Any]) -> ObjectRef:
+    version = next((str(info[key]) for key in _VERSIONS if info.get(key)), "")
+    if not version:
+        times = [str(_seconds(info[key])) for key in _TIMES if info.get(key)]
+        if not times or info.get("size") is None:
+            raise StorageError(
+                f"{uri} cannot be pinned: its store does not tell one version from another",
+                found=f"no more than {', '.join(sorted(info))}",
+                cure="Copy it to a bucket or a local folder and name that.",
+            )
+        version = ":".join([*times[:1], *([str(info["ino"])] if "ino" in info else []), str(info["size"])])
+    return ObjectRef(uri, int(info["size"]), version)
+
+
+def _seconds(time_: Any) -> Any:
+    """File systems of one kind may tell the same time as a datetime or as a number."""
+    return time_.timestamp() if hasattr(time_, "timestamp") else time_
+
+
+def told(error: Exception, uri: str, verb: str) -> StorageError:
+    """Each file system has exceptions of its own, so that their names must do."""
+    if isinstance(error, StorageError):
+        return error
+    names = " ".join(kind.__name__ for kind in type(error).__mro__)
+    if isinstance(error, FileNotFoundError):
+        return ObjectNotFound(f"There is no object {uri}, or no such bucket", cure="Look at the spelling.")
+    if isinstance(error, PermissionError) or re.search("Credential|Auth|Forbidden|GatedRepo", names):
+        return AccessDenied(
+            f"Cannot {verb} {uri}",
+            found=_described(error),
+            cure="Give this identity the permission, or let the store's own variables name credentials that have it.",
+        )
+    return StorageError(f"Cannot {verb} {uri}", found=_described(error))
+
+
+def _described(error: Exception) -> str:
+    # Errors of web clients hold whole addresses, whose queries may be signatures.
+    return re.sub(r"\?[^\s'\"]*", "?…", f"{type(error).__name__}: {error}")[:500].rstrip(": ")
+
+
+def changed(ref: ObjectRef, found: str) -> ObjectChanged:
+    return ObjectChanged(
+        f"{ref.uri} was rewritten while it was in use",
+        expected=f"version {ref.version}",
+        found=found,
+        cure="Run again, and leave the inputs alone meanwhile.",
+    )

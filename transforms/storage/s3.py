@@ -1,0 +1,188 @@
+"""Amazon S3 and what speaks its language: `s3://bucket/name`. Versions are ETags; `AWS_ENDPOINT_URL` names another service.
+
+s3fs finds credentials, lists and writes. Bytes come by way of signed URLs, straight into the caller's buffers: through
+s3fs they would be copied several times, and all of them in one thread.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from transforms.errors import AccessDenied, AlreadyExists, InvalidRequest, ObjectNotFound, StorageError
+from transforms.storage.base import ObjectRef, StoreOptions, Writer, check_range
+from transforms.storage.fsspec_store import FsspecStore, changed, told
+from transforms.storage.http_range import HttpRefusal, RangeReader, RetryPolicy
+
+# S3 takes parts of 5 MiB to 5 GiB, 10,000 at most: so objects of up to 160 GB.
+PART = 16 << 20
+_SIGNED_FOR_S = 3600
+_log = logging.getLogger(__name__)
+
+
+class S3Store(FsspecStore):
+    """`kms_key` encrypts what is written. Writing needs conditional requests, as S3 itself has since 2024."""
+
+    def __init__(
+        self, options: StoreOptions = StoreOptions(), scheme: str = "s3", policy: RetryPolicy = RetryPolicy()
+    ) -> None:
+        super().__init__(options, scheme, policy)
+        self._ranges = RangeReader(self.counters, policy)
+        self._signed: dict[str, tuple[float, str]] = {}
+
+    def _arguments(self) -> dict[str, Any]:
+        # Signatures of the older kind are refused by all but the oldest regions.
+        return {"config_kwargs": {"signature_version": "s3v4"}}
+
+    def read_into(self, ref: ObjectRef, offset: int, buffers: Sequence[memoryview]) -> None:
+        if not check_range(ref, offset, buffers):
+            return
+        try:
+            try:
+                self._fetch(ref, offset, buffers, self._url(ref.uri))
+            except HttpRefusal as refusal:
+                if refusal.status != 403:
+                    raise
+                # Credentials that are lent for an hour may have ended before what they signed.
+                self._fetch(ref, offset, buffers, self._url(ref.uri, renew=True))
+        except HttpRefusal as refusal:
+            if refusal.status in (412, 416):
+                raise changed(ref, "another") from refusal
+            # The answer's body tells what was signed, and with what.
+            raise self._refused(refusal.status, ref.uri) from refusal
+
+    def _fetch(self, ref: ObjectRef, offset: int, buffers: Sequence[memoryview], url: str) -> None:
+        headers = {"If-Match": ref.version, "Accept-Encoding": "identity"}
+        require = {"ETag": ref.version}
+        self._ranges.read_into(ref.uri, url, headers, offset, buffers, {}, require=require, size=ref.size)
+
+    def _url(self, uri: str, *, renew: bool = False) -> str:
+        signed_at, url = self._signed.get(uri, (0.0, ""))
+        if renew or time.monotonic() - signed_at > _SIGNED_FOR_S / 2 or not url:
+            filesystem, path = self._filesystem(uri)
+            try:
+                url = filesystem.sign(path, expiration=_SIGNED_FOR_S)
+            except Exception as error:
+                raise told(error, uri, "read") from error
+            self._signed[uri] = time.monotonic(), url
+        return url
+
+    def _refused(self, status: int, uri: str) -> StorageError:
+        if status == 404:
+            return ObjectNotFound(f"There is no object {uri}, or no such bucket", cure="Look at the spelling.")
+        if status in (401, 403):
+            return AccessDenied(
+                f"Cannot read {uri}", found=f"HTTP {status}", cure="Grant this identity the permission s3:GetObject."
+            )
+        cure = "Let AWS_REGION name the bucket's region." if status in (301, 307, 400) else ""
+        return StorageError(f"Cannot read {uri}", found=f"HTTP {status}", cure=cure)
+
+    def create(self, uri: str) -> Writer:
+        filesystem, path = self._filesystem(uri)
+        bucket, key, _ = filesystem.split_path(path)
+        if not key or uri.endswith("/"):
+            raise InvalidRequest(f"{uri} names a folder, not an object")
+        return _S3Writer(self, filesystem, uri, {"Bucket": bucket, "Key": key})
+
+    def delete(self, ref: ObjectRef) -> None:
+        filesystem, path = self._filesystem(ref.uri)
+        bucket, key, _ = filesystem.split_path(path)
+        try:
+            # Not every service that speaks S3 heeds IfMatch when it deletes.
+            if (now := self.stat(ref.uri)).version != ref.version:
+                raise changed(ref, now.version)
+            self.counters.add(requests=1)
+            filesystem.call_s3("delete_object", Bucket=bucket, Key=key, IfMatch=ref.version)
+        except ObjectNotFound:
+            return
+        except OSError as error:
+            if _code(error) == "PreconditionFailed":
+                raise changed(ref, "another") from error
+            raise told(error, ref.uri, "delete") from error
+
+
+class _S3Writer(Writer):
+    """Sends nothing before 16 MiB are written: what is smaller goes in a single request at `commit()`."""
+
+    def __init__(self, store: S3Store, filesystem: Any, uri: str, target: dict[str, str]) -> None:
+        self._store, self._filesystem, self._uri, self._target = store, filesystem, uri, target
+        key = store.options.kms_key
+        self._encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
+        self._pending = bytearray()
+        self._upload = ""
+        self._parts: list[dict[str, Any]] = []
+        self._written = 0
+        self._closed = False
+
+    def write(self, data: Any) -> int:
+        self._check_open()
+        view = memoryview(data).cast("B")
+        self._pending += view
+        self._written += view.nbytes
+        while len(self._pending) > PART:
+            self._send(bytes(memoryview(self._pending)[:PART]))
+            del self._pending[:PART]
+        return view.nbytes
+
+    def _send(self, part: bytes) -> None:
+        if not self._upload:
+            self._upload = self._call("create_multipart_upload", **self._encryption)["UploadId"]
+        number = len(self._parts) + 1
+        answer = self._call("upload_part", UploadId=self._upload, PartNumber=number, Body=part)
+        self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
+
+    def tell(self) -> int:
+        return self._written
+
+    def commit(self) -> ObjectRef:
+        self._check_open()
+        if self._upload:
+            self._send(bytes(self._pending))
+            parts = {"Parts": self._parts}
+            answer = self._call(
+                "complete_multipart_upload", UploadId=self._upload, MultipartUpload=parts, IfNoneMatch="*"
+            )
+        else:
+            answer = self._call("put_object", Body=bytes(self._pending), IfNoneMatch="*", **self._encryption)
+        self._upload = ""
+        self.abort()
+        self._store.counters.add(bytes_written=self._written)
+        return ObjectRef(self._uri, self._written, answer["ETag"])
+
+    def abort(self) -> None:
+        upload, self._upload = self._upload, ""
+        self._closed, self._pending = True, bytearray()
+        if upload:
+            try:
+                self._filesystem.call_s3("abort_multipart_upload", **self._target, UploadId=upload)
+            except OSError as error:
+                # Invisible to everyone; the error that led here matters more.
+                _log.info("The upload of %s could not be cancelled: %s", self._uri, error)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def _call(self, method: str, **arguments: Any) -> Any:
+        self._store.counters.add(requests=1)
+        try:
+            return self._filesystem.call_s3(method, **self._target, **arguments)
+        except Exception as error:
+            self.abort()
+            if _code(error) == "PreconditionFailed":
+                raise AlreadyExists(
+                    f"{self._uri} stands already", cure="Delete it, or write under another name."
+                ) from error
+            raise told(error, self._uri, "write") from error
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StorageError(f"{self._uri} was committed or aborted before; nothing more can be written to it")
+
+
+def _code(error: Exception) -> str:
+    """S3's own name of an error, which s3fs keeps as the cause of a Python one."""
+    response = getattr(error.__cause__ or error, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))
