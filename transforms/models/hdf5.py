@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -28,6 +29,8 @@ _SYMBOL_NODE = 328
 # A pass reaches one level deeper into the index; sound files of a million datasets need about a dozen.
 _MAX_PASSES = 64
 _MAX_DATASETS = 1_000_000
+# Keras splits a list of names that does not fit an object header, which holds 64 KiB: 4,096 references to strings.
+_MAX_TEXTS, _TEXT_BYTES = 65_536, 1 << 20
 _FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32"}
 _SAVE_AGAIN = "Save the model again with Keras, which stores weights plainly."
 _COPY_AGAIN = "Copy the file again from where it was saved, or save it again."
@@ -55,16 +58,20 @@ class _Group:
     address: int
     datasets: Mapping[str, Dataset]
     groups: tuple[str, ...]
+    texts: Mapping[str, tuple[str, ...]]
 
 
 class Hdf5File:
     """`what` names the file in errors. Leaving the `with` block closes it, which h5py needs before the process ends."""
 
-    def __init__(self, file: RangeFile, what: str) -> None:
-        """Raises `CorruptModel` where it is no HDF5 file or a truncated one."""
+    def __init__(self, file: RangeFile, what: str, texts: re.Pattern[str] | None = None) -> None:
+        """`texts` matches the names of the attributes that `texts(path)` is to give.
+
+        Raises `CorruptModel` where it is no HDF5 file or a truncated one.
+        """
         import h5py
 
-        self._size, self._what = file.size, what
+        self._size, self._what, self._texts = file.size, what, texts
         self._ranges = file.source if isinstance(file.source, Ranges) else None
         self._known: dict[str, _Group | None] = {}
         try:
@@ -113,6 +120,15 @@ class Hdf5File:
             self._known[path] = self._guarded(path)
         found = self._known[path]
         return None if found is None else found.datasets
+
+    def texts(self, path: str) -> Mapping[str, tuple[str, ...]]:
+        """The attributes of a group that hold strings, by name, as far as they were asked for; a scalar is a tuple of one.
+
+        Raises as `group` does.
+        """
+        self.group(path)
+        found = self._known[path]
+        return {} if found is None else found.texts
 
     def has(self, path: str) -> bool:
         """Whether a group or dataset stands at `path`, by hard links alone."""
@@ -223,7 +239,27 @@ class Hdf5File:
                 unread = True
         if unread:
             raise NotFetched
-        return _Group(h5py.h5o.get_info(group.id).addr, datasets, tuple(groups))
+        wanted = [name for name in group.attrs if self._texts is not None and self._texts.fullmatch(name)]
+        texts = {name: self._text(path, group, name) for name in wanted}
+        return _Group(h5py.h5o.get_info(group.id).addr, datasets, tuple(groups), texts)
+
+    def _text(self, path: str, group: Any, name: str) -> tuple[str, ...]:
+        attribute = group.attrs.get_id(name)
+        shape, dtype = attribute.shape, attribute.dtype
+        if shape is None or len(shape) > 1 or dtype.kind not in "OSf":
+            raise self._corrupt(f"has no text in {name!r} of {path!r}", "strings", f"{dtype} {shape}")
+        # numpy makes floats of an empty list.
+        if not math.prod(shape):
+            return ()
+        if dtype.kind == "f" or math.prod(shape) > _MAX_TEXTS or attribute.get_storage_size() > _TEXT_BYTES:
+            raise self._corrupt(
+                f"has no list of names in {name!r} of {path!r}",
+                f"at most {_MAX_TEXTS} strings in {_TEXT_BYTES} bytes",
+                f"{dtype} {shape}",
+            )
+        value = group.attrs[name]
+        several = [value] if shape == () else list(value)
+        return tuple(v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in several)
 
     def _open(self, path: str) -> Any:
         import h5py

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from transforms.errors import InvalidRequest, SignatureNotFound
@@ -14,6 +16,9 @@ from transforms.storage import StoreOptions, open_store
 
 _DEFAULT = StreamOptions()
 
+CustomObjects = Mapping[str, Any] | Sequence[str]
+"""Classes and functions by name, or `module:name` strings that lead to them."""
+
 
 def load_model(
     model: str | ModelRef,
@@ -24,32 +29,46 @@ def load_model(
     in_flight_bytes: int = _DEFAULT.in_flight_bytes,
     progress: Progress | None = None,
     model_sharing: str = "process",
+    weights: str | None = None,
+    custom_objects: CustomObjects = (),
+    unsafe: bool = False,
 ) -> Model:
     """Streams the model into memory; no byte of it touches a disk.
 
-    `model` is the URI of a SavedModel's folder or of a `.keras` file (`gs://` or a local path), or a `ModelRef`, which
-    carries its own store options. With `model_sharing="machine"`, the processes of this machine and user that load the same
-    model so hold one copy of its weights, fetched once; where that cannot be, the log says why. Raises `NotAModel`,
-    `SignatureNotFound`, `UnsupportedModel`, `CorruptModel`, `ObjectChanged`, `StorageError`.
+    `model` is the URI of a SavedModel's folder, of a `.keras` file or the folder of its members, of a legacy HDF5 file, or,
+    with `weights`, of a Keras model's config.json whose weights lie at that URI; or it is a `ModelRef`, which carries its
+    own `options`, `weights`, custom objects by name, and `unsafe`. `custom_objects` are classes and functions by name, or
+    a list of `module:name`, that a Keras model needs; `unsafe` lets it run Python code of its own, such as lambdas. With
+    `model_sharing="machine"`, the processes of this machine and user that load the same model so hold one copy of its
+    weights, fetched once; where that cannot be, the log says why. Raises `NotAModel`, `SignatureNotFound`,
+    `UnsupportedModel`, `CorruptModel`, `ObjectChanged`, `StorageError`.
     """
-    ref = pin_model(model, options) if isinstance(model, str) else model
+    ref = _pin(model, options, weights, custom_objects, unsafe)
     place = _place(ref, model_sharing)
     stream = StreamOptions(connections=connections, in_flight_bytes=in_flight_bytes, progress=progress, place=place)
-    loaded: Model = _format(ref).load(open_store(ref.uri, ref.options), ref, signature, stream)
+    with _known(custom_objects):
+        loaded: Model = _format(ref).load(open_store(ref.uri, ref.options), ref, signature, stream)
     return loaded
 
 
 def describe_model(
-    model: str | ModelRef, signature: str | None = None, *, options: StoreOptions = StoreOptions()
+    model: str | ModelRef,
+    signature: str | None = None,
+    *,
+    options: StoreOptions = StoreOptions(),
+    weights: str | None = None,
+    custom_objects: CustomObjects = (),
+    unsafe: bool = False,
 ) -> ModelSpec:
     """Reads only the graph and the directory of the weights, never a weight. Raises as `load_model` does.
 
     With a `signature`, it must exist, and what the spec counts is that signature's.
     """
-    ref = pin_model(model, options) if isinstance(model, str) else model
+    ref = _pin(model, options, weights, custom_objects, unsafe)
     store = open_store(ref.uri, ref.options)
     named = (signature,) if ref.format == "saved_model" else ()
-    spec: ModelSpec = _format(ref).describe(store, ref, *named)
+    with _known(custom_objects):
+        spec: ModelSpec = _format(ref).describe(store, ref, *named)
     if signature is not None and signature not in spec.signatures:
         raise SignatureNotFound(
             f"{ref.uri} has no signature {signature!r}",
@@ -57,6 +76,23 @@ def describe_model(
             cure="Name one with --signature.",
         )
     return spec
+
+
+def _pin(
+    model: str | ModelRef, options: StoreOptions, weights: str | None, custom_objects: CustomObjects, unsafe: bool
+) -> ModelRef:
+    if isinstance(model, ModelRef):
+        return model
+    names = () if isinstance(custom_objects, Mapping) else tuple(custom_objects)
+    return pin_model(model, options, weights=weights, custom_objects=names, unsafe=unsafe)
+
+
+def _known(custom_objects: CustomObjects) -> AbstractContextManager[Any]:
+    if not isinstance(custom_objects, Mapping) or not custom_objects:
+        return nullcontext()
+    import keras
+
+    return keras.saving.CustomObjectScope(dict(custom_objects))
 
 
 def _place(ref: ModelRef, model_sharing: str) -> Any:
@@ -81,8 +117,8 @@ def _format(ref: ModelRef) -> Any:
         from transforms.models import saved_model
 
         return saved_model
-    if ref.format == "keras":
-        from transforms.models import keras_archive
+    if ref.format in ("keras", "keras_h5", "keras_config"):
+        from transforms.models import keras_model
 
-        return keras_archive
+        return keras_model
     raise ValueError(f"no loader for the format {ref.format!r} of {ref.uri}")

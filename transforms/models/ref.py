@@ -4,39 +4,58 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
-from transforms.errors import NotAModel, ObjectNotFound
+from transforms.errors import CorruptModel, NotAModel, ObjectNotFound
 from transforms.storage import ObjectRef, Store, StoreOptions, open_store
+from transforms.storage.base import public_uri
 
 _GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
 _BELONGS = (*_GRAPHS, "fingerprint.pb", "keras_metadata.pb")
 _FOLDERS = ("variables/", "assets/")
+_KERAS_WEIGHTS = ("model.weights.h5", "model.weights.json", "model.weights.npz")
+_HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
+_WEB = ("http://", "https://")
 # Enough to say what a folder holds; a bucket may hold millions.
 _GLANCE = 500
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """`uri` is the folder or file as given, without a trailing slash; `format` is "saved_model" or "keras".
+    """`uri` is the folder or file as given, without a trailing slash.
 
-    `objects` holds every object of the model in URI order. A worker that reads through it gets these versions or
-    `ObjectChanged`.
+    `format` is "saved_model", "keras" (a `.keras` file, or the folder of its members), "keras_h5" (a whole model in one
+    HDF5 file) or "keras_config" (a configuration whose weights lie apart, at the URI `weights`). `objects` holds every
+    object of the model: in URI order, but the configuration before its weights. A worker that reads through it gets these
+    versions or `ObjectChanged`. `custom_objects` are modules, or `module:name`, that are imported before a Keras model is
+    built; `unsafe` lets it run Python code of its own.
     """
 
     uri: str
     format: str
     objects: tuple[ObjectRef, ...]
     options: StoreOptions = StoreOptions()
+    weights: str | None = None
+    custom_objects: tuple[str, ...] = ()
+    unsafe: bool = False
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) over each object's place in the model, size, and content checksum (else its version)."""
+        """SHA-256 (hex) over each object's place in the model, size, and content checksum (else its version).
+
+        So too over what else makes the model what it is: custom objects by name, and whether its own code may run.
+        """
         digest = hashlib.sha256(self.format.encode())
-        for ref in self.objects:
+        for i, ref in enumerate(self.objects):
             content = f"crc32c:{ref.crc32c:08x}" if ref.crc32c is not None else f"version:{ref.version}"
-            digest.update(f"\n{ref.uri.removeprefix(self.uri)}\t{ref.size}\t{content}".encode())
+            apart = self.weights is not None and i > 0
+            place = f"weights/{file_name(ref.uri)}" if apart else ref.uri.removeprefix(self.uri)
+            digest.update(f"\n{place}\t{ref.size}\t{content}".encode())
+        if self.custom_objects or self.unsafe:
+            digest.update(f"\n{sorted(self.custom_objects)}\t{self.unsafe}".encode())
         return digest.hexdigest()
 
     def object(self, relative: str) -> ObjectRef | None:
@@ -45,55 +64,150 @@ class ModelRef:
         return next((ref for ref in self.objects if ref.uri == wanted), None)
 
 
-def pin_model(uri: str, options: StoreOptions = StoreOptions()) -> ModelRef:
-    """The model at `uri`, a SavedModel's folder or a `.keras` file, each of its objects at the version seen now.
+def pin_model(
+    uri: str,
+    options: StoreOptions = StoreOptions(),
+    *,
+    weights: str | None = None,
+    custom_objects: Sequence[str] = (),
+    unsafe: bool = False,
+) -> ModelRef:
+    """The model at `uri`, each of its objects at the version seen now.
+
+    That is a SavedModel's folder, a `.keras` file or the folder of its members, or an HDF5 file that holds a whole model.
+    With `weights`, `uri` is a Keras model's config.json (or a folder that holds one), and `weights` a file of its weights:
+    `….weights.h5`, `….weights.json` with its shards beside it, `.h5`, or a `.keras` file.
 
     Raises `NotAModel` where no such model stands there, `AccessDenied`, `ObjectNotFound` for a missing bucket.
     """
     store = open_store(uri, options)
     uri = uri.rstrip("/")
-    if not uri.endswith(".keras") and (ref := _saved_model(store, uri, options)):
-        return ref
+    extra: dict[str, Any] = {"options": options, "custom_objects": tuple(custom_objects), "unsafe": unsafe}
+    if weights is not None:
+        config = _config(store, uri)
+        return ModelRef(uri, "keras_config", (config, *_weights(weights, options)), weights=weights, **extra)
+    if not uri.endswith((".keras", ".h5", ".hdf5")) and (found := _folder(store, uri)):
+        return ModelRef(uri, *found, **extra)
     try:
         file = store.stat(uri)
     except ObjectNotFound:
-        if uri.endswith(".keras") and (ref := _saved_model(store, uri, options)):
-            return ref
+        if uri.endswith(".keras") and (found := _folder(store, uri)):
+            return ModelRef(uri, *found, **extra)
         raise _no_model(store, uri) from None
-    if store.read(file, 0, min(4, file.size)) != b"PK\x03\x04":
+    start = store.read(file, 0, min(len(_HDF5), file.size))
+    if start == _HDF5:
+        return ModelRef(uri, "keras_h5", (file,), **extra)
+    if start[:4] == _ZIP:
+        return ModelRef(uri, "keras", (file,), **extra)
+    if start.lstrip()[:1] == b"{":
         raise NotAModel(
-            f"{uri} is no `.keras` file",
-            expected="a zip archive as keras.Model.save writes it, or a SavedModel's folder",
-            found=f"a file of {file.size} bytes that does not begin like a zip",
-            cure="Save the model as `.keras`, or name the folder that holds saved_model.pb.",
+            f"{uri} is a model's configuration at most, without weights",
+            expected="a whole model, or the weights named beside it",
+            cure="Name its weights too (--weights, weights=…).",
         )
-    return ModelRef(uri, "keras", (file,), options)
+    raise NotAModel(
+        f"{uri} is no `.keras` file",
+        expected="a zip archive as keras.Model.save writes it, an HDF5 file, or a SavedModel's folder",
+        found=f"a file of {file.size} bytes that does not begin like a zip or HDF5",
+        cure="Save the model as `.keras`, or name the folder that holds saved_model.pb.",
+    )
 
 
-def _saved_model(store: Store, uri: str, options: StoreOptions) -> ModelRef | None:
+def file_name(uri: str) -> str:
+    return public_uri(uri).rpartition("/")[2]
+
+
+def _folder(store: Store, uri: str) -> tuple[str, tuple[ObjectRef, ...]] | None:
+    """The format and the objects of a model that is a folder."""
+    if objects := _saved_model(store, uri):
+        return "saved_model", objects
+    config = _stat(store, f"{uri}/config.json")
+    for name in _KERAS_WEIGHTS if config is not None else ():
+        if (weights := _stat(store, f"{uri}/{name}")) is not None and config is not None:
+            shards = _shards(store, weights) if name.endswith(".json") else []
+            objects = (config, weights, *shards, *store.list(f"{uri}/assets/"))
+            return "keras", tuple(sorted(objects, key=lambda ref: ref.uri))
+    return None
+
+
+def _config(store: Store, uri: str) -> ObjectRef:
+    config = (None if file_name(uri).endswith(".json") else _stat(store, f"{uri}/config.json")) or _stat(store, uri)
+    if config is None:
+        raise _no_model(store, uri)
+    if store.read(config, 0, min(4, config.size)).lstrip()[:1] != b"{":
+        raise NotAModel(
+            f"{uri} is no configuration of a Keras model, whose weights lie apart",
+            expected="JSON, as model.to_json() gives it, or the config.json of a `.keras` file",
+            found=f"a file of {config.size} bytes that is no JSON object",
+            cure="Leave the weights out if this file holds the whole model; else name its config.json.",
+        )
+    return config
+
+
+def _weights(uri: str, options: StoreOptions) -> list[ObjectRef]:
+    store = open_store(uri, options)
+    file = _stat(store, uri)
+    if file is None:
+        raise NotAModel(
+            f"There are no weights at {uri}",
+            expected="a file that model.save_weights wrote",
+            cure="Look at the spelling.",
+        )
+    if file_name(uri).endswith(".json"):
+        return [file, *_shards(store, file)]
+    start = store.read(file, 0, min(len(_HDF5), file.size))
+    if start != _HDF5 and start[:4] != _ZIP:
+        raise NotAModel(
+            f"{uri} holds no weights of Keras",
+            expected="an HDF5 file, as model.save_weights writes it, or a `.keras` file",
+            found=f"a file of {file.size} bytes that begins with {start[:8]!r}",
+            cure="Name the file that model.save_weights('….weights.h5') wrote.",
+        )
+    return [file]
+
+
+def _shards(store: Store, index: ObjectRef) -> list[ObjectRef]:
+    from transforms.models.keras_files import SHARD_INDEX_BYTES, weight_map
+
+    if index.size > SHARD_INDEX_BYTES:
+        raise CorruptModel(f"{index.uri} is too large", expected=f"at most {SHARD_INDEX_BYTES} bytes")
+    mapped = weight_map(store.read(index), index.uri)
+    address, mark, query = index.uri.partition("?") if index.uri.startswith(_WEB) else (index.uri, "", "")
+    folder = address.rpartition("/")[0]
+    found = []
+    for name in sorted({name for names in mapped.values() for name in names}):
+        shard = _stat(store, f"{folder}/{name}{mark}{query}")
+        if shard is None:
+            raise CorruptModel(
+                f"{index.uri} names {name}, which is not beside it", cure="Copy all files that save_weights wrote."
+            )
+        found.append(shard)
+    return found
+
+
+def _saved_model(store: Store, uri: str) -> tuple[ObjectRef, ...]:
     # Asked for by name first: to list a folder that is no model may take for ever.
-    if not any(_exists(store, f"{uri}/{graph}") for graph in _GRAPHS):
-        return None
+    if all(_stat(store, f"{uri}/{graph}") is None for graph in _GRAPHS):
+        return ()
     objects = []
     for ref in store.list(f"{uri}/"):
         relative = ref.uri.removeprefix(f"{uri}/")
         if relative in _BELONGS or relative.startswith(_FOLDERS):
             objects.append(ref)
-    return ModelRef(uri, "saved_model", tuple(objects), options)
+    return tuple(objects)
 
 
-def _exists(store: Store, uri: str) -> bool:
+def _stat(store: Store, uri: str) -> ObjectRef | None:
     try:
-        store.stat(uri)
+        return store.stat(uri)
     except ObjectNotFound:
-        return False
-    return True
+        return None
 
 
 def _no_model(store: Store, uri: str) -> NotAModel:
     below = [ref.uri.removeprefix(f"{uri}/") for ref in islice(store.list(f"{uri}/"), _GLANCE)]
     models = sorted({name.rpartition("/")[0] for name in below if name.rpartition("/")[2] in _GRAPHS} - {""})
-    archives = [name for name in below if name.endswith(".keras")]
+    archives = [name for name in below if name.endswith((".keras", ".h5", ".hdf5"))]
     if models or archives:
         return NotAModel(
             f"{uri} is a folder above models, not a model",
