@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms.errors import AlreadyExists, ColumnError, NotParquet, NullFeature, ObjectNotFound
+from transforms.errors import AlreadyExists, ColumnError, NotParquet, NullFeature, ObjectChanged, ObjectNotFound
 from transforms.parquet import read_batches, read_footer, write_batches
 from transforms.shard import Shard
 from transforms.storage import open_store
@@ -159,3 +159,27 @@ def test_row_groups_are_bounded_in_bytes(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     ref, _ = write_batches(store, f"{tmp_path}/a.parquet", schema, [batch] * 20, {})
     assert len(read_footer(store, ref).row_group_rows) == 5
+
+
+def test_rows_rewritten_in_place_while_they_are_read_are_no_mixture(tmp_path: Path) -> None:
+    """Such a file has no page checksums, and its footer stays true: only its version tells."""
+    path, count = tmp_path / "a.parquet", 400_000
+    numbers = pa.table({"i": np.arange(count)})
+    pq.write_table(numbers, path, compression="none", use_dictionary=False)
+    store = open_store(str(path))
+    batches = read_batches(store, whole(store.stat(str(path)), 1, count), ["i"], 1000)
+    next(batches)
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(4096))
+    with pytest.raises(ObjectChanged, match=r"a\.parquet was rewritten"):
+        list(batches)
+
+
+def test_batches_are_full_across_row_groups_with_other_dictionaries(tmp_path: Path) -> None:
+    """The bits of predictions depend on where batches begin; Arrow ends one wherever the dictionary changes."""
+    names = pa.array([f"{i // 90} {i % 5}" for i in range(400)]).dictionary_encode()
+    source = put(f"{tmp_path}/a.parquet", pa.table({"name": names, "id": range(400)}), row_group_size=90)
+    batches = list(read_batches(open_store(source.uri), whole(source, 5, 400), ["name", "id"], 64))
+    assert [batch.num_rows for batch in batches] == [64] * 6 + [16]
+    assert pa.Table.from_batches(batches)["name"].to_pylist() == names.to_pylist()

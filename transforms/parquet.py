@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -64,7 +65,7 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
             batch_size=batch_rows, row_groups=list(range(*shard.row_groups)), columns=list(columns), use_threads=False
         )
         try:
-            for batch in _skip(batches, shard.skip, batch_rows) if shard.skip else batches:
+            for batch in _full(batches, shard.skip, batch_rows):
                 part = (batch if batch.num_rows <= left else batch.slice(0, left)).select(columns)
                 left -= part.num_rows
                 yield part
@@ -100,7 +101,8 @@ def _null_list(shard: Shard, schema: pa.Schema, columns: Sequence[str], row: int
     )
 
 
-def _skip(batches: Iterable[pa.RecordBatch], skip: int, rows: int) -> Iterator[pa.RecordBatch]:
+def _full(batches: Iterable[pa.RecordBatch], skip: int, rows: int) -> Iterator[pa.RecordBatch]:
+    """Batches of `rows` after the first `skip` rows: Arrow gives shorter ones where a column's dictionary changes."""
     held: list[pa.RecordBatch] = []
     count = 0
     for batch in batches:
@@ -109,9 +111,9 @@ def _skip(batches: Iterable[pa.RecordBatch], skip: int, rows: int) -> Iterator[p
         held.append(batch.slice(dropped))
         count += held[-1].num_rows
         if count >= rows:
-            whole = pa.concat_batches(held)
+            whole = held[0] if len(held) == 1 else pa.concat_batches(held)
             yield whole.slice(0, rows)
-            held, count = [whole.slice(rows)], count - rows
+            held, count = [whole.slice(rows)] if count > rows else [], count - rows
     if count:
         yield pa.concat_batches(held)
 
@@ -150,7 +152,9 @@ def _repetitive(schema: pa.Schema) -> list[str]:
     return [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_dictionary(field.type)]
 
 
-def _open(store: Store, source: ObjectRef) -> pq.ParquetFile:
+@contextmanager
+def _open(store: Store, source: ObjectRef) -> Iterator[pq.ParquetFile]:
+    """Closes the source too, which `ParquetFile` leaves open: a local file tells only then that it was rewritten."""
     if source.size < 12:
         raise NotParquet(
             f"{source.uri} is no Parquet file",
@@ -158,10 +162,13 @@ def _open(store: Store, source: ObjectRef) -> pq.ParquetFile:
             found=f"{source.size} bytes",
             cure="Leave it out of --input, or write it again",
         )
+    with closing(store.open_arrow(source)) as opened:
+        yield _parquet_file(store, source, opened)
+
+
+def _parquet_file(store: Store, source: ObjectRef, opened: pa.NativeFile) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(
-            store.open_arrow(source), pre_buffer=False, buffer_size=_READ_WINDOW, page_checksum_verification=True
-        )
+        return pq.ParquetFile(opened, pre_buffer=False, buffer_size=_READ_WINDOW, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         tail = store.read(source, source.size - 4)
         found = f"{str(error).rstrip('.')}; its last four bytes are {tail!r}"
