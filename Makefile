@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test check venv bench-throughput constraints clean
+.PHONY: help run test check venv bench-throughput bench-load constraints clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -39,6 +39,9 @@ check: venv ## format, lint, types, who imports whom, the README's examples
 bench-throughput: venv ## rows per second beside two peers; WORK=folder [RUNS=5] [ARGS=--json=FILE]
 	@test -n '$(WORK)' || { echo "Say where the work may lie (about 2 GB): make bench-throughput WORK=folder" >&2; exit 2; }
 	$(BIN)/python -m benchmarks.throughput --work=$(call quoted,WORK) --runs=$(or $(RUNS),5) $(ARGS)
+
+bench-load: venv ## time, memory and bytes to a ready model, beside copying it first; [WORK=folder] [RUNS=3] [ARGS=--quick]
+	$(BIN)/python -m benchmarks.load $(if $(WORK),--work=$(call quoted,WORK)) --runs=$(or $(RUNS),3) $(ARGS)
 
 venv: $(INSTALLED) ## the environment that all the others use
 
