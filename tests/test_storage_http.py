@@ -223,6 +223,12 @@ def test_a_whole_object_that_is_cut_off_is_fetched_again(server: WebServer, stor
         store.read(store.stat(f"{server.url}/x"))
 
 
+def test_an_absurd_length_is_refused(server: WebServer, store: HttpStore) -> None:
+    server.habit = says(200, b"abc", ETag='"1"', **{"Content-Length": str(1 << 62), "Connection": "close"})
+    with pytest.raises(StorageError, match=r"/x does not fit into memory.*4611686018427387904 bytes"):
+        store.read(store.stat(f"{server.url}/x"), 10_000, 1)
+
+
 @pytest.mark.parametrize(
     ("headers", "found"),
     [

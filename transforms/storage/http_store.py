@@ -126,7 +126,14 @@ class HttpStore(Store):
                     public_uri(place.ref.uri),
                     place.ref.size,
                 )
-                data = memoryview(bytearray(place.ref.size))
+                try:
+                    data = memoryview(bytearray(place.ref.size))
+                except (MemoryError, OverflowError) as error:
+                    raise StorageError(
+                        f"{public_uri(place.ref.uri)} does not fit into memory, and its server has no ranges",
+                        found=f"{place.ref.size} bytes",
+                        cure="Copy it to a bucket or a local folder and name that.",
+                    ) from error
                 self._fetch(place, 0, [data])
                 whole.data = data
             return whole.data
