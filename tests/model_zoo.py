@@ -207,30 +207,86 @@ def rewrite_checkpoint(folder: Path, cuts: Mapping[str, list[str]]) -> None:
     tf.raw_ops.SaveV2(prefix=str(prefix), tensor_names=names, shape_and_slices=specs, tensors=tensors)
 
 
-def mutable_table(folder: Path) -> Inputs:
-    """Signature "serving_default" needs the content of a mutable table; "plain" does not."""
+def partitioned_strings(folder: Path) -> Inputs:
+    """TensorFlow 2.21 itself cannot put them together ("Dtype string not supported")."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.words = tf.Variable([[f"{i}-{j}" * i for j in range(5)] for i in range(4)])
+    concrete = tf.function(lambda i: {"row": tf.gather(module.words, i)}).get_concrete_function(
+        _tensor([None], "int32", "i")
+    )
+    tf.saved_model.save(module, str(folder), signatures=concrete)
+    rewrite_checkpoint(folder, {"words/.ATTRIBUTES/VARIABLE_VALUE": ["4 5 0,3:-", "4 5 3,1:0,2", "4 5 3,1:2,3"]})
+    return {"serving_default": {"i": np.array([3, 0, 2, 1], np.int32)}}
+
+
+def tables_of_a_checkpoint(folder: Path) -> Inputs:
+    """Mutable and dense tables, whose content is neither in the graph nor in an asset."""
     import tensorflow as tf
 
     module = tf.Module()
     module.weight = tf.Variable(3.0)
     module.memory = tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, -1)
-    module.memory.insert(["known"], [5])
-    spec = _tensor([None], "string", "word")
-    lookup = tf.function(lambda word: {"id": module.memory.lookup(word)}).get_concrete_function(spec)
-    plain = tf.function(lambda x: {"y": x * module.weight}).get_concrete_function(_tensor([None], "float32", "x"))
-    tf.saved_model.save(module, str(folder), signatures={"serving_default": lookup, "plain": plain})
-    return {"plain": {"x": np.array([2.0], np.float32)}}
+    module.memory.insert(["known", "größe"], [5, 6])
+    module.empty = tf.lookup.experimental.MutableHashTable(tf.int64, tf.string, "none")
+    module.nested = {"rows": tf.lookup.experimental.DenseHashTable(tf.int64, tf.float32, [0.0, 0.0], -1, -2, 8)}
+    module.nested["rows"].insert([7, 1 << 40], [[1.5, 2.5], [3.5, 4.5]])
+    word, key = _tensor([None], "string", "word"), _tensor([None], "int64", "key")
+
+    def both(word: Any, key: Any) -> Any:
+        return {"id": module.memory.lookup(word), "row": module.nested["rows"].lookup(key), "n": module.memory.size()}
+
+    signatures = {
+        "serving_default": tf.function(both).get_concrete_function(word, key),
+        "empty": tf.function(lambda key: {"word": module.empty.lookup(key)}).get_concrete_function(key),
+        "plain": tf.function(lambda x: {"y": x * module.weight}).get_concrete_function(_tensor([None], "float32", "x")),
+    }
+    tf.saved_model.save(module, str(folder), signatures=signatures)
+    keys = np.array([7, 8, 1 << 40], np.int64)
+    return {
+        "serving_default": {"word": np.array(["known", "größe", "new"], object), "key": keys},
+        "empty": {"key": keys},
+        "plain": {"x": np.array([2.0], np.float32)},
+    }
 
 
-def tf1(folder: Path) -> None:
+def other_state(folder: Path) -> Inputs:
+    """Signature "serving_default" needs state of a resource of its own kind; "plain" does not."""
     import tensorflow as tf
 
-    v1 = tf.compat.v1
-    with tf.Graph().as_default(), v1.Session() as session:
-        x = v1.placeholder(tf.float32, [None], name="x")
-        y = x * v1.get_variable("w", initializer=2.0, use_resource=True)
-        session.run(v1.global_variables_initializer())
-        v1.saved_model.simple_save(session, str(folder), {"x": x}, {"y": y})
+    class Kept(tf.saved_model.experimental.TrackableResource):
+        def _create_resource(self) -> Any:
+            shared = "kept" if tf.executing_eagerly() else "kept_in_graph"
+            return tf.raw_ops.MutableHashTableV2(key_dtype=tf.string, value_dtype=tf.int64, shared_name=shared)
+
+        def _serialize_to_tensors(self) -> Any:
+            return {
+                "content": tf.raw_ops.LookupTableExportV2(
+                    table_handle=self.resource_handle, Tkeys=tf.string, Tvalues=tf.int64
+                ).keys
+            }
+
+        def _restore_from_tensors(self, restored: Any) -> Any:
+            return tf.no_op()
+
+    module = tf.Module()
+    module.weight = tf.Variable(3.0)
+    module.inner = {"kept": (kept := Kept())}
+    assert kept.resource_handle is not None, "it is created outside of any function"
+
+    def size(x: Any) -> Any:
+        return {
+            "y": x + tf.cast(tf.raw_ops.LookupTableSizeV2(table_handle=module.inner["kept"].resource_handle), x.dtype)
+        }
+
+    spec = _tensor([None], "float32", "x")
+    signatures = {
+        "serving_default": tf.function(size).get_concrete_function(spec),
+        "plain": tf.function(lambda x: {"y": x * module.weight}).get_concrete_function(spec),
+    }
+    tf.saved_model.save(module, str(folder), signatures=signatures)
+    return {"plain": {"x": np.array([2.0], np.float32)}}
 
 
 def wide(folder: Path, mebibytes: int, layers: int = 8) -> Inputs:
@@ -250,6 +306,7 @@ ZOO: Mapping[str, Callable[[Path], Inputs]] = {
         many_dtypes,
         several_shards,
         partitioned,
+        tables_of_a_checkpoint,
     )
 }
 

@@ -128,15 +128,13 @@ def bundle(index: bytes, shards: tuple[bytes, ...]) -> tuple[MemoryStore, Bundle
 
 
 def value(store: MemoryStore, table: Bundle, entry: Entry) -> Any:
-    array = np.empty(entry.shape, object if entry.dtype == "string" else entry.dtype)
-    for piece in entry.pieces:
-        slot = piece.slot
-        data = store.read(slot.source, slot.offset, slot.nbytes)
-        if entry.dtype == "string":
-            return np.array(table.strings(entry, data), object).reshape(entry.shape)
-        part = np.frombuffer(data, slot.dtype).reshape(slot.shape)
-        array[tuple(slice(s, s + n) for s, n in piece.region)] = part
-    return array
+    slots = {piece.slot.name: piece.slot for piece in entry.pieces}
+
+    def take(name: str) -> Any:
+        slot = slots[name]
+        return np.frombuffer(store.read(slot.source, slot.offset, slot.nbytes), slot.dtype).reshape(slot.shape)
+
+    return table.value(entry, take)
 
 
 def test_every_tensor_of_a_real_bundle() -> None:
@@ -241,7 +239,7 @@ def test_entries_that_cannot_be_true() -> None:
     entry = reader[1].entry("words")
     assert entry is not None
     with pytest.raises(CorruptModel, match="strings in"):
-        reader[1].strings(entry, bytes(entry.nbytes))
+        reader[1].value(entry, lambda _: np.zeros(entry.nbytes, np.uint8))
     header = pb.BundleHeaderProto.FromString(table[b""])
     header.endianness = pb.BundleHeaderProto.BIG
     _refused(write_table({**table, b"": header.SerializeToString()}), shards, "big-endian")

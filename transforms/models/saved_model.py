@@ -1,4 +1,4 @@
-"""SavedModels of TensorFlow 2: the graph through TensorFlow's own loader, the weights through the engine.
+"""SavedModels: the graph through TensorFlow's own loader, the weights through the engine. Those of TensorFlow 2 here.
 
 The loader reads from a folder in TensorFlow's in-memory file system, which holds the graph and the assets but no
 variable. Which node of the checkpoint fills which variable follows TensorFlow's own rule: the saved object graph and the
@@ -9,29 +9,34 @@ nodes that it captures, in the order in which the loaded function lists its capt
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
-import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from transforms.errors import CorruptModel, SignatureNotFound, UnsupportedModel
-from transforms.models.dlpack import aligned_empty, to_tensor
+from transforms.errors import CorruptModel, UnsupportedModel
+from transforms.models import saved_model_v1
+from transforms.models.dlpack import to_tensor
 from transforms.models.model import Model
 from transforms.models.ref import ModelRef
-from transforms.models.spec import ModelSpec, Signature, TensorSpec
-from transforms.models.stream import StreamOptions, TensorSlot, TensorStream, numpy_dtype, open_stream
+from transforms.models.saved_model_files import (
+    COPY_AGAIN,
+    INIT_OP,
+    RamFolder,
+    no_such_signature,
+    open_bundle,
+    read_proto,
+    signature_of,
+)
+from transforms.models.spec import ModelSpec, Signature
+from transforms.models.stream import StreamOptions, TensorStream, open_stream
 from transforms.models.tensor_bundle import Bundle, Entry
-from transforms.storage import ObjectRef, Store
+from transforms.storage import Store
 
-_INIT_OP = "__saved_model_init_op"
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-_COPY_AGAIN = "Copy the model again from where it was exported."
-_folders = itertools.count()
+
+State = tuple[Entry, ...]
+"""A variable's value, or a table's keys and values."""
 
 
 def describe(store: Store, ref: ModelRef, signature: str | None = None) -> ModelSpec:
@@ -39,7 +44,10 @@ def describe(store: Store, ref: ModelRef, signature: str | None = None) -> Model
 
     With none named, counts those of `serving_default`, else of all signatures, and refuses no state.
     """
-    graph = _Graph(store, ref)
+    proto = read_proto(store, ref)
+    if _is_v1(proto):
+        return saved_model_v1.describe(store, ref, proto, signature)
+    graph = _Graph(store, ref, proto)
     if signature is not None:
         graph.signature(signature)
         weights = graph.weights(graph.captures(signature))
@@ -47,7 +55,7 @@ def describe(store: Store, ref: ModelRef, signature: str | None = None) -> Model
         counted = ["serving_default"] if "serving_default" in graph.signatures else list(graph.signatures)
         nodes = dict.fromkeys(node for name in counted for node in graph.captures(name))
         weights = graph.weights(nodes, refuse=False)
-    return ModelSpec("saved_model", graph.signatures, _parameters(weights.values()), _nbytes(weights.values()))
+    return ModelSpec("saved_model", graph.signatures, _parameters(weights), _nbytes(weights))
 
 
 def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> Model:
@@ -55,19 +63,24 @@ def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> 
 
     Raises `SignatureNotFound`, `UnsupportedModel` where the signature needs state that cannot be restored, `CorruptModel`.
     """
-    graph = _Graph(store, ref)
+    proto = read_proto(store, ref)
+    if _is_v1(proto):
+        return saved_model_v1.load(store, ref, proto, signature, stream)
+    graph = _Graph(store, ref, proto)
+    # It holds every constant of the graph: only the folder keeps it, and not for long.
+    del proto
     spec = graph.signature(signature)
     captures = graph.captures(signature)
     weights = graph.weights(captures)
-    slots = [piece.slot for entry in weights.values() for piece in entry.pieces]
+    slots = [piece.slot for state in weights.values() for entry in state for piece in entry.pieces]
     with open_stream(store, slots, stream) as tensors:
-        folder = _RamFolder(store, ref, graph.take_proto())
+        folder = RamFolder(store, ref, graph.take_proto())
         try:
             loaded = folder.load(graph.tags)
             function = loaded.signatures[signature]
-            variables = _variables(function, captures, weights, ref)
+            fill = _Filler(function, captures, weights, ref)
             for node in sorted(weights, key=lambda node: _place(weights[node])):
-                _fill(variables[node], weights[node], tensors, graph.bundle)
+                fill(node, tensors, graph.bundle)
         except BaseException:
             folder.remove()
             raise
@@ -80,8 +93,8 @@ def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> 
         spec.inputs,
         spec.outputs,
         lambda inputs: function(**inputs),
-        parameters=_parameters(weights.values()),
-        nbytes=_nbytes(weights.values()),
+        parameters=_parameters(weights),
+        nbytes=_nbytes(weights),
         keep=(loaded, folder),
     )
 
@@ -98,23 +111,15 @@ class _Node:
 class _Graph:
     """saved_model.pb, and the two object graphs side by side."""
 
-    def __init__(self, store: Store, ref: ModelRef) -> None:
-        self._store, self._ref = store, ref
-        self._proto = _read_proto(store, ref)
-        metas = self._proto.meta_graphs
-        if len(metas) != 1 or not metas[0].HasField("object_graph_def"):
-            raise UnsupportedModel(
-                f"{ref.uri} is a SavedModel of TensorFlow 1, which cannot be streamed yet",
-                expected="one graph with an object graph, as tf.saved_model.save of TensorFlow 2 writes it",
-                found=f"{len(metas)} graph(s), tagged {[sorted(m.meta_info_def.tags) for m in metas]}",
-                cure="Load it in TensorFlow 2 and export it again.",
-            )
+    def __init__(self, store: Store, ref: ModelRef, proto: Any) -> None:
+        self._store, self._ref, self._proto = store, ref, proto
+        metas = proto.meta_graphs
         self.tags = list(metas[0].meta_info_def.tags)
         self._objects = metas[0].object_graph_def
         self.signatures = {
-            name: Signature(name, _specs(definition.inputs, ref), _specs(definition.outputs, ref))
+            name: signature_of(name, definition, ref)
             for name, definition in sorted(metas[0].signature_def.items())
-            if name != _INIT_OP
+            if name != INIT_OP
         }
         self._bundle: Bundle | None = None
 
@@ -126,22 +131,12 @@ class _Graph:
     @property
     def bundle(self) -> Bundle:
         if self._bundle is None:
-            index = self._ref.object("variables/variables.index")
-            if index is None:
-                raise CorruptModel(
-                    f"{self._ref.uri} has weights, but no variables/variables.index", cure="Copy the whole folder."
-                )
-            self._bundle = Bundle(self._store, index, self._shard)
+            self._bundle = open_bundle(self._store, self._ref)
         return self._bundle
 
     def signature(self, name: str) -> Signature:
         if name not in self.signatures:
-            raise SignatureNotFound(
-                f"{self._ref.uri} has no signature {name!r}",
-                expected=f"one of {', '.join(map(repr, self.signatures))}" if self.signatures else "a signature",
-                found="" if self.signatures else "no signature at all",
-                cure="Name one with --signature." if self.signatures else "Export the model with signatures=….",
-            )
+            raise no_such_signature(self._ref, name, list(self.signatures))
         return self.signatures[name]
 
     def captures(self, signature: str) -> list[int]:
@@ -159,37 +154,55 @@ class _Graph:
     def captures_asset(self, nodes: Iterable[int]) -> bool:
         return any(self._objects.nodes[node].WhichOneof("kind") == "asset" for node in nodes)
 
-    def weights(self, nodes: Iterable[int], refuse: bool = True) -> dict[int, Entry]:
-        """What fills each captured variable. Raises `UnsupportedModel` where anything else captured has saved state."""
+    def weights(self, nodes: Iterable[int], refuse: bool = True) -> dict[int, State]:
+        """What fills each captured variable and table. Raises `UnsupportedModel` where anything else has saved state."""
         kinds = {node: self._objects.nodes[node].WhichOneof("kind") for node in nodes}
         # Constants lie in the graph itself; a model of nothing else may lack a checkpoint.
         stateful = [node for node, kind in kinds.items() if kind not in ("constant", "asset", "captured_tensor")]
         if not stateful:
             return {}
         places = self._places()
-        entries = {}
+        states: dict[int, State] = {}
         for node in stateful:
             place = places.get(node)
-            if kinds[node] != "variable":
-                if refuse and place is not None and (place.attributes or place.has_saver):
+            if kinds[node] == "variable":
+                states[node] = (self._variable(node, place),)
+            elif place is not None and (place.attributes or place.has_saver):
+                if table := self._table(place):
+                    states[node] = table
+                elif refuse:
                     state = ", ".join(sorted(place.attributes)) or "a saver of its own"
                     raise UnsupportedModel(
                         f"{place.path!r} of {self._ref.uri} keeps state that cannot be streamed",
-                        expected="variables and static tables only",
+                        expected="variables and lookup tables only",
                         found=f"a {kinds[node]} with {state} in the checkpoint",
-                        cure="Replace it by a static table (tf.lookup.StaticHashTable) and export again.",
+                        cure="Replace it by a variable or a table (tf.lookup) and export again.",
                     )
-                continue
-            key = place.attributes.get("VARIABLE_VALUE") if place is not None else None
-            entry = self.bundle.entry(key) if key else None
-            saved = self._objects.nodes[node].variable
-            if entry is None:
-                raise self._corrupt(f"variable {place.path if place else saved.name!r} has no value in the checkpoint")
-            self._check_fit(entry, saved)
-            entries[node] = entry
-        if len({entry.name for entry in entries.values()}) != len(entries):
+        entries = [entry for state in states.values() for entry in state]
+        if len({entry.name for entry in entries}) != len(entries):
             raise self._corrupt("two variables share one value of the checkpoint")
-        return entries
+        return states
+
+    def _variable(self, node: int, place: _Node | None) -> Entry:
+        key = place.attributes.get("VARIABLE_VALUE") if place is not None else None
+        entry = self.bundle.entry(key) if key else None
+        saved = self._objects.nodes[node].variable
+        if entry is None:
+            raise self._corrupt(f"variable {place.path if place else saved.name!r} has no value in the checkpoint")
+        self._check_fit(entry, saved)
+        return entry
+
+    def _table(self, place: _Node) -> State | None:
+        """The keys and values of a mutable or dense table (tensorflow/python/ops/lookup_ops.py saves them so)."""
+        if place.has_saver or list(place.attributes) != ["table"]:
+            return None
+        found = [self.bundle.entry(place.attributes["table"] + part) for part in ("-keys", "-values")]
+        if None in found:
+            raise self._corrupt(f"the table {place.path!r} has no keys or no values in the checkpoint")
+        keys, values = (entry for entry in found if entry is not None)
+        if not keys.shape or keys.shape[:1] != values.shape[:1]:
+            raise self._corrupt(f"the table {place.path!r} has {keys.shape} keys for {values.shape} values")
+        return keys, values
 
     def _check_fit(self, entry: Entry, saved: Any) -> None:
         import tensorflow as tf
@@ -240,136 +253,62 @@ class _Graph:
         found = next((c.node_id for c in nodes[node].children if c.local_name == name), None)
         return found if found is not None and 0 <= found < len(nodes) else None
 
-    def _shard(self, i: int, n: int) -> ObjectRef | None:
-        return self._ref.object(f"variables/variables.data-{i:05d}-of-{n:05d}")
-
     def _corrupt(self, found: str) -> CorruptModel:
-        return CorruptModel(f"{self._ref.uri} is damaged", found=found, cure=_COPY_AGAIN)
+        return CorruptModel(f"{self._ref.uri} is damaged", found=found, cure=COPY_AGAIN)
 
 
-class _RamFolder:
-    """The graph and the assets in TensorFlow's in-memory file system, until removed or collected."""
+class _Filler:
+    """Fills what the loaded function captures, in the order in which it lists its captured inputs: that of `captures`."""
 
-    def __init__(self, store: Store, ref: ModelRef, proto: Any) -> None:
-        import tensorflow as tf
-
-        # Writing to a name that exists appends there, so each load has a folder of its own.
-        self.uri, self._ref = f"ram://headrace-{os.getpid()}-{next(_folders)}", ref
-        self.remove = weakref.finalize(self, _remove, self.uri)
-        try:
-            tf.io.gfile.makedirs(self.uri)
-            self._write("saved_model.pb", proto.SerializeToString())
-            for asset in ref.objects:
-                relative = asset.uri.removeprefix(f"{ref.uri}/")
-                if relative.startswith("assets/"):
-                    self._write(relative, store.read(asset))
-        except BaseException:
-            self.remove()
-            raise
-
-    def _write(self, relative: str, data: bytes) -> None:
-        import tensorflow as tf
-
-        path = f"{self.uri}/{relative}"
-        tf.io.gfile.makedirs(path.rpartition("/")[0])
-        with tf.io.gfile.GFile(path, "wb") as file:
-            file.write(data)
-
-    def load(self, tags: list[str]) -> Any:
-        import tensorflow as tf
-
-        options = tf.saved_model.LoadOptions(experimental_skip_checkpoint=True)
-        try:
-            return tf.saved_model.load(self.uri, tags, options)
-        except Exception as error:
+    def __init__(self, function: Any, captures: list[int], weights: Mapping[int, State], ref: ModelRef) -> None:
+        captured = function.captured_inputs
+        variables = {id(variable.handle): variable for variable in function.variables}
+        handles = dict(zip(captures, captured, strict=False))
+        self._weights, self._ref = weights, ref
+        self._tables = {node: handles[node] for node in weights if len(weights[node]) == 2 and node in handles}
+        self._variables = {
+            node: variables[id(handles[node])]
+            for node in weights
+            if len(weights[node]) == 1 and id(handles.get(node)) in variables
+        }
+        filled = {id(target) for target in (*self._tables.values(), *self._variables.values())}
+        if len(captured) != len(captures) or len(filled) != len(weights):
             raise UnsupportedModel(
-                f"TensorFlow {tf.__version__} cannot load the graph of {self._ref.uri}",
-                found=str(error).partition("\n")[0],
-                cure="Import the package that registers its operations, or export it again with this TensorFlow.",
+                f"The loaded function of {ref.uri} captures other objects than its graph says",
+                expected=f"{len(captures)} captured inputs",
+                found=f"{len(captured)}, {len(variables)} of them variables",
+            )
+
+    def __call__(self, node: int, tensors: TensorStream, bundle: Bundle) -> None:
+        import tensorflow as tf
+
+        values = [to_tensor(bundle.value(entry, tensors.take), entry.dtype) for entry in self._weights[node]]
+        if node in self._variables:
+            self._variables[node].assign(values[0], read_value=False)
+            return
+        try:
+            tf.raw_ops.LookupTableImportV2(table_handle=self._tables[node], keys=values[0], values=values[1])
+        except tf.errors.InvalidArgumentError as error:
+            raise CorruptModel(
+                f"The checkpoint of {self._ref.uri} does not fit its graph: table {self._weights[node][0].name!r}",
+                found=error.message.partition("\n")[0],
+                cure="Copy saved_model.pb and variables/ from the same export.",
             ) from error
 
 
-def _remove(uri: str) -> None:
-    import tensorflow as tf
-
-    if tf.io.gfile.exists(uri):
-        tf.io.gfile.rmtree(uri)
+def _is_v1(proto: Any) -> bool:
+    """TensorFlow's own rule (tensorflow/python/saved_model/load.py)."""
+    return len(proto.meta_graphs) != 1 or not proto.meta_graphs[0].HasField("object_graph_def")
 
 
-def _variables(function: Any, captures: list[int], weights: Mapping[int, Entry], ref: ModelRef) -> dict[int, Any]:
-    """The loaded variable of each node: the function lists its captured inputs in the order of `captures`."""
-    handles = {id(variable.handle): variable for variable in function.variables}
-    captured = function.captured_inputs
-    found = {
-        node: handles[id(handle)]
-        for node, handle in zip(captures, captured, strict=False)
-        if node in weights and id(handle) in handles
-    }
-    if len(captured) != len(captures) or len({id(variable) for variable in found.values()}) != len(weights):
-        raise UnsupportedModel(
-            f"The loaded function of {ref.uri} captures other objects than its graph says",
-            expected=f"{len(captures)} captured inputs",
-            found=f"{len(captured)}, {len(handles)} of them variables",
-        )
-    return found
+def _place(state: State) -> tuple[str, int]:
+    slot = state[0].pieces[0].slot
+    return slot.source.uri, slot.offset
 
 
-def _fill(variable: Any, entry: Entry, tensors: TensorStream, bundle: Bundle) -> None:
-    if entry.dtype == "string":
-        raw = tensors.take(entry.pieces[0].slot.name).tobytes()
-        values = np.array(bundle.strings(entry, raw), object).reshape(entry.shape)
-        variable.assign(to_tensor(values), read_value=False)
-        return
-    if len(entry.pieces) == 1:
-        array = tensors.take(entry.pieces[0].slot.name)
-    else:
-        slot: TensorSlot = entry.pieces[0].slot
-        array = aligned_empty(entry.nbytes).view(numpy_dtype(slot.dtype)).reshape(entry.shape)
-        for piece in entry.pieces:
-            array[tuple(slice(start, start + length) for start, length in piece.region)] = tensors.take(piece.slot.name)
-    variable.assign(to_tensor(array, entry.dtype), read_value=False)
+def _parameters(weights: Mapping[int, State]) -> int:
+    return sum(math.prod(state[0].shape) for state in weights.values() if len(state) == 1)
 
 
-def _read_proto(store: Store, ref: ModelRef) -> Any:
-    from google.protobuf import text_format
-    from google.protobuf.message import DecodeError
-    from tensorflow.core.protobuf import saved_model_pb2
-
-    binary = ref.object("saved_model.pb")
-    source = binary or ref.object("saved_model.pbtxt")
-    if source is None:
-        raise CorruptModel(f"{ref.uri} holds neither saved_model.pb nor saved_model.pbtxt", cure=_COPY_AGAIN)
-    data = store.read(source)
-    try:
-        if binary is not None:
-            return saved_model_pb2.SavedModel.FromString(data)
-        return text_format.Parse(data.decode(), saved_model_pb2.SavedModel())
-    except (DecodeError, text_format.ParseError, UnicodeDecodeError) as error:
-        raise CorruptModel(
-            f"{source.uri} cannot be parsed", expected="a SavedModel", found=str(error), cure=_COPY_AGAIN
-        ) from error
-
-
-def _specs(infos: Any, ref: ModelRef) -> dict[str, TensorSpec]:
-    import tensorflow as tf
-
-    specs = {}
-    for name, info in sorted(infos.items()):
-        if info.WhichOneof("encoding") not in ("name", None):
-            raise UnsupportedModel(f"{name!r} of {ref.uri} is a {info.WhichOneof('encoding')}, not a dense tensor")
-        shape = info.tensor_shape
-        sizes = None if shape.unknown_rank else tuple(d.size if d.size >= 0 else None for d in shape.dim)
-        specs[name] = TensorSpec(name, tf.dtypes.as_dtype(info.dtype).name, sizes)
-    return specs
-
-
-def _place(entry: Entry) -> tuple[str, int]:
-    return entry.pieces[0].slot.source.uri, entry.pieces[0].slot.offset
-
-
-def _parameters(entries: Iterable[Entry]) -> int:
-    return sum(math.prod(entry.shape) for entry in entries)
-
-
-def _nbytes(entries: Iterable[Entry]) -> int:
-    return sum(entry.nbytes for entry in entries)
+def _nbytes(weights: Mapping[int, State]) -> int:
+    return sum(entry.nbytes for state in weights.values() for entry in state)

@@ -14,7 +14,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from transforms.errors import CorruptModel, UnsupportedModel
+from transforms.models.dlpack import aligned_empty
 from transforms.models.stream import TensorSlot, mask_crc
 from transforms.storage import ObjectRef, Store
 
@@ -26,29 +29,46 @@ _MAX_KEY_EXPANSION = 64
 _MAX_SLICES = 4096
 
 
+Region = tuple[tuple[int, int], ...]
+"""(start, length) for each dimension."""
+
+
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a tensor: `region` is (start, length) for each dimension."""
+    """A part of a tensor, which covers `region` of the whole."""
 
     slot: TensorSlot
-    region: tuple[tuple[int, int], ...]
+    region: Region
+    masked_crc32c: int
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """`dtype` is TensorFlow's name; a tensor in `pieces` of more than one is a partitioned variable.
 
-    The slots of strings and of dtypes that are but bits to numpy are of dtype "uint8" and such; see `string_values`.
+    The slots of strings and of dtypes that are but bits to numpy are of dtype "uint8" and such; see `Bundle.value`.
+    `start` is where it begins in the whole tensor, which is elsewhere than at 0 for a part of one.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
+    start: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
         return sum(piece.slot.nbytes for piece in self.pieces)
+
+    @property
+    def region(self) -> Region:
+        return tuple(zip(self.start, self.shape, strict=True))
+
+    def part(self, region: Region) -> Entry:
+        """Only `region`, from the pieces that meet it."""
+        start, shape = tuple(at for at, _ in region), tuple(length for _, length in region)
+        pieces = tuple(piece for piece in self.pieces if _meet(piece.region, region)) or self.pieces[:1]
+        return Entry(self.name, self.dtype, shape, pieces, start)
 
 
 class Bundle:
@@ -78,9 +98,11 @@ class Bundle:
         if proto is None:
             return None
         dtype, shape = self._dtype(proto, name), self._shape(proto, name)
-        whole = tuple((0, size) for size in shape)
+        origin = (0,) * len(shape)
         if not proto.slices:
-            return Entry(name, dtype, shape, (Piece(self._slot(name, proto, dtype, shape), whole),))
+            whole = tuple((0, size) for size in shape)
+            piece = Piece(self._slot(name, proto, dtype, shape), whole, proto.crc32c)
+            return Entry(name, dtype, shape, (piece,), origin)
         if len(proto.slices) > _MAX_SLICES:
             raise UnsupportedModel(f"{name!r} in {self.uri} is cut into {len(proto.slices)} slices")
         pieces = []
@@ -90,10 +112,10 @@ class Bundle:
             if part is None or part.dtype != proto.dtype or self._shape(part, name) != tuple(n for _, n in region):
                 raise self._corrupt(f"slice {i} of {name!r} is missing or of another shape")
             slot = self._slot(f"{name} slice {i}", part, dtype, tuple(n for _, n in region))
-            pieces.append(Piece(slot, region))
+            pieces.append(Piece(slot, region, part.crc32c))
         if sum(math.prod(n for _, n in p.region) for p in pieces) != math.prod(shape) or _overlap(pieces):
             raise self._corrupt(f"the slices of {name!r} do not make up its shape {list(shape)}")
-        return Entry(name, dtype, shape, tuple(pieces))
+        return Entry(name, dtype, shape, tuple(pieces), origin)
 
     def string(self, name: str) -> bytes | None:
         """The value of a scalar string tensor, read at once."""
@@ -102,20 +124,34 @@ class Bundle:
             return None
         if entry.dtype != "string" or entry.shape:
             raise self._corrupt(f"{name!r} is {entry.dtype} {list(entry.shape)}, not one string")
-        slot = entry.pieces[0].slot
-        data = self._store.read(slot.source, slot.offset, slot.nbytes)
-        return string_values(data, 1, self._crc(name), f"{name!r} in {slot.source.uri}")[0]
+        piece = entry.pieces[0]
+        data = self._store.read(piece.slot.source, piece.slot.offset, piece.slot.nbytes)
+        value: bytes = _string_array(piece, data, ()).item()
+        return value
 
-    def strings(self, entry: Entry, data: bytes) -> list[bytes]:
-        """The values of a string tensor, in C order, from its slot's bytes."""
-        if len(entry.pieces) != 1:
-            raise UnsupportedModel(f"The string variable {entry.name!r} of {self.uri} is partitioned")
-        where = f"{entry.name!r} in {entry.pieces[0].slot.source.uri}"
-        return string_values(data, math.prod(entry.shape), self._crc(entry.name), where)
+    def value(self, entry: Entry, take: Callable[[str], Any]) -> Any:
+        """The entry's array, of objects for strings, else of its slots' dtype; `take` gives a slot's array by its name."""
+        arrays = ((piece, self._array(entry, piece, take(piece.slot.name))) for piece in entry.pieces)
+        if len(entry.pieces) == 1 and entry.pieces[0].region == entry.region:
+            return next(arrays)[1]
+        whole = np.empty(entry.shape, object) if entry.dtype == "string" else None
+        for piece, array in arrays:
+            if whole is None:
+                nbytes = math.prod(entry.shape) * array.itemsize
+                whole = aligned_empty(nbytes).view(array.dtype).reshape(entry.shape)
+            into, out_of = [], []
+            for (start, length), (at, size) in zip(entry.region, piece.region, strict=True):
+                first = max(start, at)
+                last = max(first, min(start + length, at + size))
+                into.append(slice(first - start, last - start))
+                out_of.append(slice(first - at, last - at))
+            whole[tuple(into)] = array[tuple(out_of)]
+        return whole
 
-    def _crc(self, name: str) -> int:
-        proto = self._proto(name.encode())
-        return int(proto.crc32c)
+    def _array(self, entry: Entry, piece: Piece, array: Any) -> Any:
+        if entry.dtype != "string":
+            return array
+        return _string_array(piece, array.tobytes(), tuple(length for _, length in piece.region))
 
     def _proto(self, key: bytes) -> Any:
         from tensorflow.core.protobuf import tensor_bundle_pb2 as pb
@@ -172,7 +208,7 @@ class Bundle:
             dtype = dtype.replace("quint", "uint").replace("qint", "uint")
         return TensorSlot(name, dtype, shape, source, offset, nbytes, proto.crc32c)
 
-    def _region(self, extents: Any, shape: tuple[int, ...], name: str) -> tuple[tuple[int, int], ...]:
+    def _region(self, extents: Any, shape: tuple[int, ...], name: str) -> Region:
         if len(extents.extent) != len(shape):
             raise self._corrupt(f"a slice of {name!r} has {len(extents.extent)} dimensions")
         region = []
@@ -321,11 +357,20 @@ def _varint(data: bytes, at: int, uri: str) -> tuple[int, int]:
     raise _corrupt(uri, "a number that does not end")
 
 
-def _overlap(pieces: list[Piece]) -> bool:
-    def meet(a: Piece, b: Piece) -> bool:
-        return all(max(p, q) < min(p + m, q + n) for (p, m), (q, n) in zip(a.region, b.region, strict=True))
+def _string_array(piece: Piece, data: bytes, shape: tuple[int, ...]) -> Any:
+    where = f"{piece.slot.name!r} in {piece.slot.source.uri}"
+    values = string_values(data, math.prod(shape), piece.masked_crc32c, where)
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array.reshape(shape)
 
-    return any(meet(a, b) for i, a in enumerate(pieces) for b in pieces[:i])
+
+def _meet(a: Region, b: Region) -> bool:
+    return all(max(p, q) < min(p + m, q + n) for (p, m), (q, n) in zip(a, b, strict=True))
+
+
+def _overlap(pieces: list[Piece]) -> bool:
+    return any(_meet(a.region, b.region) for i, a in enumerate(pieces) for b in pieces[:i])
 
 
 def _slice_key(name: str, extents: Any) -> bytes:
