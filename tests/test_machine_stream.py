@@ -452,6 +452,7 @@ def test_a_stopped_leader_is_not_waited_for_for_ever(
     leader = _process(file)
     assert _line(leader) > 0
     os.kill(leader.pid, signal.SIGSTOP)
+    os.waitpid(leader.pid, os.WUNTRACED)
     try:
         store = Wire()
         file.check(file.load(store))

@@ -21,6 +21,9 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pytest
 
+from tests import model_zoo
+from tests.test_load_no_disk import _BEGIN, writes
+
 MIB = 1 << 20
 WIDTH, LAYERS = 1600, 4
 PATIENCE_S = 180.0
@@ -359,3 +362,21 @@ def test_who_shares_is_one_of_two() -> None:
 
     with pytest.raises(InvalidRequest, match="'machine' or 'process'"):
         load_model(ModelRef("gs://b/m", "keras", ()), model_sharing="rack")
+
+
+_LOAD = f"""
+import os, sys
+import tensorflow, transforms.models.machine_stream, transforms.models.saved_model
+from transforms.models.load import load_model
+{_BEGIN}
+print(load_model(sys.argv[1], model_sharing="machine").parameters)
+"""
+
+
+def test_sharing_touches_no_file(tmp_path: Path) -> None:
+    model_zoo.keras_export(tmp_path / "saved")
+    found, printed = writes(_LOAD, [str(tmp_path / "saved")], tmp_path / "trace")
+    assert int(printed) > 0
+    # Only the segment, which lies in no file system, is given its size.
+    assert len(found) == 1, found
+    assert re.search(r"\bftruncate\(\d+, \d+\) += 0", found[0]), found

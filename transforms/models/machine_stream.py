@@ -29,8 +29,9 @@ _log = logging.getLogger(__name__)
 
 
 def machine_identity(ref: ModelRef) -> str:
-    """What must be equal where two processes mean the same bytes. A path is its mount namespace's own."""
-    mounts = "" if "://" in ref.uri else os.readlink("/proc/self/ns/mnt")
+    """What must be equal where two processes mean the same bytes. A path means nothing in another mount namespace."""
+    local = "://" not in ref.uri or ref.uri.startswith("file://")
+    mounts = os.readlink("/proc/self/ns/mnt") if local else ""
     return f"{ref.uri}\n{ref.digest}\n{mounts}"
 
 
@@ -52,6 +53,10 @@ def say_once(reason: str) -> None:
 
 class MachineStream(TensorStream):
     """As `TensorStream`, and one of three: it leads and fetches, it follows and maps, or it is on its own.
+
+    What is trusted is a process of the same user: it could change this one's memory anyway. Its segment is checked for size
+    and seals, its bytes are not checked again. A process that comes in the very moment between a leader's end and another's
+    taking its place fetches anew.
 
     Who leads hands out tensors as they become whole, and the segment, sealed, when its `with` block is left; by then every
     slot has been fetched, taken or not. Who follows waits at the first `take`; where the leader ends before it is done, one
