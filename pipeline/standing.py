@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +40,11 @@ def examine_output(prepared: Prepared, *, overwrite: bool) -> Standing:
     outputs = list_outputs(job.output, job.storage).objects
     kept = read_record(store, outputs.get(JOB_RECORD))
     if kept is None:
-        if strange := sorted(name for name in outputs if name.endswith(".parquet")):
+        if strange := sorted(name for name in outputs if name == SUCCESS or name.endswith(".parquet")):
             raise OutputConflict(
                 f"{job.output} holds {strange[0]}, and no record of a job of headrace",
                 expected="an empty folder, or one that headrace wrote",
-                found=f"{len(strange)} Parquet files without {JOB_RECORD}",
+                found=f"{len(strange)} Parquet files or marks without {JOB_RECORD}",
                 cure="Name another --output; these files are not headrace's to remove",
             )
         return Standing(None, outputs, 0, False)
@@ -85,6 +86,13 @@ def _check_inputs_unchanged(prepared: Prepared, store: Store, outputs: dict[str,
         rows = made.end_row - made.first_row
         if any(name == output_name(made.stem, source, made.first_row, rows, fingerprint) for source in candidates):
             continue
+        if made.job != fingerprint[:8]:
+            raise OutputConflict(
+                f"{job.output}/{name} is the output of another job than the folder's record tells of",
+                expected=f"files of job {fingerprint[:8]}",
+                found=f"one of job {made.job}",
+                cure="Name another --output, or add --overwrite to replace all of it",
+            )
         kept = read_footer(store, outputs[name]).key_values
         was_uri, was_version = (
             kept.get(f"headrace.{key}".encode(), b"?").decode() for key in ("input", "input_version")
@@ -104,8 +112,11 @@ def _is_complete(prepared: Prepared, store: Store, outputs: dict[str, ObjectRef]
     """`_SUCCESS` stands, its manifest covers exactly today's inputs, and every output that it names is there."""
     if SUCCESS not in outputs:
         return False
-    parts = json.loads(store.read(outputs[SUCCESS]))["manifest"]
-    if any(part not in outputs or not part.startswith(f"{MANIFEST_FOLDER}/") for part in parts):
+    try:
+        parts = [str(part) for part in json.loads(store.read(outputs[SUCCESS]))["manifest"]]
+    except (ValueError, KeyError, TypeError):  # a mark of somebody else's making
+        return False
+    if not parts or any(part not in outputs or not part.startswith(f"{MANIFEST_FOLDER}/") for part in parts):
         return False
     table = pa.concat_tables(
         pq.read_table(pa.BufferReader(store.read(outputs[part])), columns=["output", "input", "input_version"])
@@ -126,16 +137,45 @@ def claim_output(prepared: Prepared, standing: Standing, *, overwrite: bool) -> 
     """
     job = prepared.job
     store = open_store(job.output, job.storage)
+    replaced = list(_written_by_headrace(store, standing)) if overwrite and standing.kept is not None else []
     if SUCCESS in standing.outputs:
         store.delete(standing.outputs[SUCCESS])
-    if overwrite and standing.kept is not None:
-        mine = str(standing.kept["fingerprint"])[:8]
-        for name, ref in standing.outputs.items():
-            made = parse_output_name(name)
-            if (made is not None and made.job == mine) or name.startswith(f"{MANIFEST_FOLDER}/part-"):
-                store.delete(ref)
-        store.delete(standing.outputs[JOB_RECORD])
+    for ref in replaced:
+        store.delete(ref)
     write_record(store, job)
+
+
+def _written_by_headrace(store: Store, standing: Standing) -> Iterator[ObjectRef]:
+    """What the folder's job wrote, and what another that ran at the same time left; the record comes last.
+
+    Raises `OutputConflict` where a file only looks like that.
+    """
+    assert standing.kept is not None
+    mine = str(standing.kept["fingerprint"])[:8]
+    for name, ref in standing.outputs.items():
+        made = parse_output_name(name)
+        if made is not None and made.job != mine and not _says_its_name(store, ref, name, made.stem):
+            raise OutputConflict(
+                f"{ref.uri} looks like an output of headrace, and is none by its own account",
+                expected="Parquet metadata that lead to that name",
+                cure="Move it away, or name another --output",
+            )
+        if made is not None or name.startswith(f"{MANIFEST_FOLDER}/part-"):
+            yield ref
+    yield standing.outputs[JOB_RECORD]
+
+
+def _says_its_name(store: Store, ref: ObjectRef, name: str, stem: str) -> bool:
+    """Whether the file's own metadata lead to its name."""
+    said = read_footer(store, ref).key_values
+    try:
+        uri, version, first_row, rows, fingerprint = (
+            said[f"headrace.{key}".encode()].decode()
+            for key in ("input", "input_version", "first_row", "rows", "fingerprint")
+        )
+        return name == output_name(stem, ObjectRef(uri, 0, version), int(first_row), int(rows), fingerprint)
+    except (KeyError, ValueError):
+        return False
 
 
 def write_record(store: Store, job: Job) -> None:

@@ -256,6 +256,54 @@ def test_another_model_is_refused_with_both_and_overwrites_only_what_the_first_j
     assert read_output(f"{place}/out")["id"].to_pylist() == list(range(sum(COUNTS)))
 
 
+def test_what_an_overwritten_job_still_wrote_is_told_and_overwritten_too(capfd: Capture, tmp_path: Path) -> None:
+    """A job that runs on while another overwrites its folder leaves files that are in no record any more."""
+    place = str(tmp_path)
+    put_model("saved_model", f"{place}/model")
+    put_inputs(f"{place}/in", [5, 6])
+    assert run(capfd, *flags(place, "--keep=id"))[0] == 0
+    late = {name: (tmp_path / "out" / name).read_bytes() for name in names_in(f"{place}/out") if name[0] != "_"}
+    assert run(capfd, *flags(place, "--overwrite"))[0] == 0
+    for name, data in late.items():
+        put(f"{place}/out/{name}", data)
+    code, _, err = run(capfd, *flags(place))
+    assert code == 2
+    assert "the output of another job than the folder's record tells of" in err
+    code, _, err = run(capfd, *flags(place, "--overwrite"))
+    assert code == 0, err
+    assert read_output(f"{place}/out")["id"].to_pylist() == list(range(11))
+
+
+def test_what_only_looks_like_an_output_is_not_overwritten(capfd: Capture, tmp_path: Path) -> None:
+    place = str(tmp_path)
+    put_model("saved_model", f"{place}/model")
+    put_inputs(f"{place}/in", [5])
+    assert run(capfd, *flags(place))[0] == 0
+    put_table(f"{place}/out/part-{0:012d}-{5:012d}-{'ab' * 10}.parquet", rows(0, 5))
+    before = names_in(f"{place}/out")
+    code, _, err = run(capfd, *flags(place, "--overwrite"))
+    assert code == 2
+    assert "none by its own account" in err
+    assert names_in(f"{place}/out") == before
+
+
+def test_a_mark_that_is_not_ours_is_left_alone_or_made_anew(capfd: Capture, tmp_path: Path) -> None:
+    place = str(tmp_path)
+    put_model("saved_model", f"{place}/model")
+    put_inputs(f"{place}/in", [5])
+    put(f"{place}/out/_SUCCESS", b"")
+    code, _, err = run(capfd, *flags(place))
+    assert (code, names_in(f"{place}/out")) == (2, ["_SUCCESS"])
+    assert "holds _SUCCESS, and no record of a job" in err
+    (tmp_path / "out" / "_SUCCESS").unlink()
+    assert run(capfd, *flags(place))[0] == 0
+    (tmp_path / "out" / "_SUCCESS").write_bytes(b"")
+    code, out, err = run(capfd, *flags(place))
+    assert code == 0, err
+    assert "5 rows found done" in out
+    assert json.loads((tmp_path / "out" / "_SUCCESS").read_bytes())["rows"] == 5
+
+
 @pytest.mark.parametrize(
     ("flag", "field"),
     [

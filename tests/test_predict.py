@@ -3,6 +3,7 @@
 import logging
 import pickle
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pipeline.preflight import prepare
 from tests.jobs import expected_scores, model_folder, names_in, put_inputs, read_output, rows, scores
 from transforms import Predict
 from transforms.errors import InvalidRequest, NotAModel, ObjectNotFound
+from transforms.finalize import finalize
 from transforms.predict import Cancelled, load_shared, predict_shard
 from transforms.storage import open_store
 
@@ -158,3 +160,14 @@ def test_a_shard_run_twice_or_by_two_at_once_is_one_file(tmp_path: Path) -> None
     assert len({(result.output_version, result.output_bytes) for result in results}) == 1
     assert predict_shard(job, model, store, store, shard).computed is False
     assert read_output(f"{tmp_path}/out")["id"].to_pylist() == list(range(5000))
+
+
+def test_equal_jobs_that_end_at_once_leave_one_manifest_and_one_mark(tmp_path: Path) -> None:
+    """Each measured times of its own, so that their manifests differ."""
+    put_inputs(f"{tmp_path}/in", [50])
+    job, store = prepared_job(tmp_path), open_store(str(tmp_path))
+    result = predict_shard(job, load_shared(job.model, job.signature), store, store, shard_of(job))
+    first = finalize(job, [result])
+    assert finalize(job, [replace(result, computed=False, seconds={})]) == first
+    (manifest,) = first["manifest"]
+    assert [name for name in names_in(f"{tmp_path}/out") if name.startswith("_")] == ["_SUCCESS", manifest]

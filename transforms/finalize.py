@@ -62,7 +62,10 @@ def manifest_table(results: Iterable[ShardResult]) -> pa.Table:
 
 
 def finalize(job: Job, results: list[ShardResult]) -> dict[str, Any]:
-    """Holds the results against the output folder, writes the manifest and `_SUCCESS`, and returns what that holds."""
+    """Holds the results against the output folder, writes the manifest and `_SUCCESS`, and returns what that holds.
+
+    Where an equal job, started at the same time, was first, its manifest and its mark are the ones that stay.
+    """
     store = open_store(job.output, job.storage)
     check_complete(job, results)
     table = manifest_table(results)
@@ -74,7 +77,10 @@ def finalize(job: Job, results: list[ShardResult]) -> dict[str, Any]:
         "rows": sum(result.shard.rows for result in results),
         "limit": job.limit,
     }
-    _create_same(store, f"{job.output}/{SUCCESS}", json.dumps(summary, indent=2).encode() + b"\n")
+    summary = _mark_success(store, f"{job.output}/{SUCCESS}", summary)
+    for ref in store.list(f"{job.output}/{MANIFEST_FOLDER}/"):
+        if ref.uri.removeprefix(f"{job.output}/") not in summary["manifest"]:
+            store.delete(ref)
     return summary
 
 
@@ -109,11 +115,24 @@ def _write_manifest(store: Store, job: Job, table: pa.Table) -> str:
     return name
 
 
+def _mark_success(store: Store, uri: str, summary: dict[str, Any]) -> dict[str, Any]:
+    """What `_SUCCESS` holds then: an equal job's account of the same shards may name another manifest of them."""
+    data = json.dumps(summary, indent=2).encode() + b"\n"
+    try:
+        _create_same(store, uri, data)
+    except AlreadyExists:
+        there: dict[str, Any] = json.loads(store.read(store.stat(uri)))
+        if there | {"manifest": summary["manifest"]} != summary:
+            raise
+        return there
+    return summary
+
+
 def _create_same(store: Store, uri: str, data: bytes) -> None:
     """What stands there already is success only if it says the same."""
     with store.create(uri) as writer:
-        writer.write(data)
         try:
+            writer.write(data)
             writer.commit()
         except AlreadyExists:
             if store.read(store.stat(uri)) != data:
