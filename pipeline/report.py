@@ -10,6 +10,7 @@ from transforms.models.ref import ModelRef
 from transforms.models.spec import ModelSpec, TensorSpec
 from transforms.progress import Snapshot
 from transforms.shard import Shard
+from transforms.storage.base import public_uri
 
 
 def plan_text(prepared: Prepared, standing: Standing, shards: Iterable[Shard]) -> str:
@@ -26,7 +27,7 @@ def plan_text(prepared: Prepared, standing: Standing, shards: Iterable[Shard]) -
     features = dict(job.features)
     predictions = dict(job.predictions)
     lines = [
-        f"Model    {job.model.uri}",
+        f"Model    {public_uri(job.model.uri)}",
         f"         {spec.format}, signature {job.signature}, {spec.nbytes:,} bytes to stream ({spec.parameters:,} parameters)",
         f"Input    {len(listing.files):,} files{passed_over}, {count:,} shards, {rows:,} rows, {size:,} bytes of Parquet",
         f"Output   {job.output}",

@@ -18,6 +18,7 @@ import pytest
 
 from tests.store_contract import ReadContract, noise
 from transforms.errors import AccessDenied, InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
+from transforms.plan import list_inputs
 from transforms.storage import Store, StoreOptions, open_store
 from transforms.storage.base import public_uri
 from transforms.storage.http_range import RetryPolicy
@@ -393,3 +394,16 @@ def test_what_passes_is_tried_again(server: WebServer, store: HttpStore) -> None
 )
 def test_what_people_see_of_a_uri(uri: str, shown: str) -> None:
     assert public_uri(uri) == shown
+
+
+def test_no_error_of_ours_shows_a_signature() -> None:
+    shown = StorageError(
+        "https://me:pw@h/a/b?sig=1#x ended", expected="x", found='"http://h?sig=1" or gs://b/x?y', cure="No."
+    )
+    assert str(shown) == 'https://h/a/b ended. Expected: x. Found: "http://h" or gs://b/x?y. No.'
+    assert (shown.what, str(pickle.loads(pickle.dumps(shown)))) == ("https://h/a/b ended", str(shown))
+
+
+def test_signed_inputs_are_refused_since_names_of_outputs_would_show_them() -> None:
+    with pytest.raises(InvalidRequest, match=r"--input=https://h/x\.parquet has a query"):
+        list_inputs(("https://h/x.parquet?sig=1",), StoreOptions())

@@ -25,14 +25,21 @@ Each carries what it is about, what was expected, what was found, and the cure; 
 
 from __future__ import annotations
 
+import re
+
+# A web address's user and query may be a password or a signature.
+_WEB_ADDRESS = re.compile(r"(https?://)(?:[^\s/?#'\"]*@)?([^\s?#'\"]*)(?:[?#][^\s'\"]*)?")
+
 
 class HeadraceError(Exception):
     """`what` is a whole sentence naming the object; `expected`, `found` and `cure` are phrases and may be empty.
 
     The whole paragraph is the exception's one argument, since Beam raises a worker's exception anew from that alone.
+    Of web addresses it shows neither user nor query.
     """
 
     def __init__(self, what: str, *, expected: str = "", found: str = "", cure: str = "") -> None:
+        what, expected, found, cure = (_WEB_ADDRESS.sub(r"\1\2", text) for text in (what, expected, found, cure))
         parts = [_sentence(what)]
         if expected:
             parts.append(f"Expected: {expected.rstrip('.')}.")

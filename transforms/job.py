@@ -9,7 +9,7 @@ from typing import Any
 
 from transforms.errors import OutputConflict
 from transforms.models.ref import ModelRef
-from transforms.storage.base import StoreOptions
+from transforms.storage.base import StoreOptions, public_uri
 
 JOB_RECORD = "_headrace/job.json"
 SUCCESS = "_SUCCESS"
@@ -54,7 +54,7 @@ class Job:
         """What `_headrace/job.json` holds. Two jobs with equal fingerprints write equal predictions."""
         record: dict[str, Any] = {
             "headrace_format": FORMAT,
-            "model": {"uri": self.model.uri, "format": self.model.format, "digest": self.model.digest},
+            "model": {"uri": public_uri(self.model.uri), "format": self.model.format, "digest": self.model.digest},
             "signature": self.signature,
             "input": list(self.inputs),
             "feature": {tensor: list(columns) for tensor, columns in self.features},

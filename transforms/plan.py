@@ -11,12 +11,12 @@ import apache_beam as beam
 import pyarrow as pa
 
 from transforms import progress
-from transforms.errors import ColumnError, ObjectNotFound
+from transforms.errors import ColumnError, InvalidRequest, ObjectNotFound
 from transforms.job import Job
 from transforms.parquet import Footer, read_footer
 from transforms.shard import Shard, common_folder, output_name, relative_stem, split_file
 from transforms.storage import ObjectRef, Store, StoreOptions, open_store
-from transforms.storage.base import split_glob
+from transforms.storage.base import public_uri, split_glob
 
 _FOOTERS_AT_ONCE = 16
 
@@ -40,6 +40,11 @@ def list_inputs(patterns: tuple[str, ...], options: StoreOptions) -> Listing:
     hidden: set[ObjectRef] = set()
     empty: set[ObjectRef] = set()
     for pattern in patterns:
+        if pattern != public_uri(pattern):
+            raise InvalidRequest(
+                f"--input={public_uri(pattern)} has a query or a user, which would show in the output's names and records",
+                cure="Give it without, or copy the file to a bucket.",
+            )
         store, folder = open_store(pattern, options), split_glob(pattern)[0]
         matched = False
         for ref in store.glob(pattern):
