@@ -396,7 +396,7 @@ def test_a_forked_child_does_not_hold_the_address(file: File) -> None:
     child = _line(leader)
     try:
         assert file.address in addresses(leader.pid)
-        assert not addresses(child)
+        eventually(lambda: not addresses(child), "the child holds the address")
         leader.kill()
         leader.wait()
         assert file.address not in all_addresses()
