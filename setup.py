@@ -64,6 +64,7 @@ setup(
         "s3": S3,
         "azure": ["adlfs>=2024.12"],
         "hf": ["huggingface-hub>=0.30", "fsspec>=2025.2"],
+        "tflite": ["ai-edge-litert>=2.1"],  # where TensorFlow has no interpreter of its own any more
         "demo": DEMO,
         "dev": DEV + DEMO + S3,
     },

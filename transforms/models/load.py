@@ -121,4 +121,8 @@ def _format(ref: ModelRef) -> Any:
         from transforms.models import keras_model
 
         return keras_model
+    if ref.format == "tflite":
+        from transforms.models import tflite
+
+        return tflite
     raise ValueError(f"no loader for the format {ref.format!r} of {ref.uri}")

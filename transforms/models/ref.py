@@ -17,7 +17,7 @@ _GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
 _BELONGS = (*_GRAPHS, "fingerprint.pb", "keras_metadata.pb")
 _FOLDERS = ("variables/", "assets/")
 _KERAS_WEIGHTS = ("model.weights.h5", "model.weights.json", "model.weights.npz")
-_HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
+_HDF5, _ZIP, _TFLITE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"TFL3"
 _WEB = ("http://", "https://")
 # Enough to say what a folder holds; a bucket may hold millions.
 _GLANCE = 500
@@ -28,10 +28,10 @@ class ModelRef:
     """`uri` is the folder or file as given, without a trailing slash.
 
     `format` is "saved_model", "keras" (a `.keras` file, or the folder of its members), "keras_h5" (a whole model in one
-    HDF5 file) or "keras_config" (a configuration whose weights lie apart, at the URI `weights`). `objects` holds every
-    object of the model: in URI order, but the configuration before its weights. A worker that reads through it gets these
-    versions or `ObjectChanged`. `custom_objects` are modules, or `module:name`, that are imported before a Keras model is
-    built; `unsafe` lets it run Python code of its own.
+    HDF5 file), "keras_config" (a configuration whose weights lie apart, at the URI `weights`) or "tflite". `objects` holds
+    every object of the model: in URI order, but the configuration before its weights. A worker that reads through it gets
+    these versions or `ObjectChanged`. `custom_objects` are modules, or `module:name`, that are imported before a Keras model
+    is built; `unsafe` lets it run Python code of its own.
     """
 
     uri: str
@@ -74,9 +74,9 @@ def pin_model(
 ) -> ModelRef:
     """The model at `uri`, each of its objects at the version seen now.
 
-    That is a SavedModel's folder, a `.keras` file or the folder of its members, or an HDF5 file that holds a whole model.
-    With `weights`, `uri` is a Keras model's config.json (or a folder that holds one), and `weights` a file of its weights:
-    `….weights.h5`, `….weights.json` with its shards beside it, `.h5`, or a `.keras` file.
+    That is a SavedModel's folder, a `.keras` file or the folder of its members, an HDF5 file that holds a whole model, or a
+    TFLite flatbuffer. With `weights`, `uri` is a Keras model's config.json (or a folder that holds one), and `weights` a
+    file of its weights: `….weights.h5`, `….weights.json` with its shards beside it, `.h5`, or a `.keras` file.
 
     Raises `NotAModel` where no such model stands there, `AccessDenied`, `ObjectNotFound` for a missing bucket.
     """
@@ -86,7 +86,7 @@ def pin_model(
     if weights is not None:
         config = _config(store, uri)
         return ModelRef(uri, "keras_config", (config, *_weights(weights, options)), weights=weights, **extra)
-    if not uri.endswith((".keras", ".h5", ".hdf5")) and (found := _folder(store, uri)):
+    if not uri.endswith((".keras", ".h5", ".hdf5", ".tflite")) and (found := _folder(store, uri)):
         return ModelRef(uri, *found, **extra)
     try:
         file = store.stat(uri)
@@ -99,6 +99,8 @@ def pin_model(
         return ModelRef(uri, "keras_h5", (file,), **extra)
     if start[:4] == _ZIP:
         return ModelRef(uri, "keras", (file,), **extra)
+    if start[4:] == _TFLITE:
+        return ModelRef(uri, "tflite", (file,), **extra)
     if start.lstrip()[:1] == b"{":
         raise NotAModel(
             f"{uri} is a model's configuration at most, without weights",
