@@ -12,7 +12,6 @@ from contextlib import nullcontext
 
 from pipeline.options import COMMANDS, PredictOptions, Request, help_text, parse_flags, parse_request
 from pipeline.quiet import quiet_stderr
-from transforms import progress
 from transforms.errors import HeadraceError
 
 
@@ -40,7 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     except HeadraceError as error:
         return _tell("Cannot start", error, verbose, 2)
     except KeyboardInterrupt:
-        print("\nStopped. The same command goes on from what is done.", file=sys.stderr)
+        same = "The same command without --overwrite" if "--overwrite" in argv else "The same command"
+        print(f"\nStopped. {same} goes on from what is done.", file=sys.stderr)
         return 130
 
 
@@ -68,7 +68,7 @@ def _start_tensorflow() -> None:
 
 
 def _run(request: Request, options: PredictOptions) -> int:
-    from pipeline.launch import launch
+    from pipeline.launch import launch, open_pipeline
     from pipeline.preflight import prepare
     from pipeline.report import summary_text
     from pipeline.standing import claim_output, examine_output
@@ -82,12 +82,13 @@ def _run(request: Request, options: PredictOptions) -> int:
         return 0
     if standing.done:
         print(f"Going on: {standing.done:,} shards stand in {output} already.", file=sys.stderr)
+    pipeline = open_pipeline(options)
     claim_output(prepared, standing, overwrite=request.overwrite)
     try:
-        launch(prepared.job, options)
+        done = launch(prepared.job, pipeline)
     except HeadraceError as error:
         return _tell("The job failed", error, options.verbose, 1)
-    print(summary_text(prepared, progress.snapshot(), time.monotonic() - started))
+    print(summary_text(prepared, done, time.monotonic() - started))
     return 0
 
 

@@ -2,48 +2,78 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.metrics import MetricsFilter
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 
 from pipeline.graph import build_graph
 from pipeline.options import runner_of
 from transforms import errors, progress
-from transforms.errors import HeadraceError, JobError
-from transforms.job import Job
+from transforms.errors import HeadraceError, InvalidRequest, JobError
+from transforms.job import SUCCESS, Job
+from transforms.metrics import NAMESPACE
+from transforms.storage import open_store
 
 _OURS = re.compile(r"^(?:transforms\.errors\.)(\w+): (.*?)(?: \[while running .*)?$", re.MULTILINE)
 _LINE_EVERY_SECONDS = 5.0
 
 
-def launch(job: Job, options: PipelineOptions) -> None:
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Rows that stand in the output, those of them that this run computed, and shards."""
+
+    rows: int
+    computed: int
+    shards: int
+
+
+def open_pipeline(options: PipelineOptions) -> beam.Pipeline:
+    """Raises `InvalidRequest` where Beam knows no such runner, or it lacks an option."""
+    try:
+        if runner_of(options) is not None:
+            return beam.Pipeline(options=options)
+        # Named, since Beam's default for local runs first tries to download another runner.
+        from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+        return beam.Pipeline(runner=FnApiRunner(), options=options)
+    except (ValueError, ImportError) as error:
+        raise InvalidRequest(
+            "Beam refuses these options", found=str(error), cure="Mend --runner, or what that runner asks for"
+        ) from error
+
+
+def launch(job: Job, pipeline: beam.Pipeline) -> Done:
     """Runs the job to its end. Raises the worker's own `HeadraceError` where one ended it, else `JobError`."""
     progress.reset()
     try:
-        if runner_of(options) is None:
-            # Named, since Beam's default for local runs first tries to download another runner.
-            from apache_beam.runners.portability.fn_api_runner import FnApiRunner
-
-            with _shown_progress():
-                pipeline = beam.Pipeline(runner=FnApiRunner(), options=options)
-                build_graph(pipeline, job)
-                pipeline.run().wait_until_finish()
-        else:
-            pipeline = beam.Pipeline(options=options)
-            build_graph(pipeline, job)
-            pipeline.run().wait_until_finish()
-    except HeadraceError:
-        raise
+        build_graph(pipeline, job)
+        with _shown_progress() if _in_this_process(pipeline.options) else nullcontext():
+            result = pipeline.run()
+            result.wait_until_finish()
+        counted = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE).with_name("rows"))["counters"]
+        store = open_store(job.output, job.storage)
+        mark = json.loads(store.read(store.stat(f"{job.output}/{SUCCESS}")))
+        return Done(mark["rows"], sum(one.result for one in counted), mark["shards"])
+    except HeadraceError as error:
+        # Beam adds the step's name to the text.
+        raise type(error)(str(error).partition(" [while running ")[0]) from error
     except Exception as error:
         if "KeyboardInterrupt" in str(error):  # raised in the middle of a bundle, handed on as text
             raise KeyboardInterrupt from error
         raise workers_error(error) from error
+
+
+def _in_this_process(options: PipelineOptions) -> bool:
+    return runner_of(options) is None and options.view_as(DirectOptions).direct_running_mode != "multi_processing"
 
 
 def workers_error(error: Exception) -> HeadraceError:
@@ -54,7 +84,7 @@ def workers_error(error: Exception) -> HeadraceError:
         return getattr(errors, kind, JobError)(message)
     last = [line for line in str(error).strip().splitlines() if line.strip()][-1:] or [""]
     return JobError(
-        "The job failed on a worker",
+        "Beam could not run it to its end",
         found=f"{type(error).__name__}: {last[0].strip()}",
         cure="Run the same command again to go on from what is done; --verbose shows the traceback",
     )

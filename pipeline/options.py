@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -152,7 +153,7 @@ def parse_request(options: PredictOptions, command: str) -> Request:
     for name in ("limit", "shard_bytes", "connections", "in_flight_bytes"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise InvalidRequest(f"--{name}={value} is out of range", expected="1 or more", found=str(value))
-    inputs = tuple(options.input or ())
+    inputs = tuple(_absolute(pattern) for pattern in options.input or ())
     if len(schemes := {scheme_of(pattern) for pattern in inputs}) > 1:
         raise InvalidRequest(
             "--input names files in several stores",
@@ -160,14 +161,19 @@ def parse_request(options: PredictOptions, command: str) -> Request:
             found=", ".join(sorted(schemes)),
             cure="Run a job for each, or copy the files into one store",
         )
+    output = _absolute(options.output or "").rstrip("/")
+    if not output and "output" in needed:
+        raise InvalidRequest(f"--output={options.output} is no folder of its own", cure="Name a folder below it")
     return Request(
-        model=options.model.rstrip("/") or "/",
+        model=_absolute(options.model).rstrip("/") or "/",
         signature=options.signature,
         inputs=inputs,
-        output=(options.output or "").rstrip("/"),
+        output=output,
         features=dict(_pairs("--feature", options.feature, many=True)),
         predictions={name: columns[0] for name, columns in _pairs("--prediction", options.prediction, many=False)},
-        keep=None if options.keep is None else tuple(name.strip() for name in options.keep.split(",") if name.strip()),
+        keep=None
+        if options.keep is None
+        else tuple(dict.fromkeys(name.strip() for name in options.keep.split(",") if name.strip())),
         batch_rows=_batch_rows(options.batch_size),
         shard_bytes=options.shard_bytes,
         limit=options.limit,
@@ -175,6 +181,13 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         storage=StoreOptions(options.billing_project, options.kms_key),
         loading=Loading(options.connections, options.in_flight_bytes, options.model_sharing),
     )
+
+
+def _absolute(uri: str) -> str:
+    """One name for each local file, however it was given; other URIs, and what is no path, as they are."""
+    path = uri.removeprefix("file://")
+    local = path.startswith("/") if uri.startswith("file://") else path and "://" not in path
+    return os.path.abspath(path) if local else uri
 
 
 def scheme_of(uri: str) -> str:

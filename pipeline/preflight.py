@@ -17,7 +17,7 @@ from transforms.models.ref import pin_model
 from transforms.models.spec import ModelSpec
 from transforms.parquet import read_footer
 from transforms.plan import Listing, list_inputs
-from transforms.shard import output_name
+from transforms.shard import common_folder, output_name, relative_stem
 from transforms.storage import open_store
 from transforms.storage.base import glob_regex
 
@@ -74,8 +74,11 @@ def versions() -> dict[str, str]:
 
 def check_output_apart(request: Request, listing: Listing) -> None:
     """Predictions written where a job's own --input finds them would be read as inputs by the next run."""
-    sample = f"{request.output}/{output_name('part', listing.files[0], 0, 0, '0' * 64)}"
-    matching = [pattern for pattern in request.inputs if glob_regex(pattern).fullmatch(sample)]
+    folder, patterns = common_folder(request.inputs), [(glob_regex(pattern), pattern) for pattern in request.inputs]
+    written = (
+        f"{request.output}/{output_name(relative_stem(ref.uri, folder), ref, 0, 0, '0' * 64)}" for ref in listing.files
+    )
+    matching = [pattern for name in written for regex, pattern in patterns if regex.fullmatch(name)]
     if not matching:
         matching = [ref.uri for ref in listing.files if ref.uri.startswith(f"{request.output}/")]
     if matching:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from pipeline.launch import Done
 from pipeline.preflight import Prepared
 from pipeline.standing import Standing
 from transforms.models.ref import ModelRef
 from transforms.models.spec import ModelSpec, TensorSpec
-from transforms.progress import Snapshot
 from transforms.shard import Shard
 from transforms.storage.base import public_uri
 
@@ -74,12 +74,11 @@ def inspect_text(ref: ModelRef, spec: ModelSpec) -> str:
     return "\n".join(lines)
 
 
-def summary_text(prepared: Prepared, now: Snapshot, seconds: float) -> str:
-    job = prepared.job
-    computed, found = now.rows_done, now.rows_found
+def summary_text(prepared: Prepared, done: Done, seconds: float) -> str:
+    job, found = prepared.job, done.rows - done.computed
     lines = [
-        f"Predictions of {computed + found:,} rows lie in {job.output}",
-        f"{computed:,} rows computed in {seconds:.1f} s, {found:,} rows found done, {now.shards_done:,} shards",
+        f"Predictions of {done.rows:,} rows lie in {job.output}",
+        f"{done.computed:,} rows computed in {seconds:.1f} s, {found:,} rows found done, {done.shards:,} shards",
     ]
     if job.limit is not None:
         lines.append(f"A trial: only the first {job.limit:,} rows of the plan (--limit)")

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.cli import main
-from tests.jobs import model_folder, names_in, put, put_inputs, put_model, put_table, rows
+from tests.jobs import model_folder, names_in, put, put_inputs, put_model, put_table, read_output, rows
 from transforms.storage import open_store
 
 Capture = pytest.CaptureFixture[str]
@@ -210,3 +210,56 @@ def test_no_credentials_is_told_soon_with_the_cure(tmp_path: Path) -> None:
 def test_verbose_adds_the_traceback(capfd: Capture, place: str) -> None:
     assert main(command(place, "--signature=predict", "--verbose")) == 2
     assert "Traceback (most recent call last)" in capfd.readouterr().err
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with `model` and `in/a.parquet`; the working directory."""
+    put_model("saved_model", f"{tmp_path}/model")
+    put_table(f"{tmp_path}/in/a.parquet", rows(0, 20))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "output"),
+    [("./**/*.parquet", "out"), ("**/a*.parquet", "out"), ("in/*.parquet", "./in"), ("*/*/../../in/*.parquet", "in")],
+)
+def test_an_output_that_the_next_run_would_read(capfd: Capture, here: Path, pattern: str, output: str) -> None:
+    refused(capfd, [f"--input={pattern}", f"--output={output}", "--model=model"], "lies where --input reads from")
+    assert not (here / "out").exists()
+
+
+def test_the_root_is_no_output_folder(capfd: Capture, here: Path) -> None:
+    refused(capfd, ["--input=in/a.parquet", "--output=/", "--model=model"], "--output=/ is no folder of its own")
+
+
+@pytest.mark.parametrize("runner", ["NoSuchRunner", "DataflowRunner"])
+def test_a_runner_that_cannot_be_is_told_before_anything_is_written(capfd: Capture, here: Path, runner: str) -> None:
+    refused(capfd, ["--input=in/*", "--output=out", "--model=model", f"--runner={runner}"], "Beam refuses")
+    assert not (here / "out").exists()
+
+
+def test_a_local_file_is_one_file_however_it_is_named(capfd: Capture, here: Path) -> None:
+    names = [f"--input={name}" for name in ("in/*.parquet", "./in/a.parquet", f"{here}/in//a.parquet")]
+    assert main([*names, "--output=out/", "--model=model/", "--keep=id,id"]) == 0
+    assert read_output(f"{here}/out")["id"].to_pylist() == list(range(20))
+    capfd.readouterr()
+    names = [f"--input=file://{here}/in/*.parquet"] + [f"--input={here}/in/a.parquet"] * 2
+    assert main([*names, f"--output=file://{here}/out", f"--model={here}/model", "--keep=id"]) == 0
+    assert "Nothing to do" in capfd.readouterr().out
+
+
+def test_values_that_the_model_cannot_compute_with_name_file_and_rows(capfd: Capture, here: Path) -> None:
+    import keras
+
+    inputs = keras.Input((1,), name="word", dtype="int32")
+    keras.Model(inputs, keras.layers.Embedding(10, 2)(inputs)).export(here / "words", verbose=False)
+    put_table(f"{here}/words_in/a.parquet", pa.table({"word": pa.array([*range(9), 77], pa.int32())}))
+    argv = ["--input=words_in/*", "--output=out", "--model=words", "--batch_size=4"]
+    assert main(argv) == 1
+    told = capfd.readouterr().err.splitlines()[-1]
+    assert "fails on rows 8 to 10" in told
+    assert "words_in/a.parquet" in told
+    assert "77 is not in [0, 10)" in told
+    assert told.endswith("narrows them down.")

@@ -29,6 +29,8 @@ import re
 
 # A web address's user and query may be a password or a signature.
 _WEB_ADDRESS = re.compile(r"(https?://)(?:[^\s/?#'\"]*@)?([^\s?#'\"]*)(?:[?#][^\s'\"]*)?")
+# What libraries say of an error may have many lines; a runner hands on no more than the first of ours.
+_LINES = re.compile(r"\s*\n\s*")
 
 
 class HeadraceError(Exception):
@@ -39,7 +41,9 @@ class HeadraceError(Exception):
     """
 
     def __init__(self, what: str, *, expected: str = "", found: str = "", cure: str = "") -> None:
-        what, expected, found, cure = (_WEB_ADDRESS.sub(r"\1\2", text) for text in (what, expected, found, cure))
+        what, expected, found, cure = (
+            _LINES.sub(" ", _WEB_ADDRESS.sub(r"\1\2", text)).strip() for text in (what, expected, found, cure)
+        )
         parts = [_sentence(what)]
         if expected:
             parts.append(f"Expected: {expected.rstrip('.')}.")

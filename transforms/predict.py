@@ -18,7 +18,7 @@ import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 
 from transforms import progress
-from transforms.errors import AlreadyExists, InvalidRequest, ObjectNotFound, OutputConflict
+from transforms.errors import AlreadyExists, DataError, InvalidRequest, ObjectNotFound, OutputConflict
 from transforms.job import Job, Loading
 from transforms.mapping import ColumnPlan, auto_batch_rows, plan_columns
 from transforms.metrics import count_batch, count_load, count_result
@@ -74,7 +74,15 @@ def load_shared(ref: ModelRef, signature: str, loading: Loading = Loading()) -> 
 def predict_batch(model: Model, plan: ColumnPlan, batch: pa.RecordBatch, where: str, first_row: int) -> pa.RecordBatch:
     """Kept columns and predictions of one batch; `where` and `first_row` (counted from 0) are for its errors."""
     tensors = plan.inputs.tensors(batch, where=where, first_row=first_row)
-    results = model.call(tensors)
+    try:
+        results = model.call(tensors)
+    except Exception as error:
+        raise DataError(
+            f"The model fails on rows {first_row} to {first_row + batch.num_rows} (the end exclusive) of {where}",
+            expected="values that it can compute with",
+            found=f"{type(error).__name__}: {error}",
+            cure="Look at these rows; a smaller --batch_size narrows them down",
+        ) from error
     columns = [batch.column(name) for name in plan.keep]
     columns += plan.outputs.columns(results, batch.num_rows)
     return pa.RecordBatch.from_arrays(columns, schema=plan.output_schema)
