@@ -43,6 +43,7 @@ DEV = [
     "pytest-xdist>=3.8",
     "ruff>=0.17",
     "setuptools>=77",
+    "tf-keras>=2.21",  # makes the files of Keras 2 that tests read
 ]
 
 setup(

@@ -30,7 +30,7 @@ _BEGIN = f"os.path.exists({_MARK[:9]!r} + {_MARK[9:]!r})"
 _LOAD = f"""
 import os, sys
 import google.cloud.storage, keras, tensorflow
-import transforms.models.keras_archive, transforms.models.saved_model, transforms.storage.gcs
+import transforms.models.keras_model, transforms.models.saved_model, transforms.storage.gcs
 from transforms.models.load import load_model
 import numpy as np
 {_BEGIN}

@@ -27,6 +27,7 @@ from functools import cache
 from typing import Any
 
 from transforms.errors import CorruptModel, HeadraceError, InvalidRequest, UnsupportedModel
+from transforms.models import keras2_config
 
 _UNINITIALIZED = "uninitialized_variables"
 _CHEAP_TO_INITIALISE = 10_000
@@ -36,7 +37,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a model is built from: `config` is JSON; `legacy`, that it is as Keras 1 and 2 wrote it into HDF5 files.
+    """What a model is built from: `config` is JSON, in the older form of HDF5 files where it is `legacy`.
+
+    `keras_version` is that of the Keras that wrote it, where the file tells.
 
     `custom_objects` are `module:name`, or just modules, that are imported; `unsafe` allows Python code in the configuration.
     """
@@ -44,6 +47,7 @@ class Recipe:
     uri: str
     config: bytes | bytearray | str
     legacy: bool = False
+    keras_version: str | None = None
     custom_objects: tuple[str, ...] = ()
     unsafe: bool = False
 
@@ -89,7 +93,8 @@ def build(recipe: Recipe) -> Built:
     try:
         described = json.loads(recipe.config)
         lambdas = list(_lambdas(described))
-        text = json.dumps(_adapted(described))
+        described, legacy = _in_one_form(described, recipe)
+        text = json.dumps(described)
     except (ValueError, RecursionError) as error:
         raise CorruptModel(
             f"The configuration of {uri} is not JSON",
@@ -107,7 +112,6 @@ def build(recipe: Recipe) -> Built:
             cure="Replace the Lambda by a registered layer or keras.ops, or export the model with model.export(…); "
             "if you trust whoever wrote the file, --unsafe_model (unsafe=True) runs its code.",
         )
-    legacy = recipe.legacy or (isinstance(described, dict) and "module" not in described)
     known = {"Sequential": _sequential_built_once(), **custom_objects(recipe.custom_objects)}
 
     def make() -> Any:
@@ -234,6 +238,17 @@ def uninitialized() -> Iterator[list[Any]]:
             if variable.name == "seed_generator_state" and variable._value is None:
                 variable._deferred_initialize()
         global_state.set_global_attribute(_UNINITIALIZED, earlier or [])
+
+
+def _in_one_form(described: Any, recipe: Recipe) -> tuple[Any, bool]:
+    """The configuration that Keras is to read, and whether by its legacy code."""
+    legacy = recipe.legacy or (isinstance(described, dict) and "module" not in described)
+    version = recipe.keras_version
+    if version is None and isinstance(described, dict):
+        version = described.get("keras_version")
+    if keras2_config.is_old(version) and (legacy or version is not None):
+        return keras2_config.modernised(_adapted(described)), True
+    return _adapted(described), legacy
 
 
 def _adapted(config: Any) -> Any:

@@ -21,14 +21,14 @@ from transforms.models.keras_weights import Placed, SavedWeights, open_weights
 from transforms.models.ranges import Ranges, Resident
 from transforms.storage import ObjectRef, Store
 
-CONFIG, ASSETS = "config.json", "assets/"
+CONFIG, ASSETS, _METADATA = "config.json", "assets/", "metadata.json"
 WEIGHTS, SHARDED_WEIGHTS, NPZ_WEIGHTS = "model.weights.h5", "model.weights.json", "model.weights.npz"
 # Up to this many bytes, the weights come whole in one request, sooner than their index would in several.
 WHOLE_BYTES = 1 << 20
 # A configuration is text, 1 MiB for a thousand layers; a vocabulary of 10 M words makes 100 MiB.
 CONFIG_BYTES, ASSET_BYTES = 64 << 20, 1 << 30
 SHARD_INDEX_BYTES = 64 << 20
-_INFLATED_BYTES = 1 << 40
+_METADATA_BYTES, _INFLATED_BYTES = 1 << 20, 1 << 40
 _SHARD_NAME = re.compile(r"[^/\\\0]+\.weights\.h5")
 _MAX_SHARDS = 10_000
 
@@ -109,6 +109,20 @@ def assets(files: Files) -> dict[str, bytes | bytearray]:
     """Asset files by their path below `assets/`."""
     names = [name for name in files.names() if name.startswith(ASSETS) and not name.endswith("/")]
     return {name.removeprefix(ASSETS): files.read(name, ASSET_BYTES) for name in names}
+
+
+def keras_version(files: Files) -> str | None:
+    """Of the Keras that wrote the model, as its metadata.json tells."""
+    if _METADATA not in files.names():
+        return None
+    try:
+        described = json.loads(files.read(_METADATA, _METADATA_BYTES))
+    except (ValueError, RecursionError) as error:
+        raise CorruptModel(
+            f"{_METADATA} of {files.uri} is not JSON", found=str(error)[:200], cure="Copy the model again."
+        ) from error
+    version = described.get("keras_version") if isinstance(described, dict) else None
+    return version if isinstance(version, str) else None
 
 
 @contextmanager

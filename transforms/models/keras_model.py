@@ -6,6 +6,7 @@ The graph comes from the configuration; each tensor from its place in an HDF5 fi
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,8 @@ from transforms.models.stream import StreamOptions, TensorStream, open_stream
 from transforms.storage import Store, open_store
 
 SIGNATURE = "serving_default"
+
+_log = logging.getLogger(__name__)
 
 
 def describe(store: Store, ref: ModelRef) -> ModelSpec:
@@ -78,15 +81,20 @@ def _serve(model: Any, ref: ModelRef, nbytes: int) -> Model:
 
     # As Keras' own predict_step does.
     options = {"training": False} if "training" in inspect.signature(model.call).parameters else {}
-    concrete = keras_signature.trace(
-        lambda *args: keras_signature.name_outputs(model(*args, **options), ref.uri),
-        keras_signature.input_signature(model, ref.uri),
-    )
+
+    def serve(*args: Any) -> dict[str, Any]:
+        return keras_signature.name_outputs(model(*args, **options), ref.uri)
+
+    concrete = keras_signature.trace(serve, keras_signature.input_signature(model, ref.uri))
     arguments = concrete.structured_input_signature[0]
     inputs = keras_signature.input_specs(concrete)
+    function = concrete
+    if keras_signature.needs_static_shapes(model):
+        function = tf.function(serve, autograph=False)
+        _log.info("%s is traced anew for each shape of its inputs, since TimeDistributed needs to know it", ref.uri)
 
     def call(tensors: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(concrete(*tf.nest.pack_sequence_as(arguments, [tensors[name] for name in inputs])))
+        return dict(function(*tf.nest.pack_sequence_as(arguments, [tensors[name] for name in inputs])))
 
     return Model(
         ref,
@@ -96,7 +104,7 @@ def _serve(model: Any, ref: ModelRef, nbytes: int) -> Model:
         call,
         parameters=_parameters(model),
         nbytes=nbytes,
-        keep=(model, concrete),
+        keep=(model, concrete, function),
     )
 
 
@@ -162,7 +170,8 @@ def _open(store: Store, ref: ModelRef) -> Iterator[_Saved]:
                 cure="Name a file that model.save('….keras') wrote.",
             )
         config = files.read(keras_files.CONFIG, keras_files.CONFIG_BYTES)
-        recipe = Recipe(ref.uri, config, False, ref.custom_objects, ref.unsafe)
+        version = keras_files.keras_version(files)
+        recipe = Recipe(ref.uri, config, False, version, ref.custom_objects, ref.unsafe)
         if ref.weights is None:
             weights = opened.enter_context(keras_files.weights_of(files))
             yield _Saved(recipe, weights, store, files)
@@ -205,7 +214,7 @@ def _open_legacy(store: Store, ref: ModelRef, opened: ExitStack) -> _Saved:
             found="no model_config" if config is None else "no list of layer names",
             cure="Name the model's config.json, and this file as its weights (--weights, weights=…).",
         )
-    return _Saved(Recipe(ref.uri, config, True, ref.custom_objects, ref.unsafe), weights, store)
+    return _Saved(Recipe(ref.uri, config, True, weights.keras_version, ref.custom_objects, ref.unsafe), weights, store)
 
 
 def _scheme(uri: str) -> str:

@@ -6,6 +6,7 @@ What it uses of Keras and TensorFlow that is private, each held by tests/test_ke
   `model.export` gives them to a SavedModel.
 - TensorFlow's `ConcreteFunction._arg_keywords`: likewise.
 - `Functional._outputs_struct`, `compute_output_spec`: outputs before there are weights.
+- `Layer._flatten_layers`: every layer.
 """
 
 from __future__ import annotations
@@ -78,6 +79,23 @@ def output_struct(model: Any, signature: list[Any]) -> Any:
         for argument in signature
     ]
     return tree.map_structure(lambda x: x, compute_output_spec(lambda *xs: model.call(*xs), *symbolic))
+
+
+def needs_static_shapes(model: Any) -> bool:
+    """Whether a graph that leaves the number of steps open would be wrong, as it is in the model's own export.
+
+    `TimeDistributed.call` takes the size of the batch for the number of steps where that is not known (Keras 3.15).
+    """
+    from keras.layers import TimeDistributed
+
+    def steps(layer: Any) -> int | None:
+        try:
+            return layer.input.shape[1]
+        # Called several times, or by a subclassed model's own call.
+        except (AttributeError, ValueError, IndexError, TypeError):
+            return None
+
+    return any(isinstance(layer, TimeDistributed) and steps(layer) is None for layer in model._flatten_layers())
 
 
 def trace(function: Any, arguments: Sequence[Any]) -> Any:

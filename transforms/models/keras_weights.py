@@ -21,7 +21,7 @@ from transforms.models.ranges import RangeFile, Ranges, Resident
 from transforms.models.stream import TensorSlot, TensorStream, numpy_dtype
 from transforms.storage import ObjectRef, Store
 
-_TEXTS = re.compile(r"(layer_names|weight_names)\d*|model_config")
+_TEXTS = re.compile(r"(layer_names|weight_names)\d*|model_config|keras_version")
 _MODEL_WEIGHTS, _TOP_LEVEL = "model_weights", "top_level_model_weights"
 # Keras 2.12 to 2.15 called the layers of a model so, in `.weights.h5` and `.keras` files.
 _LAYERS_ONCE = "_layer_checkpoint_dependencies"
@@ -73,6 +73,12 @@ class SavedWeights:
     def config(self) -> str | None:
         """The configuration that a whole model's file of the older layout holds."""
         return next(iter(self._files[0][1].texts("").get("model_config", ())), None)
+
+    @property
+    def keras_version(self) -> str | None:
+        """Of the Keras that wrote a file of the older layout."""
+        texts = self._files[0][1].texts("") or self._files[0][1].texts(_MODEL_WEIGHTS)
+        return next(iter(texts.get("keras_version", ())), None)
 
     @property
     def legacy_root(self) -> str | None:

@@ -127,7 +127,9 @@ def _folder(store: Store, uri: str) -> tuple[str, tuple[ObjectRef, ...]] | None:
     for name in _KERAS_WEIGHTS if config is not None else ():
         if (weights := _stat(store, f"{uri}/{name}")) is not None and config is not None:
             shards = _shards(store, weights) if name.endswith(".json") else []
-            objects = (config, weights, *shards, *store.list(f"{uri}/assets/"))
+            metadata = _stat(store, f"{uri}/metadata.json")
+            assets = [] if uri.startswith(_WEB) else store.list(f"{uri}/assets/")
+            objects = (config, weights, *shards, *assets, *([metadata] if metadata is not None else []))
             return "keras", tuple(sorted(objects, key=lambda ref: ref.uri))
     return None
 

@@ -1,0 +1,108 @@
+"""Configurations that Keras 1 or 2 wrote, said so that Keras 3 understands them.
+
+Keras 3 reads most of them through its legacy code; these are the known ways in which that fails, each of which loses nothing:
+
+- recurrent layers with `time_major: false`, which is all that Keras 3 knows;
+- convolutions with arguments that they inherited in Keras 2 and never heeded, or `groups: 1`;
+- calls of a nested model: Keras 2 counted the call that made the model as its first (`_should_skip_first_node` in
+  keras/src/engine/functional.py of 2.15), Keras 3 does not;
+- since 2.13, `module` beside each `class_name`, which sends Keras 3 past its legacy code;
+- before, none for what a layer wraps (Bidirectional, TimeDistributed, RNN), where Keras 3 has no legacy code.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_RECURRENT = {"RNN", "LSTM", "GRU", "SimpleRNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"}
+_SEPARABLE = {"SeparableConv1D", "SeparableConv2D", "SeparableConvolution1D", "SeparableConvolution2D"}
+_UNGROUPED = _SEPARABLE | {
+    *("DepthwiseConv1D", "DepthwiseConv2D", "DepthwiseConvolution2D"),
+    *("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"),
+}
+_MODULES = ("keras", "keras.layers", "keras.models", "keras.src.engine.functional")
+_MODELS = {
+    "Sequential": "keras",
+    "Functional": "keras.src.models.functional",
+    "Model": "keras.src.models.functional",
+}
+_OF_CONVOLUTIONS = ("kernel_initializer", "kernel_regularizer", "kernel_constraint")
+
+
+def is_old(keras_version: str | None) -> bool:
+    """Of a file that names no version, or Keras 1 or 2."""
+    return keras_version is None or keras_version.startswith(("1.", "2."))
+
+
+def modernised(described: Any, *, listed: bool = True) -> Any:
+    """A model's configuration of Keras 1 or 2, as Keras 3 takes it. `listed`: it is a model, or stands in one's `layers`."""
+    if isinstance(described, list):
+        return [modernised(value, listed=listed) for value in described]
+    if not isinstance(described, dict):
+        return described
+    found = {
+        key: modernised(value, listed=key == "layers" or (key == "config" and "class_name" not in described))
+        for key, value in described.items()
+    }
+    name, config = found.get("class_name"), found.get("config")
+    if not isinstance(name, str) or not isinstance(config, dict):
+        return found
+    _set_module(found, name, listed)
+    if name in _RECURRENT and config.get("time_major") is False:
+        del config["time_major"]
+    if name in _UNGROUPED and config.get("groups") == 1:
+        del config["groups"]
+    if name in _SEPARABLE:
+        for key in _OF_CONVOLUTIONS:
+            config.pop(key, None)
+    if isinstance(config.get("layers"), list):
+        _renumber(config)
+    return found
+
+
+def _set_module(found: dict[str, Any], name: str, listed: bool) -> None:
+    """Keras 3 has legacy code for what stands in a model's `layers`; what a layer wraps it looks up by module."""
+    from keras import layers
+
+    module = found.get("module")
+    if listed:
+        if module is None or module in _MODULES:
+            for key in ("module", "registered_name", "build_config"):
+                found.pop(key, None)
+    elif module is None and name in _MODELS:
+        found |= {"module": _MODELS[name], "registered_name": name if name == "Sequential" else None}
+    elif module is None and isinstance(getattr(layers, name, None), type):
+        found |= {"module": "keras.layers", "registered_name": None}
+        found["config"].pop("batch_input_shape", None)
+
+
+def _renumber(config: dict[str, Any]) -> None:
+    counted = {layer.get("name") for layer in config["layers"] if isinstance(layer, dict) and _starts_with_input(layer)}
+    references = [
+        reference
+        for layer in config["layers"]
+        if isinstance(layer, dict)
+        for reference in _references(layer.get("inbound_nodes"))
+    ]
+    references += [*_references(config.get("input_layers")), *_references(config.get("output_layers"))]
+    for reference in references:
+        if reference[0] in counted and reference[1] > 0:
+            reference[1] -= 1
+
+
+def _starts_with_input(layer: dict[str, Any]) -> bool:
+    config = layer.get("config")
+    nested = config.get("layers") if isinstance(config, dict) else None
+    first = nested[0] if isinstance(nested, list) and nested else None
+    return isinstance(first, dict) and first.get("class_name") == "InputLayer"
+
+
+def _references(value: Any) -> list[list[Any]]:
+    """The `[layer's name, number of its call, number of the output, …]` somewhere in lists and dicts."""
+    if isinstance(value, dict):
+        return [found for inner in value.values() for found in _references(inner)]
+    if not isinstance(value, list):
+        return []
+    if len(value) >= 3 and isinstance(value[0], str) and isinstance(value[1], int) and isinstance(value[2], int):
+        return [value, *(found for inner in value[3:] for found in _references(inner))]
+    return [found for inner in value for found in _references(inner)]
