@@ -86,7 +86,9 @@ def pin_model(
     if weights is not None:
         config = _config(store, uri)
         return ModelRef(uri, "keras_config", (config, *_weights(weights, options)), weights=weights, **extra)
-    if not uri.endswith((".keras", ".h5", ".hdf5", ".tflite")) and (found := _folder(store, uri)):
+    # What is signed is one object, never a folder.
+    one_object = uri.endswith((".keras", ".h5", ".hdf5", ".tflite")) or (uri.startswith(_WEB) and "?" in uri)
+    if not one_object and (found := _folder(store, uri)):
         return ModelRef(uri, *found, **extra)
     try:
         file = store.stat(uri)
@@ -191,8 +193,13 @@ def _shards(store: Store, index: ObjectRef) -> list[ObjectRef]:
 
 def _saved_model(store: Store, uri: str) -> tuple[ObjectRef, ...]:
     # Asked for by name first: to list a folder that is no model may take for ever.
-    if all(_stat(store, f"{uri}/{graph}") is None for graph in _GRAPHS):
+    graph = next((ref for name in _GRAPHS if (ref := _stat(store, f"{uri}/{name}")) is not None), None)
+    if graph is None:
         return ()
+    if uri.startswith(_WEB):
+        from transforms.models.web_folder import saved_model_objects
+
+        return saved_model_objects(store, uri, graph)
     objects = []
     for ref in store.list(f"{uri}/"):
         relative = ref.uri.removeprefix(f"{uri}/")
@@ -209,6 +216,12 @@ def _stat(store: Store, uri: str) -> ObjectRef | None:
 
 
 def _no_model(store: Store, uri: str) -> NotAModel:
+    if uri.startswith(_WEB):
+        return NotAModel(
+            f"There is no model at {public_uri(uri)}",
+            expected="a `.keras`, HDF5 or TFLite file, or a folder that holds saved_model.pb",
+            cure="Look at the spelling; where an address is signed, name one file by it.",
+        )
     below = [ref.uri.removeprefix(f"{uri}/") for ref in islice(store.list(f"{uri}/"), _GLANCE)]
     models = sorted({name.rpartition("/")[0] for name in below if name.rpartition("/")[2] in _GRAPHS} - {""})
     archives = [name for name in below if name.endswith((".keras", ".h5", ".hdf5"))]
