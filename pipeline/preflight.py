@@ -55,7 +55,9 @@ def prepare(request: Request) -> Prepared:
             (name, request.predictions.get(name, name)) for name in spec.signatures[request.signature].outputs
         ),
         keep=columns.keep,
-        input_schema=pa.schema([schema.field(name) for name in columns.columns]).serialize().to_pybytes(),
+        input_schema=pa.schema([schema.field(name).with_nullable(True) for name in columns.columns])
+        .serialize()
+        .to_pybytes(),
         batch_rows=batch_rows,
         batch_rule=rule,
         shard_bytes=request.shard_bytes,

@@ -173,6 +173,28 @@ def test_limit_takes_the_first_rows_of_the_plan_and_is_marked(capfd: Capture, pl
     assert "limit differ" in err
 
 
+def test_the_plan_is_in_the_order_of_the_outputs_names(capfd: Capture, tmp_path: Path) -> None:
+    place = str(tmp_path)
+    put_model("saved_model", f"{place}/model")
+    for i, name in enumerate(("a/b", "data-00000", "data", "é")):
+        put_table(f"{place}/in/{name}.parquet", rows(i * 3, 3))
+    for limit in (12, 7, 3, 2):
+        argv = [f"--input={place}/in/**.parquet", f"--model={place}/model", f"--output={place}/{limit}"]
+        assert run(capfd, *argv, f"--limit={limit}")[0] == 0
+        assert read_output(f"{place}/{limit}")["id"].to_pylist() == read_output(f"{place}/12")["id"].to_pylist()[:limit]
+
+
+def test_a_column_may_be_null_in_later_files(capfd: Capture, tmp_path: Path) -> None:
+    place, table = str(tmp_path), rows(0, 3)
+    put_model("saved_model", f"{place}/model")
+    never = pa.schema([field.with_nullable(False) for field in table.schema])
+    put_table(f"{place}/in/a.parquet", table.cast(never))
+    put_table(f"{place}/in/b.parquet", table.set_column(0, "id", pa.array([3, None, 5])))
+    code, _, err = run(capfd, *flags(place))
+    assert code == 0, err
+    assert read_output(f"{place}/out")["id"].to_pylist() == [0, 1, 2, 3, None, 5]
+
+
 def test_a_finished_job_run_again_computes_nothing(capfd: Capture, place: str) -> None:
     assert run(capfd, *flags(place))[0] == 0
     before = list(open_store(place).list(f"{place}/out/"))

@@ -101,6 +101,16 @@ def test_different_inputs_have_different_stems() -> None:
     assert len(stems) == len(names)
 
 
+def test_long_names_fit_into_a_file_system_and_stay_apart() -> None:
+    stems = [
+        relative_stem(f"gs://b/{name}.parquet", "gs://b/") for name in ("漢" * 80, "漢" * 81, "a" * 247, "_" * 247)
+    ]
+    names = [output_name(stem, SOURCE, 0, 5, FINGERPRINT) for stem in stems]
+    assert len(set(stems)) == len(stems)
+    assert max(len(name) for name in names) <= 255
+    assert [told.stem for name in names if (told := parse_output_name(name))] == stems
+
+
 def test_shards_survive_pickling() -> None:
     shard = split([5], [1], 1)[0]
     assert pickle.loads(pickle.dumps(shard)) == shard

@@ -61,17 +61,19 @@ def plan_columns(
                 found=name,
                 cure=f"Did you mean {near[0]!r}?" if near else "Name columns of the input, or --keep= for none",
             )
-    fields = [field.name for field in outputs.fields]
-    if clash := [name for name in kept if name in fields]:
+    taken = [field.name for field in outputs.fields]
+    if clash := [name for name in kept if name in taken]:
         output = next(output for output in signature.outputs if predictions.get(output, output) == clash[0])
         raise ColumnError(
             f"The model's output {output!r} and a kept column would both be {clash[0]!r}",
             expected="a name of its own for each column of the output",
-            found=f"kept columns {', '.join(kept)}; predictions {', '.join(fields)}",
+            found=f"kept columns {', '.join(kept)}; predictions {', '.join(taken)}",
             cure=f"Rename the prediction, as in --prediction {output}={clash[0]}_predicted, or leave it out of --keep",
         )
     columns = tuple(name for name in schema.names if name in inputs.columns or name in kept)
-    return ColumnPlan(inputs, outputs, kept, columns, pa.schema([*(schema.field(n) for n in kept), *outputs.fields]))
+    # Files may differ in whether a column can be null, and the first speaks for all of them.
+    fields = [*(schema.field(name).with_nullable(True) for name in kept), *outputs.fields]
+    return ColumnPlan(inputs, outputs, kept, columns, pa.schema(fields))
 
 
 def auto_batch_rows(plan: ColumnPlan) -> tuple[int, str]:

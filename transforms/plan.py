@@ -70,7 +70,7 @@ def list_inputs(patterns: tuple[str, ...], options: StoreOptions) -> Listing:
             cure="Mend the pattern, or write the files first",
         )
     shared = common_folder(patterns)
-    files = sorted(found, key=lambda ref: (f"{relative_stem(ref.uri, shared)}-", ref))
+    files = sorted(found, key=lambda ref: (f"{relative_stem(ref.uri, shared)}-{0:012d}-", ref))
     return Listing(tuple(files), len(hidden), len(empty))
 
 

@@ -13,6 +13,9 @@ from transforms.storage.base import ObjectRef, split_glob
 
 _OUTPUT_NAME = re.compile(r"(?P<stem>.*)-(?P<first>\d{12})-(?P<end>\d{12})-(?P<job>[0-9a-f]{8})(?P<shard>[0-9a-f]{12})")
 
+# A file system's names end at 255 bytes: quoting makes nine of a Chinese character, and `output_name` adds 54.
+_SEGMENT_BYTES = 200
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Shard:
@@ -66,7 +69,11 @@ def relative_stem(uri: str, folder: str) -> str:
 
 def _safe_segment(segment: str) -> str:
     quoted = quote(segment, safe="=-_.~+,@ ")
-    return f"%{ord(quoted[0]):02X}{quoted[1:]}" if quoted[0] in "._" else quoted
+    if quoted[0] in "._":
+        quoted = f"%{ord(quoted[0]):02X}{quoted[1:]}"
+    if len(quoted) <= _SEGMENT_BYTES:
+        return quoted
+    return f"{quoted[: _SEGMENT_BYTES - 25]}~{hashlib.sha256(segment.encode()).hexdigest()[:24]}"
 
 
 def output_name(stem: str, source: ObjectRef, first_row: int, rows: int, fingerprint: str) -> str:
