@@ -5,6 +5,7 @@ What it uses of Keras that is private, each held by tests/test_keras_private.py,
 - `backend.StatelessScope(initialize_variables=False)`: building a model would compute random weights otherwise.
 - global state "uninitialized_variables": that scope leaves its variables there, and Keras initialises them all at the
   end of the next scope, or fails.
+- global state "custom_objects_scope_dict": the custom objects of the scope around.
 - `saving_lib._model_from_config`; for configurations as Keras 1 and 2 wrote them `saving_utils.model_from_config`,
   `json_utils.decode` and `saving_options.keras_option_scope` of `keras.src.legacy.saving`: how Keras itself reads them.
 - `serialization_lib.SafeModeScope`, `deserialize_keras_object`: likewise.
@@ -81,6 +82,7 @@ def build(recipe: Recipe) -> Built:
     `CorruptModel` where the config is not JSON, and `InvalidRequest` for custom objects that cannot be imported.
     """
     import keras
+    from keras.src.backend.common import global_state
 
     uri = recipe.uri
     if keras.backend.backend() != "tensorflow":
@@ -112,11 +114,13 @@ def build(recipe: Recipe) -> Built:
             cure="Replace the Lambda by a registered layer or keras.ops, or export the model with model.export(…); "
             "if you trust whoever wrote the file, --unsafe_model (unsafe=True) runs its code.",
         )
-    known = {"Sequential": _sequential_built_once(), **custom_objects(recipe.custom_objects)}
+    # A scope hides the one around it, which a caller may have entered.
+    around = global_state.get_global_attribute("custom_objects_scope_dict", {})
+    known = {**around, "Sequential": _sequential_built_once(), **custom_objects(recipe.custom_objects)}
 
     def make() -> Any:
         with keras.saving.CustomObjectScope(known):
-            return _legacy_model(text, recipe.unsafe) if legacy else _model(text, recipe.unsafe)
+            return _legacy_model(text, recipe.unsafe, known) if legacy else _model(text, recipe.unsafe)
 
     try:
         return _build(make, stateless=True)
@@ -170,7 +174,7 @@ def _model(text: str, unsafe: bool) -> Any:
     return saving_lib._model_from_config(text, custom_objects=None, compile=False, safe_mode=not unsafe)
 
 
-def _legacy_model(text: str, unsafe: bool) -> Any:
+def _legacy_model(text: str, unsafe: bool, known: dict[str, Any]) -> Any:
     """As `legacy_h5_format.load_model_from_hdf5` does."""
     import keras
     from keras.src.legacy.saving import json_utils, saving_options, saving_utils
@@ -178,7 +182,7 @@ def _legacy_model(text: str, unsafe: bool) -> Any:
 
     with saving_options.keras_option_scope(use_legacy_config=True), serialization_lib.SafeModeScope(not unsafe):
         return saving_utils.model_from_config(
-            json_utils.decode(text), custom_objects=dict(keras.saving.get_custom_objects())
+            json_utils.decode(text), custom_objects={**keras.saving.get_custom_objects(), **known}
         )
 
 
