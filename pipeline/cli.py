@@ -105,10 +105,10 @@ def _plan(request: Request) -> int:
 
 
 def _inspect(request: Request) -> int:
+    from pipeline.preflight import pin_requested
     from pipeline.report import inspect_text
     from transforms.models.load import describe_model
-    from transforms.models.ref import pin_model
 
-    ref = pin_model(request.model, request.storage)
+    ref = pin_requested(request)
     print(inspect_text(ref, describe_model(ref)))
     return 0

@@ -36,7 +36,23 @@ class PredictOptions(PipelineOptions):
     @classmethod
     def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
         what = parser.add_argument_group("what to predict")
-        what.add_argument("--model", metavar="URI", help="SavedModel folder or .keras file: gs://… or a local path")
+        what.add_argument(
+            "--model", metavar="URI", help="SavedModel folder, .keras, .h5 or .tflite: gs://…, https://… or a path"
+        )
+        what.add_argument(
+            "--weights", metavar="URI", help="the weights of a Keras model of which --model names the config.json"
+        )
+        what.add_argument(
+            "--custom_objects",
+            action="append",
+            metavar="MODULE:NAME",
+            help="a class or function that a Keras model needs, by its import; repeatable",
+        )
+        what.add_argument(
+            "--unsafe_model",
+            action="store_true",
+            help="let a Keras model run Python code of its own, such as lambdas (default: it is refused)",
+        )
         what.add_argument(
             "--signature",
             default=DEFAULT_SIGNATURE,
@@ -126,6 +142,9 @@ class Request:
     """What a person asked for, parsed. `keep=None` and `batch_rows=None` leave the choice to headrace."""
 
     model: str
+    weights: str | None
+    custom_objects: tuple[str, ...]
+    unsafe_model: bool
     signature: str
     inputs: tuple[str, ...]
     output: str
@@ -162,10 +181,13 @@ def parse_request(options: PredictOptions, command: str) -> Request:
             cure="Run a job for each, or copy the files into one store",
         )
     output = _absolute(options.output or "").rstrip("/")
-    if not output and "output" in needed:
+    if output.endswith(":") or (not output and "output" in needed):  # nothing but a scheme, or the root
         raise InvalidRequest(f"--output={options.output} is no folder of its own", cure="Name a folder below it")
     return Request(
         model=_absolute(options.model).rstrip("/") or "/",
+        weights=options.weights,
+        custom_objects=tuple(options.custom_objects or ()),
+        unsafe_model=options.unsafe_model,
         signature=options.signature,
         inputs=inputs,
         output=output,

@@ -13,7 +13,7 @@ from transforms.errors import InvalidRequest
 from transforms.job import Job
 from transforms.mapping import ColumnPlan, auto_batch_rows, plan_columns
 from transforms.models.load import describe_model
-from transforms.models.ref import pin_model
+from transforms.models.ref import ModelRef, pin_model
 from transforms.models.spec import ModelSpec
 from transforms.parquet import read_footer
 from transforms.plan import Listing, list_inputs
@@ -35,7 +35,7 @@ class Prepared:
 
 def prepare(request: Request) -> Prepared:
     """Raises a `HeadraceError` for every mistake that can be known now. Writes nothing."""
-    ref = pin_model(request.model, request.storage)
+    ref = pin_requested(request)
     spec = describe_model(ref, request.signature)
     listing = list_inputs(request.inputs, request.storage)
     check_output_apart(request, listing)
@@ -67,6 +67,16 @@ def prepare(request: Request) -> Prepared:
         loading=request.loading,
     )
     return Prepared(job, spec, listing, columns, schema)
+
+
+def pin_requested(request: Request) -> ModelRef:
+    return pin_model(
+        request.model,
+        request.storage,
+        weights=request.weights,
+        custom_objects=request.custom_objects,
+        unsafe=request.unsafe_model,
+    )
 
 
 def versions() -> dict[str, str]:

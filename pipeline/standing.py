@@ -118,10 +118,13 @@ def _is_complete(prepared: Prepared, store: Store, outputs: dict[str, ObjectRef]
         return False
     if not parts or any(part not in outputs or not part.startswith(f"{MANIFEST_FOLDER}/") for part in parts):
         return False
-    table = pa.concat_tables(
-        pq.read_table(pa.BufferReader(store.read(outputs[part])), columns=["output", "input", "input_version"])
-        for part in parts
-    )
+    try:
+        table = pa.concat_tables(
+            pq.read_table(pa.BufferReader(store.read(outputs[part])), columns=["output", "input", "input_version"])
+            for part in parts
+        )
+    except pa.ArrowException:  # damaged, as only another hand can: the next run writes it anew
+        return False
     named = set(table["output"].to_pylist())
     standing = {name for name in outputs if parse_output_name(name) is not None}
     made_from = set(zip(table["input"].to_pylist(), table["input_version"].to_pylist(), strict=True))

@@ -17,6 +17,7 @@ import pytest
 from pipeline.cli import main
 from tests.jobs import (
     expected_scores,
+    model_folder,
     names_in,
     put,
     put_inputs,
@@ -323,7 +324,14 @@ def test_a_mark_that_is_not_ours_is_left_alone_or_made_anew(capfd: Capture, tmp_
     code, out, err = run(capfd, *flags(place))
     assert code == 0, err
     assert "5 rows found done" in out
-    assert json.loads((tmp_path / "out" / "_SUCCESS").read_bytes())["rows"] == 5
+    mark = json.loads((tmp_path / "out" / "_SUCCESS").read_bytes())
+    assert mark["rows"] == 5
+    assert run(capfd, *flags(place, "--overwrite"))[0] == 0
+    mark = json.loads((tmp_path / "out" / "_SUCCESS").read_bytes())
+    (tmp_path / "out" / mark["manifest"][0]).write_bytes(b"damaged")
+    code, out, err = run(capfd, *flags(place))
+    assert code == 0, err
+    assert "5 rows found done" in out
 
 
 @pytest.mark.parametrize(
@@ -429,3 +437,38 @@ def test_stopped_half_way_then_run_again_every_row_is_there_once(tmp_path: Path,
     after = {ref.uri: ref for ref in open_store(folder).list(f"{folder}/out/")}
     assert all(after[uri] == standing[uri] for uri in finished)
     assert read_output(folder + "/out")["id"].to_pylist() == list(range(12 * 20_000))
+
+
+@pytest.mark.parametrize("form", ["h5", "config", "tflite", "http"])
+def test_other_models_give_the_same_predictions(
+    capfd: Capture, place: str, tmp_path: Path, form: str, emulator: str
+) -> None:
+    """The network of `saved_model`, told otherwise; other kernels may round otherwise."""
+    import keras
+    import tensorflow as tf
+
+    network = keras.saving.load_model(model_folder() / "model.keras")
+    more = []
+    if form == "h5":
+        network.save(tmp_path / "model.h5")
+        model = str(tmp_path / "model.h5")
+    elif form == "config":
+        (tmp_path / "config.json").write_text(network.to_json())
+        network.save_weights(tmp_path / "model.weights.h5")
+        model, more = str(tmp_path / "config.json"), [f"--weights={tmp_path}/model.weights.h5"]
+    elif form == "tflite":
+        converter = tf.lite.TFLiteConverter.from_saved_model(str(model_folder() / "saved_model"))
+        (tmp_path / "model.tflite").write_bytes(converter.convert())
+        model = str(tmp_path / "model.tflite")
+    else:
+        put_model("model.keras", f"{place}/model.keras")
+        model = f"{emulator}/download/storage/v1/b/{place.removeprefix('gs://')}/o/model.keras?alt=media"
+    code, _, err = run(
+        capfd, f"--model={model}", f"--input={place}/in/*.parquet", f"--output={place}/out", "--batch_size=64", *more
+    )
+    assert code == 0, err
+    found = read_output(f"{place}/out")
+    assert found["id"].to_pylist() == list(range(sum(COUNTS)))
+    (column,) = [name for name in found.schema.names if name not in ("id", "name")]
+    given = rows(0, sum(COUNTS))
+    np.testing.assert_allclose(scores(found, column), expected_scores("saved_model", given, 1000), atol=1e-6)
