@@ -230,8 +230,16 @@ def test_an_output_that_the_next_run_would_read(capfd: Capture, here: Path, patt
     assert not (here / "out").exists()
 
 
-def test_the_root_is_no_output_folder(capfd: Capture, here: Path) -> None:
-    refused(capfd, ["--input=in/a.parquet", "--output=/", "--model=model"], "--output=/ is no folder of its own")
+@pytest.mark.parametrize("output", ["/", "gs://"])
+def test_the_root_is_no_output_folder(capfd: Capture, here: Path, output: str) -> None:
+    argv = ["--input=in/a.parquet", f"--output={output}", "--model=model"]
+    refused(capfd, argv, f"--output={output} is no folder of its own")
+    assert sorted(os.listdir(here)) == ["in", "model"]
+
+
+def test_a_name_that_is_no_text(capfd: Capture, here: Path) -> None:
+    os.link(b"in/a.parquet", b"in/\xff.parquet")
+    refused(capfd, ["--input=in/*", "--output=out", "--model=model"], "no UTF-8", "udcff.parquet", "Rename")
 
 
 @pytest.mark.parametrize("runner", ["NoSuchRunner", "DataflowRunner"])

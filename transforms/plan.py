@@ -49,6 +49,7 @@ def list_inputs(patterns: tuple[str, ...], options: StoreOptions) -> Listing:
         matched = False
         for ref in store.glob(pattern):
             matched = True
+            _check_name(ref)
             if any(segment[0] in "._" for segment in ref.uri.removeprefix(folder).split("/") if segment):
                 hidden.add(ref)
             elif ref.size == 0:
@@ -72,6 +73,16 @@ def list_inputs(patterns: tuple[str, ...], options: StoreOptions) -> Listing:
     shared = common_folder(patterns)
     files = sorted(found, key=lambda ref: (f"{relative_stem(ref.uri, shared)}-{0:012d}-", ref))
     return Listing(tuple(files), len(hidden), len(empty))
+
+
+def _check_name(ref: ObjectRef) -> None:
+    try:
+        ref.uri.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"An input file's name is no UTF-8: {ref.uri!a}",
+            cure="Rename it: its output's name and the manifest could not tell of it",
+        ) from error
 
 
 def _what_is_near(store: Store, folder: str) -> str:
