@@ -163,7 +163,7 @@ def _rounds(asked: argparse.Namespace, url: str, folder: str, width: int) -> Ite
     for number in range(asked.runs):
         for model in asked.models:
             task: dict[str, Any] = {"model": model, "width": width, "connections": asked.connections}
-            task |= {"folder": f"{folder}/copy", "files": _files(models, model)}
+            task |= {"folder": f"{folder}/copy", "files": _files(models, model), "warm": asked.size * 5 << 18}
             predictions = set()
             weights = 0
             for program in PROGRAMS:
