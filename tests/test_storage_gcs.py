@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -19,6 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google.cloud import storage
 
+from tests.front import Front, Gate, served
 from tests.store_contract import LARGE, StoreContract, noise
 from transforms.errors import AccessDenied, AlreadyExists, InvalidRequest, ObjectChanged, ObjectNotFound
 from transforms.storage import ObjectRef, Store, StoreOptions, open_store
@@ -43,75 +41,6 @@ class TestGcsStore(StoreContract):
     def get(self, uri: str) -> bytes | None:
         blob = storage.Blob.from_uri(uri, client=self.library)
         return blob.download_as_bytes() if blob.exists() else None
-
-
-class Front(ThreadingHTTPServer):
-    """Stands in front of the emulator (or, with none, in its place): passes requests on, unless `faults` has its way.
-
-    A fault sees (method, path) and the answer's maker; it returns True when it has dealt with the request.
-    """
-
-    daemon_threads = True
-
-    def __init__(self, behind: str = "") -> None:
-        super().__init__(("127.0.0.1", 0), Gate)
-        self.behind = behind
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.faults: list[Callable[[Gate], bool]] = []
-        self.seen: list[tuple[str, str, dict[str, str]]] = []
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Clients hang up in these tests."""
-
-
-class Gate(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Front
-
-    def handle_one_method(self) -> None:
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.server.seen.append((self.command, self.path, dict(self.headers)))
-        for fault in list(self.server.faults):
-            if fault(self):
-                return
-        self.answer(*self.ask())
-
-    do_GET = do_POST = do_PUT = do_DELETE = handle_one_method
-
-    def ask(self, body: bytes | None = None, **other: str) -> tuple[int, dict[str, str], bytes]:
-        behind = http.client.HTTPConnection(self.server.behind.removeprefix("http://"))
-        headers = {name.title(): value for name, value in self.headers.items()}
-        headers |= {name.replace("_", "-"): value for name, value in other.items()}
-        del headers["Host"]
-        headers.pop("Content-Length", None)
-        behind.request(self.command, self.path, body=self.body if body is None else body, headers=headers)
-        response = behind.getresponse()
-        answer = response.status, dict(response.getheaders()), response.read()
-        behind.close()
-        return answer
-
-    def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            if name not in ("Date", "Content-Length"):
-                self.send_header(
-                    name, value.replace(self.server.behind, self.server.url) if self.server.behind else value
-                )
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-def served(front: Front) -> Iterator[Front]:
-    with front:
-        thread = threading.Thread(target=front.serve_forever, args=(0.01,))
-        thread.start()
-        yield front
-        front.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from transforms.errors import CorruptModel, HeadraceError, SignatureNotFound, Un
 from transforms.models.ref import ModelRef
 from transforms.models.spec import Signature, TensorSpec
 from transforms.models.tensor_bundle import Bundle
+from transforms.models.whole import read_whole
 from transforms.storage import ObjectRef, Store
 
 COPY_AGAIN = "Copy the model again from where it was exported."
@@ -28,7 +29,7 @@ def read_proto(store: Store, ref: ModelRef) -> Any:
     source = binary or ref.object("saved_model.pbtxt")
     if source is None:
         raise CorruptModel(f"{ref.uri} holds neither saved_model.pb nor saved_model.pbtxt", cure=COPY_AGAIN)
-    data = store.read(source)
+    data = read_whole(store, source)
     try:
         if binary is not None:
             return saved_model_pb2.SavedModel.FromString(data)
@@ -90,7 +91,7 @@ class RamFolder:
             for asset in ref.objects:
                 relative = asset.uri.removeprefix(f"{ref.uri}/")
                 if relative.startswith("assets/"):
-                    self._write(relative, store.read(asset))
+                    self._write(relative, read_whole(store, asset))
         except BaseException:
             self.remove()
             raise

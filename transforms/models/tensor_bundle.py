@@ -19,6 +19,7 @@ import numpy as np
 from transforms.errors import CorruptModel, UnsupportedModel
 from transforms.models.dlpack import aligned_empty
 from transforms.models.stream import TensorSlot, mask_crc
+from transforms.models.whole import read_whole
 from transforms.storage import ObjectRef, Store
 
 _MAGIC = 0xDB4775248B80FB57
@@ -76,7 +77,7 @@ class Bundle:
 
     def __init__(self, store: Store, index: ObjectRef, shard: Callable[[int, int], ObjectRef | None]) -> None:
         self._store, self.uri, self._shard = store, index.uri, shard
-        self._table = read_table(store.read(index), index.uri)
+        self._table = read_table(read_whole(store, index), index.uri)
         from tensorflow.core.protobuf import tensor_bundle_pb2 as pb
 
         header = self._parse(pb.BundleHeaderProto, self._table.get(b"", b""), "the header")

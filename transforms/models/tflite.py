@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from transforms.errors import CorruptModel, DataError, UnsupportedModel
 from transforms.models.dlpack import to_tensor
+from transforms.models.machine_stream import say_once
 from transforms.models.model import Model
 from transforms.models.ref import ModelRef
 from transforms.models.saved_model_files import no_such_signature
@@ -34,6 +36,9 @@ def describe(store: Store, ref: ModelRef) -> ModelSpec:
 
 def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> Model:
     """Raises `SignatureNotFound`, `CorruptModel`, `UnsupportedModel` where the interpreter is not installed."""
+    if stream.place is not None:
+        say_once("TFLite's interpreter wants a copy of its own")
+        stream = replace(stream, place=None)
     flatbuffer = _Flatbuffer(ref, _read(store, ref, stream))
     if signature not in flatbuffer.signatures:
         raise no_such_signature(ref, signature, list(flatbuffer.signatures))
