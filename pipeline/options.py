@@ -185,7 +185,7 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         raise InvalidRequest(f"--output={options.output} is no folder of its own", cure="Name a folder below it")
     return Request(
         model=_absolute(options.model).rstrip("/") or "/",
-        weights=options.weights,
+        weights=_absolute(options.weights) if options.weights else None,
         custom_objects=tuple(options.custom_objects or ()),
         unsafe_model=options.unsafe_model,
         signature=options.signature,
