@@ -104,7 +104,7 @@ def test_what_passes_is_tried_again(shaky: type[Shaky]) -> None:
     assert store.counters.retries == 2
     shaky.reads = (lambda: fail(OSError("GET https://h/x?signature=s3cr3t")),) * 9
     with pytest.raises(
-        StorageError, match=r"bytes 1 to 3 \(exclusive\) of shaky://b/x failed 3 times.*h/x\?…"
+        StorageError, match=r"bytes 1 to 3 \(exclusive\) of shaky://b/x failed 3 times.*OSError: GET https://h/x\."
     ) as caught:
         store.read(ref, 1, 2)
     assert "s3cr3t" not in str(caught.value)
