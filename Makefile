@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test check venv bench-throughput bench-load constraints clean
+.PHONY: help run test faults check venv bench-throughput bench-load constraints clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -29,6 +29,9 @@ endif
 
 test: venv ## every test; PYTEST_ARGS=… for some of them
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+faults: venv ## 1,000 loads of small models under random faults; LOADS=… SEED=…
+	HEADRACE_FAULT_LOADS=$(or $(LOADS),1000) HEADRACE_FAULT_SEED=$(or $(SEED),1) $(BIN)/python -m pytest tests/test_load_faults.py -s -k each_load
 
 check: venv ## format, lint, types, who imports whom, the README's examples
 	$(BIN)/ruff format --check .

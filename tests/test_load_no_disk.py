@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import keras_zoo, model_zoo
+from tests import keras_zoo, model_zoo, test_tflite, zoo_v1
 
 _CALLS = "%file,open,openat,creat,ftruncate,fallocate,copy_file_range"
 _CHANGES = re.compile(
@@ -30,7 +30,7 @@ _BEGIN = f"os.path.exists({_MARK[:9]!r} + {_MARK[9:]!r})"
 _LOAD = f"""
 import os, sys
 import google.cloud.storage, keras, tensorflow
-import transforms.models.keras_model, transforms.models.saved_model, transforms.storage.gcs
+import transforms.models.keras_model, transforms.models.saved_model, transforms.models.tflite, transforms.storage.gcs
 from transforms.models.load import load_model
 import numpy as np
 {_BEGIN}
@@ -93,16 +93,22 @@ def test_loading_from_a_bucket_writes_no_file(bucket: str, tmp_path: Path) -> No
 
     model_zoo.vocabulary(tmp_path / "saved")
     model_zoo.several_shards(tmp_path / "shards")
+    model_zoo.tables_of_a_checkpoint(tmp_path / "tables")
+    zoo_v1.reference_variables(tmp_path / "references")
+    zoo_v1.resource_variables(tmp_path / "resources")
+    zoo_v1.main_op(tmp_path / "initialised")
     keras_zoo.mlp().model.save(tmp_path / "mlp.keras")
+    (tmp_path / "model.tflite").write_bytes(test_tflite.no_signatures(tmp_path)[0])
     client = storage.Client(project="test")
     for path in tmp_path.rglob("*"):
         if path.is_file():
             blob = client.bucket(bucket.removeprefix("gs://")).blob(str(path.relative_to(tmp_path)))
             blob.upload_from_filename(str(path))
     client.close()
-    uris = [f"{bucket}/saved", f"{bucket}/shards", f"{bucket}/mlp.keras"]
+    folders = ("saved", "shards", "tables", "references", "resources", "initialised")
+    uris = [f"{bucket}/{name}" for name in (*folders, "mlp.keras", "model.tflite")]
     found, printed = writes(_LOAD, uris, tmp_path / "trace")
-    assert printed.count(bucket) == 3
+    assert printed.count(bucket) == len(uris)
     assert found == []
 
 

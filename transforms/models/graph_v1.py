@@ -97,6 +97,10 @@ class Graph:
                 )
         return steps
 
+    def copies(self, steps: Iterable[Step]) -> bool:
+        """Whether any of the steps copies what it is given."""
+        return any(self._nodes[step.operation].op == "Assign" for step in steps)
+
     def values(self, steps: Iterable[Step]) -> dict[Output, Entry]:
         """Where each restored tensor lies. Raises `CorruptModel` where it is missing or of another dtype."""
         import tensorflow as tf

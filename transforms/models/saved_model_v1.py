@@ -17,6 +17,7 @@ from typing import Any
 from transforms.errors import HeadraceError
 from transforms.models.dlpack import to_tensor
 from transforms.models.graph_v1 import Graph, Output, Step
+from transforms.models.machine_stream import say_once
 from transforms.models.model import Model
 from transforms.models.ref import ModelRef
 from transforms.models.saved_model_files import RamFolder, unloadable
@@ -46,6 +47,8 @@ def load(store: Store, ref: ModelRef, proto: Any, signature: str, stream: Stream
     steps = graph.steps(signature)
     values = graph.values(steps)
     spec, tags = graph.signatures[signature], graph.tags
+    if stream.place is not None and graph.copies(steps):
+        say_once(f"{ref.uri} has reference variables of TensorFlow 1, which hold a copy of each process's own")
     slots = {piece.slot.name: piece.slot for entry in values.values() for piece in entry.pieces}
     with open_stream(store, list(slots.values()), stream) as tensors:
         folder = RamFolder(store, ref, graph.cut(signature))
