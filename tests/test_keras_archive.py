@@ -12,6 +12,7 @@ import pytest
 from tests import keras_zoo
 from tests.keras_saved import (
     assert_same_bits,
+    by_name,
     loaded,
     python,
     repacked,
@@ -109,6 +110,61 @@ def test_no_random_weights_are_computed(trained: Path, monkeypatch: pytest.Monke
     with pytest.raises(AssertionError, match="random weight"):
         keras.layers.Dense(2).build((None, 2))
     assert loaded(trained.read_bytes()).parameters
+
+
+def test_the_model_is_traced_while_its_weights_come(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    take, trace = TensorStream.take, keras_model._trace
+    monkeypatch.setattr(TensorStream, "take", lambda stream, name: (events.append("take"), take(stream, name))[1])
+    monkeypatch.setattr(keras_model, "_trace", lambda *args: (events.append("trace"), trace(*args))[1])
+    model = load(*stored(trained.read_bytes()))
+    assert events == ["trace", *["take"] * 12]
+    assert model.predict({name: np.ones((2, 1024), np.float32) for name in model.inputs})
+
+
+def test_a_layer_that_looks_at_its_weights_is_traced_after_them(tmp_path: Path) -> None:
+    import keras
+
+    @keras.saving.register_keras_serializable("tests")
+    class Peeking(keras.layers.Dense):
+        def call(self, x: Any) -> Any:
+            import tensorflow as tf
+
+            with tf.init_scope():
+                largest = float(np.abs(self.kernel.value.numpy()).max())
+            return super().call(x) / largest
+
+    @keras.saving.register_keras_serializable("tests")
+    class Remembering(keras.layers.Dense):
+        largest = 1.0
+
+        def load_own_variables(self, store: Any) -> None:
+            super().load_own_variables(store)
+            self.largest = float(np.abs(self.kernel.value.numpy()).max())
+
+        def call(self, x: Any) -> Any:
+            return super().call(x) / self.largest
+
+    batch = np.random.default_rng(2).standard_normal((3, 4)).astype(np.float32)
+    for kind in (Peeking, Remembering):
+        model = loaded(saved(keras.Sequential([keras.Input((4,), name="x"), kind(2), keras.layers.Dense(2)]), tmp_path))
+        native = keras.saving.load_model(tmp_path / "model.keras")
+        assert_same_bits(model.predict({"x": batch}), by_name(native.predict_on_batch(batch)))
+
+
+def test_a_long_sequential_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import keras
+
+    layers = [keras.layers.Dense(2) for _ in range(20)]
+    data = saved(keras.Sequential([keras.Input((2,)), *layers]), tmp_path)
+    builds: list[Any] = []
+    build = keras.Sequential.build
+    monkeypatch.setattr(keras.Sequential, "build", lambda *args: (builds.append(args), build(*args))[1])
+    keras.saving.load_model(tmp_path / "model.keras")
+    assert len(builds) >= 20
+    builds.clear()
+    loaded(data)
+    assert len(builds) == 1
 
 
 def test_layers_can_be_made_afterwards(mlp: bytes) -> None:

@@ -9,6 +9,8 @@ What it uses of Keras that is private, each held by tests/test_keras_private.py,
   does once it has them. The loop around them, `load_weights_from_hdf5_group`, copies each weight.
 - `Variable._value`, `_initialize`, `_direct_assign`, `_deferred_initialize`: a variable takes its first value from the
   stream, instead of being initialised and then assigned.
+- TensorFlow's `UninitializedVariable`, as `tf.saved_model.load` uses it: a variable that a graph can refer to before it
+  has a value.
 - `Layer._flatten_layers`: every layer; `Model._trainable_variables`, `_non_trainable_variables`: the model's own.
 """
 
@@ -146,6 +148,48 @@ def fill(
         _check_vocabularies(built, uri)
 
 
+def allocate(built: Built) -> bool:
+    """Gives every variable its place, though no value yet, so that the model can be traced while its weights come.
+
+    False, and nothing done, where a layer makes more of its weights than variables, which a trace would not see.
+    """
+    from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
+
+    if not all(map(_is_all_variables, built.model._flatten_layers())):
+        return False
+    for variable in built.model.weights:
+        if variable._value is None:
+            place = UninitializedVariable(
+                trainable=variable.trainable, shape=variable.shape, dtype=variable._dtype, name=variable.name
+            )
+            variable._initialize(place)
+    _initialise_helpers(built)
+    return True
+
+
+def _is_all_variables(layer: Any) -> bool:
+    """Whether filling its variables is all that loading the layer does, and its call reads none while it is traced."""
+    from keras import layers
+
+    # What stands in a variable without a value is no error to read, but garbage; nobody knows what custom code reads.
+    if not type(layer).__module__.startswith("keras.") or isinstance(layer, layers.Lambda):
+        return False
+    # Those of Keras' own that override it do so for quantized weights.
+    plain = (layers.Layer, layers.Dense, layers.EinsumDense, layers.Embedding, layers.Conv2D)
+    return (
+        type(layer).load_own_variables in {kind.load_own_variables for kind in plain}
+        and not hasattr(layer, "load_assets")
+        and not hasattr(layer, "finalize_state")
+        and getattr(layer, "quantization_mode", None) is None
+    )
+
+
+def _initialise_helpers(built: Built) -> None:
+    for variable in built.helpers:
+        if variable._value is None:
+            variable._deferred_initialize()
+
+
 T = TypeVar("T")
 
 
@@ -223,9 +267,7 @@ def _check_complete(built: Built, filled: set[int], uri: str) -> None:
                 found="none among its weights",
                 cure=_SAVE_AGAIN,
             )
-    for variable in built.helpers:
-        if variable._value is None:
-            variable._deferred_initialize()
+    _initialise_helpers(built)
 
 
 @contextmanager

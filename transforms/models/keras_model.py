@@ -16,7 +16,7 @@ from typing import Any
 from transforms.errors import NotAModel, SignatureNotFound
 from transforms.models import keras_files, keras_signature
 from transforms.models.keras_build import Built, Recipe, build
-from transforms.models.keras_fill import Weights, fill, legacy_fill, legacy_pairs, saved_paths
+from transforms.models.keras_fill import Weights, allocate, fill, legacy_fill, legacy_pairs, saved_paths
 from transforms.models.keras_weights import SavedWeights, Tensor, open_weights
 from transforms.models.model import Model
 from transforms.models.ranges import Ranges
@@ -71,12 +71,14 @@ def load(store: Store, ref: ModelRef, signature: str = SIGNATURE, stream: Stream
         with open_stream(saved.store, slots, stream) as tensors:
             # Keras takes as long over a large model's graph as its weights take to come.
             built = build(saved.recipe)
+            traced = _trace(built.model, ref) if allocate(built) else None
             saved.fill(built, tensors)
         nbytes = saved.weights.nbytes
-    return _serve(built.model, ref, nbytes)
+    return _serve(built.model, ref, nbytes, traced or _trace(built.model, ref))
 
 
-def _serve(model: Any, ref: ModelRef, nbytes: int) -> Model:
+def _trace(model: Any, ref: ModelRef) -> tuple[Any, Any]:
+    """The graph whose inputs and outputs are the model's, and the function to call."""
     import tensorflow as tf
 
     # As Keras' own predict_step does.
@@ -86,12 +88,18 @@ def _serve(model: Any, ref: ModelRef, nbytes: int) -> Model:
         return keras_signature.name_outputs(model(*args, **options), ref.uri)
 
     concrete = keras_signature.trace(serve, keras_signature.input_signature(model, ref.uri))
+    if not keras_signature.needs_static_shapes(model):
+        return concrete, concrete
+    _log.info("%s is traced anew for each shape of its inputs, since TimeDistributed needs to know it", ref.uri)
+    return concrete, tf.function(serve, autograph=False)
+
+
+def _serve(model: Any, ref: ModelRef, nbytes: int, traced: tuple[Any, Any]) -> Model:
+    import tensorflow as tf
+
+    concrete, function = traced
     arguments = concrete.structured_input_signature[0]
     inputs = keras_signature.input_specs(concrete)
-    function = concrete
-    if keras_signature.needs_static_shapes(model):
-        function = tf.function(serve, autograph=False)
-        _log.info("%s is traced anew for each shape of its inputs, since TimeDistributed needs to know it", ref.uri)
 
     def call(tensors: Mapping[str, Any]) -> dict[str, Any]:
         return dict(function(*tf.nest.pack_sequence_as(arguments, [tensors[name] for name in inputs])))
