@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from tests import zoo_v1
 from tests.model_zoo import Inputs, data_files
 from tests.test_saved_model import assert_same_bits, in_ram
 from tests.test_tensor_bundle import read_index, write_table
-from transforms.errors import CorruptModel, ObjectChanged, SignatureNotFound, UnsupportedModel
+from transforms.errors import CorruptModel, HeadraceError, ObjectChanged, SignatureNotFound, UnsupportedModel
 from transforms.models import saved_model
 from transforms.models.load import describe_model, load_model
 from transforms.models.ref import pin_model
@@ -217,3 +219,41 @@ def test_a_graph_that_leads_nowhere(copied: Callable[[str], Path]) -> None:
 
     with pytest.raises(CorruptModel, match="'nowhere', which it does not hold"):
         load_model(changed(copied("reference_variables"), dangling))
+
+
+@pytest.mark.parametrize("name", ["reference_variables", "main_op", "mutable_tables"])
+def test_a_mutated_graph_is_read_or_refused(copied: Callable[[str], Path], name: str) -> None:
+    """Only read: what TensorFlow's own parser and kernels make of a graph is theirs."""
+    folder = copied(name)
+    path = folder / "saved_model.pb"
+    whole, rng = path.read_bytes(), random.Random(name)
+    ends: Counter[str] = Counter()
+    for _ in range(200):
+        data = bytearray(whole)
+        for _ in range(rng.choice((1, 3))):
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        path.write_bytes(data)
+        try:
+            describe_model(str(folder), "serving_default")
+            ends["read"] += 1
+        except HeadraceError as error:
+            ends[type(error).__name__] += 1
+    assert ends["read"] > 10
+    assert ends["CorruptModel"] > 10
+
+
+@pytest.mark.parametrize("part", ["inputs", "attributes", "names", "dtypes"])
+def test_nodes_that_lack_what_they_need(copied: Callable[[str], Path], part: str) -> None:
+    def strip(proto: Any) -> None:
+        restore = node(proto, "save/RestoreV2")
+        if part == "inputs":
+            del restore.input[1:]
+        elif part == "attributes":
+            restore.attr.clear()
+        elif part == "names":
+            node(proto, "save/RestoreV2/tensor_names").attr["value"].tensor.string_val[:] = [b"\xff"] * 5
+        else:
+            restore.attr["dtypes"].list.type[:] = [23] * len(restore.attr["dtypes"].list.type)
+
+    with pytest.raises(CorruptModel):
+        load_model(changed(copied("reference_variables"), strip))

@@ -26,6 +26,7 @@ from transforms.models.saved_model_files import (
     no_such_signature,
     open_bundle,
     read_proto,
+    reading_graph,
     signature_of,
 )
 from transforms.models.spec import ModelSpec, Signature
@@ -47,14 +48,15 @@ def describe(store: Store, ref: ModelRef, signature: str | None = None) -> Model
     proto = read_proto(store, ref)
     if _is_v1(proto):
         return saved_model_v1.describe(store, ref, proto, signature)
-    graph = _Graph(store, ref, proto)
-    if signature is not None:
-        graph.signature(signature)
-        weights = graph.weights(graph.captures(signature))
-    else:
-        counted = ["serving_default"] if "serving_default" in graph.signatures else list(graph.signatures)
-        nodes = dict.fromkeys(node for name in counted for node in graph.captures(name))
-        weights = graph.weights(nodes, refuse=False)
+    with reading_graph(ref):
+        graph = _Graph(store, ref, proto)
+        if signature is not None:
+            graph.signature(signature)
+            weights = graph.weights(graph.captures(signature))
+        else:
+            counted = ["serving_default"] if "serving_default" in graph.signatures else list(graph.signatures)
+            nodes = dict.fromkeys(node for name in counted for node in graph.captures(name))
+            weights = graph.weights(nodes, refuse=False)
     return ModelSpec("saved_model", graph.signatures, _parameters(weights), _nbytes(weights))
 
 
@@ -66,12 +68,13 @@ def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> 
     proto = read_proto(store, ref)
     if _is_v1(proto):
         return saved_model_v1.load(store, ref, proto, signature, stream)
-    graph = _Graph(store, ref, proto)
+    with reading_graph(ref):
+        graph = _Graph(store, ref, proto)
+        spec = graph.signature(signature)
+        captures = graph.captures(signature)
+        weights = graph.weights(captures)
     # It holds every constant of the graph: only the folder keeps it, and not for long.
     del proto
-    spec = graph.signature(signature)
-    captures = graph.captures(signature)
-    weights = graph.weights(captures)
     slots = [piece.slot for state in weights.values() for entry in state for piece in entry.pieces]
     with open_stream(store, slots, stream) as tensors:
         folder = RamFolder(store, ref, graph.take_proto())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from transforms.errors import CorruptModel, HeadraceError, SignatureNotFound, UnsupportedModel
@@ -74,6 +76,17 @@ def unloadable(ref: ModelRef, error: Exception) -> UnsupportedModel:
         found=str(error).partition("\n")[0],
         cure="Import the package that registers its operations, or export it again with this TensorFlow.",
     )
+
+
+@contextmanager
+def reading_graph(ref: ModelRef) -> Iterator[None]:
+    """What a damaged graph leads to is not only a message that cannot be parsed: unknown dtypes, missing inputs, no UTF-8."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        yield
+    except (DecodeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CorruptModel(f"The graph of {ref.uri} is damaged", found=str(error), cure=COPY_AGAIN) from error
 
 
 class RamFolder:

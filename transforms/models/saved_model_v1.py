@@ -20,7 +20,7 @@ from transforms.models.graph_v1 import Graph, Output, Step
 from transforms.models.machine_stream import say_once
 from transforms.models.model import Model
 from transforms.models.ref import ModelRef
-from transforms.models.saved_model_files import RamFolder, unloadable
+from transforms.models.saved_model_files import RamFolder, reading_graph, unloadable
 from transforms.models.spec import ModelSpec
 from transforms.models.stream import StreamOptions, TensorStream, open_stream
 from transforms.models.tensor_bundle import Entry
@@ -33,19 +33,21 @@ _FED_AT_ONCE = 32 << 20
 
 def describe(store: Store, ref: ModelRef, proto: Any, signature: str | None) -> ModelSpec:
     """Counts `signature`'s weights; with none named, those of `serving_default`, else of all signatures."""
-    graph = Graph(store, ref, proto)
-    counted = [signature] if signature is not None else list(graph.signatures)
-    if signature is None and "serving_default" in counted:
-        counted = ["serving_default"]
-    values = graph.values({step for name in counted for step in graph.steps(name)})
+    with reading_graph(ref):
+        graph = Graph(store, ref, proto)
+        counted = [signature] if signature is not None else list(graph.signatures)
+        if signature is None and "serving_default" in counted:
+            counted = ["serving_default"]
+        values = graph.values({step for name in counted for step in graph.steps(name)})
     return ModelSpec("saved_model", graph.signatures, _parameters(values.values()), _nbytes(values.values()))
 
 
 def load(store: Store, ref: ModelRef, proto: Any, signature: str, stream: StreamOptions) -> Model:
     """Raises `SignatureNotFound`, `UnsupportedModel`, `CorruptModel`."""
-    graph = Graph(store, ref, proto)
-    steps = graph.steps(signature)
-    values = graph.values(steps)
+    with reading_graph(ref):
+        graph = Graph(store, ref, proto)
+        steps = graph.steps(signature)
+        values = graph.values(steps)
     spec, tags = graph.signatures[signature], graph.tags
     if stream.place is not None and graph.copies(steps):
         say_once(f"{ref.uri} has reference variables of TensorFlow 1, which hold a copy of each process's own")
