@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,16 @@ def test_no_random_weights_are_computed(trained: Path, monkeypatch: pytest.Monke
 def test_the_model_is_traced_while_its_weights_come(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     take, trace = TensorStream.take, keras_model._trace
-    monkeypatch.setattr(TensorStream, "take", lambda stream, name: (events.append("take"), take(stream, name))[1])
-    monkeypatch.setattr(keras_model, "_trace", lambda *args: (events.append("trace"), trace(*args))[1])
+
+    def noting(event: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any) -> Any:
+            events.append(event)
+            return call(*args)
+
+        return noted
+
+    monkeypatch.setattr(TensorStream, "take", noting("take", take))
+    monkeypatch.setattr(keras_model, "_trace", noting("trace", trace))
     model = load(*stored(trained.read_bytes()))
     assert events == ["trace", *["take"] * 12]
     assert model.predict({name: np.ones((2, 1024), np.float32) for name in model.inputs})
@@ -159,7 +168,12 @@ def test_a_long_sequential_is_built_once(tmp_path: Path, monkeypatch: pytest.Mon
     data = saved(keras.Sequential([keras.Input((2,)), *layers]), tmp_path)
     builds: list[Any] = []
     build = keras.Sequential.build
-    monkeypatch.setattr(keras.Sequential, "build", lambda *args: (builds.append(args), build(*args))[1])
+
+    def counting(*args: Any) -> None:
+        builds.append(args)
+        build(*args)
+
+    monkeypatch.setattr(keras.Sequential, "build", counting)
     keras.saving.load_model(tmp_path / "model.keras")
     assert len(builds) >= 20
     builds.clear()

@@ -9,6 +9,7 @@ import inspect
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -67,12 +68,17 @@ def load(store: Store, ref: ModelRef, signature: str = SIGNATURE, stream: Stream
             cure="Leave --signature out.",
         )
     with _open(store, ref) as saved:
-        slots = saved.weights.slots(saved.weights.guess())
-        with open_stream(saved.store, slots, stream) as tensors:
-            # Keras takes as long over a large model's graph as its weights take to come.
+
+        def fetch(opened: ExitStack) -> TensorStream:
+            slots = saved.weights.slots(saved.weights.guess())
+            return opened.enter_context(open_stream(saved.store, slots, stream))
+
+        # Keras takes as long over a large model's graph as its weights take to come, with their index before them.
+        with ExitStack() as opened, ThreadPoolExecutor(1, "headrace-index") as pool:
+            arriving = pool.submit(fetch, opened)
             built = build(saved.recipe)
             traced = _trace(built.model, ref) if allocate(built) else None
-            saved.fill(built, tensors)
+            saved.fill(built, arriving.result())
         nbytes = saved.weights.nbytes
     return _serve(built.model, ref, nbytes, traced or _trace(built.model, ref))
 
