@@ -222,37 +222,28 @@ def test_wrong_inputs_are_told(made: Any) -> None:
         model.predict({"x": np.zeros((1, 4), np.float32)})
 
 
-_HOSTILE = """
-import random, sys, warnings
+_TRUNCATED = """
+import sys, warnings
 warnings.simplefilter("ignore")
 from transforms import load_model
-from transforms.errors import HeadraceError
-import numpy as np
+from transforms.errors import CorruptModel
 whole, path = open(sys.argv[1], "rb").read(), sys.argv[2]
-rng = random.Random(0)
-kinds = {}
-for i in range(150):
-    data = bytearray(whole[:rng.randrange(8, len(whole))] if i % 3 == 0 else whole)
-    for _ in range(i % 3):
-        data[rng.randrange(8, len(data))] ^= 1 << rng.randrange(8)
-    open(path, "wb").write(data)
+for n in range(8, len(whole) - 16, 7):
+    open(path, "wb").write(whole[:n])
     try:
-        model = load_model(path)
-        model.predict({s.name: np.zeros([d or 1 for d in s.shape], s.dtype) for s in model.inputs.values()})
-        kinds["loaded"] = kinds.get("loaded", 0) + 1
-    except HeadraceError as error:
-        kinds[type(error).__name__] = kinds.get(type(error).__name__, 0) + 1
-print(kinds)
+        load_model(path)
+    except CorruptModel:
+        continue
+    sys.exit(f"{n} of {len(whole)} bytes are taken for a model")
 """
 
 
-def test_damaged_files_end_in_an_error_not_in_a_crash(made: Any, tmp_path: Path) -> None:
-    """A local file has no checksum: what only changes a weight is loaded."""
+def test_a_truncated_file(made: Any, tmp_path: Path) -> None:
+    """In a process of its own, which TFLite ends where it does not see what is wrong."""
     path = made("no_signatures")[0]
-    command = [sys.executable, "-c", _HOSTILE, str(path), str(tmp_path / "damaged.tflite")]
+    command = [sys.executable, "-c", _TRUNCATED, str(path), str(tmp_path / "damaged.tflite")]
     done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "CorruptModel" in done.stdout
 
 
 def test_a_flipped_byte_is_found_where_the_store_knows_a_checksum(made: Any) -> None:

@@ -13,7 +13,7 @@ from transforms.errors import CorruptModel, HeadraceError, SignatureNotFound, Un
 from transforms.models.ref import ModelRef
 from transforms.models.spec import Signature, TensorSpec
 from transforms.models.tensor_bundle import Bundle
-from transforms.models.whole import read_whole
+from transforms.models.whole import read_whole, say_unchecked
 from transforms.storage import ObjectRef, Store
 
 COPY_AGAIN = "Copy the model again from where it was exported."
@@ -31,6 +31,8 @@ def read_proto(store: Store, ref: ModelRef) -> Any:
     source = binary or ref.object("saved_model.pbtxt")
     if source is None:
         raise CorruptModel(f"{ref.uri} holds neither saved_model.pb nor saved_model.pbtxt", cure=COPY_AGAIN)
+    if source.crc32c is None:
+        say_unchecked(source.name)
     data = read_whole(store, source)
     try:
         if binary is not None:

@@ -3,6 +3,9 @@
 An interpreter serves one call at a time, so each call takes an idle one, or makes one where there is none; all read the
 same bytes. A quantised model takes and gives its own integers, as the interpreter does: real = scale * (q - zero_point).
 The peak is twice the file: the interpreter takes the bytes as an object of Python's own.
+
+TFLite checks that a flatbuffer is whole, not that it is sane: one of bits flipped with care, or by bad luck, can end the
+process. Where the store knows a checksum, nothing else reaches the interpreter; else only trust can tell.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from transforms.models.ref import ModelRef
 from transforms.models.saved_model_files import no_such_signature
 from transforms.models.spec import ModelSpec, Signature, TensorSpec
 from transforms.models.stream import StreamOptions, TensorSlot, mask_crc, open_stream
+from transforms.models.whole import say_unchecked
 from transforms.storage import Store
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -180,6 +184,8 @@ def _interpreter_class() -> Any:
 def _read(store: Store, ref: ModelRef, stream: StreamOptions) -> bytes:
     """The whole file over many connections, held against its CRC-32C where the store knows that."""
     source = ref.objects[0]
+    if source.crc32c is None:
+        say_unchecked(source.name)
     crc = None if source.crc32c is None else mask_crc(source.crc32c)
     slot = TensorSlot(source.uri, "uint8", (source.size,), source, 0, source.size, crc)
     with open_stream(store, [slot], stream) as tensors:
