@@ -19,6 +19,7 @@ from transforms.errors import CorruptModel, NotAModel, UnsupportedModel
 from transforms.models.archive import Archive
 from transforms.models.keras_weights import Placed, SavedWeights, open_weights
 from transforms.models.ranges import Ranges, Resident
+from transforms.models.whole import read_whole
 from transforms.storage import ObjectRef, Store
 
 CONFIG, ASSETS, _METADATA = "config.json", "assets/", "metadata.json"
@@ -90,12 +91,12 @@ class ObjectFiles:
                 found=f"{ref.size} bytes",
                 cure="Save the model again.",
             )
-        return self.store.read(ref)
+        return read_whole(self.store, ref)
 
     def place(self, name: str) -> Placed:
         ref = self._objects[name]
         if ref.size <= WHOLE_BYTES:
-            return Placed(name, ref, Resident(self.store.read(ref)), 0, ref.size)
+            return Placed(name, ref, Resident(read_whole(self.store, ref)), 0, ref.size)
         say_unchecked(ref.uri)
         return Placed(name, ref, self._opened.enter_context(Ranges(self.store, ref)), 0, ref.size)
 
