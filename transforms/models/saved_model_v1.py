@@ -82,12 +82,17 @@ class _Filler:
         self._steps = sorted(steps, key=lambda step: min(_place(values[output]) for output in step.restored))
 
     def __call__(self, wrapped: Any) -> None:
+        import tensorflow as tf
+
         for group in self._groups():
             outputs = sorted({output for step in group for output in step.restored})
             graph = wrapped.graph
+            feeds = [graph.get_operation_by_name(name).outputs[i] for name, i in outputs]
             run = wrapped.prune(
-                feeds=[graph.get_operation_by_name(name).outputs[i] for name, i in outputs],
-                fetches=[graph.get_operation_by_name(step.operation) for step in group],
+                feeds,
+                [graph.get_operation_by_name(step.operation) for step in group],
+                # Without it, TensorFlow first fails to bind the arguments, and writes all of them out into an error.
+                input_signature=(tuple(tf.TensorSpec(feed.shape, feed.dtype) for feed in feeds), {}),
             )
             uses = Counter(output for step in group for output in step.restored)
             run(*[self._value(self._values[output], uses[output]) for output in outputs])
