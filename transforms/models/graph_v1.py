@@ -11,7 +11,7 @@ from transforms.models.ref import ModelRef
 from transforms.models.saved_model_files import COPY_AGAIN, INIT_OP, no_such_signature, open_bundle, signature_of
 from transforms.models.spec import Signature
 from transforms.models.tensor_bundle import Bundle, Entry, Region
-from transforms.storage import Store
+from transforms.models.whole import Readable
 
 _TRAIN_OP = "__saved_model_train_op"
 _VARIABLES = ("VarHandleOp", "VariableV2", "Variable")
@@ -31,7 +31,7 @@ class Step:
 class Graph:
     """One meta graph of a SavedModel, read as nodes and edges, of which TensorFlow runs nothing here."""
 
-    def __init__(self, store: Store, ref: ModelRef, proto: Any) -> None:
+    def __init__(self, store: Readable, ref: ModelRef, proto: Any) -> None:
         self._store, self._ref, self._proto = store, ref, proto
         self._meta = _choose(proto, ref)
         self.tags = sorted(self._meta.meta_info_def.tags)

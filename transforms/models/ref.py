@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -19,6 +21,7 @@ _FOLDERS = ("variables/", "assets/")
 _KERAS_WEIGHTS = ("model.weights.h5", "model.weights.json", "model.weights.npz")
 _HDF5, _ZIP, _TFLITE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"TFL3"
 _WEB = ("http://", "https://")
+_PAGED = ("gs://", "s3://")
 # Enough to say what a folder holds; a bucket may hold millions.
 _GLANCE = 500
 
@@ -192,16 +195,29 @@ def _shards(store: Store, index: ObjectRef) -> list[ObjectRef]:
 
 
 def _saved_model(store: Store, uri: str) -> tuple[ObjectRef, ...]:
-    # Asked for by name first: to list a folder that is no model may take for ever.
-    graph = next((ref for name in _GRAPHS if (ref := _stat(store, f"{uri}/{name}")) is not None), None)
-    if graph is None:
-        return ()
+    # Asked for by name, too: to list a folder that is no model may take for ever, so that is given up then.
+    no_model = threading.Event()
+    with ThreadPoolExecutor(1, thread_name_prefix="headrace-list") as thread:
+        # A bucket's pages come in their order; a local folder is walked whole before its first name.
+        listed = thread.submit(_belonging, store, uri, no_model) if uri.startswith(_PAGED) else None
+        graph = next((ref for name in _GRAPHS if (ref := _stat(store, f"{uri}/{name}")) is not None), None)
+        if graph is None:
+            no_model.set()
+            return ()
+        if listed is not None:
+            return listed.result()
     if uri.startswith(_WEB):
         from transforms.models.web_folder import saved_model_objects
 
         return saved_model_objects(store, uri, graph)
+    return _belonging(store, uri, no_model)
+
+
+def _belonging(store: Store, uri: str, given_up: threading.Event) -> tuple[ObjectRef, ...]:
     objects = []
     for ref in store.list(f"{uri}/"):
+        if given_up.is_set():
+            break
         relative = ref.uri.removeprefix(f"{uri}/")
         if relative in _BELONGS or relative.startswith(_FOLDERS):
             objects.append(ref)

@@ -25,6 +25,7 @@ from transforms.models.saved_model_files import (
     RamFolder,
     no_such_signature,
     open_bundle,
+    read_front,
     read_proto,
     reading_graph,
     signature_of,
@@ -32,6 +33,7 @@ from transforms.models.saved_model_files import (
 from transforms.models.spec import ModelSpec, Signature
 from transforms.models.stream import StreamOptions, TensorStream, open_stream
 from transforms.models.tensor_bundle import Bundle, Entry
+from transforms.models.whole import Readable
 from transforms.storage import Store
 
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -45,18 +47,19 @@ def describe(store: Store, ref: ModelRef, signature: str | None = None) -> Model
 
     With none named, counts those of `serving_default`, else of all signatures, and refuses no state.
     """
-    proto = read_proto(store, ref)
-    if _is_v1(proto):
-        return saved_model_v1.describe(store, ref, proto, signature)
-    with reading_graph(ref):
-        graph = _Graph(store, ref, proto)
-        if signature is not None:
-            graph.signature(signature)
-            weights = graph.weights(graph.captures(signature))
-        else:
-            counted = ["serving_default"] if "serving_default" in graph.signatures else list(graph.signatures)
-            nodes = dict.fromkeys(node for name in counted for node in graph.captures(name))
-            weights = graph.weights(nodes, refuse=False)
+    with read_front(store, ref) as front:
+        proto = read_proto(front, ref)
+        if _is_v1(proto):
+            return saved_model_v1.describe(front, ref, proto, signature)
+        with reading_graph(ref):
+            graph = _Graph(front, ref, proto)
+            if signature is not None:
+                graph.signature(signature)
+                weights = graph.weights(graph.captures(signature))
+            else:
+                counted = ["serving_default"] if "serving_default" in graph.signatures else list(graph.signatures)
+                nodes = dict.fromkeys(node for name in counted for node in graph.captures(name))
+                weights = graph.weights(nodes, refuse=False)
     return ModelSpec("saved_model", graph.signatures, _parameters(weights), _nbytes(weights))
 
 
@@ -65,14 +68,15 @@ def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> 
 
     Raises `SignatureNotFound`, `UnsupportedModel` where the signature needs state that cannot be restored, `CorruptModel`.
     """
-    proto = read_proto(store, ref)
-    if _is_v1(proto):
-        return saved_model_v1.load(store, ref, proto, signature, stream)
-    with reading_graph(ref):
-        graph = _Graph(store, ref, proto)
-        spec = graph.signature(signature)
-        captures = graph.captures(signature)
-        weights = graph.weights(captures)
+    with read_front(store, ref) as front:
+        proto = read_proto(front, ref)
+        if _is_v1(proto):
+            return saved_model_v1.load(store, ref, proto, signature, stream, front)
+        with reading_graph(ref):
+            graph = _Graph(front, ref, proto)
+            spec = graph.signature(signature)
+            captures = graph.captures(signature)
+            weights = graph.weights(captures)
     # It holds every constant of the graph: only the folder keeps it, and not for long.
     del proto
     slots = [piece.slot for state in weights.values() for entry in state for piece in entry.pieces]
@@ -114,7 +118,7 @@ class _Node:
 class _Graph:
     """saved_model.pb, and the two object graphs side by side."""
 
-    def __init__(self, store: Store, ref: ModelRef, proto: Any) -> None:
+    def __init__(self, store: Readable, ref: ModelRef, proto: Any) -> None:
         self._store, self._ref, self._proto = store, ref, proto
         metas = proto.meta_graphs
         self.tags = list(metas[0].meta_info_def.tags)

@@ -24,6 +24,7 @@ from transforms.models.saved_model_files import RamFolder, reading_graph, unload
 from transforms.models.spec import ModelSpec
 from transforms.models.stream import StreamOptions, TensorStream, open_stream
 from transforms.models.tensor_bundle import Entry
+from transforms.models.whole import Readable
 from transforms.storage import Store
 
 # The copies that reference variables make are as many bytes as are fed at once; to cut out each function costs
@@ -31,7 +32,7 @@ from transforms.storage import Store
 _FED_AT_ONCE = 32 << 20
 
 
-def describe(store: Store, ref: ModelRef, proto: Any, signature: str | None) -> ModelSpec:
+def describe(store: Readable, ref: ModelRef, proto: Any, signature: str | None) -> ModelSpec:
     """Counts `signature`'s weights; with none named, those of `serving_default`, else of all signatures."""
     with reading_graph(ref):
         graph = Graph(store, ref, proto)
@@ -42,10 +43,10 @@ def describe(store: Store, ref: ModelRef, proto: Any, signature: str | None) -> 
     return ModelSpec("saved_model", graph.signatures, _parameters(values.values()), _nbytes(values.values()))
 
 
-def load(store: Store, ref: ModelRef, proto: Any, signature: str, stream: StreamOptions) -> Model:
-    """Raises `SignatureNotFound`, `UnsupportedModel`, `CorruptModel`."""
+def load(store: Store, ref: ModelRef, proto: Any, signature: str, stream: StreamOptions, front: Readable) -> Model:
+    """`front` gives what was read ahead. Raises `SignatureNotFound`, `UnsupportedModel`, `CorruptModel`."""
     with reading_graph(ref):
-        graph = Graph(store, ref, proto)
+        graph = Graph(front, ref, proto)
         steps = graph.steps(signature)
         values = graph.values(steps)
     spec, tags = graph.signatures[signature], graph.tags

@@ -19,8 +19,8 @@ import numpy as np
 from transforms.errors import CorruptModel, UnsupportedModel
 from transforms.models.dlpack import aligned_empty
 from transforms.models.stream import TensorSlot, mask_crc
-from transforms.models.whole import read_whole
-from transforms.storage import ObjectRef, Store
+from transforms.models.whole import Readable, read_whole
+from transforms.storage import ObjectRef
 
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48
@@ -75,7 +75,7 @@ class Entry:
 class Bundle:
     """The index of one checkpoint. `shard(i, n)` gives the object of data shard `i` of `n`, `None` where it is missing."""
 
-    def __init__(self, store: Store, index: ObjectRef, shard: Callable[[int, int], ObjectRef | None]) -> None:
+    def __init__(self, store: Readable, index: ObjectRef, shard: Callable[[int, int], ObjectRef | None]) -> None:
         self._store, self.uri, self._shard = store, index.uri, shard
         self._table = read_table(read_whole(store, index), index.uri)
         from tensorflow.core.protobuf import tensor_bundle_pb2 as pb
