@@ -28,7 +28,7 @@ run:
 endif
 
 test: venv ## every test; PYTEST_ARGS=… for some of them
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
 faults: venv ## 1,000 loads of small models under random faults; LOADS=… SEED=…
 	HEADRACE_FAULT_LOADS=$(or $(LOADS),1000) HEADRACE_FAULT_SEED=$(or $(SEED),1) $(BIN)/python -m pytest tests/test_load_faults.py -s -k each_load
