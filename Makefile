@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test faults check venv bench-throughput bench-load constraints clean
+.PHONY: help run test faults check venv bench-load constraints clean
+.PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-smoke bench-peers
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -39,9 +40,41 @@ check: venv ## format, lint, types, who imports whom, the README's examples
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_import_floors.py tests/test_readme.py
 
-bench-throughput: venv ## rows per second beside two peers; WORK=folder [RUNS=5] [ARGS=--json=FILE]
-	@test -n '$(WORK)' || { echo "Say where the work may lie (about 2 GB): make bench-throughput WORK=folder" >&2; exit 2; }
-	$(BIN)/python -m benchmarks.throughput --work=$(call quoted,WORK) --runs=$(or $(RUNS),5) $(ARGS)
+PEERS ?= .venv-peers
+IN_WORK = $(if $(WORK),--work=$(call quoted,WORK))
+BENCHES := throughput images startup memory gil
+
+bench-throughput: venv ## rows per second beside six peers; [WORK=folder] [RUNS=5] [ARGS=--svg=FILE]; half an hour
+	-@$(MAKE) --no-print-directory bench-peers
+	$(BIN)/python -m benchmarks.throughput $(IN_WORK) --runs=$(or $(RUNS),5) --peers_python=$(PEERS)/bin/python $(ARGS)
+
+bench-images: venv ## images per second through ResNet50, beside a bare loop; [WORK=folder] [RUNS=3]
+	$(BIN)/python -m benchmarks.images $(IN_WORK) --runs=$(or $(RUNS),3) $(ARGS)
+
+bench-startup: venv ## seconds of a job of 1,000 rows, beside the imports and the model alone; [RUNS=7]
+	$(BIN)/python -m benchmarks.startup $(IN_WORK) --runs=$(or $(RUNS),7) $(ARGS)
+
+bench-memory: venv ## peak memory for shards of 10^5 and 10^7 rows; [WORK=folder] [RUNS=3]
+	$(BIN)/python -m benchmarks.memory $(IN_WORK) --runs=$(or $(RUNS),3) $(ARGS)
+
+bench-gil: venv $(VENV)/.bench ## how often a running job holds the interpreter's lock; [WORK=folder] [RUNS=3]
+	$(BIN)/python -m benchmarks.gil $(IN_WORK) --runs=$(or $(RUNS),3) $(ARGS)
+
+bench-smoke: venv $(VENV)/.bench ## every bench of headrace's own runs, on little work
+	@set -e; for name in $(BENCHES); do echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name --quick; done
+
+bench-peers: $(PEERS)/.installed ## the environment of Spark and Ray, which bench-throughput asks for
+
+$(PEERS)/.installed: benchmarks/peers/requirements.txt
+	@$(python_fits)
+	@echo "Installing Spark and Ray into $(PEERS), once: this takes some minutes."
+	@test -x $(PEERS)/bin/pip || $(PYTHON) -m venv $(PEERS)
+	@$(PEERS)/bin/python -m pip install --quiet --requirement=benchmarks/peers/requirements.txt
+	@touch $@
+
+$(VENV)/.bench: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --constraint=constraints.txt --editable '.[bench]'
+	@touch $@
 
 bench-load: venv ## time, memory and bytes to a ready model, beside copying it first; [WORK=folder] [RUNS=3] [ARGS=--quick]
 	$(BIN)/python -m benchmarks.load $(if $(WORK),--work=$(call quoted,WORK)) --runs=$(or $(RUNS),3) $(ARGS)
@@ -78,5 +111,5 @@ constraints: ## constraints.txt anew, from the newest versions that setup.py all
 	rm -rf build/constraints
 
 clean: ## what was built or cached, the environment included
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

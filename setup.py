@@ -67,6 +67,7 @@ setup(
         "hf": ["huggingface-hub>=0.30", "fsspec>=2025.2"],
         "tflite": ["ai-edge-litert>=2.1"],  # where TensorFlow has no interpreter of its own any more
         "demo": DEMO,
+        "bench": ["py-spy>=0.4"],  # says who holds the interpreter's lock
         "dev": DEV + DEMO + S3,
     },
 )

@@ -1,32 +1,29 @@
-"""Rows per second of `python -m pipeline` beside a bare loop and beside a thread per core, in one sitting.
+"""Rows per second of `python -m pipeline` beside what one would write or take instead, in one sitting.
 
 Each program runs as a process of its own on a small and on a large input; what counts is the difference between the two,
-so that start-up is left out. The runs are interleaved, and the median is taken: compare figures of one sitting only.
+so that start-up is left out: slow programs get fewer rows, as the table says. The runs are interleaved, and the median is
+taken: compare figures of one sitting only.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import glob
-import json
-import os
-import platform
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks import work
+from benchmarks import measure, picture, work
+from benchmarks.measure import Goal, Machine
+from benchmarks.throughput_programs import PROGRAMS, QUICK, Program, Sizes, command, why_not
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PROGRAMS = ("bare loop", "shard threads", "headrace")
+COMPARED_IDS = 1000
+OF_THE_BOUND = 0.90
 
 
 @dataclass(frozen=True)
@@ -42,139 +39,133 @@ class Run:
 
 @dataclass(frozen=True)
 class Figures:
-    """By program where it is a mapping; `rows` are the two sizes that the figures lie between."""
+    """By program; `cpu_microseconds_per_row` lacks programs whose workers' time nobody counts.
 
-    date: str
-    cores: int
-    cpu: str
-    python: str
-    rows: tuple[int, int]
-    rounds: int
+    `bound` is rows per second: cores / CPU-seconds per row of the bare loop.
+    """
+
+    rows: dict[str, str]
     rows_per_second: dict[str, float]
-    times_the_bare_loop: dict[str, float]
     cpu_microseconds_per_row: dict[str, float]
-    bound_rows_per_second: float
+    bound: float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.throughput", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--work", required=True, help="folder for model, inputs and outputs: about 2 GB")
-    parser.add_argument("--runs", type=int, default=5, help="rounds; the median counts (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="every run and the figures, for machines")
-    parser.add_argument("--quick", action="store_true", help="few rows, one round: only shows that it runs")
+    parser = measure.arguments("throughput", __doc__, runs=5, room="about 2 GB")
+    parser.add_argument(
+        "--peers_python", metavar="FILE", help="the interpreter that has Spark and Ray (make bench-peers)"
+    )
+    parser.add_argument("--only", nargs="+", choices=[program.name for program in PROGRAMS], metavar="PROGRAM")
+    parser.add_argument("--svg", metavar="FILE", help="the figures as a picture")
     asked = parser.parse_args(argv)
-    folder = os.path.abspath(asked.work)
-    base, small, large, rounds = (16_384, 1, 4, 1) if asked.quick else (1_000_000, 4, 20, asked.runs)
-    os.makedirs(folder, exist_ok=True)
-    work.make(folder, base)
-    sizes = {times * base: work.under_more_names(folder, times) for times in (small, large)}
-    runs: list[Run] = []
-    for number in range(rounds):
-        for rows, inputs in sizes.items():
-            # Each round begins with another program, so that none always finds the machine as the same one left it.
-            samples = []
-            for at in range(len(PROGRAMS)):
-                program = PROGRAMS[(number + at) % len(PROGRAMS)]
-                run, sample = _measure(program, folder, inputs, rows, number)
-                runs.append(run)
-                samples.append(sample)
-                print(f"round {number + 1} of {rounds}: {program}, {rows:,} rows in {run.wall:.1f} s", file=sys.stderr)
-            if not all(np.allclose(samples[0], sample, rtol=1e-4, atol=1e-6) for sample in samples):
-                raise SystemExit("The programs' predictions differ: the comparison would mean nothing.")
-    figures = _figures(runs, rounds, *sizes)
-    print("All of them run; so few rows say nothing of speed." if asked.quick else _table(figures))
-    if asked.json:
-        with open(asked.json, "w", encoding="utf-8") as file:
-            json.dump({**asdict(figures), "quick": asked.quick, "runs": [asdict(run) for run in runs]}, file, indent=1)
+    left_out = {program.name: reason for program in PROGRAMS if (reason := why_not(program, asked.peers_python))}
+    chosen = [one for one in PROGRAMS if one.name not in left_out and one.name in (asked.only or [one.name])]
+    with measure.work_folder(asked.work) as folder:
+        work.make_model(folder)
+        runs = _rounds(asked, chosen, folder)
+    figures = _figures(runs, {one.name: QUICK if asked.quick else one.sizes for one in chosen})
+    goals = _goals(figures)
+    machine = Machine.here()
+    table = _table(figures, f"{machine}\nmedians of {1 if asked.quick else asked.runs}", left_out)
+    everything = {**asdict(machine), **asdict(figures), "left_out": left_out, "runs": [asdict(run) for run in runs]}
+    measure.show(asked, table, goals, everything)
+    if asked.svg:
+        with open(asked.svg, "w", encoding="utf-8") as file:
+            file.write(_picture(figures, machine))
     return 0
 
 
-def _command(program: str, folder: str, inputs: str, output: str) -> list[str]:
-    model = f"{folder}/model"
-    if program == "headrace":
-        flags = ["--prediction=output_0=scores", "--keep=id"]
-        return ["pipeline", f"--model={model}", f"--input={inputs}/*.parquet", f"--output={output}", *flags]
-    return [f"benchmarks.peers.{program.replace(' ', '_')}", model, inputs, output]
+def _rounds(asked: argparse.Namespace, chosen: Sequence[Program], folder: str) -> list[Run]:
+    runs, rounds = [], 1 if asked.quick else asked.runs
+    by_name = {program.name: program for program in chosen}
+    expected: np.ndarray | None = None
+    for number in range(rounds):
+        for name in measure.in_turn(list(by_name), number):
+            sizes = QUICK if asked.quick else by_name[name].sizes
+            for times in filter(None, (sizes.small, sizes.large)):
+                inputs = work.under_more_names(work.make_rows(folder, sizes.rows), times)
+                rows = sizes.rows * times
+                run, scores = _measure(by_name[name], folder, inputs, rows, number, asked.peers_python)
+                runs.append(run)
+                measure.tell(f"round {number + 1} of {rounds}: {name}, {rows:,} rows in {run.wall:.1f} s")
+                expected = scores[::times] if expected is None else expected
+                if not np.allclose(scores, np.repeat(expected, times, axis=0), rtol=1e-4, atol=1e-6):
+                    raise SystemExit(f"{name} predicts otherwise than {runs[0].program}: comparing them means nothing.")
+    return runs
 
 
-def _measure(program: str, folder: str, inputs: str, rows: int, number: int) -> tuple[Run, np.ndarray]:
-    """Runs the program; gives its times and the scores of its first file."""
+def _measure(
+    program: Program, folder: str, inputs: str, rows: int, number: int, peers_python: str | None
+) -> tuple[Run, np.ndarray]:
+    """Runs the program; gives its times, and the scores of the lowest ids in their order."""
     output = f"{folder}/out"
     shutil.rmtree(output, ignore_errors=True)
-    os.sync()  # else one program pays for writing what another left in the page cache
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    command = [sys.executable, "-m", *_command(program, folder, inputs, output)]
-    with open(f"{folder}/log.txt", "w+", encoding="utf-8") as log:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            log.seek(0)
-            raise SystemExit(f"{program} ended with exit code {process.returncode}:\n{log.read()[-4000:]}")
+    used = measure.run(program.name, command(program, folder, inputs, output, peers_python), f"{folder}/log.txt")
     files = sorted(glob.glob(f"{output}/*.parquet"))
-    written = [pq.read_metadata(path) for path in files]
+    written = [metadata for metadata in map(pq.read_metadata, files) if metadata.num_rows]
     found = sum(metadata.num_rows for metadata in written)
-    codec = written[0].row_group(0).column(0).compression
-    names = written[0].schema.to_arrow_schema().names
-    if found != rows or names != ["id", "scores"] or codec != "ZSTD":
-        raise SystemExit(
-            f"{program} wrote {found} rows of {names} with {codec}; expected {rows} of id, scores with ZSTD."
-        )
-    table = pq.read_table(files[0])
-    scores = table["scores"].combine_chunks().flatten().to_numpy()
+    if found != rows:
+        raise SystemExit(f"{program.name} wrote {found} rows, not {rows}.")
+    codec, names = written[0].row_group(0).column(0).compression, written[0].schema.to_arrow_schema().names
+    if names != ["id", "scores"] or codec != "ZSTD":
+        raise SystemExit(f"{program.name} wrote columns {names} with {codec}, not id and scores with ZSTD.")
+    table = pq.read_table(files, filters=[("id", "<", COMPARED_IDS)]).sort_by("id")
     shutil.rmtree(output)
-    return Run(program, rows, number, wall, usage.ru_utime + usage.ru_stime), scores
+    return Run(program.name, rows, number, used.wall, used.cpu), np.stack(table["scores"].to_numpy())
 
 
-def _figures(runs: Sequence[Run], rounds: int, small: int, large: int) -> Figures:
+def _figures(runs: Sequence[Run], sizes: Mapping[str, Sizes]) -> Figures:
+    rounds = max(run.round for run in runs) + 1
     at = {(run.program, run.rows, run.round): run for run in runs}
 
-    def per_row(program: str, field: str) -> float:
+    def per_row(name: str, field: str) -> float:
+        small, large = (sizes[name].rows * times for times in (sizes[name].small, sizes[name].large))
         differences = (
-            getattr(at[program, large, number], field) - getattr(at[program, small, number], field)
+            getattr(at[name, large, number], field) - (getattr(at[name, small, number], field) if small else 0.0)
             for number in range(rounds)
         )
         return median(differences) / (large - small)
 
-    cores = len(os.sched_getaffinity(0))
-    rates = {program: 1 / per_row(program, "wall") for program in PROGRAMS}
+    counted = {program.name for program in PROGRAMS if program.counts_cpu} & sizes.keys()
     return Figures(
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        cores=cores,
-        cpu=_cpu(),
-        python=platform.python_version(),
-        rows=(small, large),
-        rounds=rounds,
-        rows_per_second=rates,
-        times_the_bare_loop={program: rate / rates["bare loop"] for program, rate in rates.items()},
-        cpu_microseconds_per_row={program: per_row(program, "cpu") * 1e6 for program in PROGRAMS},
-        bound_rows_per_second=cores / per_row("bare loop", "cpu"),
+        rows={name: str(of) for name, of in sizes.items()},
+        rows_per_second={name: 1 / per_row(name, "wall") for name in sizes},
+        cpu_microseconds_per_row={name: per_row(name, "cpu") * 1e6 for name in sizes if name in counted},
+        bound=Machine.here().cores / per_row("bare loop", "cpu") if "bare loop" in sizes else 0.0,
     )
 
 
-def _cpu() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.machine()
-
-
-def _table(of: Figures) -> str:
-    lines = [
-        f"{of.date}, {of.cores} cores of {of.cpu}, Python {of.python}",
-        f"between {of.rows[0]:,} and {of.rows[1]:,} rows, median of {of.rounds}",
-        "",
-        f"{'':<20} {'rows/s':>10} {'x bare loop':>13} {'CPU-us/row':>12}",
+def _goals(figures: Figures) -> list[Goal]:
+    rates = figures.rows_per_second
+    if "headrace" not in rates:
+        return []
+    ours = rates["headrace"]
+    bound = [Goal("headrace / the bound", ours / figures.bound, OF_THE_BOUND, at_least=True)] if figures.bound else []
+    return bound + [
+        Goal(f"headrace / {program.name}", ours / rates[program.name], program.goal, at_least=True)
+        for program in PROGRAMS
+        if program.goal is not None and program.name in rates
     ]
-    for program, rate in of.rows_per_second.items():
-        times, cpu = of.times_the_bare_loop[program], of.cpu_microseconds_per_row[program]
-        lines.append(f"{program:<20} {rate:>10,.0f} {times:>13.2f} {cpu:>12.2f}")
-    bound = of.bound_rows_per_second
-    lines.append(f"{'bound':<20} {bound:>10,.0f} {bound / of.rows_per_second['bare loop']:>13.2f}")
-    return "\n".join([*lines, "", "bound: cores / CPU-seconds per row of the bare loop"])
+
+
+def _table(of: Figures, head: str, left_out: Mapping[str, str]) -> str:
+    rates, cpu = of.rows_per_second, of.cpu_microseconds_per_row
+    bare = rates.get("bare loop", 0.0)
+    lines = [head, "", f"{'':<30} {'rows/s':>10} {'x bare loop':>12} {'CPU-us/row':>11}   between rows"]
+    for name, rate in [*rates.items(), *([("the bound", of.bound)] if bare else [])]:
+        times = f"{rate / bare:.2f}" if bare else "-"
+        spent = f"{cpu[name]:.2f}" if name in cpu else "-"
+        lines.append(f"{name:<30} {rate:>10,.0f} {times:>12} {spent:>11}   {of.rows.get(name, '')}".rstrip())
+    lines += [f"{name:<30} was not run: {reason}" for name, reason in left_out.items()]
+    return "\n".join([*lines, "", "the bound: cores / CPU-seconds per row of the bare loop"])
+
+
+def _picture(of: Figures, machine: Machine) -> str:
+    rates = dict(sorted(of.rows_per_second.items(), key=lambda pair: -pair[1]))
+    rows = [(name, rate, f"{rate:,.0f}") for name, rate in rates.items()]
+    what = f"64-256-256-10 network on local Parquet; {machine.cores} cores of {machine.cpu}, {machine.date[:10]}"
+    title = "Rows per second, start-up left out"
+    return picture.bars(title, what, rows, goal=OF_THE_BOUND * of.bound if of.bound else None)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
+from collections.abc import Callable
 
 from pipeline.quiet import quiet_stderr
 
@@ -13,39 +13,49 @@ ROW_GROUP_ROWS = 16_384
 WIDTH = 64
 
 
-def make(folder: str, rows: int) -> None:
-    """Writes `folder`/model (a SavedModel) and `folder`/in (8 files of `rows` rows in all) unless they stand there."""
-    mark, made = f"{folder}/work.json", {"rows": rows, "files": FILES, "width": WIDTH}
-    if os.path.exists(mark):
-        with open(mark, encoding="utf-8") as file:
-            if json.load(file) == made:
-                return
-        os.unlink(mark)
-    _make_data(f"{folder}/in", rows)
-    _make_model(f"{folder}/model")
-    with open(mark, "w", encoding="utf-8") as file:
-        json.dump(made, file)
+def make_model(folder: str) -> str:
+    """`folder`/model, a SavedModel, and the same network as `folder`/model.keras, unless they stand there."""
+    _once(f"{folder}/model", _write_model)
+    return f"{folder}/model"
 
 
-def under_more_names(folder: str, times: int) -> str:
+def make_rows(folder: str, rows: int) -> str:
+    """A folder in `folder` of 8 files with `rows` rows in all; row i is the same, however many there are."""
+
+    def write(target: str) -> None:
+        _write_rows(target, rows)
+
+    return _once(f"{folder}/rows-{rows}", write)
+
+
+def under_more_names(inputs: str, times: int) -> str:
     """A folder that holds every input file under `times` names, as hard links: more rows, but no more bytes."""
-    target = f"{folder}/in_{times}x"
+    target = f"{inputs}-{times}x"
     shutil.rmtree(target, ignore_errors=True)
     os.makedirs(target)
-    names = sorted(os.listdir(f"{folder}/in"))
+    names = sorted(os.listdir(inputs))
     for copy in range(times):
         for name in names:
-            os.link(f"{folder}/in/{name}", f"{target}/copy-{copy:03d}-{name}")
+            os.link(f"{inputs}/{name}", f"{target}/copy-{copy:03d}-{name}")
     return target
 
 
-def _make_data(folder: str, rows: int) -> None:
+def _once(target: str, write: Callable[[str], None]) -> str:
+    """Under another name until it is whole."""
+    if not os.path.exists(target):
+        part = f"{target}.part"
+        shutil.rmtree(part, ignore_errors=True)
+        os.makedirs(part)
+        write(part)
+        os.rename(part, target)
+    return target
+
+
+def _write_rows(folder: str, rows: int) -> None:
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    shutil.rmtree(folder, ignore_errors=True)
-    os.makedirs(folder)
     random = np.random.default_rng(0)
     for number, ids in enumerate(np.array_split(np.arange(rows), FILES)):
         features = pa.array(random.standard_normal(len(ids) * WIDTH, dtype=np.float32))
@@ -54,14 +64,15 @@ def _make_data(folder: str, rows: int) -> None:
         pq.write_table(pa.table(columns), path, row_group_size=ROW_GROUP_ROWS, compression="zstd")
 
 
-def _make_model(folder: str) -> None:
+def _write_model(folder: str) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with quiet_stderr():
         import keras
 
-    shutil.rmtree(folder, ignore_errors=True)
     keras.utils.set_random_seed(0)
     features = keras.Input((WIDTH,), name="features")
     hidden = keras.layers.Dense(256, activation="relu")(features)
     hidden = keras.layers.Dense(256, activation="relu")(hidden)
-    keras.Model(features, keras.layers.Dense(10, activation="softmax")(hidden)).export(folder, verbose=False)
+    model = keras.Model(features, keras.layers.Dense(10, activation="softmax")(hidden))
+    model.save(f"{os.path.dirname(folder)}/model.keras")
+    model.export(folder, verbose=False)

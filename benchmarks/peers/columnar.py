@@ -1,4 +1,4 @@
-"""Parquet through a SavedModel to Parquet, column by column, with no framework: what both loops here share."""
+"""Parquet through a SavedModel to Parquet, column by column, with no framework: what the loops here and Ray share."""
 
 from __future__ import annotations
 
@@ -29,15 +29,20 @@ class Network:
         return scores.numpy()
 
 
+def predicted(batch: pa.RecordBatch, network: Network) -> pa.RecordBatch:
+    """`id` and `scores` of each row of `id` and `features`."""
+    features = batch.column("features")
+    scores = network.predict(features.flatten().to_numpy().reshape(batch.num_rows, -1))
+    lists = pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1)), scores.shape[1])
+    return pa.record_batch({"id": batch.column("id"), "scores": lists})
+
+
 def run_file(source: str, target: str, network: Network, batch_rows: int) -> None:
     """Writes `id` and `scores` of every row of `source` to `target`."""
     writer = None
     with pq.ParquetFile(source, pre_buffer=True) as file:
         for batch in file.iter_batches(batch_size=batch_rows, use_threads=False):
-            features = batch.column("features")
-            scores = network.predict(features.flatten().to_numpy().reshape(batch.num_rows, -1))
-            lists = pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1)), scores.shape[1])
-            result = pa.record_batch({"id": batch.column("id"), "scores": lists})
+            result = predicted(batch, network)
             writer = writer or pq.ParquetWriter(target, result.schema, compression="zstd")
             writer.write_batch(result)
     if writer is not None:
