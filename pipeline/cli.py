@@ -62,7 +62,7 @@ def _tell(what: str, error: HeadraceError, verbose: bool, code: int) -> int:
 
 def _start_tensorflow() -> None:
     """Before anything else uses it, since it takes its number of threads only then."""
-    from transforms.predict import set_tensorflow_threads
+    from transforms.devices import set_tensorflow_threads
 
     set_tensorflow_threads()
 
@@ -109,6 +109,7 @@ def _inspect(request: Request) -> int:
     from pipeline.report import inspect_text
     from transforms.models.load import describe_model
 
-    ref = pin_requested(request)
-    print(inspect_text(ref, describe_model(ref)))
+    for model in request.models:
+        ref = pin_requested(request, model)
+        print(inspect_text(ref, describe_model(ref)))
     return 0

@@ -37,10 +37,17 @@ class PredictOptions(PipelineOptions):
     def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
         what = parser.add_argument_group("what to predict")
         what.add_argument(
-            "--model", metavar="URI", help="SavedModel folder, .keras, .h5 or .tflite: gs://…, https://… or a path"
+            "--model",
+            action="append",
+            metavar="[NAME=]URI",
+            help="SavedModel folder, .keras, .h5 or .tflite: gs://…, https://… or a path; with names, several models in "
+            "one pass over the rows, each one's columns prefixed NAME_",
         )
         what.add_argument(
-            "--weights", metavar="URI", help="the weights of a Keras model of which --model names the config.json"
+            "--weights",
+            action="append",
+            metavar="[NAME=]URI",
+            help="the weights of a Keras model of which --model names the config.json",
         )
         what.add_argument(
             "--custom_objects",
@@ -55,9 +62,9 @@ class PredictOptions(PipelineOptions):
         )
         what.add_argument(
             "--signature",
-            default=DEFAULT_SIGNATURE,
-            metavar="NAME",
-            help="the model's signature (default: %(default)s)",
+            action="append",
+            metavar="[NAME=]SIGNATURE",
+            help=f"the model's signature (default: {DEFAULT_SIGNATURE})",
         )
         what.add_argument(
             "--input",
@@ -77,8 +84,9 @@ class PredictOptions(PipelineOptions):
             "--feature",
             action="append",
             metavar="TENSOR=COLUMN[,COLUMN…]",
-            help="the column or columns that feed an input of the model; repeatable (default: the column of that name; a "
-            "model with one input and data with one fitting column need none)",
+            help="the column or columns that feed an input of the model, or a field of a struct as in payload.pixels; "
+            "repeatable (default: the column of that name; a model with one input and data with one fitting column need "
+            "none). \\, is a comma in a name; with several models, NAME.TENSOR is one model's input",
         )
         columns.add_argument(
             "--prediction",
@@ -91,12 +99,58 @@ class PredictOptions(PipelineOptions):
             metavar="A,B",
             help="columns that pass through (default: all that are no feature; --keep= for none)",
         )
+        columns.add_argument(
+            "--cast",
+            action="append",
+            metavar="TENSOR",
+            help="let values change on their way into this tensor, as from float64 to float32; repeatable (default: "
+            "only casts that change no value)",
+        )
+        columns.add_argument(
+            "--fill",
+            action="append",
+            metavar="TENSOR=VALUE",
+            help="what stands for a null; repeatable (default: an error)",
+        )
+        columns.add_argument(
+            "--pad",
+            action="append",
+            metavar="TENSOR=VALUE",
+            help="what makes lists equally long; repeatable (default: lists of unequal length are an error)",
+        )
+        columns.add_argument(
+            "--decode_image",
+            action="append",
+            metavar="TENSOR=HxW",
+            help="decode JPEG or PNG bytes to this height and width, resizing where needed; repeatable",
+        )
+        columns.add_argument(
+            "--prediction_type",
+            choices=("auto", "list", "tensor"),
+            default="auto",
+            help="columns of outputs with several values a row: fixed-size lists, arrow.fixed_shape_tensor, or (auto, "
+            "default) lists for one dimension and tensors for more",
+        )
+        functions = parser.add_argument_group("around the model")
+        functions.add_argument(
+            "--preprocess",
+            metavar="MODULE:FUNCTION",
+            help="a function of a record batch, before the model; it returns a record batch of as many rows",
+        )
+        functions.add_argument(
+            "--postprocess", metavar="MODULE:FUNCTION", help="the same, on kept columns and predictions"
+        )
         how = parser.add_argument_group("how to run")
         how.add_argument(
             "--batch_size",
             default="auto",
             metavar="ROWS",
             help="rows per batch, or auto (default): decided by the schema and the model alone",
+        )
+        how.add_argument(
+            "--jit_compile",
+            action="store_true",
+            help="compile the model with XLA; its numbers may differ in their last bits",
         )
         how.add_argument(
             "--shard_bytes",
@@ -138,20 +192,40 @@ class PredictOptions(PipelineOptions):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What a person asked for, parsed. `keep=None` and `batch_rows=None` leave the choice to headrace."""
+class ModelRequest:
+    """One model as asked for. `name` is "" where it was given none."""
 
-    model: str
+    name: str
+    uri: str
     weights: str | None
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a person asked for, parsed. `keep=None` and `batch_rows=None` leave the choice to headrace.
+
+    Keys of `features`, `predictions`, `cast`, `fill`, `pad` and `decode_image` are tensors, or `NAME.TENSOR` of a named
+    model.
+    """
+
+    models: tuple[ModelRequest, ...]
     custom_objects: tuple[str, ...]
     unsafe_model: bool
-    signature: str
     inputs: tuple[str, ...]
     output: str
     features: dict[str, tuple[str, ...]]
     predictions: dict[str, str]
+    cast: dict[str, bool]
+    fill: dict[str, str]
+    pad: dict[str, str]
+    decode_image: dict[str, tuple[int, int]]
+    prediction_type: str
     keep: tuple[str, ...] | None
+    preprocess: str | None
+    postprocess: str | None
     batch_rows: int | None
+    jit_compile: bool
     shard_bytes: int
     limit: int | None
     overwrite: bool
@@ -184,19 +258,23 @@ def parse_request(options: PredictOptions, command: str) -> Request:
     if output.endswith(":") or (not output and "output" in needed):  # nothing but a scheme, or the root
         raise InvalidRequest(f"--output={options.output} is no folder of its own", cure="Name a folder below it")
     return Request(
-        model=_absolute(options.model).rstrip("/") or "/",
-        weights=_absolute(options.weights) if options.weights else None,
+        models=_models(options),
         custom_objects=tuple(options.custom_objects or ()),
         unsafe_model=options.unsafe_model,
-        signature=options.signature,
         inputs=inputs,
         output=output,
-        features=dict(_pairs("--feature", options.feature, many=True)),
-        predictions={name: columns[0] for name, columns in _pairs("--prediction", options.prediction, many=False)},
-        keep=None
-        if options.keep is None
-        else tuple(dict.fromkeys(name.strip() for name in options.keep.split(",") if name.strip())),
+        features={tensor: tuple(_names(value)) for tensor, value in _pairs("--feature", options.feature)},
+        predictions=dict(_pairs("--prediction", options.prediction)),
+        cast=dict.fromkeys(options.cast or (), True),
+        fill=dict(_pairs("--fill", options.fill)),
+        pad=dict(_pairs("--pad", options.pad)),
+        decode_image={tensor: _size(tensor, value) for tensor, value in _pairs("--decode_image", options.decode_image)},
+        prediction_type=options.prediction_type,
+        keep=None if options.keep is None else tuple(dict.fromkeys(_names(options.keep))),
+        preprocess=options.preprocess,
+        postprocess=options.postprocess,
         batch_rows=_batch_rows(options.batch_size),
+        jit_compile=options.jit_compile,
         shard_bytes=options.shard_bytes,
         limit=options.limit,
         overwrite=options.overwrite,
@@ -216,18 +294,88 @@ def scheme_of(uri: str) -> str:
     return uri.split("://", 1)[0] if "://" in uri else "file"
 
 
-def _pairs(flag: str, values: list[str] | None, *, many: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
-    form = "TENSOR=COLUMN or TENSOR=COLUMN,COLUMN" if many else "OUTPUT=COLUMN"
+def _models(options: PredictOptions) -> tuple[ModelRequest, ...]:
+    uris, weights, signatures = (
+        dict(_by_model(f"--{flag}", getattr(options, flag))) for flag in ("model", "weights", "signature")
+    )
+    if len(uris) > 1 and "" in uris:
+        raise InvalidRequest(
+            "--model is given several times",
+            expected="--model=NAME=URI for each of several models",
+            found=f"--model={uris['']} without a name",
+            cure="Name each: its columns are told apart by that.",
+        )
+    for flag, given in (("--weights", weights), ("--signature", signatures)):
+        if strange := sorted(given.keys() - uris.keys() - {""}):
+            raise InvalidRequest(
+                f"{flag}={strange[0]}=… names no model",
+                expected=f"one of {', '.join(map(repr, uris)) or 'the names in --model=NAME=URI'}",
+                found=strange[0],
+            )
+    return tuple(
+        ModelRequest(
+            name,
+            _absolute(uri).rstrip("/") or "/",
+            _absolute(beside) if (beside := weights.get(name, weights.get("") if name == "" else None)) else None,
+            signatures.get(name, signatures.get("", DEFAULT_SIGNATURE)),
+        )
+        for name, uri in uris.items()
+    )
+
+
+def _by_model(flag: str, values: list[str] | None) -> Iterator[tuple[str, str]]:
+    """`NAME=VALUE`, or the value alone under ""; a name has no slash, so that most URIs with = need no name."""
     seen: set[str] = set()
     for value in values or ():
-        name, equals, rest = value.partition("=")
-        columns = tuple(part.strip() for part in rest.split(",")) if many else (rest.strip(),)
-        if not equals or not name.strip() or not all(columns):
+        match = re.fullmatch(r"([A-Za-z_]\w*)=(.+)", value)
+        name, rest = match.groups() if match else ("", value)
+        if name in seen:
+            raise InvalidRequest(
+                f"{flag} is given twice {f'for {name!r}' if name else 'without a name'}",
+                expected=f"{flag}=NAME=… for each of several models",
+                found=value,
+            )
+        seen.add(name)
+        yield name, rest
+
+
+def _pairs(flag: str, values: list[str] | None) -> Iterator[tuple[str, str]]:
+    form = _FORMS[flag]
+    seen: set[str] = set()
+    for value in values or ():
+        name, equals, rest = (part.strip() for part in value.partition("="))
+        if not equals or not name or (not rest and flag not in ("--fill", "--pad")):
             raise InvalidRequest(f"{flag} {value} has no meaning", expected=form, found=value)
-        if name.strip() in seen:
-            raise InvalidRequest(f"{flag} names {name.strip()!r} twice", expected="each name once", found=value)
-        seen.add(name.strip())
-        yield name.strip(), columns
+        if flag == "--feature" and not all(_names(rest, blank=True)):
+            raise InvalidRequest(f"{flag} {value} has no meaning", expected=form, found=value)
+        if name in seen:
+            raise InvalidRequest(f"{flag} names {name!r} twice", expected="each name once", found=value)
+        seen.add(name)
+        yield name, rest
+
+
+_FORMS = {
+    "--feature": "TENSOR=COLUMN or TENSOR=COLUMN,COLUMN",
+    "--prediction": "OUTPUT=COLUMN",
+    "--fill": "TENSOR=VALUE",
+    "--pad": "TENSOR=VALUE",
+    "--decode_image": "TENSOR=HxW",
+}
+
+
+def _names(value: str, *, blank: bool = False) -> list[str]:
+    """Names with commas between; a comma within one is written with a backslash before it."""
+    names = [part.replace("\\,", ",").strip() for part in re.split(r"(?<!\\),", value)]
+    return names if blank else [name for name in names if name]
+
+
+def _size(tensor: str, value: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", value)
+    if match is None:
+        raise InvalidRequest(
+            f"--decode_image {tensor}={value} is no size", expected="TENSOR=HxW, as in image=224x224", found=value
+        )
+    return int(match[1]), int(match[2])
 
 
 def _batch_rows(value: str) -> int | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pipeline.launch import Done
 from pipeline.preflight import Prepared
 from pipeline.standing import Standing
+from transforms.job import JobModel
 from transforms.models.ref import ModelRef
 from transforms.models.spec import ModelSpec, TensorSpec
 from transforms.shard import Shard
@@ -14,51 +15,53 @@ from transforms.storage.base import public_uri
 
 
 def plan_text(prepared: Prepared, standing: Standing, shards: Iterable[Shard]) -> str:
-    job, spec = prepared.job, prepared.spec
+    job = prepared.job
     count = rows = size = done = 0
     for shard in shards:
         count, rows, size = count + 1, rows + shard.rows, size + shard.nbytes
         done += shard.output in standing.outputs
-    signature = spec.signatures[job.signature]
     listing = prepared.listing
     passed_over = (
         f" ({listing.hidden} hidden and {listing.empty} empty passed over)" if listing.hidden + listing.empty else ""
     )
-    features = dict(job.features)
-    predictions = dict(job.predictions)
+    around = [name for name in (job.preprocess, job.postprocess) if name is not None]
     lines = [
-        f"Model    {public_uri(job.model.uri)}",
-        f"         {spec.format}, signature {job.signature}, {spec.nbytes:,} bytes to stream ({spec.parameters:,} parameters)",
+        *(line for model, spec in zip(job.models, prepared.specs, strict=True) for line in _model_lines(model, spec)),
         f"Input    {len(listing.files):,} files{passed_over}, {count:,} shards, {rows:,} rows, {size:,} bytes of Parquet",
         f"Output   {job.output}",
         *([f"Limit    the first {job.limit:,} rows only"] if job.limit is not None else []),
         f"Batches  of {job.batch_rows:,} rows ({job.batch_rule})",
+        *([f"Around   {', then the models, then '.join(one.name for one in around)}"] if around else []),
         "",
-        *table(
-            ("column", "type", "", "tensor", "dtype", "shape"),
-            [
-                (column, str(prepared.schema.field(column).type), "->", name, *_tensor(spec_of))
-                for name, spec_of in signature.inputs.items()
-                for column in features[name]
-            ]
-            + [
-                (
-                    predictions[name],
-                    str(prepared.columns.output_schema.field(predictions[name]).type),
-                    "<-",
-                    name,
-                    *_tensor(out),
-                )
-                for name, out in signature.outputs.items()
-            ]
-            + [(name, str(prepared.schema.field(name).type), "=", "kept", "", "") for name in job.keep],
-        ),
+        *table(("column", "type", "", "tensor", "dtype", "shape"), list(_mapping_rows(prepared))),
     ]
     if standing.complete:
         lines += ["", "Everything is done: the same command would compute nothing."]
     elif done:
         lines += ["", f"{done:,} of {count:,} shards stand in the output already and would not be computed again."]
     return "\n".join(lines)
+
+
+def _model_lines(model: JobModel, spec: ModelSpec) -> list[str]:
+    name = f"{model.columns.name}: " if model.columns.name else ""
+    size = f"{spec.nbytes:,} bytes to stream ({spec.parameters:,} parameters)"
+    return [
+        f"Model    {name}{public_uri(model.ref.uri)}",
+        f"         {spec.format}, signature {model.signature}, {size}",
+    ]
+
+
+def _mapping_rows(prepared: Prepared) -> Iterator[tuple[str, ...]]:
+    plan = prepared.columns
+    for model, part in zip(prepared.job.models, plan.models, strict=True):
+        prefix = f"{model.columns.name}." if model.columns.name else ""
+        for one in part.inputs.inputs:
+            for column in one.columns:
+                yield column.name, str(column.type), "->", prefix + one.spec.name, *_tensor(one.spec)
+        for out in part.outputs.outputs:
+            yield out.field.name, str(out.field.type), "<-", prefix + out.spec.name, *_tensor(out.spec)
+    for name in prepared.job.keep:
+        yield name, str(plan.output_schema.field(name).type), "=", "kept", "", ""
 
 
 def inspect_text(ref: ModelRef, spec: ModelSpec) -> str:

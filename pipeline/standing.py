@@ -61,9 +61,10 @@ def read_record(store: Store, ref: ObjectRef | None) -> dict[str, Any] | None:
         return None
     try:
         record = json.loads(store.read(ref))
-        if not isinstance(record["fingerprint"], str) or not isinstance(record["model"]["digest"], str):
+        digests = [model["digest"] for model in record["models"].values()]
+        if not all(isinstance(text, str) for text in (record["fingerprint"], *digests)) or not digests:
             raise TypeError("fingerprint and digest are not text")
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutputConflict(
             f"{ref.uri} is no record of a job",
             expected="JSON with a model and a fingerprint",

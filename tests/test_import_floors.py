@@ -18,7 +18,17 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("transforms.errors", "transforms.storage", "transforms.models", "transforms", "pipeline")
 BEAM = ("pipeline", "pipeline.*", *(f"transforms.{room}" for room in ("plan", "predict", "finalize", "metrics")))
-TENSORFLOW = ("transforms.models.*", "transforms.tensors*", "transforms.columns", "transforms.predict", "pipeline.demo")
+TENSORFLOW = (
+    "transforms.models.*",
+    "transforms.tensors*",
+    "transforms.columns",
+    "transforms.leaves",
+    "transforms.casts",
+    "transforms.images",
+    "transforms.predictor",
+    "transforms.devices",
+    "pipeline.demo",
+)
 GOOGLE = ("transforms.storage.*",)
 ROOMS = {
     "apache_beam": BEAM,

@@ -94,7 +94,7 @@ def test_the_output_names_its_inputs_in_order_and_the_manifest_accounts_for_ever
     assert success["limit"] is None
     record = json.loads(store.read(store.stat(f"{place}/out/_headrace/job.json")))
     assert record["fingerprint"] == success["fingerprint"]
-    assert record["model"]["uri"] == f"{place}/model"
+    assert record["models"][""]["uri"] == f"{place}/model"
 
 
 def test_large_files_are_split_at_row_groups(capfd: Capture, place: str) -> None:

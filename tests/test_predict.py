@@ -21,7 +21,8 @@ from tests.jobs import expected_scores, model_folder, names_in, put_inputs, read
 from transforms import Predict
 from transforms.errors import InvalidRequest, NotAModel, ObjectNotFound
 from transforms.finalize import finalize
-from transforms.predict import Cancelled, load_shared, predict_shard
+from transforms.predict_shard import Cancelled, predict_shard
+from transforms.predictor import load_predictor
 from transforms.storage import open_store
 
 logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
@@ -135,14 +136,14 @@ def test_a_cancelled_shard_leaves_nothing(tmp_path: Path) -> None:
     job, store, cancelled = prepared_job(tmp_path, "--batch_size=10"), open_store(str(tmp_path)), threading.Event()
     cancelled.set()
     with pytest.raises(Cancelled):
-        predict_shard(job, load_shared(job.model, job.signature), store, store, shard_of(job), cancelled)
+        predict_shard(job, load_predictor(job), store, store, shard_of(job), cancelled)
     assert names_in(f"{tmp_path}/out") == []
 
 
 def test_a_shard_run_twice_or_by_two_at_once_is_one_file(tmp_path: Path) -> None:
     put_inputs(f"{tmp_path}/in", [5000])
     job, store = prepared_job(tmp_path, "--batch_size=10"), open_store(str(tmp_path))
-    model, shard = load_shared(job.model, job.signature), shard_of(job)
+    model, shard = load_predictor(job), shard_of(job)
     together = threading.Barrier(2)
     results = []
 
@@ -166,7 +167,7 @@ def test_equal_jobs_that_end_at_once_leave_one_manifest_and_one_mark(tmp_path: P
     """Each measured times of its own, so that their manifests differ."""
     put_inputs(f"{tmp_path}/in", [50])
     job, store = prepared_job(tmp_path), open_store(str(tmp_path))
-    result = predict_shard(job, load_shared(job.model, job.signature), store, store, shard_of(job))
+    result = predict_shard(job, load_predictor(job), store, store, shard_of(job))
     first = finalize(job, [result])
     assert finalize(job, [replace(result, computed=False, seconds={})]) == first
     (manifest,) = first["manifest"]

@@ -107,7 +107,9 @@ class SignatureNotFound(ModelError):
 
 
 class DataError(HeadraceError):
-    pass
+    """`stage` is where a batch's way ended, while that is known: "preprocess", "features", "model", …"""
+
+    stage: str = ""
 
 
 class NotParquet(DataError):

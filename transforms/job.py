@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from transforms.errors import OutputConflict
+from transforms.functions import FunctionRef
+from transforms.mapping import ColumnChoice
 from transforms.models.ref import ModelRef
 from transforms.storage.base import StoreOptions, public_uri
+from transforms.tensors import ColumnRules
 
 JOB_RECORD = "_headrace/job.json"
 SUCCESS = "_SUCCESS"
@@ -27,19 +30,45 @@ class Loading:
 
 
 @dataclass(frozen=True, slots=True)
+class JobModel:
+    """One model of the job's pass over the rows. Its columns are resolved: nothing is left to a default.
+
+    `columns.name` is "" where the job has one model, else what `--model NAME=URI` calls it.
+    """
+
+    ref: ModelRef
+    signature: str
+    columns: ColumnChoice
+
+    def record(self) -> dict[str, Any]:
+        usual = ColumnRules()
+        rules = self.columns.rules
+        return {
+            "uri": public_uri(self.ref.uri),
+            "format": self.ref.format,
+            "digest": self.ref.digest,
+            "signature": self.signature,
+            "feature": {tensor: list(columns) for tensor, columns in self.columns.features},
+            "prediction": dict(self.columns.predictions),
+            **{
+                one.name: getattr(rules, one.name)
+                for one in fields(rules)
+                if getattr(rules, one.name) != getattr(usual, one.name)
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
-    """`features`, `predictions` and `keep` are resolved: nothing in them is left to a default.
+    """`models` and `keep` are resolved: nothing in them is left to a default.
 
     `input_schema` is the Arrow IPC form of the columns that are read, in the order in which they are read.
     `output` has no trailing slash. `batch_rows` and `limit` are rows, `shard_bytes` compressed bytes.
     """
 
-    model: ModelRef
-    signature: str
+    models: tuple[JobModel, ...]
     inputs: tuple[str, ...]
     output: str
-    features: tuple[tuple[str, tuple[str, ...]], ...]
-    predictions: tuple[tuple[str, str], ...]
     keep: tuple[str, ...]
     input_schema: bytes
     batch_rows: int
@@ -47,6 +76,9 @@ class Job:
     shard_bytes: int
     limit: int | None
     versions: tuple[tuple[str, str], ...]
+    preprocess: FunctionRef | None = None
+    postprocess: FunctionRef | None = None
+    jit_compile: bool = False
     storage: StoreOptions = StoreOptions()
     loading: Loading = Loading()
 
@@ -54,11 +86,8 @@ class Job:
         """What `_headrace/job.json` holds. Two jobs with equal fingerprints write equal predictions."""
         record: dict[str, Any] = {
             "headrace_format": FORMAT,
-            "model": {"uri": public_uri(self.model.uri), "format": self.model.format, "digest": self.model.digest},
-            "signature": self.signature,
+            "models": {model.columns.name: model.record() for model in self.models},
             "input": list(self.inputs),
-            "feature": {tensor: list(columns) for tensor, columns in self.features},
-            "prediction": dict(self.predictions),
             "keep": list(self.keep),
             "schema": hashlib.sha256(self.input_schema).hexdigest(),
             "batch_size": self.batch_rows,
@@ -66,7 +95,11 @@ class Job:
             "shard_bytes": self.shard_bytes,
             "limit": self.limit,
             "versions": dict(self.versions),
+            "preprocess": asdict(self.preprocess) if self.preprocess else None,
+            "postprocess": asdict(self.postprocess) if self.postprocess else None,
+            "jit_compile": self.jit_compile,
         }
+        record = json.loads(json.dumps(record))  # tuples become lists, as in the file
         record["fingerprint"] = fingerprint_of(record)
         return record
 
@@ -75,11 +108,21 @@ class Job:
         """SHA-256 (hex) of the record."""
         return str(self.record()["fingerprint"])
 
+    @property
+    def model_digests(self) -> str:
+        """The digest of the one model; of several, `name=digest`, in their order, with commas between."""
+        return ",".join(
+            f"{model.columns.name}={model.ref.digest}" if model.columns.name else model.ref.digest
+            for model in self.models
+        )
+
 
 def fingerprint_of(record: dict[str, Any]) -> str:
-    """Where the model lies is not part of what it is; its digest is."""
+    """Where a model lies is not part of what it is; its digest is."""
     what = {key: value for key, value in record.items() if key != "fingerprint"}
-    what["model"] = {key: value for key, value in record["model"].items() if key != "uri"}
+    what["models"] = {
+        name: {key: value for key, value in model.items() if key != "uri"} for name, model in record["models"].items()
+    }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
@@ -91,15 +134,25 @@ def check_same_job(output: str, kept: dict[str, Any], wanted: dict[str, Any]) ->
     """Raises `OutputConflict` naming every field in which the folder's job differs from the one asked for."""
     if kept.get("fingerprint") == wanted["fingerprint"]:
         return
-    fields = [key for key in wanted if key != "fingerprint" and kept.get(key) != wanted[key]]
-    if "model" in fields and kept.get("model", {}).get("digest") == wanted["model"]["digest"]:
-        fields.remove("model")
+    was, now = _flat(kept), _flat(wanted)
+    differ = [key for key in now | was if was.get(key) != now.get(key)]
     raise OutputConflict(
-        f"{output} holds the output of another job: {', '.join(fields) or 'an edited record'} differ",
-        expected="; ".join(f"{key} {_short(kept.get(key))}" for key in fields) + " (the folder's job)",
-        found="; ".join(f"{key} {_short(wanted[key])}" for key in fields) + " (this command)",
+        f"{output} holds the output of another job: {', '.join(differ) or 'an edited record'} differ",
+        expected="; ".join(f"{key} {_short(was.get(key))}" for key in differ) + " (the folder's job)",
+        found="; ".join(f"{key} {_short(now.get(key))}" for key in differ) + " (this command)",
         cure="Name another --output, or add --overwrite to replace that job's output",
     )
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """Each field by the name that a person knows it by; a model is its digest, and lies wherever it lies."""
+    flat = {key: value for key, value in record.items() if key not in ("fingerprint", "models")}
+    models: dict[str, dict[str, Any]] = record.get("models", {})
+    if models.keys() == {""}:
+        (one,) = models.values()
+        own = {key: value for key, value in one.items() if key not in ("uri", "format", "digest")}
+        return {"model": {key: one[key] for key in ("uri", "digest")}, **own, **flat} if "digest" in one else flat
+    return {**{f"model {name}": model for name, model in models.items()}, **flat}
 
 
 def _short(value: Any) -> str:

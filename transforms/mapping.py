@@ -2,27 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 import pyarrow as pa
 
 from transforms.errors import ColumnError
-from transforms.models.spec import Signature
-from transforms.tensors import InputPlan, OutputPlan, plan_inputs, plan_outputs
+from transforms.models.spec import Signature, TensorSpec
+from transforms.tensors import ColumnRules, InputPlan, OutputPlan, plan_inputs, plan_outputs
 
 _BATCH_BYTES = 1 << 20
 _MOST_BATCH_ROWS = 4096
 _VARIABLE_LENGTH_ROWS = 1024
 
 
+@dataclass(frozen=True, slots=True)
+class ColumnChoice:
+    """What is said of one model's columns: tensor to column or columns, output to column, and what may be done to values.
+
+    `name` tells several models of one job apart; an output that `predictions` leaves out becomes the column `NAME_OUTPUT`
+    then, and `OUTPUT` where there is no name. Hashable; survives pickling.
+    """
+
+    name: str = ""
+    features: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    predictions: tuple[tuple[str, str], ...] = ()
+    rules: ColumnRules = ColumnRules()
+
+
 @dataclass(frozen=True)
-class ColumnPlan:
-    """`columns` are read, in order; `output_schema` is that of every prediction file: kept columns, then predictions."""
+class ModelPlan:
+    """How one model is fed and what becomes of its outputs. `batch_rows` is its fixed batch; None where it varies."""
 
     inputs: InputPlan
     outputs: OutputPlan
+    batch_rows: int | None
+
+    def resolved(self, choice: ColumnChoice) -> ColumnChoice:
+        """The choice with nothing left to a default."""
+        columns = [(one.spec.name, one.field.name) for one in self.outputs.outputs]
+        return ColumnChoice(choice.name, tuple(sorted(self.inputs.mapping.items())), tuple(columns), choice.rules)
+
+
+@dataclass(frozen=True)
+class ColumnPlan:
+    """`columns` feed the models or are kept, in order; `output_schema` holds kept columns, then predictions."""
+
+    models: tuple[ModelPlan, ...]
     keep: tuple[str, ...]
     columns: tuple[str, ...]
     output_schema: pa.Schema
@@ -30,14 +57,12 @@ class ColumnPlan:
 
 def plan_columns(
     schema: pa.Schema,
-    signature: Signature,
-    features: Mapping[str, tuple[str, ...]],
-    predictions: Mapping[str, str],
+    models: Sequence[tuple[Signature, ColumnChoice]],
     keep: Sequence[str] | None,
     *,
     where: str = "",
 ) -> ColumnPlan:
-    """`keep=None` keeps every column that is no feature; `where` (the file) is for messages.
+    """`keep=None` keeps every column that is no feature of any model; `where` (the file) is for messages.
 
     Raises `ColumnError` for columns that do not fit, `UnsupportedModel` for inputs and outputs without a batch.
     """
@@ -49,9 +74,9 @@ def plan_columns(
             found=f"columns {', '.join(schema.names)}",
             cure="Rename all but one of them",
         )
-    inputs = plan_inputs(schema, signature.inputs, features, where=where)
-    outputs = plan_outputs(signature.outputs, predictions)
-    kept = tuple(keep) if keep is not None else tuple(name for name in schema.names if name not in inputs.columns)
+    plans = tuple(_plan_model(schema, signature, choice, where) for signature, choice in models)
+    features = {name for plan in plans for name in plan.inputs.columns}
+    kept = tuple(keep) if keep is not None else tuple(name for name in schema.names if name not in features)
     for name in kept:
         if name not in schema.names:
             near = get_close_matches(name, schema.names, 1)
@@ -61,19 +86,51 @@ def plan_columns(
                 found=name,
                 cure=f"Did you mean {near[0]!r}?" if near else "Name columns of the input, or --keep= for none",
             )
-    taken = [field.name for field in outputs.fields]
-    if clash := [name for name in kept if name in taken]:
-        output = next(output for output in signature.outputs if predictions.get(output, output) == clash[0])
-        raise ColumnError(
-            f"The model's output {output!r} and a kept column would both be {clash[0]!r}",
-            expected="a name of its own for each column of the output",
-            found=f"kept columns {', '.join(kept)}; predictions {', '.join(taken)}",
-            cure=f"Rename the prediction, as in --prediction {output}={clash[0]}_predicted, or leave it out of --keep",
-        )
-    columns = tuple(name for name in schema.names if name in inputs.columns or name in kept)
+    owners = dict.fromkeys(kept, "a kept column")
+    for plan, (_, choice) in zip(plans, models, strict=True):
+        for output in plan.outputs.outputs:
+            column, title = output.field.name, f"{choice.name}.{output.spec.name}".lstrip(".")
+            if column in owners:
+                raise ColumnError(
+                    f"The model's output {title!r} and {owners[column]} would both be {column!r}",
+                    expected="a name of its own for each column of the output",
+                    found=f"kept columns {', '.join(kept)}; predictions "
+                    + ", ".join(field.name for one in plans for field in one.outputs.fields),
+                    cure=f"Rename the prediction, as in --prediction {title}={column}_predicted"
+                    + (", or leave it out of --keep" if column in kept else ""),
+                )
+            owners[column] = f"the output {title!r}"
+    columns = tuple(name for name in schema.names if name in features or name in kept)
     # Files may differ in whether a column can be null, and the first speaks for all of them.
-    fields = [*(schema.field(name).with_nullable(True) for name in kept), *outputs.fields]
-    return ColumnPlan(inputs, outputs, kept, columns, pa.schema(fields))
+    fields = [schema.field(name).with_nullable(True) for name in kept]
+    return ColumnPlan(plans, kept, columns, pa.schema(fields + [f for plan in plans for f in plan.outputs.fields]))
+
+
+def _plan_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice, where: str) -> ModelPlan:
+    rows = fixed_batch(signature)
+    inputs, outputs = (
+        {name: _varying(spec, rows) for name, spec in specs.items()} for specs in (signature.inputs, signature.outputs)
+    )
+    predictions = dict(choice.predictions)
+    if choice.name:
+        predictions = {output: f"{choice.name}_{output}" for output in outputs} | predictions
+    return ModelPlan(
+        plan_inputs(schema, inputs, dict(choice.features), rules=choice.rules, where=where),
+        plan_outputs(outputs, predictions, rules=choice.rules),
+        rows,
+    )
+
+
+def fixed_batch(signature: Signature) -> int | None:
+    """The batch that a model of static shapes asks for: every input's first dimension, where all have the same one."""
+    first = {spec.shape[0] if spec.shape else None for spec in signature.inputs.values()}
+    return first.pop() if len(first) == 1 else None
+
+
+def _varying(spec: TensorSpec, rows: int | None) -> TensorSpec:
+    if rows is None or not spec.shape or spec.shape[0] != rows:
+        return spec
+    return replace(spec, shape=(None, *spec.shape[1:]))
 
 
 def auto_batch_rows(plan: ColumnPlan) -> tuple[int, str]:
@@ -82,9 +139,12 @@ def auto_batch_rows(plan: ColumnPlan) -> tuple[int, str]:
     A batch whose inputs and outputs stay near 1 MiB keeps a dense network's activations in a core's cache, and 4,096
     rows are enough for the costs of a call to vanish.
     """
-    row_bytes = plan.inputs.row_nbytes
-    if row_bytes is None:
+    if fixed := [model.batch_rows for model in plan.models if model.batch_rows is not None]:
+        return max(fixed), "the batch that the model is fixed to"
+    sizes = [model.inputs.row_nbytes for model in plan.models]
+    if None in sizes:
         return _VARIABLE_LENGTH_ROWS, f"auto/1: {_VARIABLE_LENGTH_ROWS} rows, since a row's length varies"
+    row_bytes = max(size or 0 for size in sizes)
     fits = max(1, _BATCH_BYTES // max(1, row_bytes))
     rows = min(_MOST_BATCH_ROWS, 1 << (fits.bit_length() - 1))
     return rows, f"auto/1: the power of two at or below 1 MiB / {row_bytes} bytes a row, at most {_MOST_BATCH_ROWS}"

@@ -29,6 +29,17 @@ _NUMERIC = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint3
 
 
 @dataclass(frozen=True, slots=True)
+class ColumnRules:
+    """What a person allows beyond what never changes a value. Keys are tensor names; survives pickling; hashable."""
+
+    pad: tuple[tuple[str, str], ...] = ()
+    fill: tuple[tuple[str, str], ...] = ()
+    cast: tuple[str, ...] = ()
+    decode_image: tuple[tuple[str, tuple[int, int]], ...] = ()
+    prediction_type: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
 class Input:
     """How one tensor is read. `inner` is its shape beyond the batch; None where the rows decide."""
 
@@ -109,6 +120,7 @@ def plan_inputs(
     inputs: Mapping[str, TensorSpec],
     features: Mapping[str, tuple[str, ...]],
     *,
+    rules: ColumnRules = ColumnRules(),
     where: str = "",
 ) -> InputPlan:
     """Finds each tensor's columns and how to read them; `where` (the file) is for messages.
@@ -171,7 +183,9 @@ class OutputPlan:
         return [output.array(results[output.spec.name], rows) for output in self.outputs]
 
 
-def plan_outputs(outputs: Mapping[str, TensorSpec], predictions: Mapping[str, str]) -> OutputPlan:
+def plan_outputs(
+    outputs: Mapping[str, TensorSpec], predictions: Mapping[str, str], *, rules: ColumnRules = ColumnRules()
+) -> OutputPlan:
     """The columns that the outputs become, named as `predictions` says, else after the output.
 
     One value a row is a primitive column; a vector is a fixed-size list; more dimensions are an

@@ -1,0 +1,173 @@
+"""One record batch in, one out: the user's functions, the models, kept columns and predictions. No Beam, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from transforms import progress
+from transforms.devices import set_tensorflow_threads
+from transforms.errors import DataError
+from transforms.functions import AppliedFunction
+from transforms.job import Job, Loading
+from transforms.mapping import ColumnPlan, ModelPlan, plan_columns
+from transforms.models.model import Model
+from transforms.models.ref import ModelRef
+from transforms.models.sharing import shared_model
+from transforms.models.spec import Signature
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Call = Callable[[Mapping[str, "tf.Tensor"]], "dict[str, tf.Tensor]"]
+
+
+class BatchTooLarge(DataError):
+    """Memory, of the host or of a device, does not hold this batch: a smaller one may fit."""
+
+
+class Predictor:
+    """Safe for many threads at once. `columns` are what it reads of a batch; `output_schema` is what it gives."""
+
+    def __init__(
+        self,
+        plan: ColumnPlan,
+        models: Sequence[Model],
+        *,
+        preprocess: AppliedFunction | None = None,
+        postprocess: AppliedFunction | None = None,
+        jit_rows: int | None = None,
+    ) -> None:
+        """`jit_rows`: compile with XLA, for batches of that many rows; the last batch is filled up to it."""
+        self._plan, self._preprocess, self._postprocess = plan, preprocess, postprocess
+        self.output_schema = postprocess.output_schema if postprocess else plan.output_schema
+        self._parts = [_Part(part, model, jit_rows) for part, model in zip(plan.models, models, strict=True)]
+
+    @property
+    def traces(self) -> int:
+        """How many graphs were traced to serve the batches so far; one for each compiled model is as it should be."""
+        return sum(part.traces() for part in self._parts)
+
+    def __call__(self, batch: pa.RecordBatch, where: str = "", first_row: int = 0) -> pa.RecordBatch:
+        """`where` (the file) and `first_row` (the file's row at which the batch begins, from 0) are for messages.
+
+        Raises `DataError`, its `stage` being "preprocess", "features", "model", "predictions" or "postprocess".
+        """
+        stage = "preprocess"
+        try:
+            if self._preprocess is not None:
+                batch = self._preprocess(batch, where, first_row)
+            columns = [batch.column(name) for name in self._plan.keep]
+            for part in self._parts:
+                stage = "features"
+                tensors = part.plan.inputs.tensors(batch, where=where, first_row=first_row)
+                stage = "model"
+                results = part.run(tensors, batch.num_rows, where, first_row)
+                stage = "predictions"
+                columns += part.plan.outputs.columns(results, batch.num_rows)
+            result = pa.RecordBatch.from_arrays(columns, schema=self._plan.output_schema)
+            stage = "postprocess"
+            return result if self._postprocess is None else self._postprocess(result, where, first_row)
+        except DataError as error:
+            error.stage = stage
+            raise
+
+
+class _Part:
+    """One model and its columns."""
+
+    def __init__(self, plan: ModelPlan, model: Model, jit_rows: int | None) -> None:
+        self.plan = plan
+        self._full = plan.batch_rows or jit_rows
+        self._call: Call = model.call
+        self.traces: Callable[[], int] = _none
+        if jit_rows is not None:
+            self._call, self.traces = _compiled(model.call)
+
+    def run(self, tensors: Mapping[str, tf.Tensor], rows: int, where: str, first_row: int) -> Mapping[str, tf.Tensor]:
+        import tensorflow as tf
+
+        try:
+            if self._full is None or rows == self._full:
+                return self._call(tensors)
+            filled = {name: _fill_up(tensor, self._full) for name, tensor in tensors.items()}
+            return {name: _cut(tensor, self._full, rows) for name, tensor in self._call(filled).items()}
+        except Exception as error:
+            exhausted = isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError))
+            kind = BatchTooLarge if exhausted else DataError
+            raise kind(
+                f"The model fails on rows {first_row} to {first_row + rows} (the end exclusive) of {where}",
+                expected="memory for a batch" if exhausted else "values that it can compute with",
+                found=f"{type(error).__name__}: {error}",
+                cure="Choose a smaller --batch_size"
+                if exhausted
+                else "Look at these rows; a smaller --batch_size narrows them down",
+            ) from error
+
+
+def _none() -> int:
+    """A signature as it was loaded is one graph, whatever it is called with."""
+    return 0
+
+
+def _compiled(call: Call) -> tuple[Call, Callable[[], int]]:
+    import tensorflow as tf
+
+    compiled = tf.function(call, jit_compile=True, reduce_retracing=False)
+    return compiled, compiled.experimental_get_tracing_count
+
+
+def _fill_up(tensor: tf.Tensor, rows: int) -> tf.Tensor:
+    """The last row again, until there are as many: what a model computes of one row says nothing of another."""
+    import tensorflow as tf
+
+    have = int(tensor.shape[0])
+    if not have:
+        return tf.zeros((rows, *tensor.shape[1:]), tensor.dtype)
+    return tf.concat([tensor, tf.repeat(tensor[-1:], rows - have, axis=0)], axis=0)
+
+
+def _cut(tensor: tf.Tensor, filled: int, rows: int) -> tf.Tensor:
+    return tensor[:rows] if tensor.shape.rank and tensor.shape[0] == filled else tensor
+
+
+def load_shared(ref: ModelRef, signature: str, loading: Loading = Loading()) -> Model:
+    """The process's one copy of the model, loaded by whoever asks first."""
+    set_tensorflow_threads()
+    model = shared_model(ref, signature, progress=progress.model_progress, **asdict(loading))
+    progress.model_ready()
+    return model
+
+
+def load_predictor(job: Job) -> Predictor:
+    """The job's models loaded, once per process, and its functions found."""
+    models = [load_shared(one.ref, one.signature, job.loading) for one in job.models]
+    schema = pa.ipc.read_schema(pa.BufferReader(job.input_schema))
+    preprocess = AppliedFunction(job.preprocess.load(), job.preprocess.name, schema) if job.preprocess else None
+    plan = plan_columns(
+        preprocess.output_schema if preprocess else schema,
+        [
+            (Signature(one.signature, model.inputs, model.outputs), one.columns)
+            for one, model in zip(job.models, models, strict=True)
+        ],
+        job.keep,
+    )
+    postprocess = (
+        AppliedFunction(job.postprocess.load(), job.postprocess.name, plan.output_schema) if job.postprocess else None
+    )
+    return Predictor(
+        plan,
+        models,
+        preprocess=preprocess,
+        postprocess=postprocess,
+        jit_rows=job.batch_rows if job.jit_compile else None,
+    )
+
+
+def input_columns(job: Job) -> tuple[str, ...]:
+    """The columns to read, in order."""
+    schema: Any = pa.ipc.read_schema(pa.BufferReader(job.input_schema))
+    return tuple(schema.names)
