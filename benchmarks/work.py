@@ -15,7 +15,7 @@ WIDTH = 64
 
 def make_model(folder: str) -> str:
     """`folder`/model, a SavedModel, and the same network as `folder`/model.keras, unless they stand there."""
-    _once(f"{folder}/model", _write_model)
+    once(f"{folder}/model", _write_model)
     return f"{folder}/model"
 
 
@@ -25,7 +25,7 @@ def make_rows(folder: str, rows: int) -> str:
     def write(target: str) -> None:
         _write_rows(target, rows)
 
-    return _once(f"{folder}/rows-{rows}", write)
+    return once(f"{folder}/rows-{rows}", write)
 
 
 def under_more_names(inputs: str, times: int) -> str:
@@ -40,7 +40,7 @@ def under_more_names(inputs: str, times: int) -> str:
     return target
 
 
-def _once(target: str, write: Callable[[str], None]) -> str:
+def once(target: str, write: Callable[[str], None]) -> str:
     """Under another name until it is whole."""
     if not os.path.exists(target):
         part = f"{target}.part"
