@@ -25,6 +25,7 @@ TENSORFLOW = (
     "transforms.leaves",
     "transforms.casts",
     "transforms.images",
+    "transforms.outputs",
     "transforms.predictor",
     "transforms.devices",
     "pipeline.demo",

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from transforms.casts import casts_exactly
 from transforms.errors import ColumnError, NullFeature
 from transforms.models.spec import TensorSpec
-from transforms.tensors import casts_exactly, plan_inputs, plan_outputs
+from transforms.tensors import plan_inputs, plan_outputs
 
 NUMBERS = {
     "int8": pa.int8(),

@@ -2,41 +2,35 @@
 
 What fits: each row of the column has the tensor's shape beyond the batch. Besides, a flat list of as many values as the
 tensor's known dimensions multiply to is taken row-major, dimensions of 1 may be missing or extra, and several scalar
-columns are packed side by side. Casts happen only where no value can change; bool becomes 0 and 1.
+columns are packed side by side. A column may be the member of a struct, by its path (`payload.pixels`); a column whose own
+name is that wins. Casts happen only where no value can change, bool becomes 0 and 1; `ColumnRules` allows more.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
-from transforms.columns import Column, EqualLists, Level, Numbers, arrow_type, column_of, leaf_array, nested
+from transforms.casts import NUMERIC, can_cast, casts_exactly, is_float, numpy_dtype
+from transforms.columns import Column, column_of
 from transforms.errors import ColumnError, UnsupportedModel
+from transforms.lists import EqualLists, Level, PaddedLists
 from transforms.models.dlpack import to_tensor
 from transforms.models.spec import TensorSpec
+from transforms.outputs import Output, OutputPlan, output_plan
+from transforms.paths import member_type, path_names, path_of
+from transforms.rules import ColumnRules, TensorRule, tensor_rules
+from transforms.wording import listed, nearest, shown, told, within
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-_SIGNIFICAND_BITS = {"bfloat16": 8, "float16": 11, "float32": 24, "float64": 53}
-_NUMERIC = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", *_SIGNIFICAND_BITS)
-
-
-@dataclass(frozen=True, slots=True)
-class ColumnRules:
-    """What a person allows beyond what never changes a value. Keys are tensor names; survives pickling; hashable."""
-
-    pad: tuple[tuple[str, str], ...] = ()
-    fill: tuple[tuple[str, str], ...] = ()
-    cast: tuple[str, ...] = ()
-    decode_image: tuple[tuple[str, tuple[int, int]], ...] = ()
-    prediction_type: str = "auto"
+__all__ = ["ColumnRules", "Input", "InputPlan", "Output", "OutputPlan", "plan_inputs", "plan_outputs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,33 +43,23 @@ class Input:
 
     def tensor(self, batch: pa.RecordBatch, where: str, first_row: int) -> tf.Tensor:
         if len(self.columns) > 1:
-            tensor = self._packed(batch, where, first_row)
-        else:
-            (column,) = self.columns
-            array, dims = column.open(batch, where, first_row)
-            tensor = column.leaf.tensor(array, (batch.num_rows, *(dims if self.inner is None else self.inner)))
-        if tensor.dtype.name == self.spec.dtype:
-            return tensor
-        import tensorflow as tf
-
-        return tf.cast(tensor, self.spec.dtype)
+            return self._packed(batch, where, first_row)
+        return self.columns[0].tensor(batch, self.inner, where, first_row)
 
     def _packed(self, batch: pa.RecordBatch, where: str, first_row: int) -> tf.Tensor:
-        import tensorflow as tf
-
         rows, shape = batch.num_rows, (batch.num_rows, *(self.inner or (len(self.columns),)))
-        arrays = [column.open(batch, where, first_row)[0] for column in self.columns]
         if self.spec.dtype == "string":
-            values = [column.leaf.tensor(array, (rows,)) for column, array in zip(self.columns, arrays, strict=True)]
-            return tf.reshape(tf.stack(values, axis=1), shape)
-        # float32 holds exactly what bfloat16 holds, and numpy knows it.
-        dtype = np.dtype("float32" if self.spec.dtype == "bfloat16" else self.spec.dtype)
-        buffer = pa.allocate_buffer(rows * len(arrays) * dtype.itemsize)
-        packed = np.frombuffer(buffer, dtype).reshape(rows, len(arrays))
-        for place, (column, array) in enumerate(zip(self.columns, arrays, strict=True)):
-            assert isinstance(column.leaf, Numbers)
-            packed[:, place] = column.leaf.numpy(array)
-        return to_tensor(packed.reshape(shape))
+            import tensorflow as tf
+
+            return tf.reshape(
+                tf.stack([one.tensor(batch, (), where, first_row) for one in self.columns], axis=1), shape
+            )
+        dtype = numpy_dtype(self.spec.dtype)
+        buffer = pa.allocate_buffer(rows * len(self.columns) * dtype.itemsize)
+        packed = np.frombuffer(buffer, dtype).reshape(rows, len(self.columns))
+        for place, column in enumerate(self.columns):
+            packed[:, place] = column.numbers(batch, where, first_row)
+        return to_tensor(packed.reshape(shape), self.spec.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +70,22 @@ class InputPlan:
 
     @property
     def mapping(self) -> Mapping[str, tuple[str, ...]]:
-        """Tensor name to its column or columns."""
+        """Tensor name to its column or columns, members of structs by their path."""
         return {one.spec.name: tuple(column.name for column in one.columns) for one in self.inputs}
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns to read, each once, in the order of their first use."""
-        return tuple(dict.fromkeys(name for names in self.mapping.values() for name in names))
+        """The top-level columns to read, each once, in the order of their first use."""
+        return tuple(dict.fromkeys(column.path[0] for one in self.inputs for column in one.columns))
+
+    @property
+    def whole_columns(self) -> tuple[str, ...]:
+        """Those of `columns` that are features as a whole. A struct of which a member is read is none: it has other members,
+        so that it is kept unless somebody says otherwise.
+        """
+        return tuple(
+            dict.fromkeys(column.path[0] for one in self.inputs for column in one.columns if len(column.path) == 1)
+        )
 
     @property
     def row_nbytes(self) -> int | None:
@@ -100,7 +93,7 @@ class InputPlan:
         total = 0
         for one in self.inputs:
             inner = one.inner if one.inner is not None else one.columns[0].dims
-            if one.spec.dtype == "string" or None in inner:
+            if one.spec.dtype == "string" or None in inner or one.spec.ragged_rank:
                 return None
             itemsize = 2 if one.spec.dtype == "bfloat16" else np.dtype(one.spec.dtype).itemsize
             total += itemsize * math.prod(dim or 0 for dim in inner)
@@ -110,7 +103,8 @@ class InputPlan:
         """One tensor per input, its first dimension the rows of the batch, in Arrow's own memory where that is aligned.
 
         `where` (the file) and `first_row` (the file's row at which the batch begins, from 0) are for messages.
-        Raises `NullFeature` for a null at any level, and `ColumnError` for a list of another length.
+        Raises `NullFeature` for a null that nothing fills, and `ColumnError` for a list of another length, a value that
+        cannot be cast and an image that cannot be decoded; all name the first such row.
         """
         return {one.spec.name: one.tensor(batch, where, first_row) for one in self.inputs}
 
@@ -126,61 +120,21 @@ def plan_inputs(
     """Finds each tensor's columns and how to read them; `where` (the file) is for messages.
 
     A tensor that `features` does not name takes the column of its own name; a single tensor without such a column takes
-    the only column that fits it. Raises `ColumnError`.
+    the only column that fits it, times and structs aside. Raises `ColumnError`.
     """
     for tensor in features:
         if tensor not in inputs:
             raise ColumnError(
-                f"The model has no input '{tensor}'", found=_listed("inputs", inputs), cure=_nearest(tensor, inputs)
+                f"The model has no input '{tensor}'", found=listed("inputs", inputs), cure=nearest(tensor, inputs)
             )
+    ruled = tensor_rules(rules, inputs)
     names = {tensor: tuple(features.get(tensor) or (tensor,)) for tensor in inputs}
-    if len(inputs) == 1 and not features and next(iter(inputs)) not in schema.names:
+    if len(inputs) == 1 and not features and path_of(schema, next(iter(inputs))) is None:
         ((tensor, spec),) = inputs.items()
-        names = {tensor: (_only_fit(schema, spec, where),)}
-    return InputPlan(tuple(_input(schema, inputs[tensor], columns, where) for tensor, columns in names.items()))
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """How one output becomes a column of type `field.type`."""
-
-    spec: TensorSpec
-    field: pa.Field
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # pyarrow 25 pickles a fixed-size list's type without its item's nullability, even inside a field or schema.
-        return _output, (self.spec, self.field.name)
-
-    def array(self, tensor: tf.Tensor, rows: int) -> pa.Array:
-        expected = (rows, *(self.spec.shape or ())[1:])
-        shape = tuple(tensor.shape)
-        if len(shape) != len(expected) or any(e not in (None, s) for e, s in zip(expected, shape, strict=True)):
-            raise UnsupportedModel(
-                f"The model's output '{self.spec.name}' has another shape than its rows and its signature say",
-                expected=_shown(expected),
-                found=_shown(shape),
-                cure="Export the model so that each row of the input gives one row of this output.",
-            )
-        return nested(self.field.type, leaf_array(tensor, math.prod(shape)), shape)
-
-
-@dataclass(frozen=True, slots=True)
-class OutputPlan:
-    """Which outputs become which columns; survives pickling."""
-
-    outputs: tuple[Output, ...]
-
-    @property
-    def fields(self) -> tuple[pa.Field, ...]:
-        """The columns, in the order of the model's outputs; none of them, and no value in them, is null."""
-        return tuple(output.field for output in self.outputs)
-
-    def columns(self, results: Mapping[str, tf.Tensor], rows: int) -> list[pa.Array]:
-        """One array of length `rows` per field, in TensorFlow's own memory wherever Arrow has the same layout.
-
-        Raises `UnsupportedModel` where a result does not have one row for each of the input's.
-        """
-        return [output.array(results[output.spec.name], rows) for output in self.outputs]
+        names = {tensor: (_only_fit(schema, spec, ruled[tensor], where),)}
+    return InputPlan(
+        tuple(_input(schema, inputs[tensor], columns, ruled[tensor], where) for tensor, columns in names.items())
+    )
 
 
 def plan_outputs(
@@ -188,132 +142,123 @@ def plan_outputs(
 ) -> OutputPlan:
     """The columns that the outputs become, named as `predictions` says, else after the output.
 
-    One value a row is a primitive column; a vector is a fixed-size list; more dimensions are an
-    `arrow.fixed_shape_tensor`, or lists of lists for strings. A dimension that varies is a list. bfloat16 becomes
-    float32. Strings become `binary`: TensorFlow's are any bytes, and whether all are UTF-8 is not known before the last.
+    One value a row is a primitive column. By `rules.prediction_type`, a vector is a fixed-size list ("auto", "list") or an
+    `arrow.fixed_shape_tensor` ("tensor"); more dimensions are such a tensor ("auto", "tensor") or lists of lists ("list").
+    Strings, ragged outputs and dimensions that vary are always lists. bfloat16 becomes float32. Strings become `binary`:
+    TensorFlow's are any bytes, and whether all are UTF-8 is not known before the last.
     Raises `ColumnError` for names, `UnsupportedModel` for an output that has no row for each row of the input.
     """
-    for output in predictions:
-        if output not in outputs:
-            raise ColumnError(
-                f"The model has no output '{output}'", found=_listed("outputs", outputs), cure=_nearest(output, outputs)
-            )
-    owners: dict[str, str] = {}
-    for output in outputs:
-        column = predictions.get(output, output)
-        if column in owners:
-            raise ColumnError(
-                f"The outputs '{owners[column]}' and '{output}' would both become the column '{column}'",
-                expected="a column of its own for each output",
-                cure=f"Name another one: --prediction {output}=COLUMN.",
-            )
-        owners[column] = output
-    return OutputPlan(tuple(_output(outputs[output], column) for column, output in owners.items()))
+    return output_plan(outputs, predictions, rules.prediction_type)
 
 
-def _output(spec: TensorSpec, column: str) -> Output:
-    kind = arrow_type(spec.dtype, spec.shape[1:]) if spec.shape else None
-    if spec.shape is None or not spec.shape or spec.shape[0] is not None or kind is None:
-        if spec.shape is not None and kind is None and spec.shape:
-            reason = "has a dtype that Arrow cannot hold"
-        elif spec.shape is None:
-            reason = "has no known rank, so that its column's type cannot be told before the first row"
-        else:
-            reason = "does not depend on the batch: it has no row for each row of the input"
-        raise UnsupportedModel(
-            f"The model's output '{spec.name}' {reason}",
-            expected="a number, bool or string dtype and a first dimension that varies (None)",
-            found=_told(spec),
-            cure="Choose another --signature, or export one without this output.",
-        )
-    return Output(spec, pa.field(column, kind, nullable=False))
-
-
-def _input(schema: pa.Schema, spec: TensorSpec, names: tuple[str, ...], where: str) -> Input:
+def _input(schema: pa.Schema, spec: TensorSpec, names: tuple[str, ...], rule: TensorRule, where: str) -> Input:
     if spec.shape is not None and (not spec.shape or spec.shape[0] is not None):
         raise UnsupportedModel(
             f"The model's input '{spec.name}' has no batch dimension",
             expected="a first dimension that varies (None): a row of data for each",
-            found=_told(spec),
+            found=told(spec),
             cure="Export the model with a batch dimension of None.",
         )
-    columns = [_column(schema, spec, name, where) for name in names]
+    columns = [_column(schema, spec, name, rule, where) for name in names]
     target = None if spec.shape is None else spec.shape[1:]
     if len(columns) == 1:
         (column,) = columns
+        if spec.ragged_rank:
+            return _ragged_input(spec, column, where)
         fit = _match(column.dims, target)
         if fit is None:
-            raise _misfit(spec, column.name, column.type, where, "Reshape the column, or name another with --feature.")
+            raise _misfit(spec, column, where, "Reshape the column, or name another with --feature.")
         lengths, inner = fit
         return Input(spec, (_with_lengths(column, lengths),), inner)
     for column in columns:
-        if column.levels:
-            raise _misfit(spec, column.name, column.type, where, "Only scalar columns can be packed side by side.")
+        if column.dims or spec.ragged_rank:
+            raise _misfit(spec, column, where, "Only scalar columns can be packed side by side.")
     fit = _match((len(columns),), target)
     if fit is None:
         raise ColumnError(
-            f"{len(columns)} columns do not fit tensor '{spec.name}'{_in(where)}",
-            expected=_told(spec),
+            f"{len(columns)} columns do not fit tensor '{spec.name}'{within(where)}",
+            expected=told(spec),
             found=", ".join(names),
             cure=f"Give --feature {spec.name}=… as many columns as the tensor has values in a row.",
         )
     return Input(spec, tuple(columns), fit[1])
 
 
-def _column(schema: pa.Schema, spec: TensorSpec, name: str, where: str) -> Column:
+def _ragged_input(spec: TensorSpec, column: Column, where: str) -> Input:
+    """Lists around values of the one shape that the tensor has beyond its ragged dimensions."""
+    dims, target = column.dims[spec.ragged_rank :], (spec.shape or ())[1 + spec.ragged_rank :]
+    wrong = len(dims) != len(target) or any(d != t for d, t in zip(dims, target, strict=True) if None not in (d, t))
+    lengths = tuple(t if d is None else d for d, t in zip(dims, target, strict=False))
+    if wrong:
+        raise _misfit(spec, column, where, "Write a list of variable length for each ragged dimension.")
+    return Input(spec, (_with_lengths(column, (None,) * spec.ragged_rank + lengths),), None)
+
+
+def _column(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule, where: str) -> Column:
     """The handlers for a column whose values can become the tensor's; shapes are not looked at."""
-    found = schema.get_all_field_indices(name)
-    if len(found) != 1:
+    path = path_of(schema, name)
+    if path is None or schema.names.count(path[0]) != 1:
+        found = path is not None
         raise ColumnError(
-            f"There {'are several columns' if found else 'is no column'} '{name}'{_in(where)} for tensor '{spec.name}'",
-            expected=_told(spec),
-            found=_listed("columns", schema.names),
+            f"There {'are several columns' if found else 'is no column'} '{name}'{within(where)} for tensor '{spec.name}'",
+            expected=told(spec),
+            found=listed("columns", schema.names),
             cure="Rename all but one."
             if found
-            else _nearest(name, schema.names) + f" Say --feature {spec.name}=COLUMN.",
+            else nearest(name, path_names(schema)) + f" Say --feature {spec.name}=COLUMN.",
         )
-    kind = schema.field(found[0]).type
-    column = column_of(name, kind)
+    kind = schema.field(path[0]).type
+    column = column_of(name, path, kind, rule, spec.ragged_rank)
     if column is None:
-        raise _misfit(spec, name, kind, where, "Cast the column to a number, bool, string or list of these.")
-    if column.leaf.dtype != spec.dtype and not casts_exactly(column.leaf.dtype, spec.dtype):
-        cure = f"Write the column as {spec.dtype}, or name another with --feature."
-        if column.leaf.dtype in _NUMERIC and spec.dtype in _NUMERIC:
-            cure = f"Values could change, so nothing is cast: write the column as {spec.dtype}."
-        raise _misfit(spec, name, kind, where, cure)
-    return column
+        found_kind = member_type(kind, path)
+        raise _misfit_type(spec, name, str(found_kind), where, _cure(found_kind, spec, name, rule))
+    own = column.leaf.dtype
+    if own == spec.dtype and column.leaf.exact:
+        return column
+    if casts_exactly(own, spec.dtype) and column.leaf.exact:
+        return column
+    possible = can_cast(own, spec.dtype) and (column.leaf.exact or is_float(spec.dtype))
+    if possible and rule.cast:
+        return column
+    cure = f"Write the column as {spec.dtype}, or name another with --feature."
+    if possible:
+        cure = f"Values could change, so nothing is cast: write the column as {spec.dtype}, or say --cast {spec.name}."
+    elif own in NUMERIC and spec.dtype in NUMERIC:
+        cure = f"A decimal becomes a fraction only: write the column as {spec.dtype}."
+    raise _misfit(spec, column, where, cure)
 
 
-def _only_fit(schema: pa.Schema, spec: TensorSpec, where: str) -> str:
-    fitting = [name for name in dict.fromkeys(schema.names) if _fits(schema, spec, name)]
+def _cure(kind: pa.DataType, spec: TensorSpec, name: str, rule: TensorRule) -> str:
+    """What to do about a column that no handler reads."""
+    if pa.types.is_struct(kind) and kind.num_fields:
+        members = ", ".join(f"{name}.{kind.field(i).name}" for i in range(kind.num_fields))
+        return f"Name one of its members: --feature {spec.name}=MEMBER, of {members}."
+    if rule.image is not None:
+        return f"--decode_image {spec.name}=… takes a column of binary or strings that hold JPEG or PNG files."
+    if spec.ragged_rank:
+        return "Write a list of variable length for each ragged dimension."
+    return "Cast the column to a number, bool, string or list of these."
+
+
+def _only_fit(schema: pa.Schema, spec: TensorSpec, rule: TensorRule, where: str) -> str:
+    fitting = [name for name in dict.fromkeys(schema.names) if _fits(schema, spec, name, rule)]
     if len(fitting) == 1:
         return fitting[0]
     raise ColumnError(
-        f"{'Several columns fit' if fitting else 'No column fits'} the model's only input '{spec.name}'{_in(where)}",
-        expected=f"one column for {_told(spec)}",
+        f"{'Several columns fit' if fitting else 'No column fits'} the model's only input '{spec.name}'{within(where)}",
+        expected=f"one column for {told(spec)}",
         found=", ".join(fitting) or ", ".join(f"{field.name}: {field.type}" for field in schema),
         cure=f"Name the column: --feature {spec.name}=COLUMN.",
     )
 
 
-def _fits(schema: pa.Schema, spec: TensorSpec, name: str) -> bool:
+def _fits(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule) -> bool:
+    """Whether the column may be meant where none is named; a time that is read as a number is not meant unasked."""
     try:
-        _input(schema, spec, (name,), "")
+        plan = _input(schema, spec, (name,), rule, "")
     except ColumnError:
         return False
-    return True
-
-
-def casts_exactly(source: str, target: str) -> bool:
-    """Whether every value of the one dtype is a value of the other; bool counts as 0 and 1."""
-    if source not in _NUMERIC or target not in _NUMERIC or source == "bfloat16":
-        return False
-    significand = _SIGNIFICAND_BITS.get(target)
-    if significand and np.dtype(source).kind in "iu":
-        return int(np.iinfo(source).max).bit_length() <= significand
-    if target == "bfloat16":
-        return source == "bool"
-    return np.can_cast(source, target, "safe")
+    return not plan.columns[0].leaf.meaning
 
 
 def _match(
@@ -349,40 +294,22 @@ def _with_lengths(column: Column, lengths: tuple[int | None, ...]) -> Column:
     levels: list[Level] = []
     at = 0
     for level in column.levels:
-        levels.append(EqualLists((lengths[at],)) if isinstance(level, EqualLists) else level)
+        levels.append(replace(level, dims=(lengths[at],)) if isinstance(level, EqualLists | PaddedLists) else level)
         at += len(level.dims)
     return replace(column, levels=tuple(levels))
 
 
-def _misfit(spec: TensorSpec, name: str, kind: pa.DataType, where: str, cure: str) -> ColumnError:
+def _misfit(spec: TensorSpec, column: Column, where: str, cure: str) -> ColumnError:
+    kind = str(member_type(column.type, column.path))
+    if column.rule.image is not None:
+        kind += f", decoded to {shown(column.leaf.dims)}"
+    return _misfit_type(spec, column.name, kind, where, cure)
+
+
+def _misfit_type(spec: TensorSpec, name: str, kind: str, where: str, cure: str) -> ColumnError:
     return ColumnError(
-        f"Column '{name}'{_in(where)} does not fit tensor '{spec.name}'",
-        expected=_told(spec),
-        found=str(kind),
+        f"Column '{name}'{within(where)} does not fit tensor '{spec.name}'",
+        expected=told(spec),
+        found=kind,
         cure=cure,
     )
-
-
-def _told(spec: TensorSpec) -> str:
-    if spec.shape is None:
-        return f"{spec.dtype} of any shape"
-    return f"{spec.dtype} {_shown(spec.shape)}"
-
-
-def _shown(shape: tuple[int | None, ...]) -> str:
-    return f"[{', '.join(str(dim) for dim in shape)}]"
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), 3, 0.5)
-    return f"Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
-
-
-def _listed(what: str, names: Iterable[str]) -> str:
-    every = list(names)
-    rest = f" and {len(every) - 20} more" if len(every) > 20 else ""
-    return f"{what} {', '.join(every[:20])}{rest}" if every else f"no {what}"
-
-
-def _in(where: str) -> str:
-    return f" in {where}" if where else ""

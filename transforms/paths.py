@@ -1,0 +1,52 @@
+"""Members of structs by their dotted path."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+
+def path_of(schema: pa.Schema, name: str) -> tuple[str, ...] | None:
+    """The top-level column and the members of structs that the name leads through; a whole name wins over a path."""
+    if name in schema.names:
+        return (name,)
+    for top in dict.fromkeys(schema.names):
+        if name.startswith(f"{top}.") and (
+            rest := _members(schema.field(schema.names.index(top)).type, name[len(top) + 1 :])
+        ):
+            return (top, *rest)
+    return None
+
+
+def _members(kind: pa.DataType, name: str) -> tuple[str, ...] | None:
+    while not pa.types.is_struct(kind):
+        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+            return None
+        kind = kind.value_type
+    if kind.get_field_index(name) >= 0:
+        return (name,)
+    for i in range(kind.num_fields):
+        own = kind.field(i)
+        unique = kind.get_field_index(own.name) >= 0
+        if unique and name.startswith(f"{own.name}.") and (rest := _members(own.type, name[len(own.name) + 1 :])):
+            return (own.name, *rest)
+    return None
+
+
+def member_type(kind: pa.DataType, path: Sequence[str]) -> pa.DataType:
+    """The type that the path leads to from a top-level column of that type."""
+    for member in path[1:]:
+        while not pa.types.is_struct(kind):
+            kind = kind.value_type
+        kind = kind.field(member).type
+    return kind
+
+
+def path_names(schema: pa.Schema) -> list[str]:
+    """Columns, and members of those that are structs."""
+    names = list(schema.names)
+    for field in schema:
+        if pa.types.is_struct(field.type):
+            names += [f"{field.name}.{field.type.field(i).name}" for i in range(field.type.num_fields)]
+    return names
