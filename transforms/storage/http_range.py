@@ -28,6 +28,7 @@ from typing import TypeVar
 
 from transforms.errors import StorageError
 from transforms.storage.base import Counters
+from transforms.storage.prefault import prefault
 
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
 _IDLE_CONNECTIONS = 64
@@ -169,7 +170,7 @@ class RangeReader:
 
     def _attempt(self, asked: _Asked, rest: list[memoryview], offset: int, end: int) -> None:
         headers = {**asked.headers, "Range": f"bytes={offset}-{end - 1}"} if asked.ranged else asked.headers
-        connection, response = self._request(asked.url, headers)
+        connection, response = self._request(asked.url, headers, lambda: prefault(rest))
         reusable = False
         try:
             _check_response(response, asked, offset, end)
@@ -189,8 +190,13 @@ class RangeReader:
         finally:
             self._put_back(asked.url, connection, reusable)
 
-    def _request(self, url: str, headers: Header) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """An answer's head. A kept connection that the server has closed meanwhile costs no attempt."""
+    def _request(
+        self, url: str, headers: Header, meanwhile: Callable[[], None] = lambda: None
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+        """An answer's head; `meanwhile` runs while it is on its way.
+
+        A kept connection that the server has closed since costs no attempt.
+        """
         for kept in (True, False):
             connection = self._take(url) if kept else None
             if kept and connection is None:
@@ -200,6 +206,7 @@ class RangeReader:
                     connection = self._connect(url)
                 target, extra = _target(url)
                 connection.request("GET", target, headers={**headers, **extra})
+                meanwhile()
                 return connection, connection.getresponse()
             except (OSError, http.client.HTTPException) as error:
                 if connection is not None:
