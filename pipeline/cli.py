@@ -1,4 +1,6 @@
-"""argv to exit code: 0 done, 2 the request is wrong and nothing was submitted or written, 1 the job failed."""
+"""argv to exit code: 0 done, 2 the request is wrong and nothing was submitted or written, 1 the job failed, or verify found a
+fault.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,11 @@ import sys
 import time
 import traceback
 from contextlib import nullcontext
+from dataclasses import replace
 
 from pipeline.options import COMMANDS, PredictOptions, Request, help_text, parse_flags, parse_request
 from pipeline.quiet import quiet_stderr
+from pipeline.user_package import open_user_packages
 from transforms.errors import HeadraceError
 
 
@@ -31,11 +35,16 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = parse_flags(argv)
         request = parse_request(options, command)
-        with nullcontext() if verbose else quiet_stderr():
-            _start_tensorflow()
-        if command == "inspect":
-            return _inspect(request)
-        return _plan(request) if command == "plan" else _run(request, options)
+        if command != "verify" or request.sample is not None:
+            with nullcontext() if verbose else quiet_stderr():
+                _start_tensorflow()
+        with open_user_packages(request.user_packages, request.named_modules) as packages:
+            request = replace(request, packages=packages)
+            if command == "inspect":
+                return _inspect(request)
+            if command == "verify":
+                return _verify(request)
+            return _plan(request) if command == "plan" else _run(request, options)
     except HeadraceError as error:
         return _tell("Cannot start", error, verbose, 2)
     except KeyboardInterrupt:
@@ -82,7 +91,7 @@ def _run(request: Request, options: PredictOptions) -> int:
         return 0
     if standing.done:
         print(f"Going on: {standing.done:,} shards stand in {output} already.", file=sys.stderr)
-    pipeline = open_pipeline(options)
+    pipeline = open_pipeline(options, request.packages)
     claim_output(prepared, standing, overwrite=request.overwrite)
     try:
         done = launch(prepared.job, pipeline)
@@ -113,3 +122,18 @@ def _inspect(request: Request) -> int:
         ref = pin_requested(request, model)
         print(inspect_text(ref, describe_model(ref)))
     return 0
+
+
+def _verify(request: Request) -> int:
+    from pipeline.preflight import prepare
+    from pipeline.sample import verify_sample
+    from pipeline.verify import verdict_text, verify
+    from transforms.job import check_same_job
+
+    job = prepare(request).job if request.sample is not None else None
+    verdict, record, manifest = verify(request.output, request.storage)
+    if job is not None and request.sample is not None:
+        check_same_job(request.output, record, job.record())
+        verify_sample(verdict, job, manifest, request.sample)
+    print(verdict_text(verdict))
+    return 1 if verdict.problems else 0

@@ -12,19 +12,21 @@ from typing import NoReturn
 
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, _BeamArgumentParser
 
+from pipeline.user_package import UserPackage
 from transforms.errors import InvalidRequest
 from transforms.job import Loading
 from transforms.storage.base import StoreOptions
 
 DEFAULT_SIGNATURE = "serving_default"
 DEFAULT_SHARD_BYTES = 128 << 20
-COMMANDS = ("run", "plan", "inspect")
+COMMANDS = ("run", "plan", "inspect", "verify")
 
 _EXAMPLES = """\
 examples:
   headrace --model=gs://bucket/model --input='gs://bucket/in/*.parquet' --output=gs://bucket/out
   headrace --model=model.keras --input='in/*.parquet' --output=out --feature image=pixels --keep=id
   headrace inspect --model=gs://bucket/model
+  headrace verify --output=gs://bucket/out
 
 Every option of Apache Beam is taken too (--runner, --project, --region, …). With no --runner the job runs in this process.
 """
@@ -78,6 +80,12 @@ class PredictOptions(PipelineOptions):
             type=int,
             metavar="N",
             help="only the first N rows of the plan, for a trial; the manifest says so",
+        )
+        what.add_argument(
+            "--sample",
+            type=int,
+            metavar="N",
+            help="verify: compute N random batches again too; give the flags of the job's own command with it",
         )
         columns = parser.add_argument_group("columns")
         columns.add_argument(
@@ -139,6 +147,13 @@ class PredictOptions(PipelineOptions):
         )
         functions.add_argument(
             "--postprocess", metavar="MODULE:FUNCTION", help="the same, on kept columns and predictions"
+        )
+        functions.add_argument(
+            "--user_package",
+            action="append",
+            metavar="DIR|WHEEL|SDIST",
+            help="a package of your own modules, which the workers get: a folder with pyproject.toml or setup.py, or what was "
+            "built of it; built and imported apart before anything is submitted; repeatable",
         )
         how = parser.add_argument_group("how to run")
         how.add_argument(
@@ -205,6 +220,8 @@ class ModelRequest:
 class Request:
     """What a person asked for, parsed. `keep=None` and `batch_rows=None` leave the choice to headrace.
 
+    `packages` are `user_packages` built, for as long as they are on the path.
+
     Keys of `features`, `predictions`, `cast`, `fill`, `pad` and `decode_image` are tensors, or `NAME.TENSOR` of a named
     model.
     """
@@ -224,18 +241,33 @@ class Request:
     keep: tuple[str, ...] | None
     preprocess: str | None
     postprocess: str | None
+    user_packages: tuple[str, ...]
     batch_rows: int | None
     jit_compile: bool
     shard_bytes: int
     limit: int | None
+    sample: int | None
     overwrite: bool
     storage: StoreOptions
     loading: Loading
+    packages: tuple[UserPackage, ...] = ()
+
+    @property
+    def named_modules(self) -> tuple[str, ...]:
+        """The modules that flags name, which a worker must be able to import."""
+        names = (*self.custom_objects, *filter(None, (self.preprocess, self.postprocess)))
+        return tuple(dict.fromkeys(name.partition(":")[0] for name in names))
 
 
 def parse_request(options: PredictOptions, command: str) -> Request:
     """Raises `InvalidRequest` where a flag is missing or is no value of its kind."""
     needed = {"inspect": ("model",)}.get(command, ("model", "input", "output"))
+    if command == "verify" and options.sample is None:
+        needed = ("output",)
+    if command != "verify" and options.sample is not None:
+        raise InvalidRequest(
+            "--sample is for verify", cure="headrace verify --sample=N and the flags of the job's command"
+        )
     for name in needed:
         if not getattr(options, name):
             raise InvalidRequest(
@@ -243,7 +275,7 @@ def parse_request(options: PredictOptions, command: str) -> Request:
                 expected=" ".join(f"--{flag}=…" for flag in needed),
                 cure="Add it; headrace --help shows an example",
             )
-    for name in ("limit", "shard_bytes", "connections", "in_flight_bytes"):
+    for name in ("limit", "sample", "shard_bytes", "connections", "in_flight_bytes"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise InvalidRequest(f"--{name}={value} is out of range", expected="1 or more", found=str(value))
     inputs = tuple(_absolute(pattern) for pattern in options.input or ())
@@ -273,10 +305,12 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         keep=None if options.keep is None else tuple(dict.fromkeys(_names(options.keep))),
         preprocess=options.preprocess,
         postprocess=options.postprocess,
+        user_packages=tuple(options.user_package or ()),
         batch_rows=_batch_rows(options.batch_size),
         jit_compile=options.jit_compile,
         shard_bytes=options.shard_bytes,
         limit=options.limit,
+        sample=options.sample,
         overwrite=options.overwrite,
         storage=StoreOptions(options.billing_project, options.kms_key),
         loading=Loading(options.connections, options.in_flight_bytes, options.model_sharing),
@@ -393,7 +427,8 @@ def help_text() -> str:
         prog="headrace",
         usage=f"headrace [{'|'.join(COMMANDS)}] --model=URI --input=GLOB --output=URI [flags]",
         description="Predictions of a TensorFlow or Keras model over sharded Parquet. "
-        "run (default) does the job; plan checks everything and writes nothing; inspect shows a model's signatures.",
+        "run (default) does the job; plan checks everything and writes nothing; inspect shows a model's signatures; verify "
+        "reads a finished output back and holds it against its manifest and its inputs.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
+import crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms.errors import ColumnError, NotParquet, NullFeature
 from transforms.shard import Shard
-from transforms.storage.base import ObjectRef, Store
+from transforms.storage.base import ObjectRef, Store, Writer
 
 # A column chunk is read through a window of this many bytes, so that a row group of any size costs the same memory.
 _READ_WINDOW = 1 << 20
@@ -123,13 +125,15 @@ def write_batches(
 ) -> tuple[ObjectRef, int]:
     """Writes one file, whole or not at all; returns it and its rows.
 
+    Its CRC-32C is that of the bytes as they were written, whether the store keeps one or not.
     Raises `AlreadyExists` where an object of that name stands. An exception out of `batches` leaves nothing behind.
     """
     rows = held_bytes = 0
     held: list[pa.RecordBatch] = []
     with store.create(uri) as sink:
+        summed = _Summed(sink)
         with pq.ParquetWriter(  # closing it writes a footer even after an exception; without commit() nobody sees that
-            pa.PythonFile(sink, mode="w"),
+            pa.PythonFile(summed, mode="w"),
             schema.with_metadata(key_values),
             compression="zstd",
             use_dictionary=_repetitive(schema),
@@ -144,7 +148,38 @@ def write_batches(
                     held, held_bytes = [], 0
             if held:
                 writer.write_table(pa.Table.from_batches(held, schema))
-        return sink.commit(), rows
+        return replace(sink.commit(), crc32c=summed.crc32c), rows
+
+
+class _Summed:
+    """What pyarrow asks of a sink; sums up what goes through."""
+
+    closed = False
+
+    def __init__(self, sink: Writer) -> None:
+        self._sink, self.crc32c = sink, 0
+
+    def write(self, data: Any) -> int:
+        self.crc32c = crc32c.crc32c(data, self.crc32c)
+        return self._sink.write(data)
+
+    def tell(self) -> int:
+        return self._sink.tell()
+
+    def flush(self) -> None:
+        self._sink.flush()
+
+    def close(self) -> None:
+        """Nothing to do: closing must never publish."""
+
+    def readable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
 
 
 def _repetitive(schema: pa.Schema) -> list[str]:

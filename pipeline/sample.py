@@ -1,0 +1,107 @@
+"""Computes some batches of a finished job again, and holds them against what its files say."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.verify import Verdict
+from transforms.errors import HeadraceError
+from transforms.job import Job
+from transforms.parquet import read_batches, read_footer
+from transforms.plan import shards_of_file
+from transforms.predictor import Predictor, input_columns, load_predictor
+from transforms.shard import Shard
+from transforms.storage import ObjectRef, Store, open_store
+
+RELATIVE, ABSOLUTE = 1e-3, 1e-5
+"""Tolerances of numbers that another kind of machine computed: other instructions round otherwise."""
+
+
+def verify_sample(verdict: Verdict, job: Job, manifest: pa.Table, count: int) -> None:
+    """Adds to the verdict what `count` random batches show. Batches equal to the bit, or within the tolerance, are sound.
+
+    Files whose batches were cut otherwise than planned (bad rows, batches too large for memory) are passed over.
+    """
+    rows = [
+        row for row in manifest.to_pylist() if row["rows"] and not row.get("bad_rows") and not row.get("batch_splits")
+    ]
+    if not rows:
+        verdict.notes.append("No file has batches as planned: nothing was computed again.")
+        return
+    predictor, close = load_predictor(job), 0
+    store, sink = open_store(job.inputs[0], job.storage), open_store(job.output, job.storage)
+    for row in random.choices(rows, [row["rows"] for row in rows], k=count):  # noqa: S311 any batch will do
+        batch = random.randrange(-(-row["rows"] // job.batch_rows))  # noqa: S311
+        verdict.looked_at["sample"] += 1
+        where = f"{job.output}/{row['output']}"
+        first = row["first_row"] + batch * job.batch_rows
+        try:
+            expected = _again(job, predictor, store, row, batch)
+            found = _standing(sink, where, job.batch_rows, batch)
+        except HeadraceError as error:
+            verdict.add("sample", where, f"rows from {first} on to compute again", error)
+            continue
+        differing = [name for name in expected.schema.names if not _same(expected.column(name), found.column(name))]
+        far = [name for name in differing if not _near(expected.column(name), found.column(name))]
+        if far:
+            verdict.add("sample", where, f"column {far[0]!r} of rows from {first} on as computed again", "other values")
+        close += bool(differing) and not far
+    if close:
+        verdict.notes.append(
+            f"{close} of {count} batches are not equal to the bit, but within {RELATIVE:g} of each value: so it is on "
+            "another kind of machine than the one that predicted."
+        )
+
+
+def _again(job: Job, predictor: Predictor, store: Store, row: dict[str, Any], number: int) -> pa.RecordBatch:
+    source = ObjectRef(row["input"], row["input_bytes"], row["input_version"])
+    shard = next(shard for shard in _shards(job, store, source) if shard.first_row == row["first_row"])
+    batches = read_batches(store, shard, input_columns(job), job.batch_rows)
+    batch = next(islice(batches, number, None))
+    return predictor(batch, source.uri, shard.first_row + number * job.batch_rows)
+
+
+def _shards(job: Job, store: Store, source: ObjectRef) -> Iterator[Shard]:
+    return shards_of_file(job, source, read_footer(store, source))
+
+
+def _standing(sink: Store, uri: str, rows: int, number: int) -> pa.RecordBatch:
+    file = sink.stat(uri)
+    footer = read_footer(sink, file)
+    whole = Shard("", file, 0, footer.rows, (0, len(footer.row_group_rows)), file.size)
+    return next(islice(read_batches(sink, whole, footer.schema.names, rows), number, None))
+
+
+def _same(a: pa.Array, b: pa.Array) -> bool:
+    """To the bit; a NaN is itself."""
+    if a.equals(b):
+        return True
+    first, second = _numbers(a), _numbers(b)
+    return first is not None and second is not None and a.type == b.type and first.tobytes() == second.tobytes()
+
+
+def _near(a: pa.Array, b: pa.Array) -> bool:
+    first, second = _numbers(a), _numbers(b)
+    if first is None or second is None or first.shape != second.shape or first.dtype.kind != "f":
+        return False
+    return bool(np.allclose(first, second, RELATIVE, ABSOLUTE, equal_nan=True))
+
+
+def _numbers(array: pa.Array) -> np.ndarray[Any, Any] | None:
+    """The values in one row, whatever lists or tensors hold them; None where they are no numbers."""
+    while True:
+        if isinstance(array, pa.ExtensionArray):
+            array = array.storage
+        elif pa.types.is_nested(array.type) and hasattr(array, "flatten") and not pa.types.is_struct(array.type):
+            array = array.flatten()
+        else:
+            break
+    if not (pa.types.is_floating(array.type) or pa.types.is_integer(array.type)) or array.null_count:
+        return None
+    return array.to_numpy(zero_copy_only=False)
