@@ -4,7 +4,8 @@ Formats know nothing of networks, stores nothing of tensors, and this file nothi
 
 What counts as in flight is every byte that has been asked for and has not arrived yet. Bytes that have arrived lie
 in their tensor's own final buffer, which becomes the weight itself; so the memory beyond the weights is bounded by the
-gaps between joined neighbours. Nothing waits for `take`: the caller may take in any order.
+gaps between joined neighbours. Nothing waits for `take`: the caller may take in any order. Only with `host_bytes`, where
+buffers are on their way to a device, does what nobody has taken hold back what is asked for next.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ class StreamOptions:
 
     `progress` is called with bytes arrived and bytes in all, by one thread at a time, often not the caller's. `place` makes
     the stream where the tensors are to lie in other memory than the process's own.
+
+    `host_bytes` bounds the bytes that were asked for and not taken, for callers that copy each tensor elsewhere and drop
+    it: it is passed by less than a piece, and where a tensor is waited for that lies behind others in the order of the bytes.
     """
 
     connections: int = 32
@@ -45,10 +49,11 @@ class StreamOptions:
     piece_bytes: int = 8 << 20
     progress: Progress | None = None
     place: Callable[[Store, Sequence[TensorSlot], StreamOptions], TensorStream] | None = None
+    host_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("connections", "in_flight_bytes", "piece_bytes"):
-            if getattr(self, name) < 1:
+        for name in ("connections", "in_flight_bytes", "piece_bytes", "host_bytes"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
 
@@ -132,6 +137,9 @@ class TensorStream:
         self._index = {slot.name: i for i, slot in enumerate(self._slots)}
         self._buffers: dict[int, Any] = {}
         self._missing = [slot.nbytes for slot in self._slots]
+        self._unasked = list(self._missing)
+        self._held = 0
+        self._awaited: set[int] = set()
         self._whole = {i for i, slot in enumerate(self._slots) if not slot.nbytes}
         self._failure: BaseException | None = None
         self._closed = True
@@ -169,8 +177,15 @@ class TensorStream:
         """
         with self._changed:
             i = self._index.pop(name)
+            if self._unasked[i]:
+                self._awaited.add(i)
+                self._changed.notify_all()
             while i not in self._whole and self._failure is None and not self._closed:
                 self._changed.wait()
+            self._awaited.discard(i)
+            self._held -= self._slots[i].nbytes
+            if self._options.host_bytes is not None:
+                self._changed.notify_all()
             if self._failure is not None:
                 raise self._failure
             if i not in self._whole:
@@ -184,9 +199,15 @@ class TensorStream:
         try:
             while True:
                 with self._changed:
+                    while self._holds_enough() and not self._closed and self._failure is None:
+                        self._changed.wait()
                     request = None if self._closed or self._failure else next(self._requests, None)
                     if request is None:
                         return
+                    for part in request.parts:
+                        if part.slot >= 0:
+                            self._unasked[part.slot] -= part.stop - part.start
+                            self._held += part.stop - part.start
                     buffers = [self._memory(part) for part in request.parts]
                 self._store.read_into(request.source, request.offset, buffers)
                 for part in request.parts:
@@ -197,6 +218,10 @@ class TensorStream:
             with self._changed:
                 self._failure = self._failure or error
                 self._changed.notify_all()
+
+    def _holds_enough(self) -> bool:
+        limit = self._options.host_bytes
+        return limit is not None and self._held >= limit and not any(self._unasked[i] for i in self._awaited)
 
     def _memory(self, part: _Part) -> memoryview:
         if part.slot < 0:
