@@ -8,9 +8,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "pipeline" / "__init__.py").read_text("utf-8"), re.MULTILINE)
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "transforms" / "versions.py").read_text("utf-8"), re.MULTILINE)
 if VERSION is None:
-    raise SystemExit('pipeline/__init__.py has no line __version__ = "…"')
+    raise SystemExit('transforms/versions.py has no line __version__ = "…"')
 
 REQUIRES = [
     "tensorflow>=2.21",

@@ -1,3 +1,3 @@
 """What the launcher runs: flags, checks, graph, runner, summary."""
 
-__version__ = "0.1.0"
+from transforms.versions import __version__ as __version__

@@ -7,16 +7,17 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
-from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions
 
 from pipeline.graph import build_graph
 from pipeline.options import runner_of
+from pipeline.user_package import UserPackage
 from transforms import errors, progress
 from transforms.errors import HeadraceError, InvalidRequest, JobError
 from transforms.job import SUCCESS, Job
@@ -36,10 +37,15 @@ class Done:
     shards: int
 
 
-def open_pipeline(options: PipelineOptions) -> beam.Pipeline:
-    """Raises `InvalidRequest` where Beam knows no such runner, or it lacks an option."""
+def open_pipeline(options: PipelineOptions, packages: Sequence[UserPackage] = ()) -> beam.Pipeline:
+    """`packages` are staged for workers elsewhere; processes of this machine have them on their path.
+
+    Raises `InvalidRequest` where Beam knows no such runner, or it lacks an option."""
     try:
         if runner_of(options) is not None:
+            setup = options.view_as(SetupOptions)
+            if packages:
+                setup.extra_packages = [*(setup.extra_packages or ()), *(str(package.wheel) for package in packages)]
             return beam.Pipeline(options=options)
         # Named, since Beam's default for local runs first tries to download another runner.
         from apache_beam.runners.portability.fn_api_runner import FnApiRunner

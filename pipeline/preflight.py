@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from pipeline import __version__
 from pipeline.options import ModelRequest, Request
 from transforms.errors import ColumnError, InvalidRequest
 from transforms.functions import AppliedFunction, find_function
@@ -24,6 +22,7 @@ from transforms.shard import common_folder, output_name, relative_stem
 from transforms.storage import open_store
 from transforms.storage.base import glob_regex
 from transforms.tensors import ColumnRules
+from transforms.versions import versions
 
 Value = TypeVar("Value")
 
@@ -81,6 +80,7 @@ def prepare(request: Request) -> Prepared:
         versions=tuple(sorted(versions().items())),
         preprocess=preprocess,
         postprocess=postprocess,
+        user_packages=tuple(sorted((package.name, package.digest) for package in request.packages)),
         jit_compile=request.jit_compile,
         storage=request.storage,
         loading=request.loading,
@@ -152,11 +152,6 @@ def choose_batch(request: Request, columns: ColumnPlan) -> tuple[int, str]:
             cure="Leave --batch_size out" if len(fixed) == 1 else "Run a job for each of these models",
         )
     return (request.batch_rows, "given") if request.batch_rows else (rows, rule)
-
-
-def versions() -> dict[str, str]:
-    """Of what changes numbers, or the files' layout."""
-    return {name: version(name) for name in ("tensorflow", "keras", "pyarrow")} | {"headrace": __version__}
 
 
 def check_output_apart(request: Request, listing: Listing) -> None:

@@ -177,5 +177,6 @@ def test_the_public_names_are_these() -> None:
         "TensorSpec",
         "load_model",
         "open_store",
+        "pin_model",
     ]
     assert all(hasattr(transforms, name) for name in transforms.__all__)

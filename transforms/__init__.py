@@ -15,6 +15,7 @@ _HOME = {
     "TensorSpec": "transforms.models.spec",
     "load_model": "transforms.models.load",
     "open_store": "transforms.storage",
+    "pin_model": "transforms.models.ref",
 }
 __all__ = sorted(_HOME)  # noqa: PLE0605
 

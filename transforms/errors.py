@@ -18,7 +18,9 @@
     └── JobError
         ├── InvalidRequest      flags that are wrong or contradict each other
         ├── OutputConflict      the output folder holds another job's output
-        └── OutputIncomplete    a shard of the plan is not accounted for
+        ├── OutputIncomplete    a shard of the plan is not accounted for
+        ├── WorkerMismatch      a worker has other versions than the launcher
+        └── TooManyBadRows      more rows cannot be predicted than --max_bad_rows lets go to dead letters
 
 Each carries what it is about, what was expected, what was found, and the cure; `str()` is one paragraph of the four.
 """
@@ -137,4 +139,12 @@ class OutputConflict(JobError):
 
 
 class OutputIncomplete(JobError):
+    pass
+
+
+class WorkerMismatch(JobError):
+    pass
+
+
+class TooManyBadRows(JobError):
     pass

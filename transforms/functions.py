@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
 import pyarrow as pa
 
-from transforms.errors import DataError, InvalidRequest
+from transforms.errors import ColumnError, DataError, InvalidRequest
 
 BatchFunction = Callable[[pa.RecordBatch], pa.RecordBatch]
 
@@ -57,14 +58,14 @@ def _find(name: str) -> tuple[BatchFunction, str]:
             f"The module {module_name} cannot be imported",
             expected="a module on this process's path",
             found=f"{type(error).__name__}: {error}",
-            cure="Install it, start from its folder, or name it with --user_package",
+            cure="Name the package that holds it with --user_package, or put its folder on PYTHONPATH",
         ) from error
     function = getattr(module, attribute, None)
     if not callable(function):
         raise InvalidRequest(
             f"{module_name} has no function {attribute!r}",
             expected="a function of one record batch",
-            found=f"{', '.join(sorted(key for key, value in vars(module).items() if inspect.isfunction(value))) or 'none'}",
+            found=", ".join(sorted(key for key, value in vars(module).items() if inspect.isfunction(value))) or "none",
         )
     return function, hashlib.sha256(_source(module, name)).hexdigest()
 
@@ -81,53 +82,91 @@ def _source(module: ModuleType, name: str) -> bytes:
 
 
 class AppliedFunction:
-    """The function as it is applied to batches of `schema`; `output_schema` is known from a batch without rows."""
+    """The function as it is applied to batches of `schema`; `output_schema` is known from a batch without rows.
+
+    Whether a column can hold nulls may differ from file to file: the function sees, and gives, columns that can.
+    """
 
     def __init__(self, function: BatchFunction, name: str, schema: pa.Schema) -> None:
         """Raises `DataError` where the function fails on a batch without rows, or gives no record batch."""
-        self._function, self._name = function, name
-        self.output_schema: pa.Schema = self._call(_empty(schema)).schema
+        self._function, self._name, self._schema = function, name, _nullable(schema)
+        empty = pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=self._schema)
+        cure = ": it is called without rows once, so that its columns are known before any row is read"
+        result = self._call(empty, "a batch without rows", cure)
+        self.output_schema: pa.Schema = _nullable(result.schema)
 
     def __call__(self, batch: pa.RecordBatch, where: str, first_row: int) -> pa.RecordBatch:
-        """Raises `DataError` where it fails on the batch, or changes rows' number or columns' types."""
-        return self._call(batch, where, first_row)
+        """Raises `DataError` where it fails on the batch, or changes rows' number or columns' types.
 
-    def _call(self, batch: pa.RecordBatch, where: str = "a batch without rows", first_row: int = 0) -> pa.RecordBatch:
+        `ColumnError` where the batch has other types than `schema`.
+        """
         rows = f"rows {first_row} to {first_row + batch.num_rows} (the end exclusive) of {where}"
+        if not _nullable(batch.schema).equals(self._schema):
+            raise ColumnError(
+                f"{self._name} cannot be given {rows}: the columns are not those that the job was planned with",
+                expected=_shown(self._schema, batch.schema),
+                found=_shown(batch.schema, self._schema),
+                cure="Leave this file out of --input, or write it again with these types",
+            )
+        result = self._call(pa.RecordBatch.from_arrays(batch.columns, schema=self._schema), rows)
+        if not _nullable(result.schema).equals(self.output_schema):
+            raise DataError(
+                f"{self._name} gives other columns for {rows} than for a batch without rows",
+                expected=_shown(self.output_schema, result.schema),
+                found=_shown(result.schema, self.output_schema),
+                cure="Return the same columns and types for every batch, as by naming each array's type",
+            )
+        return pa.RecordBatch.from_arrays(result.columns, schema=self.output_schema)
+
+    def _call(self, batch: pa.RecordBatch, rows: str, cure: str = "") -> pa.RecordBatch:
         try:
             result = self._function(batch)
         except Exception as error:
             raise DataError(
-                f"{self._name} fails on {rows if batch.num_rows else where}",
+                f"{self._name} fails on {rows}",
                 expected="a record batch",
-                found=f"{type(error).__name__}: {error}",
-                cure="Mend the function"
-                + ("" if batch.num_rows else ": it is called without rows once, to learn its columns"),
+                found=f"{type(error).__name__}: {error}{_line_of(error)}",
+                cure=f"Mend the function{cure}",
             ) from error
         if isinstance(result, pa.Table):
-            result = result.combine_chunks().to_batches()
-            result = result[0] if result else None
+            arrays = [_one_chunk(column) for column in result.columns]
+            result = pa.RecordBatch.from_arrays(arrays, schema=result.schema)
         if not isinstance(result, pa.RecordBatch) or result.num_rows != batch.num_rows:
             raise DataError(
-                f"{self._name} gives something else than a row for each row of {rows if batch.num_rows else where}",
+                f"{self._name} gives something else than a row for each row of {rows}",
                 expected=f"a record batch of {batch.num_rows} rows",
                 found=f"{result.num_rows} rows" if isinstance(result, pa.RecordBatch) else type(result).__name__,
                 cure="Return one row for each, in the same order",
             )
-        expected = getattr(self, "output_schema", None)
-        if expected is not None and not result.schema.equals(expected):
-            raise DataError(
-                f"{self._name} gives other columns for {rows} than for a batch without rows",
-                expected=_shown(expected),
-                found=_shown(result.schema),
-                cure="Return the same columns and types for every batch",
-            )
         return result
 
 
-def _empty(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=schema)
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    array = column.combine_chunks()
+    return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
 
 
-def _shown(schema: pa.Schema) -> str:
-    return ", ".join(f"{field.name}: {field.type}" for field in schema)
+def _nullable(schema: pa.Schema) -> pa.Schema:
+    return pa.schema([field.with_nullable(True) for field in schema])
+
+
+def _shown(schema: pa.Schema, other: pa.Schema) -> str:
+    """The columns that the other lacks or has otherwise; all of them where only their order differs."""
+    theirs = {field.name: field.type for field in other}
+    fields = [field for field in schema if theirs.get(field.name) != field.type]
+    if not fields and schema.names != other.names and set(schema.names) == set(other.names):
+        fields = list(schema)
+    return ", ".join(f"{field.name}: {field.type}" for field in fields) or "no other column"
+
+
+def _line_of(error: Exception) -> str:
+    """Where in the user's code it was raised: of the frames below ours, the deepest that lies in the function's file."""
+    frame = error.__traceback__.tb_next if error.__traceback__ else None
+    if frame is None:
+        return ""
+    file, line = frame.tb_frame.f_code.co_filename, frame.tb_lineno
+    while frame is not None:
+        if frame.tb_frame.f_code.co_filename == file:
+            line = frame.tb_lineno
+        frame = frame.tb_next
+    return f" (line {line} of {os.path.basename(file)})"

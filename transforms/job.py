@@ -63,7 +63,8 @@ class Job:
     """`models` and `keep` are resolved: nothing in them is left to a default.
 
     `input_schema` is the Arrow IPC form of the columns that are read, in the order in which they are read.
-    `output` has no trailing slash. `batch_rows` and `limit` are rows, `shard_bytes` compressed bytes.
+    `user_packages` are names and digests of contents. `output` has no trailing slash. `batch_rows` and `limit` are rows,
+    `shard_bytes` compressed bytes.
     """
 
     models: tuple[JobModel, ...]
@@ -78,6 +79,7 @@ class Job:
     versions: tuple[tuple[str, str], ...]
     preprocess: FunctionRef | None = None
     postprocess: FunctionRef | None = None
+    user_packages: tuple[tuple[str, str], ...] = ()
     jit_compile: bool = False
     storage: StoreOptions = StoreOptions()
     loading: Loading = Loading()
@@ -97,6 +99,7 @@ class Job:
             "versions": dict(self.versions),
             "preprocess": asdict(self.preprocess) if self.preprocess else None,
             "postprocess": asdict(self.postprocess) if self.postprocess else None,
+            "user_package": dict(self.user_packages),
             "jit_compile": self.jit_compile,
         }
         record = json.loads(json.dumps(record))  # tuples become lists, as in the file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from transforms import progress
 from transforms.devices import set_tensorflow_threads
-from transforms.errors import DataError
+from transforms.errors import DataError, JobError
 from transforms.functions import AppliedFunction
 from transforms.job import Job, Loading
 from transforms.mapping import ColumnPlan, ModelPlan, plan_columns
@@ -18,6 +19,7 @@ from transforms.models.model import Model
 from transforms.models.ref import ModelRef
 from transforms.models.sharing import shared_model
 from transforms.models.spec import Signature
+from transforms.versions import check_versions
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -27,6 +29,23 @@ Call = Callable[[Mapping[str, "tf.Tensor"]], "dict[str, tf.Tensor]"]
 
 class BatchTooLarge(DataError):
     """Memory, of the host or of a device, does not hold this batch: a smaller one may fit."""
+
+
+class BatchLimit:
+    """What memory was found to hold: batches of at most `rows`, None while none was too large. Safe for many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.rows: int | None = None
+
+    def lower(self, rows: int) -> None:
+        with self._lock:
+            self.rows = rows if self.rows is None else min(self.rows, rows)
+
+    def restore(self, rows: int | None) -> None:
+        """Takes back what a single row has lowered, which would fit no batch."""
+        with self._lock:
+            self.rows = rows
 
 
 class Predictor:
@@ -44,7 +63,10 @@ class Predictor:
         """`jit_rows`: compile with XLA, for batches of that many rows; the last batch is filled up to it."""
         self._plan, self._preprocess, self._postprocess = plan, preprocess, postprocess
         self.output_schema = postprocess.output_schema if postprocess else plan.output_schema
-        self._parts = [_Part(part, model, jit_rows) for part, model in zip(plan.models, models, strict=True)]
+        self.limit = BatchLimit()
+        self._parts = [
+            _Part(part, model, jit_rows, self.limit) for part, model in zip(plan.models, models, strict=True)
+        ]
 
     @property
     def traces(self) -> int:
@@ -54,7 +76,8 @@ class Predictor:
     def __call__(self, batch: pa.RecordBatch, where: str = "", first_row: int = 0) -> pa.RecordBatch:
         """`where` (the file) and `first_row` (the file's row at which the batch begins, from 0) are for messages.
 
-        Raises `DataError`, its `stage` being "preprocess", "features", "model", "predictions" or "postprocess".
+        Raises `DataError`, its `stage` being "preprocess", "features", "model", "predictions" or "postprocess", and
+        `BatchTooLarge` where memory is short.
         """
         stage = "preprocess"
         try:
@@ -72,40 +95,78 @@ class Predictor:
             stage = "postprocess"
             return result if self._postprocess is None else self._postprocess(result, where, first_row)
         except DataError as error:
+            if isinstance(error.__cause__, Exception) and _exhausted(error.__cause__):  # in a user's function
+                error = BatchTooLarge(error.what, expected=error.expected, found=error.found, cure=error.cure)
             error.stage = stage
-            raise
+            raise error from error.__cause__
+        except Exception as error:
+            if not _about_data(error):
+                raise
+            failed = _failed(error, stage, batch.num_rows, where, first_row)
+            failed.stage = stage
+            raise failed from error
 
 
 class _Part:
     """One model and its columns."""
 
-    def __init__(self, plan: ModelPlan, model: Model, jit_rows: int | None) -> None:
+    def __init__(self, plan: ModelPlan, model: Model, jit_rows: int | None, limit: BatchLimit) -> None:
         self.plan = plan
-        self._full = plan.batch_rows or jit_rows
+        self._jit_rows, self._limit = jit_rows, limit
         self._call: Call = model.call
         self.traces: Callable[[], int] = _none
         if jit_rows is not None:
             self._call, self.traces = _compiled(model.call)
 
     def run(self, tensors: Mapping[str, tf.Tensor], rows: int, where: str, first_row: int) -> Mapping[str, tf.Tensor]:
-        import tensorflow as tf
-
+        full = self._full(rows)
         try:
-            if self._full is None or rows == self._full:
+            if full is None or rows == full:
                 return self._call(tensors)
-            filled = {name: _fill_up(tensor, self._full) for name, tensor in tensors.items()}
-            return {name: _cut(tensor, self._full, rows) for name, tensor in self._call(filled).items()}
+            filled = {name: _fill_up(tensor, full) for name, tensor in tensors.items()}
+            return {name: _cut(tensor, full, rows) for name, tensor in self._call(filled).items()}
         except Exception as error:
-            exhausted = isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError))
-            kind = BatchTooLarge if exhausted else DataError
-            raise kind(
-                f"The model fails on rows {first_row} to {first_row + rows} (the end exclusive) of {where}",
-                expected="memory for a batch" if exhausted else "values that it can compute with",
-                found=f"{type(error).__name__}: {error}",
-                cure="Choose a smaller --batch_size"
-                if exhausted
-                else "Look at these rows; a smaller --batch_size narrows them down",
-            ) from error
+            if self.plan.batch_rows is not None and _exhausted(error):
+                raise JobError(
+                    f"Memory does not hold a batch of the model, at row {first_row} of {where}",
+                    expected=f"memory for {full} rows, the batch that the model is fixed to",
+                    found=f"{type(error).__name__}: {error}",
+                    cure="Export the model with a batch dimension of None, or run it where there is more memory",
+                ) from error
+            raise _failed(error, "model", rows, where, first_row) from error
+
+    def _full(self, rows: int) -> int | None:
+        """The rows that the model is to be called with; a graph that is compiled anew serves smaller batches for good."""
+        if self._jit_rows is None or self.plan.batch_rows is not None:
+            return self.plan.batch_rows
+        most = self._limit.rows
+        return most if most is not None and rows <= most < self._jit_rows else self._jit_rows
+
+
+def _exhausted(error: Exception) -> bool:
+    import tensorflow as tf
+
+    return isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError))
+
+
+def _about_data(error: Exception) -> bool:
+    """What Arrow and TensorFlow raise on their way from columns to tensors and back; a mistake of ours is none."""
+    import tensorflow as tf
+
+    return isinstance(error, (MemoryError, pa.ArrowException, tf.errors.OpError))
+
+
+def _failed(error: Exception, stage: str, rows: int, where: str, first_row: int) -> DataError:
+    exhausted = _exhausted(error)
+    subject = "The model" if stage == "model" else f"The batch's way from column to column (stage {stage})"
+    return (BatchTooLarge if exhausted else DataError)(
+        f"{subject} fails on rows {first_row} to {first_row + rows} (the end exclusive) of {where}",
+        expected="memory for a batch" if exhausted else "values that it can compute with",
+        found=f"{type(error).__name__}: {error}",
+        cure="Choose a smaller --batch_size, or run it where there is more memory"
+        if exhausted
+        else "Mend these rows, or let them go to dead letters: --on_error=dead_letter",
+    )
 
 
 def _none() -> int:
@@ -143,7 +204,11 @@ def load_shared(ref: ModelRef, signature: str, loading: Loading = Loading()) -> 
 
 
 def load_predictor(job: Job) -> Predictor:
-    """The job's models loaded, once per process, and its functions found."""
+    """The job's models loaded, once per process, and its functions found.
+
+    Raises `WorkerMismatch` where this process has other versions than the launcher, `InvalidRequest` other functions.
+    """
+    check_versions(dict(job.versions))
     models = [load_shared(one.ref, one.signature, job.loading) for one in job.models]
     schema = pa.ipc.read_schema(pa.BufferReader(job.input_schema))
     preprocess = AppliedFunction(job.preprocess.load(), job.preprocess.name, schema) if job.preprocess else None
