@@ -94,14 +94,16 @@ class Column:
             )
         at = Opened(array)
         for level in self.levels:
-            if at.array.null_count and not (level.fills_nulls and self.rule.fill is not None):
-                self._refuse_nulls(at, where, first_row)
+            # A member is null where its struct is, so that its nulls are told with those of the next level.
+            fills = isinstance(level, Member) or (level.fills_nulls and self.rule.fill is not None)
+            if at.array.null_count and not fills:
+                self._refuse_nulls(batch, at, where, first_row)
             try:
                 level.open(at)
             except ListLengthError as error:
                 raise ColumnError(
                     f"Column '{self.name}'{of(where)} has a list of another length in row "
-                    f"{first_row + at.row(error.index)}",
+                    f"{self._row(batch, at, error.index, where, first_row)}",
                     expected=error.wanted,
                     found=f"{error.length} values",
                     cure="Shorten the longer lists before predicting: nothing is cut off."
@@ -110,8 +112,15 @@ class Column:
                 ) from None
         at.array = self.leaf.plain(at.array)
         if at.array.null_count and self.rule.fill is None:
-            self._refuse_nulls(at, where, first_row)
+            self._refuse_nulls(batch, at, where, first_row)
         return at
+
+    def _row(self, batch: pa.RecordBatch, at: Opened, index: int, where: str, first_row: int) -> int:
+        """The file's row of the value at this index, which fails; raises the error of an earlier row that fails deeper."""
+        row = at.row(index)
+        if row:
+            self.tensor(batch.slice(0, row), None, where, first_row)
+        return first_row + row
 
     def _lends(self, at: Opened) -> bool:
         """Whether the leaf reads all of the array as it is."""
@@ -147,7 +156,7 @@ class Column:
             raise ColumnError(
                 f"Column '{self.name}'{of(where)} has a value in row {first_row + at.row(error.index)} that --cast "
                 f"cannot turn into {self.rule.dtype}",
-                expected=f"0 or 1 for bool, else a number within the bounds of {self.rule.dtype}",
+                expected="0 or 1" if dtype == np.bool_ else f"a number within the bounds of {self.rule.dtype}",
                 found=error.found,
                 cure="Mend or drop that row before predicting.",
             ) from None
@@ -186,7 +195,7 @@ class Column:
     def _ragged_rank(self) -> int:
         return sum(isinstance(level, RaggedLists) for level in self.levels)
 
-    def _refuse_nulls(self, at: Opened, where: str, first_row: int) -> None:
+    def _refuse_nulls(self, batch: pa.RecordBatch, at: Opened, where: str, first_row: int) -> None:
         index = at.first_null()
         if index is None:
             return
@@ -198,7 +207,7 @@ class Column:
             cure += f", or say --fill {self.rule.tensor}=VALUE"
         count = at.array.null_count
         raise NullFeature(
-            f"Column '{self.name}'{of(where)} is null in row {first_row + at.row(index)}",
+            f"Column '{self.name}'{of(where)} is null in row {self._row(batch, at, index, where, first_row)}",
             expected=wanted,
             found=f"{count} null{'s' * (count > 1)} in this batch",
             cure=f"{cure}.",

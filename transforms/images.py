@@ -59,16 +59,16 @@ def _first_bad(decode: Any, encoded: tf.Tensor) -> tuple[int, str] | None:
     """The first image that fails, by halves, and why."""
     import tensorflow as tf
 
-    first, count, why = 0, len(encoded), ""
+    first, count = 0, len(encoded)
     while count:
         half = (count + 1) // 2
         try:
             decode(encoded[first : first + half])
             first, count = first + half, count - half
         except tf.errors.InvalidArgumentError as error:
-            why = error.message
             if half == 1:
-                return first, why.split("[[{{")[0].removeprefix("{{function_node ").strip()
+                # TensorFlow tells where the graph was made, then what is wrong, then where in the graph.
+                return first, str(error.message).split("\n\t [[")[0].strip().rpartition("\n")[2]
             count = half
     return None
 

@@ -140,10 +140,10 @@ def _output(spec: TensorSpec, column: str, prediction_type: str) -> Output:
 
 
 def _column_type(spec: TensorSpec, prediction_type: str) -> pa.DataType:
-    """Arrow's tensors are of numbers and of known dimensions; whatever else is lists."""
+    """Arrow's tensors are of numbers (of bool it cannot read them) and of known dimensions; whatever else is lists."""
     kind, inner = _ARROW[spec.dtype], (spec.shape or ())[1:]
     least_dims = {"auto": 2, "tensor": 1, "list": math.inf}[prediction_type]
-    if len(inner) >= least_dims and None not in inner and spec.dtype != "string" and not spec.ragged_rank:
+    if len(inner) >= least_dims and None not in inner and spec.dtype not in ("bool", "string") and not spec.ragged_rank:
         return pa.fixed_shape_tensor(kind, inner)
     for place in reversed(range(len(inner))):
         dim = None if place < spec.ragged_rank else inner[place]

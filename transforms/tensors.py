@@ -144,7 +144,7 @@ def plan_outputs(
 
     One value a row is a primitive column. By `rules.prediction_type`, a vector is a fixed-size list ("auto", "list") or an
     `arrow.fixed_shape_tensor` ("tensor"); more dimensions are such a tensor ("auto", "tensor") or lists of lists ("list").
-    Strings, ragged outputs and dimensions that vary are always lists. bfloat16 becomes float32. Strings become `binary`:
+    Strings, bools, ragged outputs and dimensions that vary are always lists. bfloat16 becomes float32. Strings become `binary`:
     TensorFlow's are any bytes, and whether all are UTF-8 is not known before the last.
     Raises `ColumnError` for names, `UnsupportedModel` for an output that has no row for each row of the input.
     """
