@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test faults check venv bench-load constraints clean
+.PHONY: help run test faults chaos check venv bench-load constraints clean
 .PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-smoke bench-peers
 .DEFAULT_GOAL := help
 
@@ -33,6 +33,9 @@ test: venv ## every test; PYTEST_ARGS=… for some of them
 
 faults: venv ## 1,000 loads of small models under random faults; LOADS=… SEED=…
 	HEADRACE_FAULT_LOADS=$(or $(LOADS),1000) HEADRACE_FAULT_SEED=$(or $(SEED),1) $(BIN)/python -m pytest tests/test_load_faults.py -s -k each_load
+
+chaos: venv ## jobs killed, doubled and fed with faults, held against undisturbed ones; RUNS=… SEED=…; rewrites docs/faults.md
+	HEADRACE_CHAOS_RUNS=$(or $(RUNS),20) HEADRACE_CHAOS_SEED=$(or $(SEED),1) HEADRACE_CHAOS_TABLE=docs/faults.md $(BIN)/python -m pytest tests/test_chaos.py -s
 
 check: venv ## format, lint, types, who imports whom, the README's examples
 	$(BIN)/ruff format --check .
