@@ -13,7 +13,7 @@ import traceback
 from contextlib import nullcontext
 from dataclasses import replace
 
-from pipeline.options import COMMANDS, PredictOptions, Request, help_text, parse_flags, parse_request
+from pipeline.options import COMMANDS, PredictOptions, Request, help_text, parse_flags, parse_request, runner_of
 from pipeline.quiet import quiet_stderr
 from pipeline.user_package import open_user_packages
 from transforms.errors import HeadraceError
@@ -37,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         request = parse_request(options, command)
         if command != "verify" or request.sample is not None:
             with nullcontext() if verbose else quiet_stderr():
-                _start_tensorflow()
+                here = command != "inspect" and runner_of(options) is None
+                _start_tensorflow(request.loading.device, check=here)
         with open_user_packages(request.user_packages, request.named_modules) as packages:
             request = replace(request, packages=packages)
             if command == "inspect":
@@ -69,11 +70,13 @@ def _tell(what: str, error: HeadraceError, verbose: bool, code: int) -> int:
     return code
 
 
-def _start_tensorflow() -> None:
-    """Before anything else uses it, since it takes its number of threads only then."""
-    from transforms.devices import set_tensorflow_threads
+def _start_tensorflow(device: str, *, check: bool) -> None:
+    """Before anything else uses it, since it takes its number of threads only then. `check`: it is to predict here."""
+    from transforms.devices import choose_devices, set_up_tensorflow
 
-    set_tensorflow_threads()
+    set_up_tensorflow(device)
+    if check:
+        choose_devices(device)
 
 
 def _run(request: Request, options: PredictOptions) -> int:

@@ -168,6 +168,12 @@ class PredictOptions(PipelineOptions):
             help="compile the model with XLA; its numbers may differ in their last bits",
         )
         how.add_argument(
+            "--device",
+            choices=("auto", "cpu", "gpu"),
+            default=Loading().device,
+            help="where workers compute: all GPUs that they have, else the CPU (auto, default); cpu; or gpu, an error without",
+        )
+        how.add_argument(
             "--shard_bytes",
             type=int,
             default=DEFAULT_SHARD_BYTES,
@@ -313,7 +319,7 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         sample=options.sample,
         overwrite=options.overwrite,
         storage=StoreOptions(options.billing_project, options.kms_key),
-        loading=Loading(options.connections, options.in_flight_bytes, options.model_sharing),
+        loading=Loading(options.connections, options.in_flight_bytes, options.model_sharing, options.device),
     )
 
 

@@ -1,11 +1,35 @@
-"""The cores that a process works on, and TensorFlow's threads on them."""
+"""What a process computes on: its cores and TensorFlow's threads on them, or its GPUs."""
 
 from __future__ import annotations
 
 import logging
 import os
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from transforms.errors import InvalidRequest
+
+DEVICES = ("auto", "cpu", "gpu")
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """`name` is TensorFlow's; None is the host, where everything is that is told no other place.
+
+    `kind` is "cpu" or the GPU's own name: what the bits of a prediction may depend on.
+    """
+
+    name: str | None = None
+    kind: str = "cpu"
+
+
+HOST = Device()
 
 
 def cores() -> int:
@@ -13,10 +37,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def set_tensorflow_threads() -> None:
-    """One intra-op thread, since a shard per core keeps the cores busy, and then a batch gives the same bits everywhere;
-    as many inter-op threads as shards in flight, since TensorFlow runs a function's operations in these.
+def set_up_tensorflow(wanted: str = "auto") -> None:
+    """Threads, and which GPUs are seen, for `wanted` of `DEVICES`. GPU memory is taken as it is needed, not all at once.
 
+    One intra-op thread, since a shard per core keeps the cores busy, and then a batch gives the same bits everywhere;
+    as many inter-op threads as shards in flight, since TensorFlow runs a function's operations in these.
     TensorFlow takes this only before its first operation: a process that has used it already keeps what it has.
     """
     import tensorflow as tf
@@ -26,6 +51,14 @@ def set_tensorflow_threads() -> None:
         tf.config.threading.set_inter_op_parallelism_threads(cores())
     except RuntimeError as error:
         _log.info("TensorFlow keeps its threads, %s intra-op: %s", intra_op_threads() or "as many as cores", error)
+    gpus = tf.config.list_physical_devices("GPU")
+    try:
+        if wanted == "cpu" and gpus:
+            tf.config.set_visible_devices([], "GPU")
+        for gpu in gpus if wanted != "cpu" else ():
+            tf.config.experimental.set_memory_growth(gpu, True)
+    except (RuntimeError, ValueError) as error:
+        _log.info("TensorFlow keeps its GPUs and their memory as they are: %s", error)
 
 
 def intra_op_threads() -> int:
@@ -33,3 +66,49 @@ def intra_op_threads() -> int:
     import tensorflow as tf
 
     return int(tf.config.threading.get_intra_op_parallelism_threads())
+
+
+def choose_devices(wanted: str) -> tuple[Device, ...]:
+    """Where this process computes, a replica of the model on each: all GPUs that TensorFlow sees, or the CPU.
+
+    Raises `InvalidRequest` where "gpu" is wanted and there is none.
+    """
+    import tensorflow as tf
+
+    gpus = tf.config.list_logical_devices("GPU")
+    if gpus and wanted != "cpu":
+        seen = tf.config.get_visible_devices("GPU")
+        kinds = [_kind(gpu) for gpu in seen] if len(seen) == len(gpus) else ["gpu"] * len(gpus)
+        return tuple(Device(gpu.name, kind) for gpu, kind in zip(gpus, kinds, strict=True))
+    if wanted == "gpu":
+        raise InvalidRequest(
+            "TensorFlow sees no GPU on this machine",
+            expected="a GPU, its driver, and TensorFlow with the CUDA libraries: pip install 'headrace[gpu]'",
+            found=", ".join(device.name for device in tf.config.list_physical_devices()),
+            cure="Mend that (on Dataflow, --worker_accelerator attaches GPUs), or choose --device=cpu or auto",
+        )
+    hosts = tf.config.list_logical_devices("CPU")
+    return (HOST,) if len(hosts) == 1 and not gpus else tuple(Device(host.name) for host in hosts)
+
+
+def _kind(gpu: Any) -> str:
+    import tensorflow as tf
+
+    return str(tf.config.experimental.get_device_details(gpu).get("device_name", "gpu"))
+
+
+_in_use: Counter[Device] = Counter()
+_counting = threading.Lock()
+
+
+@contextmanager
+def least_busy(devices: Sequence[Device]) -> Iterator[int]:
+    """The index of the device that this process uses least at the moment, the first of equals; in use within the block."""
+    with _counting:
+        chosen = min(range(len(devices)), key=lambda i: _in_use[devices[i]])
+        _in_use[devices[chosen]] += 1
+    try:
+        yield chosen
+    finally:
+        with _counting:
+            _in_use[devices[chosen]] -= 1

@@ -22,11 +22,15 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """How a worker loads the model; no part of what the job is. See `transforms.load_model`."""
+    """How a worker loads the model; no part of what the job is. See `transforms.load_model`.
+
+    `device` is one of `transforms.devices.DEVICES`: "auto" is every GPU that TensorFlow sees, else the CPU.
+    """
 
     connections: int = 32
     in_flight_bytes: int = 256 << 20
     model_sharing: str = "machine"
+    device: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)

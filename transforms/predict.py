@@ -14,7 +14,7 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.transforms.window import GlobalWindows
 
-from transforms.devices import cores
+from transforms.devices import cores, least_busy
 from transforms.errors import InvalidRequest
 from transforms.job import Job
 from transforms.mapping import ColumnChoice, auto_batch_rows, plan_columns
@@ -23,7 +23,7 @@ from transforms.models.model import Model
 from transforms.models.ref import ModelRef, pin_model
 from transforms.models.spec import Signature
 from transforms.predict_shard import predict_shard
-from transforms.predictor import Predictor, load_predictor, load_shared
+from transforms.predictor import Predictor, devices_for, load_predictors, load_shared
 from transforms.shard import Shard, ShardResult
 from transforms.storage import StoreOptions, open_store
 from transforms.tensors import ColumnRules
@@ -48,7 +48,7 @@ class _PredictShard(beam.DoFn):
 
     def setup(self) -> None:
         started = time.perf_counter()
-        self._predictor = load_predictor(self._job)
+        self._devices, self._predictors = load_predictors(self._job)
         self._load_seconds = time.perf_counter() - started
         self._store = open_store(self._job.inputs[0], self._job.storage)
         self._sink = open_store(self._job.output, self._job.storage)
@@ -61,11 +61,15 @@ class _PredictShard(beam.DoFn):
     def process(self, shard: Shard) -> Iterator[ShardResult]:
         self._pending.append(
             _shard_threads().submit(
-                predict_shard, self._job, self._predictor, self._store, self._sink, shard, self._cancelled
+                self._on_a_device, shard, self._cancelled
             )
         )
         while len(self._pending) > 2 * cores():
             yield self._oldest()
+
+    def _on_a_device(self, shard: Shard, cancelled: threading.Event) -> ShardResult:
+        with least_busy(self._devices) as i:
+            return predict_shard(self._job, self._predictors[i], self._store, self._sink, shard, cancelled)
 
     def finish_bundle(self) -> Iterator[Any]:
         while self._pending:

@@ -61,7 +61,7 @@ def predict_shard(
 
     started = time.perf_counter()
     try:
-        written, _ = write_batches(sink, uri, predictor.output_schema, predicted(), _key_values(job, shard, threads))
+        written, _ = write_batches(sink, uri, predictor.output_schema, predicted(), _key_values(job, shard, threads, predictor.device))
     except AlreadyExists:
         if (found := _already_written(job, sink, uri, shard)) is None:
             raise
@@ -93,9 +93,13 @@ def _identity(job: Job, shard: Shard) -> dict[str, str]:
     }
 
 
-def _key_values(job: Job, shard: Shard, threads: int) -> dict[str, str]:
+def _key_values(job: Job, shard: Shard, threads: int, device: str) -> dict[str, str]:
     """What each prediction file says of itself: what it is, and what its bits depend on."""
-    bits = {"headrace.batch_rows": str(job.batch_rows), "headrace.intra_op_threads": str(threads)}
+    bits = {
+        "headrace.batch_rows": str(job.batch_rows),
+        "headrace.intra_op_threads": str(threads),
+        "headrace.device": device,
+    }
     return _identity(job, shard) | bits
 
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from transforms import progress
-from transforms.devices import set_tensorflow_threads
+from transforms.devices import Device, choose_devices, set_up_tensorflow
 from transforms.errors import DataError, JobError
 from transforms.functions import AppliedFunction
 from transforms.job import Job, Loading
 from transforms.mapping import ColumnPlan, ModelPlan, plan_columns
 from transforms.models.model import Model
+from transforms.models.placement import on, placed
 from transforms.models.ref import ModelRef
 from transforms.models.sharing import shared_model
 from transforms.models.spec import Signature
@@ -59,8 +60,14 @@ class Predictor:
         preprocess: AppliedFunction | None = None,
         postprocess: AppliedFunction | None = None,
         jit_rows: int | None = None,
+        device: str = "cpu",
     ) -> None:
-        """`jit_rows`: compile with XLA, for batches of that many rows; the last batch is filled up to it."""
+        """`jit_rows`: compile with XLA, for batches of that many rows; the last batch is filled up to it. `device` is what
+        kind of device the models, all on the same one, compute on.
+        """
+        self.device = device
+        # What is done to a batch around the model is a matter of the host, and many threads' at once.
+        self._host = None if all(model.device is None for model in models) else "/device:CPU:0"
         self._plan, self._preprocess, self._postprocess = plan, preprocess, postprocess
         self.output_schema = postprocess.output_schema if postprocess else plan.output_schema
         self.limit = BatchLimit()
@@ -79,6 +86,10 @@ class Predictor:
         Raises `DataError`, its `stage` being "preprocess", "features", "model", "predictions" or "postprocess", and
         `BatchTooLarge` where memory is short.
         """
+        with on(self._host):
+            return self._predict(batch, where, first_row)
+
+    def _predict(self, batch: pa.RecordBatch, where: str, first_row: int) -> pa.RecordBatch:
         stage = "preprocess"
         try:
             if self._preprocess is not None:
@@ -117,6 +128,7 @@ class _Part:
         self.traces: Callable[[], int] = _none
         if jit_rows is not None:
             self._call, self.traces = _compiled(model.call)
+        self._call = placed(self._call, model.device)
 
     def run(self, tensors: Mapping[str, tf.Tensor], rows: int, where: str, first_row: int) -> Mapping[str, tf.Tensor]:
         full = self._full(rows)
@@ -195,21 +207,38 @@ def _cut(tensor: tf.Tensor, filled: int, rows: int) -> tf.Tensor:
     return tensor[:rows] if tensor.shape.rank and tensor.shape[0] == filled else tensor
 
 
-def load_shared(ref: ModelRef, signature: str, loading: Loading = Loading()) -> Model:
-    """The process's one copy of the model, loaded by whoever asks first."""
-    set_tensorflow_threads()
-    model = shared_model(ref, signature, progress=progress.model_progress, **asdict(loading))
+def load_shared(ref: ModelRef, signature: str, loading: Loading = Loading(), device: Device | None = None) -> Model:
+    """The process's one copy of the model on the device, loaded by whoever asks first; the first device where none is named."""
+    device = device or devices_for([ref], loading)[0]
+    how = {name: value for name, value in asdict(loading).items() if name != "device"}
+    model = shared_model(ref, signature, device=device.name, progress=progress.model_progress, **how)
     progress.model_ready()
     return model
 
 
-def load_predictor(job: Job) -> Predictor:
-    """The job's models loaded, once per process, and its functions found.
+def devices_for(models: Sequence[ModelRef], loading: Loading) -> tuple[Device, ...]:
+    """Where this process computes with the models: a replica of all of them on each device."""
+    cpu_only = loading.device == "auto" and any(ref.format == "tflite" for ref in models)
+    wanted = "cpu" if cpu_only else loading.device
+    set_up_tensorflow(wanted)
+    return choose_devices(wanted)
+
+
+def load_predictors(job: Job) -> tuple[tuple[Device, ...], list[Predictor]]:
+    """The job's devices, and for each a predictor with models of its own. Raises as `load_predictor`."""
+    check_versions(dict(job.versions))
+    devices = devices_for([one.ref for one in job.models], job.loading)
+    return devices, [load_predictor(job, device) for device in devices]
+
+
+def load_predictor(job: Job, device: Device | None = None) -> Predictor:
+    """The job's models loaded, once per process and device, and its functions found; on the first device if none is named.
 
     Raises `WorkerMismatch` where this process has other versions than the launcher, `InvalidRequest` other functions.
     """
     check_versions(dict(job.versions))
-    models = [load_shared(one.ref, one.signature, job.loading) for one in job.models]
+    device = device or devices_for([one.ref for one in job.models], job.loading)[0]
+    models = [load_shared(one.ref, one.signature, job.loading, device) for one in job.models]
     schema = pa.ipc.read_schema(pa.BufferReader(job.input_schema))
     preprocess = AppliedFunction(job.preprocess.load(), job.preprocess.name, schema) if job.preprocess else None
     plan = plan_columns(
@@ -229,6 +258,7 @@ def load_predictor(job: Job) -> Predictor:
         preprocess=preprocess,
         postprocess=postprocess,
         jit_rows=job.batch_rows if job.jit_compile else None,
+        device=device.kind,
     )
 
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from transforms.errors import InvalidRequest, SignatureNotFound
+from transforms.errors import InvalidRequest, SignatureNotFound, UnsupportedModel
 from transforms.models.model import Model
+from transforms.models.placement import full_name, on, weights_leave_the_host
 from transforms.models.ref import ModelRef, pin_model
 from transforms.models.spec import ModelSpec
 from transforms.models.stream import Progress, StreamOptions
@@ -32,6 +33,7 @@ def load_model(
     weights: str | None = None,
     custom_objects: CustomObjects = (),
     unsafe: bool = False,
+    device: str | None = None,
 ) -> Model:
     """Streams the model into memory; no byte of it touches a disk.
 
@@ -40,14 +42,32 @@ def load_model(
     own `options`, `weights`, custom objects by name, and `unsafe`. `custom_objects` are classes and functions by name, or
     a list of `module:name`, that a Keras model needs; `unsafe` lets it run Python code of its own, such as lambdas. With
     `model_sharing="machine"`, the processes of this machine and user that load the same model so hold one copy of its
-    weights, fetched once; where that cannot be, the log says why. Raises `NotAModel`, `SignatureNotFound`,
-    `UnsupportedModel`, `CorruptModel`, `ObjectChanged`, `StorageError`.
+    weights, fetched once; where that cannot be, the log says why. `device` is TensorFlow's name of the device ("GPU:1") on
+    which the model lies and runs, whatever `predict` is given; None leaves that to TensorFlow. On a GPU each tensor is
+    copied as soon as it is complete, and what waits for that in the host's memory stays near `in_flight_bytes`. Raises
+    `NotAModel`, `SignatureNotFound`, `UnsupportedModel`, `CorruptModel`, `ObjectChanged`, `StorageError`, and
+    `InvalidRequest` where there is no such device.
     """
     ref = _pin(model, options, weights, custom_objects, unsafe)
-    place = _place(ref, model_sharing)
-    stream = StreamOptions(connections=connections, in_flight_bytes=in_flight_bytes, progress=progress, place=place)
-    with _known(custom_objects):
+    device = None if device is None else full_name(device)
+    away = weights_leave_the_host(device)
+    if device is not None and away and ref.format == "tflite":
+        raise UnsupportedModel(
+            f"{ref.uri} runs on the CPU alone",
+            expected="a SavedModel or a Keras model for a GPU",
+            found="a TFLite flatbuffer",
+            cure="Choose --device=cpu (device=None), or export the model anew.",
+        )
+    stream = StreamOptions(
+        connections=connections,
+        in_flight_bytes=in_flight_bytes,
+        progress=progress,
+        place=_place(ref, model_sharing, away),
+        host_bytes=in_flight_bytes if away else None,
+    )
+    with _known(custom_objects), on(device):
         loaded: Model = _format(ref).load(open_store(ref.uri, ref.options), ref, signature, stream)
+    loaded.device = device
     return loaded
 
 
@@ -95,7 +115,7 @@ def _known(custom_objects: CustomObjects) -> AbstractContextManager[Any]:
     return keras.saving.CustomObjectScope(dict(custom_objects))
 
 
-def _place(ref: ModelRef, model_sharing: str) -> Any:
+def _place(ref: ModelRef, model_sharing: str, away: bool) -> Any:
     if model_sharing not in ("machine", "process"):
         raise InvalidRequest(
             f"{model_sharing!r} says not who shares the weights",
@@ -106,7 +126,7 @@ def _place(ref: ModelRef, model_sharing: str) -> Any:
         return None
     from transforms.models import machine_stream
 
-    if reason := machine_stream.why_not():
+    if reason := "they go to the GPU, which each process has a copy in" if away else machine_stream.why_not():
         machine_stream.say_once(reason)
         return None
     return functools.partial(machine_stream.MachineStream, identity=machine_stream.machine_identity(ref))

@@ -37,12 +37,8 @@ def machine_identity(ref: ModelRef) -> str:
 
 def why_not() -> str | None:
     """Why no process on this machine shares its weights, if so."""
-    import tensorflow as tf
-
     if not sys.platform.startswith("linux"):
         return f"{sys.platform} has neither memfd nor abstract socket addresses"
-    if tf.config.list_physical_devices("GPU"):
-        return "they go to the GPU, which each process has a copy in"
     return None
 
 

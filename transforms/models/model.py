@@ -9,6 +9,7 @@ import numpy as np
 
 from transforms.errors import DataError
 from transforms.models.dlpack import to_tensor
+from transforms.models.placement import placed
 from transforms.models.ref import ModelRef
 from transforms.models.spec import TensorSpec
 
@@ -36,7 +37,9 @@ class Model:
         self.inputs, self.outputs = dict(inputs), dict(outputs)
         self.parameters, self.nbytes = parameters, nbytes
         self.call = call
-        """{name: tf.Tensor} -> {name: tf.Tensor}, unchecked: the hot path."""
+        """{name: tf.Tensor} -> {name: tf.Tensor}, unchecked: the hot path. It does not choose the device: see `placed`."""
+        self.device: str | None = None
+        """Where its variables lie; None is wherever TensorFlow has put them."""
         self._keep = keep
 
     @property
@@ -61,7 +64,7 @@ class Model:
                 cure="Pass one array for each input, under its name.",
             )
         tensors = {name: self._tensor(spec, arrays[name]) for name, spec in self.inputs.items()}
-        return {name: tensor.numpy() for name, tensor in self.call(tensors).items()}
+        return {name: tensor.numpy() for name, tensor in placed(self.call, self.device)(tensors).items()}
 
     def _tensor(self, spec: TensorSpec, given: Any) -> Any:
         array = np.asarray(given)

@@ -1,4 +1,4 @@
-"""One model per process, however many threads ask for it; it lives as long as the process.
+"""One model per process and device, however many threads ask for it; it lives as long as the process.
 
 Its weights are the machine's: one copy for all processes of it.
 """
@@ -14,7 +14,7 @@ from transforms.models.model import Model
 from transforms.models.ref import ModelRef
 
 _lock = threading.Lock()
-_places: dict[tuple[ModelRef, str], _Place] = {}
+_places: dict[tuple[ModelRef, str, str | None], _Place] = {}
 
 
 class _Place:
@@ -24,18 +24,23 @@ class _Place:
 
 
 def shared_model(
-    ref: ModelRef, signature: str = "serving_default", *, model_sharing: str = "machine", **stream: Any
+    ref: ModelRef,
+    signature: str = "serving_default",
+    *,
+    model_sharing: str = "machine",
+    device: str | None = None,
+    **stream: Any,
 ) -> Model:
-    """The process's `Model` of that reference and signature; the first to ask loads it, the others wait.
+    """The process's `Model` of that reference, signature and device; the first to ask loads it, the others wait.
 
     `model_sharing` ("machine" or "process") and `stream` are `load_model`'s options, heeded by the one that loads. A failed
     load is not kept: it raises for the one that tried, and the next one tries anew.
     """
     with _lock:
-        place = _places.setdefault((ref, signature), _Place())
+        place = _places.setdefault((ref, signature, device), _Place())
     with place.lock:
         if place.model is None:
-            place.model = load_model(ref, signature, model_sharing=model_sharing, **stream)
+            place.model = load_model(ref, signature, model_sharing=model_sharing, device=device, **stream)
         return place.model
 
 
