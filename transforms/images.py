@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 # A few kilobytes can claim any size; the decoder would make room for it.
 MOST_PIXELS = 64_000_000
-_IMAGES_AT_ONCE = 10
-_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+# Shards run in threads of their own: more than one image at a time saves no CPU, and each may take MOST_PIXELS of memory.
+_IMAGES_AT_ONCE = 1
+_JPEG, _PNG, _PNG_HEADER = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", 24
 
 _tracing = threading.Lock()
 
@@ -91,11 +92,13 @@ def _decoder(size: tuple[int, int, int], dtype: str) -> Any:
 
     def one(data: tf.Tensor) -> tf.Tensor:
         jpeg = tf.equal(tf.strings.substr(data, 0, len(_JPEG)), _JPEG)
-        png = tf.equal(tf.strings.substr(data, 0, len(_PNG)), _PNG)
+        png = tf.equal(tf.strings.substr(data, 0, len(_PNG)), _PNG) & (tf.strings.length(data) >= _PNG_HEADER)
         known = tf.debugging.Assert(jpeg | png, ["neither JPEG nor PNG"])
         with tf.control_dependencies([known]):
             told = tf.cond(jpeg, lambda: jpeg_size(data), lambda: png_size(data))
-        small = tf.debugging.Assert(told[0] * told[1] <= MOST_PIXELS, ["height and width", told])
+        # Each alone too, since the product of two sizes of 32 bits overflows.
+        bounded = (tf.reduce_max(told) <= MOST_PIXELS) & (told[0] * told[1] <= MOST_PIXELS)
+        small = tf.debugging.Assert(bounded, ["height and width", told])
         with tf.control_dependencies([small]):
             pixels = tf.cond(
                 jpeg,
@@ -103,11 +106,9 @@ def _decoder(size: tuple[int, int, int], dtype: str) -> Any:
                 lambda: tf.io.decode_png(data, channels=channels),
             )
         pixels = tf.ensure_shape(pixels, (None, None, channels))
-        return tf.cond(
-            tf.reduce_all(tf.equal(told, (height, width))),
-            lambda: tf.cast(tf.ensure_shape(pixels, size), target),
-            lambda: resized(pixels),
-        )
+        fits = tf.reduce_all(tf.equal(told, (height, width)))
+        # TensorFlow 2.21 runs an `ensure_shape` within a branch even where the other branch is taken.
+        return tf.ensure_shape(tf.cond(fits, lambda: tf.cast(pixels, target), lambda: resized(pixels)), size)
 
     def resized(pixels: tf.Tensor) -> tf.Tensor:
         scaled = tf.image.resize(pixels, (height, width), antialias=True)
