@@ -108,11 +108,11 @@ def _plan(request: Request) -> int:
     from pipeline.preflight import prepare
     from pipeline.report import plan_text
     from pipeline.standing import examine_output
-    from transforms.plan import plan_shards
+    from transforms.plan import input_files, plan_shards
 
     prepared = prepare(request)
     standing = examine_output(prepared, overwrite=request.overwrite)
-    print(plan_text(prepared, standing, plan_shards(prepared.job, prepared.listing.files)))
+    print(plan_text(prepared, standing, plan_shards(prepared.job, input_files(prepared.job))))
     return 0
 
 

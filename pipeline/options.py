@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 from pipeline.user_package import UserPackage
 from transforms.errors import InvalidRequest
 from transforms.job import Loading
+from transforms.listing import absolute_uri, check_one_store
 from transforms.storage.base import StoreOptions
 
 DEFAULT_SIGNATURE = "serving_default"
@@ -72,7 +72,7 @@ class PredictOptions(PipelineOptions):
             "--input",
             action="append",
             metavar="GLOB",
-            help="Parquet files, as in 'gs://bucket/in/*.parquet'; repeatable",
+            help="Parquet files, as in 'gs://bucket/in/*.parquet', or @FILE: a list of such, one on each line; repeatable",
         )
         what.add_argument("--output", metavar="URI", help="folder for the predictions, the manifest and _SUCCESS")
         what.add_argument(
@@ -106,6 +106,13 @@ class PredictOptions(PipelineOptions):
             "--keep",
             metavar="A,B",
             help="columns that pass through (default: all that are no feature; --keep= for none)",
+        )
+        columns.add_argument(
+            "--partition_columns",
+            choices=("auto", "none"),
+            default="auto",
+            help="key=value folders that every input file lies in are text columns (auto, default), unless the files have "
+            "a column of that name; or not",
         )
         columns.add_argument(
             "--cast",
@@ -245,6 +252,7 @@ class Request:
     decode_image: dict[str, tuple[int, int]]
     prediction_type: str
     keep: tuple[str, ...] | None
+    partition_columns: str
     preprocess: str | None
     postprocess: str | None
     user_packages: tuple[str, ...]
@@ -284,15 +292,12 @@ def parse_request(options: PredictOptions, command: str) -> Request:
     for name in ("limit", "sample", "shard_bytes", "connections", "in_flight_bytes"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise InvalidRequest(f"--{name}={value} is out of range", expected="1 or more", found=str(value))
-    inputs = tuple(_absolute(pattern) for pattern in options.input or ())
-    if len(schemes := {scheme_of(pattern) for pattern in inputs}) > 1:
-        raise InvalidRequest(
-            "--input names files in several stores",
-            expected="all of one kind",
-            found=", ".join(sorted(schemes)),
-            cure="Run a job for each, or copy the files into one store",
-        )
-    output = _absolute(options.output or "").rstrip("/")
+    inputs = tuple(
+        f"@{absolute_uri(pattern[1:])}" if pattern.startswith("@") else absolute_uri(pattern)
+        for pattern in options.input or ()
+    )
+    check_one_store(pattern for pattern in inputs if not pattern.startswith("@"))
+    output = absolute_uri(options.output or "").rstrip("/")
     if output.endswith(":") or (not output and "output" in needed):  # nothing but a scheme, or the root
         raise InvalidRequest(f"--output={options.output} is no folder of its own", cure="Name a folder below it")
     return Request(
@@ -309,6 +314,7 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         decode_image={tensor: _size(tensor, value) for tensor, value in _pairs("--decode_image", options.decode_image)},
         prediction_type=options.prediction_type,
         keep=None if options.keep is None else tuple(dict.fromkeys(_names(options.keep))),
+        partition_columns=options.partition_columns,
         preprocess=options.preprocess,
         postprocess=options.postprocess,
         user_packages=tuple(options.user_package or ()),
@@ -321,17 +327,6 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         storage=StoreOptions(options.billing_project, options.kms_key),
         loading=Loading(options.connections, options.in_flight_bytes, options.model_sharing, options.device),
     )
-
-
-def _absolute(uri: str) -> str:
-    """One name for each local file, however it was given; other URIs, and what is no path, as they are."""
-    path = uri.removeprefix("file://")
-    local = path.startswith("/") if uri.startswith("file://") else path and "://" not in path
-    return os.path.abspath(path) if local else uri
-
-
-def scheme_of(uri: str) -> str:
-    return uri.split("://", 1)[0] if "://" in uri else "file"
 
 
 def _models(options: PredictOptions) -> tuple[ModelRequest, ...]:
@@ -355,8 +350,8 @@ def _models(options: PredictOptions) -> tuple[ModelRequest, ...]:
     return tuple(
         ModelRequest(
             name,
-            _absolute(uri).rstrip("/") or "/",
-            _absolute(beside) if (beside := weights.get(name, weights.get("") if name == "" else None)) else None,
+            absolute_uri(uri).rstrip("/") or "/",
+            absolute_uri(beside) if (beside := weights.get(name, weights.get("") if name == "" else None)) else None,
             signatures.get(name, signatures.get("", DEFAULT_SIGNATURE)),
         )
         for name, uri in uris.items()

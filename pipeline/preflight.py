@@ -12,15 +12,15 @@ from pipeline.options import ModelRequest, Request
 from transforms.errors import ColumnError, InvalidRequest
 from transforms.functions import AppliedFunction, find_function
 from transforms.job import Job, JobModel
-from transforms.mapping import ColumnChoice, ColumnPlan, auto_batch_rows, plan_columns
+from transforms.listing import Survey, expand_lists, survey_inputs
+from transforms.mapping import ColumnChoice, ColumnPlan, choose_batch_rows, plan_columns
 from transforms.models.load import describe_model
 from transforms.models.ref import ModelRef, pin_model
 from transforms.models.spec import ModelSpec, Signature
 from transforms.parquet import read_footer
-from transforms.plan import Listing, list_inputs
 from transforms.shard import common_folder, output_name, relative_stem
-from transforms.storage import open_store
-from transforms.storage.base import glob_regex
+from transforms.storage import ObjectRef, open_store
+from transforms.storage.base import glob_regex, split_glob
 from transforms.tensors import ColumnRules
 from transforms.versions import versions
 
@@ -36,7 +36,7 @@ class Prepared:
 
     job: Job
     specs: tuple[ModelSpec, ...]
-    listing: Listing
+    inputs: Survey
     columns: ColumnPlan
     schema: pa.Schema
     output_schema: pa.Schema
@@ -49,10 +49,14 @@ def prepare(request: Request) -> Prepared:
     refs = [pin_requested(request, model) for model in request.models]
     specs = tuple(describe_model(ref, model.signature) for ref, model in zip(refs, request.models, strict=True))
     signatures = [spec.signatures[model.signature] for spec, model in zip(specs, request.models, strict=True)]
-    listing = list_inputs(request.inputs, request.storage)
-    check_output_apart(request, listing)
-    first = listing.files[0]
-    schema = read_footer(open_store(first.uri, request.storage), first).schema
+    patterns = expand_lists(request.inputs, request.storage)
+    inputs = survey_inputs(patterns, request.storage, _OutputApart(request.output, patterns).check)
+    first = inputs.first
+    stored = read_footer(open_store(first.uri, request.storage), first).schema
+    partitions = tuple(
+        key for key in inputs.partitions if key not in stored.names and request.partition_columns == "auto"
+    )
+    schema = pa.schema([*stored, *(pa.field(key, pa.string()) for key in partitions)], stored.metadata)
     seen, where = schema, first.uri
     if preprocess is not None:
         seen, where = AppliedFunction(preprocess.load(), preprocess.name, schema).output_schema, preprocess.name
@@ -61,7 +65,8 @@ def prepare(request: Request) -> Prepared:
     output_schema = columns.output_schema
     if postprocess is not None:
         output_schema = AppliedFunction(postprocess.load(), postprocess.name, output_schema).output_schema
-    batch_rows, rule = choose_batch(request, columns)
+    check_compilable(request, refs, columns)
+    batch_rows, rule = choose_batch_rows(columns, request.batch_rows)
     # A function may look at any column.
     read = schema.names if preprocess is not None else columns.columns
     job = Job(
@@ -70,6 +75,8 @@ def prepare(request: Request) -> Prepared:
             for ref, model, plan, choice in zip(refs, request.models, columns.models, choices, strict=True)
         ),
         inputs=request.inputs,
+        folder=common_folder(patterns),
+        partitions=tuple(key for key in partitions if key in read),
         output=request.output,
         keep=columns.keep,
         input_schema=pa.schema([schema.field(name).with_nullable(True) for name in read]).serialize().to_pybytes(),
@@ -85,7 +92,7 @@ def prepare(request: Request) -> Prepared:
         storage=request.storage,
         loading=request.loading,
     )
-    return Prepared(job, specs, listing, columns, schema, output_schema)
+    return Prepared(job, specs, inputs, columns, schema, output_schema)
 
 
 def pin_requested(request: Request, model: ModelRequest) -> ModelRef:
@@ -140,33 +147,45 @@ def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[Co
     return [choice(name, signature) for name, signature in zip(names, signatures, strict=True)]
 
 
-def choose_batch(request: Request, columns: ColumnPlan) -> tuple[int, str]:
-    """Rows per batch and the rule that gave them. Raises `InvalidRequest` where a model is fixed to another batch."""
-    rows, rule = auto_batch_rows(columns)
-    fixed = sorted({model.batch_rows for model in columns.models if model.batch_rows is not None})
-    if len(fixed) > 1 or (fixed and request.batch_rows not in (None, *fixed)):
-        raise InvalidRequest(
-            f"--batch_size={request.batch_rows or 'auto'} does not fit the models",
-            expected=f"the batch that a model is fixed to: {' and '.join(map(str, fixed))}",
-            found=str(request.batch_rows) if len(fixed) == 1 else "models fixed to different batches",
-            cure="Leave --batch_size out" if len(fixed) == 1 else "Run a job for each of these models",
-        )
-    return (request.batch_rows, "given") if request.batch_rows else (rows, rule)
+def check_compilable(request: Request, refs: Sequence[ModelRef], columns: ColumnPlan) -> None:
+    """Raises `InvalidRequest` for what XLA cannot compile, as far as it can be known without compiling."""
+    for model, ref, plan in zip(request.models, refs, columns.models, strict=True):
+        specs = [one.spec for one in (*plan.inputs.inputs, *plan.outputs.outputs)]
+        strings = [spec.name for spec in specs if spec.dtype == "string"]
+        if request.jit_compile and (ref.format == "tflite" or strings):
+            raise InvalidRequest(
+                f"--jit_compile cannot compile {model.uri}",
+                expected="a SavedModel or a Keras model of numbers",
+                found=f"strings in {strings[0]!r}" if strings else "TFLite, which has an interpreter of its own",
+                cure="Leave --jit_compile out",
+            )
 
 
-def check_output_apart(request: Request, listing: Listing) -> None:
+class _OutputApart:
     """Predictions written where a job's own --input finds them would be read as inputs by the next run."""
-    folder, patterns = common_folder(request.inputs), [(glob_regex(pattern), pattern) for pattern in request.inputs]
-    written = (
-        f"{request.output}/{output_name(relative_stem(ref.uri, folder), ref, 0, 0, '0' * 64)}" for ref in listing.files
-    )
-    matching = [pattern for name in written for regex, pattern in patterns if regex.fullmatch(name)]
-    if not matching:
-        matching = [ref.uri for ref in listing.files if ref.uri.startswith(f"{request.output}/")]
-    if matching:
-        raise InvalidRequest(
-            f"--output={request.output} lies where --input reads from",
-            expected="a folder that no --input matches",
-            found=matching[0],
-            cure="Name another --output, or a narrower --input",
-        )
+
+    def __init__(self, output: str, patterns: tuple[str, ...]) -> None:
+        self._inside, self._folder, self._output = f"{output}/", common_folder(patterns), output
+        near = [pattern for pattern in patterns if self._may_match(pattern)]
+        self._named = {pattern for pattern in near if not split_glob(pattern)[1]}
+        self._globs = [(glob_regex(pattern), pattern) for pattern in near if pattern not in self._named]
+
+    def _may_match(self, pattern: str) -> bool:
+        """What no name in the output folder can match is not tried on each file."""
+        folder = split_glob(pattern)[0]
+        return folder.startswith(self._inside) or self._inside.startswith(folder)
+
+    def check(self, ref: ObjectRef) -> None:
+        """Raises `InvalidRequest` where a pattern matches that input's output, or finds it in the output folder."""
+        found = ref.uri if ref.uri.startswith(self._inside) else None
+        if self._named or self._globs:
+            written = self._inside + output_name(relative_stem(ref.uri, self._folder), ref, 0, 0, "0" * 64)
+            matching = [pattern for regex, pattern in self._globs if regex.fullmatch(written)]
+            found = written if written in self._named else next(iter(matching), found)
+        if found is not None:
+            raise InvalidRequest(
+                f"--output={self._output} lies where --input reads from",
+                expected="a folder that no --input matches",
+                found=found,
+                cure="Name another --output, or a narrower --input",
+            )

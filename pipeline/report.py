@@ -15,19 +15,16 @@ from transforms.storage.base import public_uri
 
 
 def plan_text(prepared: Prepared, standing: Standing, shards: Iterable[Shard]) -> str:
-    job = prepared.job
-    count = rows = size = done = 0
+    job, inputs, done = prepared.job, prepared.inputs, standing.done
+    count = rows = size = 0
     for shard in shards:
         count, rows, size = count + 1, rows + shard.rows, size + shard.nbytes
-        done += shard.output in standing.outputs
-    listing = prepared.listing
-    passed_over = (
-        f" ({listing.hidden} hidden and {listing.empty} empty passed over)" if listing.hidden + listing.empty else ""
-    )
+    hidden, empty = inputs.passed.hidden, inputs.passed.empty
+    passed_over = f" ({hidden} hidden and {empty} empty passed over)" if hidden + empty else ""
     around = [name for name in (job.preprocess, job.postprocess) if name is not None]
     lines = [
         *(line for model, spec in zip(job.models, prepared.specs, strict=True) for line in _model_lines(model, spec)),
-        f"Input    {len(listing.files):,} files{passed_over}, {count:,} shards, {rows:,} rows, {size:,} bytes of Parquet",
+        f"Input    {inputs.files:,} files{passed_over}, {count:,} shards, {rows:,} rows, {size:,} bytes of Parquet",
         f"Output   {job.output}",
         *([f"Limit    the first {job.limit:,} rows only"] if job.limit is not None else []),
         f"Batches  of {job.batch_rows:,} rows ({job.batch_rule})",

@@ -35,7 +35,7 @@ def verify_sample(verdict: Verdict, job: Job, manifest: pa.Table, count: int) ->
         verdict.notes.append("No file has batches as planned: nothing was computed again.")
         return
     predictor, close = load_predictor(job), 0
-    store, sink = open_store(job.inputs[0], job.storage), open_store(job.output, job.storage)
+    store, sink = open_store(job.folder, job.storage), open_store(job.output, job.storage)
     for row in random.choices(rows, [row["rows"] for row in rows], k=count):  # noqa: S311 any batch will do
         batch = random.randrange(-(-row["rows"] // job.batch_rows))  # noqa: S311
         verdict.looked_at["sample"] += 1

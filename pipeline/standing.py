@@ -3,57 +3,108 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 
 from pipeline.preflight import Prepared
-from transforms.errors import AlreadyExists, OutputConflict
+from transforms.errors import AlreadyExists, NotParquet, ObjectNotFound, OutputConflict
 from transforms.job import JOB_RECORD, MANIFEST_FOLDER, SUCCESS, Job, check_same_job, dump_record
+from transforms.manifest import NamesDigest, manifest_outputs
 from transforms.parquet import read_footer
-from transforms.plan import list_outputs
-from transforms.shard import common_folder, output_name, parse_output_name, relative_stem
+from transforms.shard import OutputName, output_name, parse_output_name
 from transforms.storage import ObjectRef, Store, open_store
+
+_NAMES_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
 class Standing:
     """What the output folder holds of this job before it runs.
 
-    `kept` is the record of the job that stands there, ours or one to be overwritten; `outputs` are the folder's objects by
-    name below it; `done` is how many shards of this job stand there; `complete` says that nothing is left to do.
+    `kept` is the record of the job that stands there, ours or one to be overwritten, and `record` and `mark` the objects of
+    it and of `_SUCCESS`; `done` is how many shards of this job stand there; `complete` says that nothing is left to do.
     """
 
-    kept: dict[str, Any] | None
-    outputs: dict[str, ObjectRef]
-    done: int
-    complete: bool
+    kept: dict[str, Any] | None = None
+    record: ObjectRef | None = None
+    mark: ObjectRef | None = None
+    done: int = 0
+    complete: bool = False
+
+
+class _Folder:
+    """One listing of the output folder, of which little is kept: its records, and a digest of its outputs' names."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared, self._job = prepared, prepared.job.fingerprint[:8]
+        self.record: ObjectRef | None = None
+        self.mark: ObjectRef | None = None
+        self.parts: dict[str, ObjectRef] = {}
+        self.names = NamesDigest()
+        self.sources = array("Q")
+        self.stranger: str | None = None
+        self.changed: tuple[str, ObjectRef] | None = None
+        self.strange = self.outputs = 0
+
+    def read(self, refs: Iterable[ObjectRef]) -> None:
+        folder, left = f"{self._prepared.job.output}/", iter(refs)
+        while some := list(islice(left, _NAMES_AT_ONCE)):
+            outputs = []
+            for ref in some:
+                name = ref.uri.removeprefix(folder)
+                if (made := parse_output_name(name)) is not None:
+                    outputs.append((name, made, ref))
+                self._note(name, ref)
+            self._hold_against_inputs(outputs)
+
+    def _note(self, name: str, ref: ObjectRef) -> None:
+        if name == JOB_RECORD:
+            self.record = ref
+        elif name.startswith(f"{MANIFEST_FOLDER}/"):
+            self.parts[name] = ref
+        elif name == SUCCESS:
+            self.mark = ref
+        if name == SUCCESS or name.endswith(".parquet"):
+            self.strange += 1
+            self.stranger = self.stranger or name
+
+    def _hold_against_inputs(self, outputs: list[tuple[str, OutputName, ObjectRef]]) -> None:
+        known = self._prepared.inputs.includes(made.source for _, made, _ in outputs)
+        for (name, made, ref), is_known in zip(outputs, known, strict=True):
+            self.outputs += 1
+            self.names.add(name)
+            self.sources.append(made.source)
+            if self.changed is None and not (is_known and made.job == self._job):
+                self.changed = name, ref
 
 
 def examine_output(prepared: Prepared, *, overwrite: bool) -> Standing:
     """Raises `OutputConflict` where the folder holds anything that is no part of this job, unless it may be overwritten."""
     job = prepared.job
     store = open_store(job.output, job.storage)
-    outputs = list_outputs(job.output, job.storage).objects
-    kept = read_record(store, outputs.get(JOB_RECORD))
+    folder = _Folder(prepared)
+    folder.read(store.list(f"{job.output}/"))
+    kept = read_record(store, folder.record)
     if kept is None:
-        if strange := sorted(name for name in outputs if name == SUCCESS or name.endswith(".parquet")):
+        if folder.stranger is not None:
             raise OutputConflict(
-                f"{job.output} holds {strange[0]}, and no record of a job of headrace",
+                f"{job.output} holds {folder.stranger}, and no record of a job of headrace",
                 expected="an empty folder, or one that headrace wrote",
-                found=f"{len(strange)} Parquet files or marks without {JOB_RECORD}",
+                found=f"{folder.strange} Parquet files or marks without {JOB_RECORD}",
                 cure="Name another --output; these files are not headrace's to remove",
             )
-        return Standing(None, outputs, 0, False)
+        return Standing()
     if overwrite:
-        return Standing(kept, outputs, 0, False)
+        return Standing(kept, folder.record, folder.mark)
     check_same_job(job.output, kept, job.record())
-    _check_inputs_unchanged(prepared, store, outputs)
-    done = [name for name in outputs if parse_output_name(name) is not None]
-    return Standing(kept, outputs, len(done), _is_complete(prepared, store, outputs))
+    if folder.changed is not None:
+        _refuse_changed(prepared, store, *folder.changed)
+    return Standing(kept, folder.record, folder.mark, folder.outputs, _is_complete(prepared, store, folder))
 
 
 def read_record(store: Store, ref: ObjectRef | None) -> dict[str, Any] | None:
@@ -74,64 +125,51 @@ def read_record(store: Store, ref: ObjectRef | None) -> dict[str, Any] | None:
     return dict(record)
 
 
-def _check_inputs_unchanged(prepared: Prepared, store: Store, outputs: dict[str, ObjectRef]) -> None:
-    job, fingerprint, folder = prepared.job, prepared.job.fingerprint, common_folder(prepared.job.inputs)
-    sources: dict[str, list[ObjectRef]] = {}
-    for source in prepared.listing.files:
-        sources.setdefault(relative_stem(source.uri, folder), []).append(source)
-    for name in sorted(outputs):
-        made = parse_output_name(name)
-        if made is None:
-            continue
-        candidates = sources.get(made.stem, [])
-        rows = made.end_row - made.first_row
-        if any(name == output_name(made.stem, source, made.first_row, rows, fingerprint) for source in candidates):
-            continue
-        if made.job != fingerprint[:8]:
-            raise OutputConflict(
-                f"{job.output}/{name} is the output of another job than the folder's record tells of",
-                expected=f"files of job {fingerprint[:8]}",
-                found=f"one of job {made.job}",
-                cure="Name another --output, or add --overwrite to replace all of it",
-            )
-        kept = read_footer(store, outputs[name]).key_values
-        was_uri, was_version = (
-            kept.get(f"headrace.{key}".encode(), b"?").decode() for key in ("input", "input_version")
-        )
-        now = next((source for source in candidates if source.uri == was_uri), None)
+def _refuse_changed(prepared: Prepared, store: Store, name: str, output: ObjectRef) -> None:
+    job = prepared.job
+    made = parse_output_name(name)
+    assert made is not None
+    if made.job != job.fingerprint[:8]:
         raise OutputConflict(
-            f"{job.output}/{name} was made from an input that has {'been rewritten' if now else 'gone'} since: {was_uri}",
-            expected=f"version {was_version} of it",
-            found=f"version {now.version}"
-            if now
-            else f"no such file among the {len(prepared.listing.files)} that match",
-            cure="Name another --output, or add --overwrite to predict everything again",
+            f"{job.output}/{name} is the output of another job than the folder's record tells of",
+            expected=f"files of job {job.fingerprint[:8]}",
+            found=f"one of job {made.job}",
+            cure="Name another --output, or add --overwrite to replace all of it",
         )
+    kept = read_footer(store, output).key_values
+    was_uri, was_version = (kept.get(f"headrace.{key}".encode(), b"?").decode() for key in ("input", "input_version"))
+    try:
+        now = open_store(job.folder, job.storage).stat(was_uri).version
+    except ObjectNotFound:
+        now = was_version
+    rewritten = now != was_version
+    raise OutputConflict(
+        f"{job.output}/{name} was made from an input that has {'been rewritten' if rewritten else 'gone'} since: {was_uri}",
+        expected=f"version {was_version} of it",
+        found=f"version {now}" if rewritten else f"no such file among the {prepared.inputs.files} that match",
+        cure="Name another --output, or add --overwrite to predict everything again",
+    )
 
 
-def _is_complete(prepared: Prepared, store: Store, outputs: dict[str, ObjectRef]) -> bool:
-    """`_SUCCESS` stands, its manifest covers exactly today's inputs, and every output that it names is there."""
-    if SUCCESS not in outputs:
+def _is_complete(prepared: Prepared, store: Store, folder: _Folder) -> bool:
+    """`_SUCCESS` stands, its manifest names exactly the outputs that stand, and these cover exactly today's inputs."""
+    if folder.mark is None:
         return False
     try:
-        parts = [str(part) for part in json.loads(store.read(outputs[SUCCESS]))["manifest"]]
+        parts = [str(part) for part in json.loads(store.read(folder.mark))["manifest"]]
     except (ValueError, KeyError, TypeError):  # a mark of somebody else's making
         return False
-    if not parts or any(part not in outputs or not part.startswith(f"{MANIFEST_FOLDER}/") for part in parts):
+    if not parts or any(part not in folder.parts for part in parts):
         return False
+    names = NamesDigest()
     try:
-        table = pa.concat_tables(
-            pq.read_table(pa.BufferReader(store.read(outputs[part])), columns=["output", "input", "input_version"])
-            for part in parts
-        )
-    except pa.ArrowException:  # damaged, as only another hand can: the next run writes it anew
+        for name in manifest_outputs(store, (folder.parts[part] for part in parts)):
+            names.add(name)
+    except NotParquet:  # damaged, as only another hand can: the next run writes it anew
         return False
-    named = set(table["output"].to_pylist())
-    standing = {name for name in outputs if parse_output_name(name) is not None}
-    made_from = set(zip(table["input"].to_pylist(), table["input_version"].to_pylist(), strict=True))
-    inputs = {(source.uri, source.version) for source in prepared.listing.files}
-    covered = made_from <= inputs if prepared.job.limit is not None else made_from == inputs
-    return named == standing and covered
+    made_from, inputs = np.unique(np.frombuffer(folder.sources, np.uint64)), np.unique(prepared.inputs.sources)
+    covered = prepared.job.limit is not None or np.array_equal(made_from, inputs)
+    return names == folder.names and covered
 
 
 def claim_output(prepared: Prepared, standing: Standing, *, overwrite: bool) -> None:
@@ -141,22 +179,28 @@ def claim_output(prepared: Prepared, standing: Standing, *, overwrite: bool) -> 
     """
     job = prepared.job
     store = open_store(job.output, job.storage)
-    replaced = list(_written_by_headrace(store, standing)) if overwrite and standing.kept is not None else []
-    if SUCCESS in standing.outputs:
-        store.delete(standing.outputs[SUCCESS])
-    for ref in replaced:
-        store.delete(ref)
+    replaced = overwrite and standing.kept is not None
+    if replaced:
+        for _ in _written_by_headrace(store, job.output, standing):
+            """Refuses before anything is removed."""
+    if standing.mark is not None:
+        store.delete(standing.mark)
+    if replaced:
+        for ref in _written_by_headrace(store, job.output, standing):
+            store.delete(ref)
     write_record(store, job)
 
 
-def _written_by_headrace(store: Store, standing: Standing) -> Iterator[ObjectRef]:
+def _written_by_headrace(store: Store, output: str, standing: Standing) -> Iterator[ObjectRef]:
     """What the folder's job wrote, and what another that ran at the same time left; the record comes last.
 
     Raises `OutputConflict` where a file only looks like that.
     """
     assert standing.kept is not None
+    assert standing.record is not None
     mine = str(standing.kept["fingerprint"])[:8]
-    for name, ref in standing.outputs.items():
+    for ref in store.list(f"{output}/"):
+        name = ref.uri.removeprefix(f"{output}/")
         made = parse_output_name(name)
         if made is not None and made.job != mine and not _says_its_name(store, ref, name, made.stem):
             raise OutputConflict(
@@ -166,7 +210,7 @@ def _written_by_headrace(store: Store, standing: Standing) -> Iterator[ObjectRef
             )
         if made is not None or name.startswith(f"{MANIFEST_FOLDER}/part-"):
             yield ref
-    yield standing.outputs[JOB_RECORD]
+    yield standing.record
 
 
 def _says_its_name(store: Store, ref: ObjectRef, name: str, stem: str) -> bool:

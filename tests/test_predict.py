@@ -126,9 +126,9 @@ def test_counters_tell_rows_batches_bytes_and_times(tmp_path: Path) -> None:
 
 
 def shard_of(job: Any) -> Any:
-    from transforms.plan import list_inputs, plan_shards
+    from transforms.plan import input_files, plan_shards
 
-    return next(iter(plan_shards(job, list_inputs(job.inputs, job.storage).files)))
+    return next(plan_shards(job, input_files(job)))
 
 
 def test_a_cancelled_shard_leaves_nothing(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from tests.store_contract import ReadContract, noise
 from transforms.errors import AccessDenied, InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
-from transforms.plan import list_inputs
+from transforms.listing import PassedOver, each_input
 from transforms.storage import Store, StoreOptions, open_store
 from transforms.storage.base import public_uri
 from transforms.storage.http_range import RetryPolicy
@@ -406,4 +406,4 @@ def test_no_error_of_ours_shows_a_signature() -> None:
 
 def test_signed_inputs_are_refused_since_names_of_outputs_would_show_them() -> None:
     with pytest.raises(InvalidRequest, match=r"--input=https://h/x\.parquet has a query"):
-        list_inputs(("https://h/x.parquet?sig=1",), StoreOptions())
+        list(each_input(("https://h/x.parquet?sig=1",), StoreOptions(), PassedOver()))

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import io
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from apache_beam.transforms.combiners import ToListCombineFn
+from apache_beam.pvalue import AsSingleton
+from apache_beam.transforms.combiners import Count, ToListCombineFn
+from apache_beam.transforms.stats import ApproximateQuantiles
 
-from transforms.errors import AlreadyExists, OutputConflict, OutputIncomplete
+from transforms.errors import AlreadyExists, ObjectNotFound, OutputConflict, OutputIncomplete
 from transforms.job import MANIFEST_FOLDER, SUCCESS, Job
-from transforms.plan import list_outputs
-from transforms.shard import Shard, ShardResult, parse_output_name
+from transforms.manifest import each_finished, manifest_outputs
+from transforms.shard import Shard, ShardResult
 from transforms.storage import Store, open_store
+from transforms.storage.same import create_same
+
+_PART_ROWS = 50_000
+_MOST_PARTS = 1_000
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -61,83 +73,113 @@ def manifest_table(results: Iterable[ShardResult]) -> pa.Table:
     return pa.Table.from_pylist(rows, MANIFEST_SCHEMA)
 
 
-def finalize(job: Job, results: list[ShardResult]) -> dict[str, Any]:
-    """Holds the results against the output folder, writes the manifest and `_SUCCESS`, and returns what that holds.
+@dataclass(frozen=True, slots=True)
+class ManifestPart:
+    """A file of the manifest, by its name below the output folder; parts sort in the order of what they name."""
+
+    number: int
+    name: str
+    shards: int
+    rows: int
+
+
+def write_part(job: Job, number: int, results: Iterable[ShardResult]) -> ManifestPart:
+    """The results whose names lie between those of the parts before and after."""
+    table = manifest_table(results)
+    sink = io.BytesIO()
+    record = {b"headrace.job": json.dumps(job.record(), sort_keys=True).encode()}
+    pq.write_table(table.replace_schema_metadata(record), sink, compression="zstd")
+    data = sink.getvalue()
+    name = f"{MANIFEST_FOLDER}/part-{number:05d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
+    create_same(open_store(job.output, job.storage), f"{job.output}/{name}", data)
+    return ManifestPart(number, name, table.num_rows, pc.sum(table["rows"]).as_py())
+
+
+def finish(job: Job, parts: Iterable[ManifestPart]) -> dict[str, Any]:
+    """Holds the manifest against the output folder, writes `_SUCCESS`, and returns what that holds.
 
     Where an equal job, started at the same time, was first, its manifest and its mark are the ones that stay.
     """
-    store = open_store(job.output, job.storage)
-    check_complete(job, results)
-    table = manifest_table(results)
-    manifest = _write_manifest(store, job, table)
-    summary = {
+    store, parts = open_store(job.output, job.storage), sorted(parts, key=lambda part: part.number)
+    names = [part.name for part in parts]
+    summary: dict[str, Any] = {
         "fingerprint": job.fingerprint,
-        "manifest": [manifest],
-        "shards": table.num_rows,
-        "rows": sum(result.shard.rows for result in results),
+        "manifest": names,
+        "shards": sum(part.shards for part in parts),
+        "rows": sum(part.rows for part in parts),
         "limit": job.limit,
     }
-    summary = _mark_success(store, f"{job.output}/{SUCCESS}", summary)
+    mark = f"{job.output}/{SUCCESS}"
+    try:
+        check_complete(job, names)
+        summary = _mark_success(store, mark, summary)
+    except ObjectNotFound:
+        # An equal job that was first has removed all parts but its own.
+        there: dict[str, Any] = json.loads(store.read(store.stat(mark)))
+        if there | {"manifest": names} != summary:
+            raise
+        summary = there
     for ref in store.list(f"{job.output}/{MANIFEST_FOLDER}/"):
         if ref.uri.removeprefix(f"{job.output}/") not in summary["manifest"]:
             store.delete(ref)
     return summary
 
 
-def check_complete(job: Job, results: list[ShardResult]) -> None:
+def finalize(job: Job, results: Iterable[ShardResult]) -> dict[str, Any]:
+    """`Finalize` without Beam."""
+    return finish(job, [write_part(job, 0, results)])
+
+
+def check_complete(job: Job, parts: Iterable[str]) -> None:
     """Raises `OutputIncomplete` where a file of the plan is gone, `OutputConflict` where one stands that is none of it."""
-    there = list_outputs(job.output, job.storage).objects
-    planned = {result.shard.output: result for result in results}
-    if gone := sorted(planned.keys() - there.keys()):
+    store = open_store(job.output, job.storage)
+    refs = [store.stat(f"{job.output}/{part}") for part in parts]
+    planned = ((name, True) for name in manifest_outputs(store, refs))
+    standing = ((name, False) for name, _ in each_finished(job.output, job.storage))
+    gone, stray, both = _Counted(), _Counted(), 0
+    for name, found in groupby(heapq.merge(planned, standing, key=itemgetter(0)), key=itemgetter(0)):
+        where = {is_planned for _, is_planned in found}
+        if len(where) == 2:
+            both += 1
+        else:
+            (gone if True in where else stray).add(name)
+    if gone.first is not None:
         raise OutputIncomplete(
-            f"{job.output}/{gone[0]} has vanished since it was written",
-            expected=f"{len(planned)} prediction files",
-            found=f"{len(planned) - len(gone)}",
+            f"{job.output}/{gone.first} has vanished since it was written",
+            expected=f"{both + gone.count} prediction files",
+            found=str(both),
             cure="Run the same command again; it computes what is missing",
         )
-    stray = sorted(name for name in there.keys() - planned.keys() if parse_output_name(name) is not None)
-    if stray:
+    if stray.first is not None:
         raise OutputConflict(
-            f"{job.output}/{stray[0]} is no part of this job, or of its input as it is now",
-            expected=f"the {len(planned)} files of the plan",
-            found=f"{len(stray)} more",
+            f"{job.output}/{stray.first} is no part of this job, or of its input as it is now",
+            expected=f"the {both} files of the plan",
+            found=f"{stray.count} more",
             cure="Name another --output, or add --overwrite to replace the earlier output",
         )
 
 
-def _write_manifest(store: Store, job: Job, table: pa.Table) -> str:
-    sink = io.BytesIO()
-    record = {b"headrace.job": json.dumps(job.record(), sort_keys=True).encode()}
-    pq.write_table(table.replace_schema_metadata(record), sink, compression="zstd")
-    data = sink.getvalue()
-    name = f"{MANIFEST_FOLDER}/part-00000-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
-    _create_same(store, f"{job.output}/{name}", data)
-    return name
+class _Counted:
+    def __init__(self) -> None:
+        self.first: str | None = None
+        self.count = 0
+
+    def add(self, name: str) -> None:
+        self.first = self.first or name
+        self.count += 1
 
 
 def _mark_success(store: Store, uri: str, summary: dict[str, Any]) -> dict[str, Any]:
     """What `_SUCCESS` holds then: an equal job's account of the same shards may name another manifest of them."""
     data = json.dumps(summary, indent=2).encode() + b"\n"
     try:
-        _create_same(store, uri, data)
+        create_same(store, uri, data)
     except AlreadyExists:
         there: dict[str, Any] = json.loads(store.read(store.stat(uri)))
         if there | {"manifest": summary["manifest"]} != summary:
             raise
         return there
     return summary
-
-
-def _create_same(store: Store, uri: str, data: bytes) -> None:
-    """What stands there already is success only if it says the same."""
-    with store.create(uri) as writer:
-        try:
-            writer.write(data)
-            writer.commit()
-        except AlreadyExists:
-            if store.read(store.stat(uri)) != data:
-                raise
-        return
 
 
 class _Account(beam.DoFn):
@@ -156,16 +198,35 @@ class _Account(beam.DoFn):
         yield results[0]
 
 
+class _ToPart(beam.DoFn):
+    """Numbers the parts by the names that begin them, so that each has about as many outputs."""
+
+    def process(self, result: ShardResult, quantiles: list[str], count: int) -> Iterator[tuple[int, ShardResult]]:
+        parts = -(-count // _PART_ROWS)
+        begins = [quantiles[i * (len(quantiles) - 1) // parts] for i in range(1, parts)]
+        yield bisect_right(begins, result.shard.output), result
+
+
+class _WritePart(beam.DoFn):
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def process(self, part: tuple[int, Iterable[ShardResult]]) -> Iterator[ManifestPart]:
+        yield write_part(self._job, *part)
+
+
 class _Finish(beam.DoFn):
     def __init__(self, job: Job) -> None:
         self._job = job
 
-    def process(self, results: list[ShardResult]) -> Iterator[dict[str, Any]]:
-        yield finalize(self._job, results)
+    def process(self, parts: list[ManifestPart]) -> Iterator[dict[str, Any]]:
+        yield finish(self._job, parts)
 
 
 class Finalize(beam.PTransform):
-    """(PCollection[Shard], PCollection[ShardResult]) to the one element that `_SUCCESS` holds."""
+    """(PCollection[Shard], PCollection[ShardResult]) to the one element that `_SUCCESS` holds. No worker holds more of the
+    manifest than one part.
+    """
 
     def __init__(self, job: Job) -> None:
         super().__init__()
@@ -177,10 +238,15 @@ class Finalize(beam.PTransform):
             "planned": planned | "PlannedByName" >> beam.Map(lambda shard: (shard.output, shard)),
             "results": results | "ResultsByName" >> beam.Map(lambda result: (result.shard.output, result)),
         }
+        accounted = by_name | "Join" >> beam.CoGroupByKey() | "Account" >> beam.ParDo(_Account())
+        names = accounted | "Names" >> beam.Map(lambda result: result.shard.output)
+        quantiles = names | "Quantiles" >> ApproximateQuantiles.Globally(_MOST_PARTS + 1)
+        count = names | "Count" >> Count.Globally()
         return (
-            by_name
-            | "Join" >> beam.CoGroupByKey()
-            | "Account" >> beam.ParDo(_Account())
+            accounted
+            | "ToPart" >> beam.ParDo(_ToPart(), AsSingleton(quantiles), AsSingleton(count))
+            | "Parts" >> beam.GroupByKey()
+            | "WritePart" >> beam.ParDo(_WritePart(self._job))
             | "Gather" >> beam.CombineGlobally(ToListCombineFn())
             | "Finish" >> beam.ParDo(_Finish(self._job))
         )

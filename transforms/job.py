@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
 from typing import Any
 
 from transforms.errors import OutputConflict
@@ -17,6 +19,7 @@ from transforms.tensors import ColumnRules
 JOB_RECORD = "_headrace/job.json"
 SUCCESS = "_SUCCESS"
 MANIFEST_FOLDER = "_manifest"
+DEAD_LETTERS_FOLDER = "_dead_letters"
 FORMAT = 1
 
 
@@ -31,6 +34,22 @@ class Loading:
     in_flight_bytes: int = 256 << 20
     model_sharing: str = "machine"
     device: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class OnError:
+    """What becomes of rows that cannot be predicted. `dead_letters` is the folder that they go to, without a trailing
+    slash; None fails the job at the first. `most` is how many may: `N`, or `P%`, which is rounded up to a whole row.
+    """
+
+    dead_letters: str | None = None
+    most: str = "0"
+
+    def allowed(self, rows: int) -> int:
+        """Bad rows (inclusive) that a shard of so many rows may have, or the job."""
+        if self.most.endswith("%"):
+            return math.ceil(rows * Fraction(self.most[:-1]) / 100)
+        return int(self.most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +86,15 @@ class Job:
     """`models` and `keep` are resolved: nothing in them is left to a default.
 
     `input_schema` is the Arrow IPC form of the columns that are read, in the order in which they are read.
-    `user_packages` are names and digests of contents. `output` has no trailing slash. `batch_rows` and `limit` are rows,
-    `shard_bytes` compressed bytes.
+    `inputs` are globs, URIs and `@` lists of them; `folder` is the deepest above all of them, with its trailing slash.
+    `partitions` are the columns that the folders below it tell. `user_packages` are names and digests of contents.
+    `output` has no trailing slash. `batch_rows` and `limit` are rows, `shard_bytes` compressed bytes.
     """
 
     models: tuple[JobModel, ...]
     inputs: tuple[str, ...]
+    folder: str
+    partitions: tuple[str, ...]
     output: str
     keep: tuple[str, ...]
     input_schema: bytes
@@ -87,6 +109,7 @@ class Job:
     jit_compile: bool = False
     storage: StoreOptions = StoreOptions()
     loading: Loading = Loading()
+    on_error: OnError = OnError()
 
     def record(self) -> dict[str, Any]:
         """What `_headrace/job.json` holds. Two jobs with equal fingerprints write equal predictions."""
@@ -94,6 +117,9 @@ class Job:
             "headrace_format": FORMAT,
             "models": {model.columns.name: model.record() for model in self.models},
             "input": list(self.inputs),
+            # What a list names may change the folder, and with it every output's name.
+            **({"folder": self.folder} if any(one.startswith("@") for one in self.inputs) else {}),
+            "partition_columns": list(self.partitions),
             "keep": list(self.keep),
             "schema": hashlib.sha256(self.input_schema).hexdigest(),
             "batch_size": self.batch_rows,
@@ -105,10 +131,19 @@ class Job:
             "postprocess": asdict(self.postprocess) if self.postprocess else None,
             "user_package": dict(self.user_packages),
             "jit_compile": self.jit_compile,
+            **self._record_on_error(),
         }
         record = json.loads(json.dumps(record))  # tuples become lists, as in the file
         record["fingerprint"] = fingerprint_of(record)
         return record
+
+    def _record_on_error(self) -> dict[str, Any]:
+        """The usual folder of dead letters is no part of it: it follows the output wherever that lies."""
+        folder = self.on_error.dead_letters
+        if folder is None:
+            return {"on_error": "fail"}
+        elsewhere = {} if folder == f"{self.output}/{DEAD_LETTERS_FOLDER}" else {"dead_letters": folder}
+        return {"on_error": "dead_letter", **elsewhere, "max_bad_rows": self.on_error.most}
 
     @property
     def fingerprint(self) -> str:
@@ -125,8 +160,8 @@ class Job:
 
 
 def fingerprint_of(record: dict[str, Any]) -> str:
-    """Where a model lies is not part of what it is; its digest is."""
-    what = {key: value for key, value in record.items() if key != "fingerprint"}
+    """Where a model lies is not part of what it is; its digest is. How many rows may be bad decides none of them."""
+    what = {key: value for key, value in record.items() if key not in ("fingerprint", "max_bad_rows")}
     what["models"] = {
         name: {key: value for key, value in model.items() if key != "uri"} for name, model in record["models"].items()
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -54,30 +54,40 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
 
     Raises `ColumnError` where a column is gone, `NotParquet` where the data contradict the footer.
     """
+    constant = dict(shard.partitions)
+    stored = [name for name in columns if name not in constant]
     with _open(store, shard.source) as file:
-        if missing := [name for name in columns if name not in file.schema_arrow.names]:
+        if missing := [name for name in stored if name not in file.schema_arrow.names]:
             raise ColumnError(
                 f"{shard.source.uri} lacks the column {missing[0]!r}",
                 expected=f"columns {', '.join(columns)}",
                 found=f"columns {', '.join(file.schema_arrow.names)}",
                 cure="Leave this file out of --input, or write it again with that column",
             )
-        left = shard.rows
+        left, decoded = shard.rows, 0
+
+        def count(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            nonlocal decoded
+            for batch in batches:
+                decoded += batch.num_rows
+                yield batch
+
         batches = file.iter_batches(
-            batch_size=batch_rows, row_groups=list(range(*shard.row_groups)), columns=list(columns), use_threads=False
+            batch_size=batch_rows, row_groups=list(range(*shard.row_groups)), columns=stored, use_threads=False
         )
         try:
-            for batch in _full(batches, shard.skip, batch_rows):
-                part = (batch if batch.num_rows <= left else batch.slice(0, left)).select(columns)
+            for batch in _full(count(batches), shard.skip, batch_rows):
+                part = batch if batch.num_rows <= left else batch.slice(0, left)
                 left -= part.num_rows
+                part = _with_constants(part, columns, constant)
                 yield part
                 if not left:
                     return
         except (pa.ArrowException, OSError) as error:
             if null := _NULL_LIST.search(str(error)):
                 # Arrow cannot decode a null in a fixed-size list; `index` counts from 1 in the batch that failed.
-                row = shard.end_row - left - shard.skip + int(null["index"]) - 1
-                raise _null_list(shard, file.schema_arrow, columns, row, null["size"]) from error
+                row = shard.first_row - shard.skip + decoded + int(null["index"]) - 1
+                raise _null_list(shard, file.schema_arrow, stored, row, null["size"]) from error
             raise NotParquet(
                 f"{shard.source.uri} cannot be decoded in rows {shard.first_row} to {shard.end_row}",
                 expected="Parquet data pages that fit the file's footer",
@@ -91,6 +101,20 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
             found=f"{shard.rows - left} rows",
             cure="Write that file again",
         )
+
+
+def _with_constants(
+    batch: pa.RecordBatch, columns: Sequence[str], constant: dict[str, str | None]
+) -> pa.RecordBatch:
+    """The columns in their order; those that are the same in every row are text."""
+    if not constant:
+        return batch.select(columns)
+    arrays = [
+        pa.repeat(pa.scalar(constant[name], pa.string()), batch.num_rows) if name in constant else batch.column(name)
+        for name in columns
+    ]
+    fields = [pa.field(name, pa.string()) if name in constant else batch.schema.field(name) for name in columns]
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields, batch.schema.metadata))
 
 
 def _null_list(shard: Shard, schema: pa.Schema, columns: Sequence[str], row: int, size: str) -> NullFeature:
@@ -121,10 +145,16 @@ def _full(batches: Iterable[pa.RecordBatch], skip: int, rows: int) -> Iterator[p
 
 
 def write_batches(
-    store: Store, uri: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch], key_values: dict[str, str]
+    store: Store,
+    uri: str,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    key_values: dict[str, str],
+    at_end: Callable[[int], dict[str, str]] = lambda _: {},
 ) -> tuple[ObjectRef, int]:
     """Writes one file, whole or not at all; returns it and its rows.
 
+    `at_end` is called with the rows written, before the footer is, and adds to the file's key values.
     Its CRC-32C is that of the bytes as they were written, whether the store keeps one or not.
     Raises `AlreadyExists` where an object of that name stands. An exception out of `batches` leaves nothing behind.
     """
@@ -148,6 +178,8 @@ def write_batches(
                     held, held_bytes = [], 0
             if held:
                 writer.write_table(pa.Table.from_batches(held, schema))
+            if more := at_end(rows):
+                writer.add_key_value_metadata(more)
         return replace(sink.commit(), crc32c=summed.crc32c), rows
 
 

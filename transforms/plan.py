@@ -1,141 +1,135 @@
-"""Globs to files to Shards. The plan is a pure function of the listing, the footers and the job."""
+"""Files to Shards to units of work. The plan is a pure function of the listing, the footers and the job."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import islice
+from typing import Any, TypeVar
 
 import apache_beam as beam
 import pyarrow as pa
 
 from transforms import progress
-from transforms.errors import ColumnError, InvalidRequest, ObjectNotFound
+from transforms.errors import ColumnError
 from transforms.job import Job
+from transforms.listing import PassedOver, each_input, expand_lists
 from transforms.parquet import Footer, read_footer
-from transforms.shard import Shard, common_folder, output_name, relative_stem, split_file
-from transforms.storage import ObjectRef, Store, StoreOptions, open_store
-from transforms.storage.base import public_uri, split_glob
+from transforms.shard import Shard, WorkUnit, output_name, partition_values, relative_stem, split_file
+from transforms.storage import ObjectRef, StoreOptions, open_store
 
 _FOOTERS_AT_ONCE = 16
+# Enough to make little of what a runner spends on an element, and few enough to keep many workers busy.
+_MOST_FILES_A_UNIT = 64
+
+Part = TypeVar("Part", ObjectRef, Shard)
 
 
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """Files in the order of their outputs; how many were passed over."""
-
-    files: tuple[ObjectRef, ...]
-    hidden: int = 0
-    empty: int = 0
-
-
-def list_inputs(patterns: tuple[str, ...], options: StoreOptions) -> Listing:
-    """Every file that a pattern matches, once. Passes over names that start with `_` or `.` below a pattern's literal
-    folder, as Parquet readers do, and objects of zero bytes.
-
-    Raises `ObjectNotFound` where a pattern matches nothing.
+def input_files(job: Job) -> Iterator[ObjectRef]:
+    """In the order of their URIs; where the job is limited to its first rows, in the order of their outputs, which needs
+    the whole listing at once.
     """
-    found: set[ObjectRef] = set()
-    hidden: set[ObjectRef] = set()
-    empty: set[ObjectRef] = set()
-    for pattern in patterns:
-        if pattern != public_uri(pattern):
-            raise InvalidRequest(
-                f"--input={public_uri(pattern)} has a query or a user, which would show in the output's names and records",
-                cure="Give it without, or copy the file to a bucket.",
-            )
-        store, folder = open_store(pattern, options), split_glob(pattern)[0]
-        matched = False
-        for ref in store.glob(pattern):
-            matched = True
-            _check_name(ref)
-            if any(segment[0] in "._" for segment in ref.uri.removeprefix(folder).split("/") if segment):
-                hidden.add(ref)
-            elif ref.size == 0:
-                empty.add(ref)
-            else:
-                found.add(ref)
-        if not matched:
-            raise ObjectNotFound(
-                f"No file matches --input={pattern}",
-                expected="at least one Parquet file",
-                found=_what_is_near(store, folder),
-                cure="Mend the pattern (quote it in a shell; ** crosses folders), or write the files first",
-            )
-    if not found:
-        raise ObjectNotFound(
-            f"Nothing is left to read of --input={', '.join(patterns)}",
-            expected="at least one Parquet file whose name starts with neither '_' nor '.'",
-            found=f"{len(hidden)} hidden and {len(empty)} empty files",
-            cure="Mend the pattern, or write the files first",
-        )
-    shared = common_folder(patterns)
-    files = sorted(found, key=lambda ref: (f"{relative_stem(ref.uri, shared)}-{0:012d}-", ref))
-    return Listing(tuple(files), len(hidden), len(empty))
+    files = each_input(expand_lists(job.inputs, job.storage), job.storage, PassedOver())
+    if job.limit is None:
+        return files
+    return iter(sorted(files, key=lambda ref: (f"{relative_stem(ref.uri, job.folder)}-{0:012d}-", ref)))
 
 
-def _check_name(ref: ObjectRef) -> None:
-    try:
-        ref.uri.encode()
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            f"An input file's name is no UTF-8: {ref.uri!a}",
-            cure="Rename it: its output's name and the manifest could not tell of it",
-        ) from error
+def join_small(parts: Iterable[Part], size: Callable[[Part], int], most_bytes: int) -> Iterator[tuple[Part, ...]]:
+    """Neighbours together, up to 64 and `most_bytes` in all; what is larger alone stays alone."""
+    unit: list[Part] = []
+    nbytes = 0
+    for part in parts:
+        if unit and (nbytes + size(part) > most_bytes or len(unit) == _MOST_FILES_A_UNIT):
+            yield tuple(unit)
+            unit, nbytes = [], 0
+        unit.append(part)
+        nbytes += size(part)
+    if unit:
+        yield tuple(unit)
 
 
-def _what_is_near(store: Store, folder: str) -> str:
-    near = [ref.uri for _, ref in zip(range(3), store.list(folder), strict=False)]
-    return f"in {folder}: {', '.join(near)}, …" if near else f"nothing in {folder}"
+class _Splitter:
+    """One file's footer to its shards; holds what is the same for all files."""
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._fingerprint = job, job.fingerprint
+        schema: Any = pa.ipc.read_schema(pa.BufferReader(job.input_schema))
+        self._fields = [field for field in schema if field.name not in job.partitions]
+
+    def shards(self, source: ObjectRef, footer: Footer) -> Iterator[Shard]:
+        self._check_schema(source, footer.schema)
+        partitions = self._partitions(source, footer.schema)
+        stem = relative_stem(source.uri, self._job.folder)
+        rows, sizes = footer.row_group_rows, footer.row_group_bytes
+        return split_file(source, stem, rows, sizes, self._job.shard_bytes, self._fingerprint, partitions)
+
+    def first_rows(self, shard: Shard, rows: int) -> Shard:
+        """Named by what is left of it."""
+        stem = relative_stem(shard.source.uri, self._job.folder)
+        name = output_name(stem, shard.source, shard.first_row, rows, self._fingerprint)
+        return replace(shard, output=name, rows=rows)
+
+    def _check_schema(self, source: ObjectRef, schema: pa.Schema) -> None:
+        """Columns may come in another order, and others may be there too."""
+        for field in self._fields:
+            found = schema.field(field.name).type if field.name in schema.names else None
+            if found != field.type:
+                raise ColumnError(
+                    f"{source.uri} differs from the first input file in column {field.name!r}",
+                    expected=f"{field.name}: {field.type}",
+                    found=f"{field.name}: {found}" if found else f"columns {', '.join(schema.names)}",
+                    cure="Leave this file out of --input, or write it again with the same schema",
+                )
+
+    def _partitions(self, source: ObjectRef, schema: pa.Schema) -> tuple[tuple[str, str | None], ...]:
+        if not self._job.partitions:
+            return ()
+        values = dict(partition_values(source.uri, self._job.folder))
+        for key in self._job.partitions:
+            if key not in values or key in schema.names:
+                raise ColumnError(
+                    f"{source.uri} differs from the first input file in the partition column {key!r}",
+                    expected=f"a folder {key}=…, and no column of that name in the file",
+                    found=f"a column {key!r} in the file" if key in values else "no such folder",
+                    cure="Leave this file out of --input, or say --partition_columns=none",
+                )
+        return tuple((key, values[key]) for key in self._job.partitions)
 
 
 def shards_of_file(job: Job, source: ObjectRef, footer: Footer) -> Iterator[Shard]:
     """Raises `ColumnError` where the file's columns are not those of the job."""
-    check_schema(job, source, footer.schema)
-    stem = relative_stem(source.uri, common_folder(job.inputs))
-    return split_file(source, stem, footer.row_group_rows, footer.row_group_bytes, job.shard_bytes, job.fingerprint)
-
-
-def check_schema(job: Job, source: ObjectRef, schema: pa.Schema) -> None:
-    """Columns may come in another order, and others may be there too."""
-    for field in pa.ipc.read_schema(pa.BufferReader(job.input_schema)):
-        found = schema.field(field.name).type if field.name in schema.names else None
-        if found != field.type:
-            raise ColumnError(
-                f"{source.uri} differs from the first input file in column {field.name!r}",
-                expected=f"{field.name}: {field.type}",
-                found=f"{field.name}: {found}" if found else f"columns {', '.join(schema.names)}",
-                cure="Leave this file out of --input, or write it again with the same schema",
-            )
+    return _Splitter(job).shards(source, footer)
 
 
 def plan_shards(job: Job, files: Iterable[ObjectRef]) -> Iterator[Shard]:
-    """`PlanShards` without Beam: footers are read by a few threads, little further ahead than the consumer takes."""
-    shards = _shards_in_order(job, tuple(files))
-    return shards if job.limit is None else _first_rows(job, shards, job.limit)
+    """Footers are read by a few threads, little further ahead than the consumer takes."""
+    splitter = _Splitter(job)
+    shards = _shards_in_order(job, splitter, files)
+    return shards if job.limit is None else _first_rows(splitter, shards, job.limit)
 
 
-def _first_rows(job: Job, shards: Iterable[Shard], limit: int) -> Iterator[Shard]:
-    """The last shard is cut, and named by what is left of it."""
-    folder = common_folder(job.inputs)
+def _first_rows(splitter: _Splitter, shards: Iterable[Shard], limit: int) -> Iterator[Shard]:
     for shard in shards:
         rows = min(shard.rows, limit)
-        stem = relative_stem(shard.source.uri, folder)
-        name = output_name(stem, shard.source, shard.first_row, rows, job.fingerprint)
-        yield replace(shard, output=name, rows=rows)
+        yield splitter.first_rows(shard, rows)
         limit -= rows
         if not limit:
             return
 
 
-def _shards_in_order(job: Job, files: tuple[ObjectRef, ...]) -> Iterator[Shard]:
-    store = open_store(job.inputs[0], job.storage)
+def _shards_in_order(job: Job, splitter: _Splitter, files: Iterable[ObjectRef]) -> Iterator[Shard]:
+    store, left = open_store(job.folder, job.storage), iter(files)
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as threads:
-        for start in range(0, len(files), _FOOTERS_AT_ONCE):
-            some = files[start : start + _FOOTERS_AT_ONCE]
+        while some := list(islice(left, _FOOTERS_AT_ONCE)):
             for source, footer in zip(some, threads.map(lambda ref: read_footer(store, ref), some), strict=True):
-                yield from shards_of_file(job, source, footer)
+                yield from splitter.shards(source, footer)
+
+
+def plan_units(job: Job, files: Iterable[ObjectRef]) -> Iterator[WorkUnit]:
+    """`PlanShards` without Beam: small shards together, up to `shard_bytes`."""
+    return join_small(plan_shards(job, files), lambda shard: shard.nbytes, job.shard_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,41 +145,41 @@ def list_outputs(folder: str, options: StoreOptions) -> Outputs:
 
 
 class _ListInputs(beam.DoFn):
-    """One element per file; with a limit one element for all, since the first rows need the order."""
+    """One element for each few files; with a limit one element for all, since the first rows need the order."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
 
     def process(self, _: None) -> Iterator[tuple[ObjectRef, ...]]:
-        files = list_inputs(self._job.inputs, self._job.storage).files
+        files = input_files(self._job)
         if self._job.limit is not None:
-            yield files
+            yield tuple(files)
         else:
-            yield from ((ref,) for ref in files)
+            yield from join_small(files, lambda ref: ref.size, self._job.shard_bytes)
 
 
 class _ReadFooters(beam.DoFn):
     def __init__(self, job: Job) -> None:
         self._job = job
 
-    def process(self, files: tuple[ObjectRef, ...]) -> Iterator[Shard]:
-        for shard in plan_shards(self._job, files):
-            progress.add(shards_planned=1, rows_planned=shard.rows)
-            yield shard
+    def process(self, files: tuple[ObjectRef, ...]) -> Iterator[WorkUnit]:
+        for unit in plan_units(self._job, files):
+            progress.add(shards_planned=len(unit), rows_planned=sum(shard.rows for shard in unit))
+            yield unit
 
 
 class PlanShards(beam.PTransform):
-    """PBegin to PCollection[Shard]: lists once, then reads the footers in parallel."""
+    """PBegin to PCollection[WorkUnit], each a tuple of Shards: lists once, then reads the footers in parallel."""
 
     def __init__(self, job: Job) -> None:
         super().__init__()
         self._job = job
 
-    def expand(self, begin: Any) -> beam.PCollection[Shard]:
+    def expand(self, begin: Any) -> beam.PCollection[WorkUnit]:
         return (
             begin
             | "Start" >> beam.Create([None])
             | "List" >> beam.ParDo(_ListInputs(self._job))
             | "Spread" >> beam.Reshuffle()
-            | "Footers" >> beam.ParDo(_ReadFooters(self._job)).with_output_types(Shard)
+            | "Footers" >> beam.ParDo(_ReadFooters(self._job))
         )

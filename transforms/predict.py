@@ -17,14 +17,14 @@ from apache_beam.transforms.window import GlobalWindows
 from transforms.devices import cores, least_busy
 from transforms.errors import InvalidRequest
 from transforms.job import Job
-from transforms.mapping import ColumnChoice, auto_batch_rows, plan_columns
+from transforms.mapping import ColumnChoice, choose_batch_rows, plan_columns
 from transforms.metrics import count_batch, count_load, count_result
 from transforms.models.model import Model
 from transforms.models.ref import ModelRef, pin_model
 from transforms.models.spec import Signature
 from transforms.predict_shard import predict_shard
 from transforms.predictor import Predictor, devices_for, load_predictors, load_shared
-from transforms.shard import Shard, ShardResult
+from transforms.shard import Shard, ShardResult, WorkUnit
 from transforms.storage import StoreOptions, open_store
 from transforms.tensors import ColumnRules
 
@@ -50,7 +50,7 @@ class _PredictShard(beam.DoFn):
         started = time.perf_counter()
         self._devices, self._predictors = load_predictors(self._job)
         self._load_seconds = time.perf_counter() - started
-        self._store = open_store(self._job.inputs[0], self._job.storage)
+        self._store = open_store(self._job.folder, self._job.storage)
         self._sink = open_store(self._job.output, self._job.storage)
 
     def start_bundle(self) -> None:
@@ -58,14 +58,11 @@ class _PredictShard(beam.DoFn):
         self._cancelled = threading.Event()
         count_load(self._load_seconds)
 
-    def process(self, shard: Shard) -> Iterator[ShardResult]:
-        self._pending.append(
-            _shard_threads().submit(
-                self._on_a_device, shard, self._cancelled
-            )
-        )
-        while len(self._pending) > 2 * cores():
-            yield self._oldest()
+    def process(self, unit: WorkUnit) -> Iterator[ShardResult]:
+        for shard in unit:
+            self._pending.append(_shard_threads().submit(self._on_a_device, shard, self._cancelled))
+            while len(self._pending) > 2 * cores():
+                yield self._oldest()
 
     def _on_a_device(self, shard: Shard, cancelled: threading.Event) -> ShardResult:
         with least_busy(self._devices) as i:
@@ -96,14 +93,14 @@ class _PredictShard(beam.DoFn):
 
 
 class PredictShards(beam.PTransform):
-    """PCollection[Shard] to PCollection[ShardResult]: each shard becomes one prediction file in the job's output."""
+    """PCollection[WorkUnit] to PCollection[ShardResult]: each shard becomes one prediction file in the job's output."""
 
     def __init__(self, job: Job) -> None:
         super().__init__()
         self._job = job
 
-    def expand(self, shards: beam.PCollection[Shard]) -> beam.PCollection[ShardResult]:
-        return shards | "Predict" >> beam.ParDo(_PredictShard(self._job)).with_output_types(ShardResult)
+    def expand(self, units: beam.PCollection[WorkUnit]) -> beam.PCollection[ShardResult]:
+        return units | "Predict" >> beam.ParDo(_PredictShard(self._job)).with_output_types(ShardResult)
 
 
 class _PredictBatch(beam.DoFn):
@@ -137,8 +134,9 @@ class _PredictBatch(beam.DoFn):
 class Predict(beam.PTransform):
     """PCollection[pa.RecordBatch] to PCollection[pa.RecordBatch]: the kept columns, then a column for each output.
 
-    `model` is a URI, pinned now, or a `ModelRef`. `features` maps a tensor to its column or columns, `predictions` an output to
-    its column's name; both default to equal names. `keep=None` keeps all columns that are no feature. `batch_rows` splits
+    `model` is a URI, pinned now, or the `ModelRef` that `pin_model` gives: of a config.json with weights, of a model with custom
+    objects, of one that may run code of its own. `features` maps a tensor to its column or columns, `predictions` an output
+    to its column's name; both default to equal names. `keep=None` keeps all columns that are no feature. `batch_rows` splits
     larger batches; "auto" is a pure function of schema and signature. `rules` say what may be done to values. Raises
     `ModelError`, `StorageError` and `InvalidRequest` when it is constructed, `ColumnError` and `NullFeature` where a batch
     does not fit.
@@ -181,5 +179,5 @@ class Predict(beam.PTransform):
     def _configure(self, schema: pa.Schema, model: Model) -> tuple[Predictor, int]:
         signature = Signature(self._signature, model.inputs, model.outputs)
         plan = plan_columns(schema, [(signature, self._columns)], self._keep)
-        rows = self._batch_rows if isinstance(self._batch_rows, int) else auto_batch_rows(plan)[0]
+        rows, _ = choose_batch_rows(plan, self._batch_rows if isinstance(self._batch_rows, int) else None)
         return Predictor(plan, [model]), rows

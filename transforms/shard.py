@@ -6,15 +6,34 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import takewhile
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from transforms.storage.base import ObjectRef, split_glob
 
-_OUTPUT_NAME = re.compile(r"(?P<stem>.*)-(?P<first>\d{12})-(?P<end>\d{12})-(?P<job>[0-9a-f]{8})(?P<shard>[0-9a-f]{12})")
+_OUTPUT_NAME = re.compile(
+    r"(?P<stem>.*)-(?P<first>\d{12})-(?P<end>\d{12})-(?P<job>[0-9a-f]{8})(?P<source>[0-9a-f]{12})"
+)
 
 # A file system's names end at 255 bytes: quoting makes nine of a Chinese character, and `output_name` adds 54.
 _SEGMENT_BYTES = 200
+
+# Stands for what a stem leaves out; in a segment itself it is quoted, so that different inputs have different stems.
+_MARK = "@"
+
+# A reader decodes a row group from its start, so that n spans of one cost (n + 1) / 2 times its decoding: twice, for 3.
+_SPANS_OF_A_ROW_GROUP = 3
+
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+# Stands for what a stem leaves out; in a segment itself it is quoted, so that different inputs have different stems.
+_MARK = "@"
+
+# A reader decodes a row group from its start, so that n spans of one cost (n + 1) / 2 times its decoding: twice, for 3.
+_SPANS_OF_A_ROW_GROUP = 3
+
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -22,7 +41,7 @@ class Shard:
     """Rows `first_row` (inclusive) to `first_row + rows` (exclusive) of one input file, counted from 0.
 
     `row_groups` is (first inclusive, end exclusive), of `nbytes` compressed bytes; `skip` rows of the first row group
-    come before `first_row`.
+    come before `first_row`. `partitions` are the columns that the input's folders tell: name and value, null as None.
     Shards sort in the order of their outputs' names. `source` and the row span are what the shard is; `output` follows.
     """
 
@@ -33,23 +52,37 @@ class Shard:
     row_groups: tuple[int, int]
     nbytes: int
     skip: int = 0
+    partitions: tuple[tuple[str, str | None], ...] = ()
 
     @property
     def end_row(self) -> int:
         return self.first_row + self.rows
 
 
+WorkUnit = tuple[Shard, ...]
+"""What a runner hands to a worker at once: one large shard, or a few small ones."""
+
+
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """What became of a shard. `seconds` are of one thread, by stage; unknown where the output stood there already."""
+    """What became of a shard. `seconds` are of one thread, by stage; unknown where the output stood there already.
+
+    Its rows are `predicted_rows`, and `bad_rows` in the file `dead_letters` (its URI). `batch_splits` tells where batches
+    were of other than the planned size: from row (inclusive), at most so many rows; see `transforms.bisect`.
+    """
 
     shard: Shard
     output_bytes: int
     output_version: str
     output_crc32c: int | None
     computed: bool
+    predicted_rows: int
+    bad_rows: int = 0
+    dead_letters: str | None = None
+    batch_splits: tuple[tuple[int, int], ...] = ()
     intra_op_threads: int | None = None
     batches: int = 0
+    batches_halved: int = 0
     read_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -62,13 +95,35 @@ def common_folder(patterns: tuple[str, ...]) -> str:
 
 
 def relative_stem(uri: str, folder: str) -> str:
-    """The input's place below `folder`, without `.parquet`; no segment leaves the output folder or hides in it."""
-    relative = uri.removeprefix(folder).removesuffix(".parquet").replace("://", "/").strip("/")
-    return "/".join(_safe_segment(segment) for segment in relative.split("/") if segment)
+    """The input's place below `folder`, without `.parquet`; no segment leaves the output folder or hides in it.
+
+    Different inputs have different stems: a name that does not end in `.parquet` gets a mark, as does a nameless folder.
+    """
+    relative = uri.removeprefix(folder).replace("://", "/")
+    if not folder:
+        relative = relative.lstrip("/")
+    bare = relative.removesuffix(".parquet")
+    segments = [_safe_segment(segment) if segment else _MARK for segment in bare.split("/")]
+    return "/".join(segments) + _MARK * (bare == relative)
+
+
+def partition_values(uri: str, folder: str) -> tuple[tuple[str, str | None], ...]:
+    """Column and value of each `key=value` folder between `folder` and the file, as Hive writes them: always text,
+    URL-decoded; `__HIVE_DEFAULT_PARTITION__` is null. Of a key that is there twice, the deepest counts.
+    """
+    relative = uri.removeprefix(folder)
+    return _partitions_of(relative[: relative.rfind("/") + 1])
+
+
+@lru_cache(1024)
+def _partitions_of(folders: str) -> tuple[tuple[str, str | None], ...]:
+    pairs = (segment.partition("=") for segment in folders.split("/"))
+    values = {unquote(key): None if value == _HIVE_NULL else unquote(value) for key, equals, value in pairs if equals}
+    return tuple((key, value) for key, value in values.items() if key)
 
 
 def _safe_segment(segment: str) -> str:
-    quoted = quote(segment, safe="=-_.~+,@ ")
+    quoted = quote(segment, safe="=-_.~+, ")
     if quoted[0] in "._":
         quoted = f"%{ord(quoted[0]):02X}{quoted[1:]}"
     if len(quoted) <= _SEGMENT_BYTES:
@@ -78,19 +133,24 @@ def _safe_segment(segment: str) -> str:
 
 def output_name(stem: str, source: ObjectRef, first_row: int, rows: int, fingerprint: str) -> str:
     """Sorts in input order, and says what it holds: input and version, row span, and the job that made it."""
-    what = f"{source.uri}\t{source.version}\t{first_row}\t{rows}\t{fingerprint}"
-    digest = hashlib.sha256(what.encode()).hexdigest()
-    return f"{stem}-{first_row:012d}-{first_row + rows:012d}-{fingerprint[:8]}{digest[:12]}.parquet"
+    span = f"{first_row:012d}-{first_row + rows:012d}"
+    return f"{stem}-{span}-{fingerprint[:8]}{source_digest(source):012x}.parquet"
+
+
+def source_digest(source: ObjectRef) -> int:
+    """48 bits of the SHA-256 of an input's URI and version: what an output's name says of its input."""
+    return int.from_bytes(hashlib.sha256(f"{source.uri}\t{source.version}".encode()).digest()[:6], "big")
 
 
 @dataclass(frozen=True, slots=True)
 class OutputName:
-    """What an output's name tells without opening it."""
+    """What an output's name tells without opening it. `job` are eight hex digits; `source` is its `source_digest`."""
 
     stem: str
     first_row: int
     end_row: int
     job: str
+    source: int
 
 
 def parse_output_name(relative: str) -> OutputName | None:
@@ -98,7 +158,7 @@ def parse_output_name(relative: str) -> OutputName | None:
     match = _OUTPUT_NAME.fullmatch(relative.removesuffix(".parquet")) if relative.endswith(".parquet") else None
     if match is None:
         return None
-    return OutputName(match["stem"], int(match["first"]), int(match["end"]), match["job"])
+    return OutputName(match["stem"], int(match["first"]), int(match["end"]), match["job"], int(match["source"], 16))
 
 
 def split_file(
@@ -108,11 +168,18 @@ def split_file(
     row_group_bytes: list[int],
     shard_bytes: int,
     fingerprint: str,
+    partitions: tuple[tuple[str, str | None], ...] = (),
 ) -> Iterator[Shard]:
-    """Shards of whole row groups, each of at most `shard_bytes` compressed bytes unless one row group alone exceeds it.
+    """Shards of whole row groups, each of at most `shard_bytes` compressed bytes unless one row group alone exceeds it;
+    one of more than twice as many bytes is cut into spans of its rows.
 
     A file without rows is one shard without rows, so that its output exists and has the schema.
     """
+
+    def shard(first_row: int, rows: int, groups: tuple[int, int], nbytes: int, skip: int = 0) -> Shard:
+        name = output_name(stem, source, first_row, rows, fingerprint)
+        return Shard(name, source, first_row, rows, groups, nbytes, skip, partitions)
+
     first_group = first_row = 0
     while first_group < len(row_group_rows) or first_row == first_group == 0:
         end_group, size = first_group, 0
@@ -121,9 +188,12 @@ def split_file(
         ):
             size += row_group_bytes[end_group]
             end_group += 1
-        rows = sum(row_group_rows[first_group:end_group])
-        name = output_name(stem, source, first_row, rows, fingerprint)
-        yield Shard(name, source, first_row, rows, (first_group, end_group), size)
+        rows, groups = sum(row_group_rows[first_group:end_group]), (first_group, end_group)
+        spans = max(1, min(_SPANS_OF_A_ROW_GROUP, rows)) if size > 2 * shard_bytes else 1
+        starts = [rows * i // spans for i in range(spans + 1)]
+        cuts = [size * i // spans for i in range(spans + 1)]
+        for i in range(spans):
+            yield shard(first_row + starts[i], starts[i + 1] - starts[i], groups, cuts[i + 1] - cuts[i], starts[i])
         if end_group >= len(row_group_rows):
             return
         first_group, first_row = end_group, first_row + rows

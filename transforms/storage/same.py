@@ -1,0 +1,19 @@
+"""An object that may stand there already, if it is the same."""
+
+from __future__ import annotations
+
+from transforms.errors import AlreadyExists
+from transforms.storage.base import ObjectRef, Store
+
+
+def create_same(store: Store, uri: str, data: bytes) -> ObjectRef:
+    """Raises `AlreadyExists` where an object of other content stands there."""
+    with store.create(uri) as writer:
+        try:
+            writer.write(data)
+            return writer.commit()
+        except AlreadyExists:
+            there = store.stat(uri)
+            if store.read(there) != data:
+                raise
+            return there
