@@ -150,7 +150,7 @@ def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[Co
 def check_compilable(request: Request, refs: Sequence[ModelRef], columns: ColumnPlan) -> None:
     """Raises `InvalidRequest` for what XLA cannot compile, as far as it can be known without compiling."""
     for model, ref, plan in zip(request.models, refs, columns.models, strict=True):
-        specs = [one.spec for one in (*plan.inputs.inputs, *plan.outputs.outputs)]
+        specs = [one.spec for one in plan.inputs.inputs] + [one.spec for one in plan.outputs.outputs]
         strings = [spec.name for spec in specs if spec.dtype == "string"]
         if request.jit_compile and (ref.format == "tflite" or strings):
             raise InvalidRequest(

@@ -21,14 +21,15 @@ def plan_text(prepared: Prepared, standing: Standing, shards: Iterable[Shard]) -
         count, rows, size = count + 1, rows + shard.rows, size + shard.nbytes
     hidden, empty = inputs.passed.hidden, inputs.passed.empty
     passed_over = f" ({hidden} hidden and {empty} empty passed over)" if hidden + empty else ""
-    around = [name for name in (job.preprocess, job.postprocess) if name is not None]
+    around = [function.name if function else "" for function in (job.preprocess, job.postprocess)]
+    around.insert(1, "the models" if len(job.models) > 1 else "the model")
     lines = [
         *(line for model, spec in zip(job.models, prepared.specs, strict=True) for line in _model_lines(model, spec)),
         f"Input    {inputs.files:,} files{passed_over}, {count:,} shards, {rows:,} rows, {size:,} bytes of Parquet",
         f"Output   {job.output}",
         *([f"Limit    the first {job.limit:,} rows only"] if job.limit is not None else []),
         f"Batches  of {job.batch_rows:,} rows ({job.batch_rule})",
-        *([f"Around   {', then the models, then '.join(one.name for one in around)}"] if around else []),
+        *([f"Around   {', then '.join(filter(None, around))}"] if job.preprocess or job.postprocess else []),
         "",
         *table(("column", "type", "", "tensor", "dtype", "shape"), list(_mapping_rows(prepared))),
     ]

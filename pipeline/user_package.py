@@ -72,7 +72,8 @@ def open_user_packages(sources: Sequence[str], modules: Sequence[str]) -> Iterat
                 expected="each package once",
                 found=" and ".join(package.source for package in packages if package.name == repeated[0]),
             )
-        _import_apart(packages, modules)
+        if modules:
+            _import_apart(packages, modules)
         with _on_path([str(package.folder) for package in packages]):
             yield packages
 

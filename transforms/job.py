@@ -194,7 +194,11 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
         (one,) = models.values()
         own = {key: value for key, value in one.items() if key not in ("uri", "format", "digest")}
         return {"model": {key: one[key] for key in ("uri", "digest")}, **own, **flat} if "digest" in one else flat
-    return {**{f"model {name}": model for name, model in models.items()}, **flat}
+    named: dict[str, Any] = {}
+    for name, model in models.items():
+        named[f"model {name}"] = {key: model.get(key) for key in ("uri", "digest")}
+        named |= {f"{key} of {name}": value for key, value in model.items() if key not in ("uri", "format", "digest")}
+    return named | flat
 
 
 def _short(value: Any) -> str:

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 import pyarrow as pa
 
-from transforms.errors import ColumnError
+from transforms.errors import ColumnError, InvalidRequest
 from transforms.models.spec import Signature, TensorSpec
 from transforms.tensors import ColumnRules, InputPlan, OutputPlan, plan_inputs, plan_outputs
 
@@ -131,6 +131,22 @@ def _varying(spec: TensorSpec, rows: int | None) -> TensorSpec:
     if rows is None or not spec.shape or spec.shape[0] != rows:
         return spec
     return replace(spec, shape=(None, *spec.shape[1:]))
+
+
+def choose_batch_rows(plan: ColumnPlan, asked: int | None) -> tuple[int, str]:
+    """Rows per batch and the rule that gave them; `asked=None` leaves them to `auto_batch_rows`.
+
+    Raises `InvalidRequest` where a model is fixed to another batch.
+    """
+    fixed = sorted({model.batch_rows for model in plan.models if model.batch_rows is not None})
+    if len(fixed) > 1 or (fixed and asked not in (None, *fixed)):
+        raise InvalidRequest(
+            f"--batch_size={asked or 'auto'} does not fit the models",
+            expected=f"the batch that a model is fixed to: {' and '.join(map(str, fixed))}",
+            found=str(asked) if len(fixed) == 1 else "models fixed to different batches",
+            cure="Leave --batch_size out" if len(fixed) == 1 else "Run a job for each of these models",
+        )
+    return (asked, "given") if asked else auto_batch_rows(plan)
 
 
 def auto_batch_rows(plan: ColumnPlan) -> tuple[int, str]:

@@ -134,8 +134,8 @@ class _PredictBatch(beam.DoFn):
 class Predict(beam.PTransform):
     """PCollection[pa.RecordBatch] to PCollection[pa.RecordBatch]: the kept columns, then a column for each output.
 
-    `model` is a URI, pinned now, or the `ModelRef` that `pin_model` gives: of a config.json with weights, of a model with custom
-    objects, of one that may run code of its own. `features` maps a tensor to its column or columns, `predictions` an output
+    `model` is a URI, pinned now, or the `ModelRef` that `pin_model` gives: of a config.json with weights, with custom
+    objects, or with code of its own. `features` maps a tensor to its column or columns, `predictions` an output
     to its column's name; both default to equal names. `keep=None` keeps all columns that are no feature. `batch_rows` splits
     larger batches; "auto" is a pure function of schema and signature. `rules` say what may be done to values. Raises
     `ModelError`, `StorageError` and `InvalidRequest` when it is constructed, `ColumnError` and `NullFeature` where a batch

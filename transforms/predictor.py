@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from transforms import progress
 from transforms.devices import Device, choose_devices, set_up_tensorflow
-from transforms.errors import DataError, JobError
+from transforms.errors import DataError, JobError, UnsupportedModel
 from transforms.functions import AppliedFunction
 from transforms.job import Job, Loading
 from transforms.mapping import ColumnPlan, ModelPlan, plan_columns
@@ -127,7 +127,7 @@ class _Part:
         self._call: Call = model.call
         self.traces: Callable[[], int] = _none
         if jit_rows is not None:
-            self._call, self.traces = _compiled(model.call)
+            self._call, self.traces = _compiled(model.call, model.ref.uri)
         self._call = placed(self._call, model.device)
 
     def run(self, tensors: Mapping[str, tf.Tensor], rows: int, where: str, first_row: int) -> Mapping[str, tf.Tensor]:
@@ -137,8 +137,10 @@ class _Part:
                 return self._call(tensors)
             filled = {name: _fill_up(tensor, full) for name, tensor in tensors.items()}
             return {name: _cut(tensor, full, rows) for name, tensor in self._call(filled).items()}
+        except UnsupportedModel:
+            raise
         except Exception as error:
-            if self.plan.batch_rows is not None and _exhausted(error):
+            if self.plan.batch_rows not in (None, 1) and _exhausted(error):
                 raise JobError(
                     f"Memory does not hold a batch of the model, at row {first_row} of {where}",
                     expected=f"memory for {full} rows, the batch that the model is fixed to",
@@ -186,11 +188,32 @@ def _none() -> int:
     return 0
 
 
-def _compiled(call: Call) -> tuple[Call, Callable[[], int]]:
+_NOT_COMPILED = (
+    "Detected unsupported operations when trying to compile",
+    "tf2xla conversion failed",
+    "Must be a compile-time",
+)
+
+
+def _compiled(call: Call, uri: str) -> tuple[Call, Callable[[], int]]:
     import tensorflow as tf
 
     compiled = tf.function(call, jit_compile=True, reduce_retracing=False)
-    return compiled, compiled.experimental_get_tracing_count
+
+    def run(tensors: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        try:
+            return compiled(tensors)
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+            if not any(sign in str(error) for sign in _NOT_COMPILED):
+                raise
+            raise UnsupportedModel(
+                f"XLA cannot compile {uri}",
+                expected="operations that XLA has",
+                found=str(error).partition("{{")[0],
+                cure="Leave --jit_compile out",
+            ) from error
+
+    return run, compiled.experimental_get_tracing_count
 
 
 def _fill_up(tensor: tf.Tensor, rows: int) -> tf.Tensor:

@@ -1,0 +1,209 @@
+"""The user's modules as packages: built, tried apart, known by their contents, and handed to the workers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apache_beam.options.pipeline_options import SetupOptions
+from apache_beam.runners.portability.stager import Stager
+
+from pipeline.cli import main
+from pipeline.launch import open_pipeline
+from pipeline.options import parse_flags
+from pipeline.user_package import UserPackage, open_user_packages
+from tests.jobs import model_folder, put_inputs, read_output
+from transforms.errors import InvalidRequest
+
+Capture = pytest.CaptureFixture[str]
+
+PROJECT = '[project]\nname = "mine"\nversion = "1"\n'
+FUNCTIONS = """\
+import pyarrow as pa
+from mine.numbers import FACTOR
+
+def scaled(batch):
+    x = batch.column("x").flatten()
+    x = pa.array(x.to_numpy() * FACTOR)
+    return batch.set_column(2, "x", pa.FixedSizeListArray.from_arrays(x, 4))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A package of two modules; `mine.functions:scaled` multiplies `x` with what `mine.numbers` says."""
+    write(
+        tmp_path / "src",
+        PROJECT,
+        {"mine/__init__.py": "", "mine/functions.py": FUNCTIONS, "mine/numbers.py": "FACTOR = 2"},
+    )
+    return tmp_path / "src"
+
+
+def write(folder: Path, project: str | None, modules: dict[str, str]) -> Path:
+    for name, text in modules.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, "utf-8")
+    if project is not None:
+        (folder / "pyproject.toml").write_text(project, "utf-8")
+    return folder
+
+
+def built(folder: Path, *modules: str) -> Any:
+    with open_user_packages([str(folder)], modules) as (package,):
+        return package.digest
+
+
+def refused(sources: list[Any], *modules: str) -> str:
+    with pytest.raises(InvalidRequest) as caught, open_user_packages([str(source) for source in sources], modules):
+        pass
+    return str(caught.value)
+
+
+def test_a_job_runs_with_the_function_of_a_package_and_is_another_when_the_package_changes(
+    folder: Path, capfd: Capture, tmp_path: Path
+) -> None:
+    put_inputs(f"{tmp_path}/in", [20])
+
+    def job(out: str, *more: str) -> tuple[int, str]:
+        code = main(
+            [
+                f"--model={model_folder()}/saved_model",
+                f"--input={tmp_path}/in/*.parquet",
+                f"--output={tmp_path}/{out}",
+                *more,
+            ]
+        )
+        return code, capfd.readouterr().err
+
+    around = (f"--user_package={folder}", "--preprocess=mine.functions:scaled")
+    before = sorted(path.name for path in folder.rglob("*"))
+    code, err = job("out", *around)
+    assert code == 0, err
+    assert sorted(path.name for path in folder.rglob("*")) == before, "building left something behind"
+    assert "mine" not in sys.modules
+    assert job("plain")[0] == 0
+    assert not read_output(f"{tmp_path}/out")["output_0"].equals(read_output(f"{tmp_path}/plain")["output_0"])
+    (folder / "mine/numbers.py").write_text("FACTOR = 3")
+    code, err = job("out", *around)
+    assert code == 2
+    assert "another job: user_package differ" in err
+
+
+def test_workers_of_this_machine_have_it_on_their_path(folder: Path) -> None:
+    with open_user_packages([str(folder)], ["mine.functions"]):
+        run = subprocess.run(
+            [sys.executable, "-c", "import mine.numbers; print(mine.numbers.FACTOR)"], capture_output=True, text=True
+        )
+        assert run.stdout == "2\n", run.stderr
+    assert not any("headrace-user-packages" in entry for entry in [*sys.path, os.environ.get("PYTHONPATH", "")])
+
+
+def test_equal_contents_have_one_digest_whenever_and_from_whatever_they_are_built(folder: Path, tmp_path: Path) -> None:
+    first = built(folder)
+    os.utime(folder / "mine/numbers.py", (1e9, 1e9))
+    assert built(folder) == first
+    with open_user_packages([str(folder)], []) as (package,):
+        wheel = tmp_path / package.wheel.name
+        wheel.write_bytes(package.wheel.read_bytes())
+    assert built(wheel, "mine.functions") == first
+    archive = tmp_path / "mine-1.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(folder, "mine-1")
+    assert built(archive, "mine.functions") == first
+    (folder / "mine/numbers.py").write_text("FACTOR = 5")
+    assert built(folder) != first
+
+
+def test_runners_elsewhere_are_handed_the_wheel_as_beam_takes_it(folder: Path, tmp_path: Path) -> None:
+    options = parse_flags(["--runner=PortableRunner", "--job_endpoint=localhost:1", "--extra_package=other.whl"])
+    with open_user_packages([str(folder)], []) as packages:
+        open_pipeline(options, packages)
+        staged = options.view_as(SetupOptions).extra_packages
+        assert staged == ["other.whl", str(packages[0].wheel)]
+        resources = Stager._create_extra_packages(staged[1:], str(tmp_path))
+        assert len(resources) == 2
+        assert (tmp_path / "extra_packages.txt").read_text() == f"{packages[0].wheel.name}\n"
+        site = tmp_path / "site"
+        install = ["install", "--quiet", "--no-index", "--no-deps", f"--target={site}", staged[1]]
+        subprocess.run([sys.executable, "-m", "pip", *install], check=True)
+        assert (site / "mine/numbers.py").read_text() == "FACTOR = 2"
+
+
+def test_processes_of_this_machine_are_handed_nothing(folder: Path) -> None:
+    options = parse_flags([])
+    open_pipeline(options, [UserPackage("mine", str(folder), folder / "mine.whl", folder, "0")])
+    assert not options.view_as(SetupOptions).extra_packages
+
+
+def test_what_lies_only_where_headrace_was_started_is_not_on_a_worker(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path / "here", None, {"only_here.py": ""})
+    (folder / "mine/functions.py").write_text("import only_here")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "here"))
+    told = refused([folder], "mine.functions")
+    assert "mine.functions: ModuleNotFoundError: No module named 'only_here'" in told
+    assert str(folder) in told
+    other = write(tmp_path / "other", PROJECT.replace("mine", "other"), {"only_here.py": ""})
+    with open_user_packages([str(folder), str(other)], ["mine.functions", "only_here"]) as packages:
+        assert [package.name for package in packages] == ["mine", "other"]
+
+
+def test_a_folder_that_says_nowhere_what_it_is_and_the_cure(tmp_path: Path) -> None:
+    folder = write(tmp_path / "My code", None, {"features.py": "A = 1", "more.py": "", "deep/__init__.py": ""})
+    told = refused([folder], "features")
+    assert "pyproject.toml or setup.py" in told
+    cure = told[told.index("printf") : told.rindex("'") + 1]
+    subprocess.run(["sh", "-c", cure], check=True)
+    with open_user_packages([str(folder)], ["features", "more", "deep"]) as (package,):
+        assert package.name == "my_code"
+
+
+@pytest.mark.parametrize(
+    ("project", "modules", "fragments"),
+    [
+        (
+            None,
+            {"setup.py": 'raise RuntimeError("there is no header")'},
+            ["cannot be built", "RuntimeError: there is no header", "python -m build --wheel"],
+        ),
+        (
+            '[build-system]\nrequires = ["nobuilder"]\nbuild-backend = "nobuilder.api"\n' + PROJECT,
+            {"a.py": ""},
+            ["cannot be built", "nobuilder", "[build-system]"],
+        ),
+        (PROJECT, {"transforms/__init__.py": ""}, ["holds a module 'transforms'", "headrace's own", "Rename"]),
+        (None, {"read.me": ""}, ["no Python modules either", "Name the folder that holds your modules"]),
+    ],
+)
+def test_what_cannot_be_built_is_told(
+    tmp_path: Path, project: str | None, modules: dict[str, str], fragments: list[str]
+) -> None:
+    told = refused([write(tmp_path / "src", project, modules)])
+    assert all(fragment in told for fragment in [str(tmp_path / "src"), *fragments]), told
+
+
+def test_what_is_no_package_is_told(tmp_path: Path, folder: Path) -> None:
+    assert "nothing there" in refused([tmp_path / "none"])
+    write(tmp_path, None, {"a.txt": ""})
+    assert "ends in .whl" in refused([tmp_path / "a.txt"])
+    with zipfile.ZipFile(tmp_path / "mine-1-cp27-cp27m-win32.whl", "w") as other:
+        other.writestr("mine.py", "")
+    assert "not a supported wheel on this platform" in refused([tmp_path / "mine-1-cp27-cp27m-win32.whl"])
+    assert "gives mine twice" in refused([folder, folder])
+
+
+def test_a_wrong_package_is_refused_before_anything_is_written(tmp_path: Path, capfd: Capture) -> None:
+    put_inputs(f"{tmp_path}/in", [3])
+    flags = [f"--model={model_folder()}/saved_model", f"--input={tmp_path}/in/*.parquet", f"--output={tmp_path}/out"]
+    assert main([*flags, f"--user_package={tmp_path}/none"]) == 2
+    assert "Cannot start: --user_package" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
