@@ -23,7 +23,7 @@ from transforms.models.model import Model
 from transforms.models.ref import ModelRef, pin_model
 from transforms.models.spec import Signature
 from transforms.predict_shard import predict_shard
-from transforms.predictor import Predictor, devices_for, load_predictors, load_shared
+from transforms.predictor import Predictor, load_predictors, load_shared
 from transforms.shard import Shard, ShardResult, WorkUnit
 from transforms.storage import StoreOptions, open_store
 from transforms.tensors import ColumnRules

@@ -1,0 +1,114 @@
+"""Replicas of a model on devices of their own, and shards spread over them; tried on logical CPU devices."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cli import main
+from tests.jobs import model_folder, put_inputs
+from transforms.devices import Device, choose_devices, cores, least_busy
+from transforms.errors import InvalidRequest, UnsupportedModel
+from transforms.job import Loading
+from transforms.models import placement
+from transforms.models.ref import ModelRef
+from transforms.predictor import devices_for
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a process with three logical devices tells."""
+    command = [sys.executable, "-m", "tests.device_worker", str(tmp_path_factory.mktemp("devices"))]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-4000:]
+    return dict(json.loads(run.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("name", ["exported", "table", "v1", "v1_reference", "keras"])
+def test_a_model_lives_and_computes_on_the_device_named(worker: dict[str, Any], name: str) -> None:
+    found = worker["models"][name]
+    assert found["device"] == "/device:CPU:1"
+    assert found["computed"] == ["/device:CPU:1"]
+    assert found["equal"], "another device, other numbers"
+    # Reference variables of TensorFlow 1, and tables, are no variables that a function captures.
+    assert found["variables"] == ([] if name in ("v1_reference", "table") else ["/device:CPU:1"])
+
+
+def test_a_process_has_one_replica_for_each_device(worker: dict[str, Any]) -> None:
+    assert worker["shared"] == ["/device:CPU:0", "/device:CPU:1", "/device:CPU:2"]
+
+
+def test_a_few_calls_at_once_are_let_through_to_a_device(worker: dict[str, Any]) -> None:
+    assert worker["gate"] == 2
+
+
+@pytest.mark.skipif(cores() < 2, reason="one core works on one shard at a time")
+def test_a_job_spreads_its_shards_and_says_what_computed_them(worker: dict[str, Any]) -> None:
+    job = worker["job"]
+    assert job["code"] == 0
+    assert job["equal"]
+    assert job["kinds"] == ["cpu"] * 4
+    assert job["met"]
+    assert all(sum(counts.values()) >= 2 and max(counts.values()) == 1 for counts in job["met"]), job["met"]
+
+
+def test_a_device_that_is_not_there_is_told_with_those_that_are(worker: dict[str, Any]) -> None:
+    assert "'GPU:0'" in worker["no such device"]
+    assert "/device:CPU:2" in worker["no such device"]
+
+
+def test_the_device_least_in_use_is_taken_and_the_first_of_equals() -> None:
+    devices = [Device(name) for name in ("a", "b", "c")]
+    with least_busy(devices) as first, least_busy(devices) as second:
+        with least_busy(devices) as third, least_busy(devices) as fourth:
+            assert (first, second, third, fourth) == (0, 1, 2, 0)
+        with suppress(KeyError), least_busy(devices):
+            raise KeyError
+        with least_busy(devices) as again:
+            assert again == 2
+    with least_busy(devices) as alone:
+        assert alone == 0
+
+
+def test_without_a_gpu_it_is_the_cpu_or_an_error() -> None:
+    assert choose_devices("auto") == choose_devices("cpu") == (Device(None, "cpu"),)
+    with pytest.raises(InvalidRequest, match=r"no GPU.*--device=cpu"):
+        choose_devices("gpu")
+
+
+def test_a_local_job_for_a_gpu_that_is_not_there_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put_inputs(f"{tmp_path}/in", [3])
+    flags = [
+        f"--model={model_folder() / 'saved_model'}",
+        f"--input={tmp_path}/in/*.parquet",
+        f"--output={tmp_path}/out",
+    ]
+    assert main([*flags, "--device=gpu"]) == 2
+    assert "TensorFlow sees no GPU" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_tflite_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transforms.models import load
+
+    ref = ModelRef("memory://model.tflite", "tflite", ())
+    assert devices_for([ref], Loading(device="auto")) == (Device(None, "cpu"),)
+    monkeypatch.setattr(load, "full_name", lambda _: "/device:GPU:0")
+    with pytest.raises(UnsupportedModel, match="--device=cpu"):
+        load.load_model(ref, device="GPU:0")
+
+
+def test_weights_leave_the_host_for_a_gpu_alone() -> None:
+    assert placement.weights_leave_the_host("/device:GPU:1")
+    assert not placement.weights_leave_the_host("/device:CPU:1")
+    assert not placement.weights_leave_the_host(None)
