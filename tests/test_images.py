@@ -58,8 +58,19 @@ def read(column: pa.Array, *inner: int | None, **given: Any) -> Any:
     return plan.tensors(pa.record_batch({"image": column}), where="f", first_row=100)["x"]
 
 
-@pytest.mark.parametrize("channels", [1, 3, 4])
-@pytest.mark.parametrize("dtype", ["uint8", "int32", "float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize(
+    ("channels", "dtype"),
+    [
+        (1, "uint8"),
+        (3, "uint8"),
+        (4, "uint8"),
+        (3, "int32"),
+        (4, "float16"),
+        (3, "bfloat16"),
+        (1, "float32"),
+        (3, "float64"),
+    ],
+)
 def test_a_png_gives_its_very_pixels_unscaled(channels: int, dtype: str) -> None:
     pixels = [picture(8, 6, channels, seed) for seed in range(3)]
     tensor = read(pa.array([png(one) for one in pixels]).slice(1), 8, 6, channels, dtype=dtype)

@@ -26,7 +26,6 @@ from transforms.lists import (
     Member,
     Opened,
     PaddedLists,
-    RaggedLists,
     gather,
 )
 from transforms.models.dlpack import to_tensor
@@ -61,20 +60,18 @@ class Column:
         """
         at = self._open(batch, where, first_row)
         dims = (*at.dims, *self.leaf.dims) if inner is None else inner
-        shape = (-1 if at.splits else batch.num_rows, *dims)
+        shape = (batch.num_rows, *dims)
         if self._lends(at):
             tensor = self._leaf_tensor(at, shape, where, first_row)
         elif isinstance(self.leaf, Numbers):
             tensor = to_tensor(self._numbers(at, where, first_row).reshape(shape))
         else:
             tensor = self._leaf_tensor(Opened(self._bytes(at)), shape, where, first_row)
-        if tensor.dtype.name != self.rule.dtype or at.splits:
-            import tensorflow as tf
+        if tensor.dtype.name == self.rule.dtype:
+            return tensor
+        import tensorflow as tf
 
-            tensor = tf.cast(tensor, self.rule.dtype)
-            if at.splits:
-                return tf.RaggedTensor.from_nested_row_splits(tensor, at.splits, validate=False)
-        return tensor
+        return tf.cast(tensor, self.rule.dtype)
 
     def numbers(self, batch: pa.RecordBatch, where: str, first_row: int) -> np.ndarray[Any, Any]:
         """The values of a scalar column in the rule's dtype, or in one that holds them exactly. Raises as `tensor`."""
@@ -183,17 +180,13 @@ class Column:
         """Whether the handlers serve that type too: files differ in what they call list items and whether these may be
         null, and pyarrow 25 forgets both when it pickles a fixed-size list's type.
         """
-        other = column_of(self.name, self.path, kind, self.rule, self._ragged_rank)
+        other = column_of(self.name, self.path, kind, self.rule)
         if other is None or other.leaf != self.leaf or len(other.levels) != len(self.levels):
             return False
         return all(
             type(a) is type(b) and (not isinstance(a, Member | FixedLists) or a == b)
             for a, b in zip(self.levels, other.levels, strict=True)
         )
-
-    @property
-    def _ragged_rank(self) -> int:
-        return sum(isinstance(level, RaggedLists) for level in self.levels)
 
     def _refuse_nulls(self, batch: pa.RecordBatch, at: Opened, where: str, first_row: int) -> None:
         index = at.first_null()
@@ -214,12 +207,10 @@ class Column:
         )
 
 
-def column_of(
-    name: str, path: Sequence[str], kind: pa.DataType, rule: TensorRule, ragged_rank: int = 0
-) -> Column | None:
+def column_of(name: str, path: Sequence[str], kind: pa.DataType, rule: TensorRule) -> Column | None:
     """The handlers for a column of that type; None where no tensor can hold it, or the path does not lead to a leaf."""
     levels: list[Level] = []
-    at, members, lists = kind, list(path[1:]), 0
+    at, members = kind, list(path[1:])
     while True:
         if pa.types.is_struct(at):
             if not members or at.get_field_index(members[0]) < 0:
@@ -227,21 +218,17 @@ def column_of(
             levels.append(Member(members[0]))
             at = at.field(members.pop(0)).type
             continue
-        level = _list_level(at, rule, lists < ragged_rank)
+        level = _list_level(at, rule)
         if level is None:
             leaf = _leaf(at, rule)
-            fits = leaf is not None and not members and lists >= ragged_rank
+            fits = leaf is not None and not members
             return Column(name, tuple(path), kind, tuple(levels), leaf, rule) if leaf and fits else None
         levels.append(level)
-        lists += 1
         at = at.value_type
 
 
-def _list_level(kind: pa.DataType, rule: TensorRule, ragged: bool) -> Level | None:
-    varies = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    if ragged and (varies or pa.types.is_fixed_size_list(kind)):
-        return RaggedLists()
-    if varies:
+def _list_level(kind: pa.DataType, rule: TensorRule) -> Level | None:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return EqualLists((None,)) if rule.pad is None else PaddedLists((None,))
     if pa.types.is_fixed_size_list(kind):
         return FixedLists((kind.list_size,))

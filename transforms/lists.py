@@ -1,4 +1,4 @@
-"""The levels between a row and its values: fixed lists, equal lists, padded lists, ragged lists, members of structs.
+"""The levels between a row and its values: fixed lists, equal lists, padded lists, members of structs.
 
 A level opens an array of its kind: it gives the array within, the shape that it adds, and, once something is padded, for
 each value the place in that array where it stands (row-major; -1 where nothing does). So values are gathered once, at
@@ -8,7 +8,7 @@ the leaf, however many levels are padded.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,20 +22,16 @@ from transforms.leaves import nulls, offsets
 class Opened:
     """`count` values of shape () stand in `array` at `places`, or one after the other where that is None.
 
-    `dims` is what the levels so far make of one row; `splits` are the row splits of ragged levels, outermost first.
+    `dims` is what the levels so far make of one row.
     """
 
     array: pa.Array
     places: np.ndarray[Any, Any] | None = None
     dims: tuple[int, ...] = ()
-    splits: list[np.ndarray[Any, Any]] = field(default_factory=list)
 
     def row(self, index: int) -> int:
         """The row of the batch that the value at this index belongs to."""
-        index //= math.prod(self.dims)
-        for edges in reversed(self.splits):
-            index = int(np.searchsorted(edges, index, "right")) - 1
-        return index
+        return index // math.prod(self.dims)
 
     def first_null(self) -> int | None:
         """The index of the first value that is null."""
@@ -143,24 +139,6 @@ class PaddedLists:
         at.dims = (*at.dims, size)
 
 
-@dataclass(frozen=True, slots=True)
-class RaggedLists:
-    """Lists of any length, handed on as they are: `splits` gets where each begins, and the end."""
-
-    dims: tuple[int | None] = (None,)
-    fills_nulls = False
-
-    def open(self, at: Opened) -> None:
-        array = at.array
-        if pa.types.is_fixed_size_list(array.type):
-            size = array.type.list_size
-            edges = (np.arange(len(array) + 1) + array.offset) * size
-        else:
-            edges = (offsets(array) if len(array) else np.zeros(1)).astype(np.int64)
-        at.array = array.values.slice(int(edges[0]), int(edges[-1] - edges[0]))
-        at.splits.append(edges - edges[0])
-
-
 def gather(values: np.ndarray[Any, Any], places: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """The values at these places, 0 where nothing stands."""
     gathered = np.zeros(len(places), values.dtype)
@@ -169,4 +147,4 @@ def gather(values: np.ndarray[Any, Any], places: np.ndarray[Any, Any]) -> np.nda
     return gathered
 
 
-Level = Member | FixedLists | EqualLists | PaddedLists | RaggedLists
+Level = Member | FixedLists | EqualLists | PaddedLists

@@ -58,12 +58,12 @@ class Output:
                 found=shown(shape),
                 cure="Export the model so that each row of the input gives one row of this output.",
             )
-        if self.spec.ragged_rank:
+        if hasattr(tensor, "nested_row_splits"):
             return self._ragged(tensor)
         return _nested(self.field.type, _leaf_array(tensor, math.prod(shape)), shape)
 
     def _ragged(self, tensor: tf.Tensor) -> pa.Array:
-        """A `tf.RaggedTensor` of `ragged_rank` row splits around dense values."""
+        """A `tf.RaggedTensor`: row splits, outermost first, around dense values. Its dimensions vary, so they are lists."""
         kinds = [self.field.type]
         for _ in tensor.nested_row_splits:
             kinds.append(kinds[-1].value_type)
@@ -143,10 +143,9 @@ def _column_type(spec: TensorSpec, prediction_type: str) -> pa.DataType:
     """Arrow's tensors are of numbers (of bool it cannot read them) and of known dimensions; whatever else is lists."""
     kind, inner = _ARROW[spec.dtype], (spec.shape or ())[1:]
     least_dims = {"auto": 2, "tensor": 1, "list": math.inf}[prediction_type]
-    if len(inner) >= least_dims and None not in inner and spec.dtype not in ("bool", "string") and not spec.ragged_rank:
+    if len(inner) >= least_dims and None not in inner and spec.dtype not in ("bool", "string"):
         return pa.fixed_shape_tensor(kind, inner)
-    for place in reversed(range(len(inner))):
-        dim = None if place < spec.ragged_rank else inner[place]
+    for dim in reversed(inner):
         kind = pa.list_(pa.field("element", kind, nullable=False), -1 if dim is None else dim)
     return kind
 

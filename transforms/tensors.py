@@ -93,7 +93,7 @@ class InputPlan:
         total = 0
         for one in self.inputs:
             inner = one.inner if one.inner is not None else one.columns[0].dims
-            if one.spec.dtype == "string" or None in inner or one.spec.ragged_rank:
+            if one.spec.dtype == "string" or None in inner:
                 return None
             itemsize = 2 if one.spec.dtype == "bfloat16" else np.dtype(one.spec.dtype).itemsize
             total += itemsize * math.prod(dim or 0 for dim in inner)
@@ -163,15 +163,13 @@ def _input(schema: pa.Schema, spec: TensorSpec, names: tuple[str, ...], rule: Te
     target = None if spec.shape is None else spec.shape[1:]
     if len(columns) == 1:
         (column,) = columns
-        if spec.ragged_rank:
-            return _ragged_input(spec, column, where)
         fit = _match(column.dims, target)
         if fit is None:
             raise _misfit(spec, column, where, "Reshape the column, or name another with --feature.")
         lengths, inner = fit
         return Input(spec, (_with_lengths(column, lengths),), inner)
     for column in columns:
-        if column.dims or spec.ragged_rank:
+        if column.dims:
             raise _misfit(spec, column, where, "Only scalar columns can be packed side by side.")
     fit = _match((len(columns),), target)
     if fit is None:
@@ -182,16 +180,6 @@ def _input(schema: pa.Schema, spec: TensorSpec, names: tuple[str, ...], rule: Te
             cure=f"Give --feature {spec.name}=… as many columns as the tensor has values in a row.",
         )
     return Input(spec, tuple(columns), fit[1])
-
-
-def _ragged_input(spec: TensorSpec, column: Column, where: str) -> Input:
-    """Lists around values of the one shape that the tensor has beyond its ragged dimensions."""
-    dims, target = column.dims[spec.ragged_rank :], (spec.shape or ())[1 + spec.ragged_rank :]
-    wrong = len(dims) != len(target) or any(d != t for d, t in zip(dims, target, strict=True) if None not in (d, t))
-    lengths = tuple(t if d is None else d for d, t in zip(dims, target, strict=False))
-    if wrong:
-        raise _misfit(spec, column, where, "Write a list of variable length for each ragged dimension.")
-    return Input(spec, (_with_lengths(column, (None,) * spec.ragged_rank + lengths),), None)
 
 
 def _column(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule, where: str) -> Column:
@@ -208,7 +196,7 @@ def _column(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule, wh
             else nearest(name, path_names(schema)) + f" Say --feature {spec.name}=COLUMN.",
         )
     kind = schema.field(path[0]).type
-    column = column_of(name, path, kind, rule, spec.ragged_rank)
+    column = column_of(name, path, kind, rule)
     if column is None:
         found_kind = member_type(kind, path)
         raise _misfit_type(spec, name, str(found_kind), where, _cure(found_kind, spec, name, rule))
@@ -235,8 +223,6 @@ def _cure(kind: pa.DataType, spec: TensorSpec, name: str, rule: TensorRule) -> s
         return f"Name one of its members: --feature {spec.name}=MEMBER, of {members}."
     if rule.image is not None:
         return f"--decode_image {spec.name}=… takes a column of binary or strings that hold JPEG or PNG files."
-    if spec.ragged_rank:
-        return "Write a list of variable length for each ragged dimension."
     return "Cast the column to a number, bool, string or list of these."
 
 

@@ -9,10 +9,9 @@ from transforms.models.spec import TensorSpec
 
 
 def told(spec: TensorSpec) -> str:
-    ragged = "ragged " if spec.ragged_rank else ""
     if spec.shape is None:
-        return f"{ragged}{spec.dtype} of any shape"
-    return f"{ragged}{spec.dtype} {shown(spec.shape)}"
+        return f"{spec.dtype} of any shape"
+    return f"{spec.dtype} {shown(spec.shape)}"
 
 
 def shown(shape: tuple[int | None, ...]) -> str:

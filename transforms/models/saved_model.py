@@ -124,7 +124,7 @@ class _Graph:
         self.tags = list(metas[0].meta_info_def.tags)
         self._objects = metas[0].object_graph_def
         self.signatures = {
-            name: signature_of(name, definition, ref)
+            name: signature_of(name, definition, ref, ragged=True)
             for name, definition in sorted(metas[0].signature_def.items())
             if name != INIT_OP
         }

@@ -69,9 +69,9 @@ def open_bundle(store: Readable, ref: ModelRef) -> Bundle:
     return Bundle(store, index, shard)
 
 
-def signature_of(name: str, definition: Any, ref: ModelRef) -> Signature:
-    """Raises `UnsupportedModel` where it takes or gives what is no dense tensor."""
-    return Signature(name, _specs(definition.inputs, ref), _specs(definition.outputs, ref))
+def signature_of(name: str, definition: Any, ref: ModelRef, *, ragged: bool = False) -> Signature:
+    """Raises `UnsupportedModel` where it takes or gives what is no dense tensor, or gives a ragged one unless allowed."""
+    return Signature(name, _specs(definition.inputs, ref), _specs(definition.outputs, ref, ragged))
 
 
 def no_such_signature(ref: ModelRef, name: str, signatures: list[str]) -> SignatureNotFound:
@@ -152,14 +152,26 @@ def _remove(uri: str) -> None:
         tf.io.gfile.rmtree(uri)
 
 
-def _specs(infos: Any, ref: ModelRef) -> dict[str, TensorSpec]:
+def _specs(infos: Any, ref: ModelRef, ragged: bool = False) -> dict[str, TensorSpec]:
     import tensorflow as tf
 
     specs = {}
     for name, info in sorted(infos.items()):
+        shape, dtype, rows_differ = info.tensor_shape, info.dtype, 0
         if info.WhichOneof("encoding") not in ("name", None):
-            raise UnsupportedModel(f"{name!r} of {ref.uri} is a {info.WhichOneof('encoding')}, not a dense tensor")
-        shape = info.tensor_shape
-        sizes = None if shape.unknown_rank else tuple(d.size if d.size >= 0 else None for d in shape.dim)
-        specs[name] = TensorSpec(name, tf.dtypes.as_dtype(info.dtype).base_dtype.name, sizes)
+            kind = info.composite_tensor.type_spec
+            if not ragged or kind.type_spec_class != kind.RAGGED_TENSOR_SPEC:
+                raise UnsupportedModel(
+                    f"{name!r} of {ref.uri} is a {info.WhichOneof('encoding')}, not a dense tensor",
+                    cure="Export the model with dense inputs and outputs, e.g. x.to_tensor().",
+                )
+            # RaggedTensorSpec._serialize: shape, dtype, ragged rank, dtype of the row splits.
+            of = kind.type_state.tuple_value.values
+            shape, dtype, rows_differ = of[0].tensor_shape_value, of[1].tensor_dtype_value, of[2].int64_value
+        sizes: tuple[int | None, ...] | None = None
+        if not shape.unknown_rank:
+            sizes = tuple(
+                d.size if d.size >= 0 and not 1 <= i <= rows_differ else None for i, d in enumerate(shape.dim)
+            )
+        specs[name] = TensorSpec(name, tf.dtypes.as_dtype(dtype).base_dtype.name, sizes)
     return specs

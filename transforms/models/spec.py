@@ -10,15 +10,13 @@ from dataclasses import dataclass
 class TensorSpec:
     """`dtype` is TensorFlow's name ("float32", "bfloat16", "string", …). `shape` includes the batch dimension.
 
-    `None` for a dimension means that it varies; `None` for the whole shape, that even the rank is not known.
-    `ragged_rank` is 0 for a dense tensor, else how many dimensions after the batch differ from row to row (a
-    `tf.RaggedTensor`, its row splits int64).
+    `None` for a dimension means that it varies, in a ragged output from row to row; `None` for the whole shape, that even
+    the rank is not known.
     """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...] | None
-    ragged_rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)
