@@ -13,6 +13,7 @@ import traceback
 from contextlib import nullcontext
 from dataclasses import replace
 
+from pipeline.accelerator import set_up_workers
 from pipeline.options import COMMANDS, PredictOptions, Request, help_text, parse_flags, parse_request, runner_of
 from pipeline.quiet import quiet_stderr
 from pipeline.user_package import open_user_packages
@@ -34,6 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     _set_up_logs(verbose)
     try:
         options = parse_flags(argv)
+        if command in ("run", "plan"):
+            options = set_up_workers(options)
+        elif options.device == "gpu":  # of the job's workers; here it is as it can be
+            options.device = "auto"
         request = parse_request(options, command)
         if command != "verify" or request.sample is not None:
             with nullcontext() if verbose else quiet_stderr():

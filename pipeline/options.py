@@ -181,6 +181,12 @@ class PredictOptions(PipelineOptions):
             help="where workers compute: all GPUs that they have, else the CPU (auto, default); cpu; or gpu, an error without",
         )
         how.add_argument(
+            "--worker_accelerator",
+            metavar="TYPE:COUNT[:DRIVER]",
+            help="GPUs of each Dataflow worker, as in nvidia-l4:1, with their driver (default: Dataflow's choice, or as in "
+            "nvidia-tesla-t4:1:5xx); --device=gpu follows",
+        )
+        how.add_argument(
             "--shard_bytes",
             type=int,
             default=DEFAULT_SHARD_BYTES,
