@@ -151,9 +151,9 @@ def test_metadata_takes_few_round_trips_and_no_weights() -> None:
             assert data[found["0"].offset :][:4] == np.float32(i).tobytes()
             assert found["1"].shape == (256,)
         assert ranges.round_trips == trips, "located once, known from then on"
-        assert trips <= 8
-        assert requests <= 100
-        assert nbytes <= 1 << 20 < len(data) / 20
+        assert trips <= 5
+        assert requests <= 110
+        assert nbytes <= 5 << 20 < len(data) / 5
 
 
 def test_locating_together_finds_what_one_by_one_finds() -> None:
@@ -183,9 +183,9 @@ def test_walking_takes_few_round_trips() -> None:
     with opened(data := layers(50, 256)) as (file, ranges, store):
         walked = file.walk(lambda name: name != "optimizer")
         assert set(walked) >= {f"layers/dense_{i}/vars" for i in range(50)}
-        assert ranges.round_trips <= 8
-        assert store.counters.requests <= 100
-        assert store.counters.bytes_read <= 1 << 20 < len(data) / 20
+        assert ranges.round_trips <= 5
+        assert store.counters.requests <= 110
+        assert store.counters.bytes_read <= 5 << 20 < len(data) / 5
 
 
 @pytest.mark.parametrize("kind", ["soft", "external"])

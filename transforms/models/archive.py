@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from transforms.errors import CorruptModel, NotAModel, UnsupportedModel
 from transforms.models.ranges import RangeFile, Ranges
@@ -18,6 +18,8 @@ from transforms.models.ranges import RangeFile, Ranges
 # config.json. Either is less than what one round trip costs.
 _HEAD, _TAIL = 64 << 10, 64 << 10
 _INFLATE_PIECE = 8 << 20
+# What lies before a member's data: its local header, and Keras' padding.
+_HEADER = 1 << 10
 # As Keras' own guard: deflate reaches 1032:1, weights 3:1.
 _BOMB_RATIO, _BOMB_BYTES = 100, 256 << 20
 _MAX_MEMBERS = 100_000
@@ -56,6 +58,11 @@ class Archive:
         for info in infos:
             self._check(info)
             self.members[info.filename] = info
+
+    def fetch_starts(self, lengths: Mapping[str, int]) -> None:
+        """Fetches the first bytes, up to so many, of members that will be read; all in one round trip."""
+        infos = [(self.members[name], length) for name, length in lengths.items() if name in self.members]
+        self._ranges.fetch((info.header_offset, _HEADER + min(info.compress_size, n)) for info, n in infos)
 
     def locate(self, name: str) -> tuple[int, int] | None:
         """Offset and length in bytes of a stored member's data within the object; None for a deflated member."""

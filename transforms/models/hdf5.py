@@ -18,14 +18,13 @@ from typing import Any, Self
 import numpy as np
 
 from transforms.errors import CorruptModel, HeadraceError, ModelError, UnsupportedModel
+from transforms.models.hdf5_index import fetch_index
 from transforms.models.ranges import NotFetched, RangeFile, Ranges
 
 # Largest value read through h5py: a chunked dataset may expand 1032-fold while it is read.
 VALUE_BYTES = 1 << 20
 # h5py's header, group and dataset of one layer lie together, mostly within this many blocks behind the first one met.
 _READ_AHEAD = 2
-# A symbol table node of 8 entries, as the library makes them.
-_SYMBOL_NODE = 328
 # A pass reaches one level deeper into the index; sound files of a million datasets need about a dozen.
 _MAX_PASSES = 64
 _MAX_DATASETS = 1_000_000
@@ -64,18 +63,26 @@ class _Group:
 class Hdf5File:
     """`what` names the file in errors. Leaving the `with` block closes it, which h5py needs before the process ends."""
 
-    def __init__(self, file: RangeFile, what: str, texts: re.Pattern[str] | None = None) -> None:
+    def __init__(
+        self,
+        file: RangeFile,
+        what: str,
+        texts: re.Pattern[str] | None = None,
+        likely: Callable[[str], bool] = bool,
+    ) -> None:
         """`texts` matches the names of the attributes that `texts(path)` is to give.
 
-        Raises `CorruptModel` where it is no HDF5 file or a truncated one.
+        `likely` tells by their own names which groups will be asked for; others cost more round trips. Raises
+        `CorruptModel` where it is no HDF5 file or a truncated one.
         """
         import h5py
 
         self._size, self._what, self._texts = file.size, what, texts
         self._ranges = file.source if isinstance(file.source, Ranges) else None
+        self._start, self._likely, self._indexed = file.start, likely, False
         self._known: dict[str, _Group | None] = {}
         try:
-            self._file = h5py.File(_ReadAhead(file.source, file.start, file.size), "r")
+            self._file = h5py.File(file, "r")
         except HeadraceError:
             raise
         # h5py turns HDF5's errors into OSError, RuntimeError, KeyError, ValueError, … as it sees fit.
@@ -117,6 +124,7 @@ class Hdf5File:
         Raises `CorruptModel` or `UnsupportedModel` naming the dataset.
         """
         if path not in self._known:
+            self._fetch_index()
             self._known[path] = self._guarded(path)
         found = self._known[path]
         return None if found is None else found.datasets
@@ -160,8 +168,14 @@ class Hdf5File:
             array = np.frombuffer(array.tobytes(), ml_dtypes.bfloat16).reshape(dataset.shape)
         return array.astype(array.dtype.newbyteorder("="), copy=False)
 
+    def _fetch_index(self) -> None:
+        if self._ranges is not None and not self._indexed:
+            self._indexed = True
+            fetch_index(self._ranges, self._start, self._size, self._likely)
+
     def _visit(self, paths: Iterable[str], below: Callable[[str], Iterable[str]]) -> list[str]:
         """Reads the groups at `paths`, then what is `below` each; returns all that it came to."""
+        self._fetch_index()
         found, pending = [], list(paths)
         collecting = self._ranges is not None
         for trip in itertools.count(1):
@@ -343,19 +357,6 @@ class Hdf5File:
 
     def _corrupt(self, what: str, expected: str, found: str) -> CorruptModel:
         return CorruptModel(f"{self._what} {what}", expected=expected, found=found, cure=_COPY_AGAIN)
-
-
-class _ReadAhead(RangeFile):
-    """HDF5 goes through a group's index node by node, a round trip each: here the nodes that one points to come together."""
-
-    def readinto(self, buffer: Any) -> int:
-        length = super().readinto(buffer)
-        node = memoryview(buffer)[:length]
-        # Version 1 B-tree node of a group (section III.A.1): after 24 bytes, keys and children alternate.
-        if isinstance(self.source, Ranges) and self.source.collecting and bytes(node[:5]) == b"TREE\x00":
-            for at in range(32, min(length - 8, 32 + 16 * int.from_bytes(node[6:8], "little")), 16):
-                self.source.expect(self.start + int.from_bytes(node[at : at + 8], "little"), _SYMBOL_NODE)
-        return length
 
 
 def _text_attribute(dataset: Any, name: str) -> str:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from transforms.errors import CorruptModel, NotAModel, UnsupportedModel
 from transforms.models.archive import Archive
-from transforms.models.keras_weights import Placed, SavedWeights, open_weights
+from transforms.models.keras_weights import HEAD_BYTES, Placed, SavedWeights, open_weights
 from transforms.models.ranges import Ranges, Resident
 from transforms.models.whole import read_whole
 from transforms.storage import ObjectRef, Store
@@ -56,6 +56,7 @@ class ZipFiles:
         """Raises `NotAModel` or `CorruptModel`."""
         self.store, self.uri = store, ranges.ref.uri
         self._ranges, self._archive = ranges, Archive(ranges)
+        self._archive.fetch_starts({CONFIG: WHOLE_BYTES, _METADATA: WHOLE_BYTES, WEIGHTS: HEAD_BYTES})
 
     def names(self) -> list[str]:
         return list(self._archive.members)

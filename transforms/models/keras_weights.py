@@ -26,7 +26,7 @@ _MODEL_WEIGHTS, _TOP_LEVEL = "model_weights", "top_level_model_weights"
 # Keras 2.12 to 2.15 called the layers of a model so, in `.weights.h5` and `.keras` files.
 _LAYERS_ONCE = "_layer_checkpoint_dependencies"
 _FILES_AT_ONCE = 8
-_HEAD = 16 << 10
+HEAD_BYTES = 16 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class SavedWeights:
         legacy = self.legacy_root
 
         def wanted(name: str) -> bool:
-            return name != "optimizer_weights" if legacy is not None else "optimizer" not in name
+            return name != "optimizer_weights" if legacy is not None else _is_for_inference(name)
 
         def find(i: int) -> list[Tensor]:
             hdf5 = self._files[i][1]
@@ -214,17 +214,21 @@ def open_weights(
         def enter(placed: Placed) -> tuple[Placed, Hdf5File]:
             file = RangeFile(placed.source, placed.offset, placed.size)
             what = placed.name if placed.ref.uri.endswith(placed.name) else f"{placed.name} in {placed.ref.uri}"
-            return placed, opened.enter_context(Hdf5File(file, what, _TEXTS))
+            return placed, opened.enter_context(Hdf5File(file, what, _TEXTS, _is_for_inference))
 
         with ThreadPoolExecutor(_FILES_AT_ONCE, "headrace-shards") as pool:
             list(pool.map(_fetch_head, files))
         yield SavedWeights(store, [enter(placed) for placed in files], shards)
 
 
+def _is_for_inference(name: str) -> bool:
+    return "optimizer" not in name
+
+
 def _fetch_head(placed: Placed) -> None:
     """The superblock and what is mostly near it; h5py would fetch it while no other file can be opened."""
     if isinstance(placed.source, Ranges):
-        placed.source.fetch([(placed.offset, _HEAD)])
+        placed.source.fetch([(placed.offset, HEAD_BYTES)])
 
 
 def _names(texts: Mapping[str, tuple[str, ...]], name: str) -> tuple[str, ...] | None:

@@ -37,7 +37,6 @@ class Ranges:
         self._pool = ThreadPoolExecutor(_CONNECTIONS, "headrace-ranges")
         self.collecting = False
         self.wanted: set[int] = set()
-        self._soon: set[int] = set()
         self.round_trips = 0
 
     def __enter__(self) -> Self:
@@ -61,20 +60,15 @@ class Ranges:
             blocks.update(range(max(0, offset) // BLOCK, (stop + BLOCK - 1) // BLOCK))
         self._fetch(blocks)
 
-    def fetch_wanted(self, ahead: int) -> bool:
-        """Reads the missing blocks, each with the `ahead` that follow it. False where nothing was missing."""
+    def fetch_wanted(self, ahead: int, behind: int = 0) -> bool:
+        """Reads the missing blocks, each with the `behind` before it and the `ahead` that follow. False where none was."""
         if not self.wanted:
             return False
         last = (self._ref.size - 1) // BLOCK
-        self._fetch({block + i for block in self.wanted for i in range(1 + ahead) if block + i <= last} | self._soon)
+        around = range(-behind, 1 + ahead)
+        self._fetch({block + i for block in self.wanted for i in around if 0 <= block + i <= last})
         self.wanted.clear()
-        self._soon.clear()
         return True
-
-    def expect(self, offset: int, length: int) -> None:
-        """A hint: the next `fetch_wanted` brings these bytes too, where they lie in the object."""
-        if 0 <= offset <= self._ref.size - length and length <= BLOCK:
-            self._soon.update(range(offset // BLOCK, (offset + length - 1) // BLOCK + 1))
 
     def read(self, offset: int, length: int) -> bytes:
         """`length` bytes from `offset`, as far as the object goes. Raises `CorruptModel` above `LARGEST_READ`."""
@@ -102,7 +96,8 @@ class Ranges:
 
     def _fetch(self, blocks: set[int]) -> None:
         runs: list[tuple[int, int]] = []
-        for block in sorted(blocks - self._blocks.keys()):
+        # Not a set's difference from the keys, which goes through all of those.
+        for block in sorted(block for block in blocks if block not in self._blocks):
             if runs and runs[-1][1] == block:
                 runs[-1] = runs[-1][0], block + 1
             else:

@@ -1,0 +1,64 @@
+"""The index that is fetched ahead of HDF5's own library: all that it asks for, and never more than there is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import h5py
+import numpy as np
+import pytest
+
+from tests.test_hdf5 import layers, opened
+from transforms.models.hdf5_index import fetch_index
+from transforms.models.ranges import BLOCK, NotFetched, RangeFile
+
+BEFORE = 5000
+
+
+def wanted(name: str) -> bool:
+    return name != "optimizer"
+
+
+@pytest.mark.parametrize(("count", "trips"), [(50, 4), (400, 6)])
+def test_the_library_finds_all_that_is_wanted_and_nothing_else_was_fetched(count: int, trips: int) -> None:
+    data = layers(count, 128)
+    with opened(data, BEFORE) as (_, ranges, store):
+        before = ranges.round_trips
+        fetch_index(ranges, BEFORE, len(data), wanted)
+        assert ranges.round_trips - before <= trips
+        requests = store.counters.requests
+        with h5py.File(RangeFile(ranges, BEFORE, len(data)), "r") as file:
+            ranges.collecting = True  # where bytes are missing, it fails
+            for i in range(count):
+                offset = file[f"layers/dense_{i}/vars/0"].id.get_offset()
+                assert data[offset : offset + 4] == np.float32(i).tobytes()
+            with pytest.raises((NotFetched, KeyError, OSError, RuntimeError)):
+                file[f"optimizer/dense_{count - 1}/vars/0"].id.get_offset()
+            ranges.collecting = False
+        assert store.counters.requests == requests
+
+
+@pytest.mark.parametrize("damage", ["addresses", "counts", "lengths"])
+def test_an_index_that_leads_round_or_astray_ends_and_says_nothing(damage: str) -> None:
+    sound = layers(20, 16)
+    places: dict[str, Callable[[np.random.Generator], tuple[bytes, int, bytes]]] = {
+        "addresses": lambda noise: (
+            (b"TREE", b"SNOD", b"HEAP")[noise.integers(3)],
+            8 * int(noise.integers(1, 12)),
+            int(noise.integers(0, 2 * len(sound))).to_bytes(8, "little"),
+        ),
+        "counts": lambda noise: ((b"TREE", b"SNOD")[noise.integers(2)], 6, noise.bytes(2)),
+        "lengths": lambda noise: (b"HEAP", 8, noise.bytes(8)),
+    }
+    for seed in range(60):
+        noise, data = np.random.default_rng(seed), bytearray(sound)
+        for _ in range(10):
+            signature, after, value = places[damage](noise)
+            found = [match.start() for match in re.finditer(signature, sound)]
+            at = int(noise.choice(found)) + after
+            data[at : at + len(value)] = value
+        with opened(bytes(data), BEFORE) as (_, ranges, store):
+            fetch_index(ranges, BEFORE, len(data), wanted)
+            assert ranges.round_trips <= 64
+            assert store.counters.bytes_read <= len(data) + BEFORE + BLOCK
