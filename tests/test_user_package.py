@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,21 @@ def scaled(batch):
 """
 
 
+SOURCES = {"mine/__init__.py": "", "mine/functions.py": FUNCTIONS, "mine/numbers.py": "FACTOR = 2"}
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A package of two modules; `mine.functions:scaled` multiplies `x` with what `mine.numbers` says."""
-    write(
-        tmp_path / "src",
-        PROJECT,
-        {"mine/__init__.py": "", "mine/functions.py": FUNCTIONS, "mine/numbers.py": "FACTOR = 2"},
-    )
-    return tmp_path / "src"
+    return write(tmp_path / "src", PROJECT, SOURCES)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UserPackage]:
+    """The same, built and on the path, with the folder as its source."""
+    folder = write(tmp_path_factory.mktemp("built") / "src", PROJECT, SOURCES)
+    with open_user_packages([str(folder)], ["mine.functions"]) as (package,):
+        yield package
 
 
 def write(folder: Path, project: str | None, modules: dict[str, str]) -> Path:
@@ -53,11 +60,6 @@ def write(folder: Path, project: str | None, modules: dict[str, str]) -> Path:
     if project is not None:
         (folder / "pyproject.toml").write_text(project, "utf-8")
     return folder
-
-
-def built(folder: Path, *modules: str) -> Any:
-    with open_user_packages([str(folder)], modules) as (package,):
-        return package.digest
 
 
 def refused(sources: list[Any], *modules: str) -> str:
@@ -82,12 +84,14 @@ def test_a_job_runs_with_the_function_of_a_package_and_is_another_when_the_packa
         )
         return code, capfd.readouterr().err
 
+    paths = [list(sys.path), os.environ.get("PYTHONPATH")]
     around = (f"--user_package={folder}", "--preprocess=mine.functions:scaled")
     before = sorted(path.name for path in folder.rglob("*"))
     code, err = job("out", *around)
     assert code == 0, err
     assert sorted(path.name for path in folder.rglob("*")) == before, "building left something behind"
     assert "mine" not in sys.modules
+    assert [sys.path, os.environ.get("PYTHONPATH")] == paths
     assert job("plain")[0] == 0
     assert not read_output(f"{tmp_path}/out")["output_0"].equals(read_output(f"{tmp_path}/plain")["output_0"])
     (folder / "mine/numbers.py").write_text("FACTOR = 3")
@@ -96,49 +100,42 @@ def test_a_job_runs_with_the_function_of_a_package_and_is_another_when_the_packa
     assert "another job: user_package differ" in err
 
 
-def test_workers_of_this_machine_have_it_on_their_path(folder: Path) -> None:
-    with open_user_packages([str(folder)], ["mine.functions"]):
-        run = subprocess.run(
-            [sys.executable, "-c", "import mine.numbers; print(mine.numbers.FACTOR)"], capture_output=True, text=True
-        )
-        assert run.stdout == "2\n", run.stderr
-    assert not any("headrace-user-packages" in entry for entry in [*sys.path, os.environ.get("PYTHONPATH", "")])
+def test_workers_of_this_machine_have_it_on_their_path(package: UserPackage) -> None:
+    program = "import mine.numbers; print(mine.numbers.FACTOR)"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.stdout == "2\n", run.stderr
 
 
-def test_equal_contents_have_one_digest_whenever_and_from_whatever_they_are_built(folder: Path, tmp_path: Path) -> None:
-    first = built(folder)
-    os.utime(folder / "mine/numbers.py", (1e9, 1e9))
-    assert built(folder) == first
-    with open_user_packages([str(folder)], []) as (package,):
-        wheel = tmp_path / package.wheel.name
-        wheel.write_bytes(package.wheel.read_bytes())
-    assert built(wheel, "mine.functions") == first
-    archive = tmp_path / "mine-1.tar.gz"
+def test_equal_contents_have_one_digest_whenever_and_from_whatever_they_are_built(
+    package: UserPackage, folder: Path, tmp_path: Path
+) -> None:
+    wheel, archive = tmp_path / package.wheel.name, tmp_path / "mine-1.tar.gz"
+    wheel.write_bytes(package.wheel.read_bytes())
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(folder, "mine-1")
-    assert built(archive, "mine.functions") == first
-    (folder / "mine/numbers.py").write_text("FACTOR = 5")
-    assert built(folder) != first
+    os.utime(folder / "mine/numbers.py", (1e9, 1e9))
+    for source in (folder, wheel, archive):
+        with open_user_packages([str(source)], []) as (again,):
+            assert again.digest == package.digest
+            assert (again.folder / "mine/numbers.py").read_text() == "FACTOR = 2"
 
 
-def test_runners_elsewhere_are_handed_the_wheel_as_beam_takes_it(folder: Path, tmp_path: Path) -> None:
+def test_runners_elsewhere_are_handed_the_wheel_as_beam_takes_it(package: UserPackage, tmp_path: Path) -> None:
     options = parse_flags(["--runner=PortableRunner", "--job_endpoint=localhost:1", "--extra_package=other.whl"])
-    with open_user_packages([str(folder)], []) as packages:
-        open_pipeline(options, packages)
-        staged = options.view_as(SetupOptions).extra_packages
-        assert staged == ["other.whl", str(packages[0].wheel)]
-        resources = Stager._create_extra_packages(staged[1:], str(tmp_path))
-        assert len(resources) == 2
-        assert (tmp_path / "extra_packages.txt").read_text() == f"{packages[0].wheel.name}\n"
-        site = tmp_path / "site"
-        install = ["install", "--quiet", "--no-index", "--no-deps", f"--target={site}", staged[1]]
-        subprocess.run([sys.executable, "-m", "pip", *install], check=True)
-        assert (site / "mine/numbers.py").read_text() == "FACTOR = 2"
+    open_pipeline(options, [package])
+    staged = options.view_as(SetupOptions).extra_packages
+    assert staged == ["other.whl", str(package.wheel)]
+    resources = Stager._create_extra_packages(staged[1:], str(tmp_path))
+    assert len(resources) == 2
+    assert (tmp_path / "extra_packages.txt").read_text() == f"{package.wheel.name}\n"
+    install = ["install", "--quiet", "--no-index", "--no-deps", f"--target={tmp_path}/site", staged[1]]
+    subprocess.run([sys.executable, "-m", "pip", *install], check=True)
+    assert (tmp_path / "site/mine/numbers.py").read_text() == "FACTOR = 2"
 
 
-def test_processes_of_this_machine_are_handed_nothing(folder: Path) -> None:
+def test_processes_of_this_machine_are_handed_nothing(package: UserPackage) -> None:
     options = parse_flags([])
-    open_pipeline(options, [UserPackage("mine", str(folder), folder / "mine.whl", folder, "0")])
+    open_pipeline(options, [package])
     assert not options.view_as(SetupOptions).extra_packages
 
 
@@ -152,19 +149,17 @@ def test_what_lies_only_where_headrace_was_started_is_not_on_a_worker(
     told = refused([folder], "mine.functions")
     assert "mine.functions: ModuleNotFoundError: No module named 'only_here'" in told
     assert str(folder) in told
-    other = write(tmp_path / "other", PROJECT.replace("mine", "other"), {"only_here.py": ""})
-    with open_user_packages([str(folder), str(other)], ["mine.functions", "only_here"]) as packages:
-        assert [package.name for package in packages] == ["mine", "other"]
 
 
-def test_a_folder_that_says_nowhere_what_it_is_and_the_cure(tmp_path: Path) -> None:
+def test_a_folder_that_says_nowhere_what_it_is_and_the_cure(package: UserPackage, tmp_path: Path) -> None:
     folder = write(tmp_path / "My code", None, {"features.py": "A = 1", "more.py": "", "deep/__init__.py": ""})
     told = refused([folder], "features")
     assert "pyproject.toml or setup.py" in told
     cure = told[told.index("printf") : told.rindex("'") + 1]
     subprocess.run(["sh", "-c", cure], check=True)
-    with open_user_packages([str(folder)], ["features", "more", "deep"]) as (package,):
-        assert package.name == "my_code"
+    (folder / "more.py").write_text("import mine.numbers")
+    with open_user_packages([str(folder), str(package.wheel)], ["features", "more", "deep"]) as packages:
+        assert [one.name for one in packages] == ["my_code", "mine"]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +175,6 @@ def test_a_folder_that_says_nowhere_what_it_is_and_the_cure(tmp_path: Path) -> N
             {"a.py": ""},
             ["cannot be built", "nobuilder", "[build-system]"],
         ),
-        (PROJECT, {"transforms/__init__.py": ""}, ["holds a module 'transforms'", "headrace's own", "Rename"]),
         (None, {"read.me": ""}, ["no Python modules either", "Name the folder that holds your modules"]),
     ],
 )
@@ -191,14 +185,24 @@ def test_what_cannot_be_built_is_told(
     assert all(fragment in told for fragment in [str(tmp_path / "src"), *fragments]), told
 
 
-def test_what_is_no_package_is_told(tmp_path: Path, folder: Path) -> None:
+def test_what_is_no_package_is_told(package: UserPackage, tmp_path: Path) -> None:
     assert "nothing there" in refused([tmp_path / "none"])
     write(tmp_path, None, {"a.txt": ""})
     assert "ends in .whl" in refused([tmp_path / "a.txt"])
     with zipfile.ZipFile(tmp_path / "mine-1-cp27-cp27m-win32.whl", "w") as other:
         other.writestr("mine.py", "")
     assert "not a supported wheel on this platform" in refused([tmp_path / "mine-1-cp27-cp27m-win32.whl"])
-    assert "gives mine twice" in refused([folder, folder])
+    assert "gives mine twice" in refused([package.wheel, package.wheel])
+
+
+def test_what_would_stand_in_headraces_place_is_told(package: UserPackage, tmp_path: Path) -> None:
+    wheel = tmp_path / package.wheel.name
+    wheel.write_bytes(package.wheel.read_bytes())
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("transforms/__init__.py", "")
+    told = refused([wheel])
+    assert "holds a module 'transforms', which is headrace's own" in told
+    assert "Rename it" in told
 
 
 def test_a_wrong_package_is_refused_before_anything_is_written(tmp_path: Path, capfd: Capture) -> None:
