@@ -205,6 +205,19 @@ def test_a_null_list_is_empty_only_where_it_is_padded_and_filled() -> None:
     assert read(lists, "int64", None, **FILL, **PAD) == [[1, -1], [-1, -1], [2, -2]]
 
 
+def test_what_stands_under_a_null_list_is_nowhere_in_the_tensor() -> None:
+    offsets, mask = pa.array([0, 2, 5, 6, 8], pa.int32()), pa.array([False, True, False, True])
+    for values in (pa.array(range(8)), pa.array([str(n) for n in range(8)])):
+        lists = pa.ListArray.from_arrays(offsets, values, mask=mask)
+        dtype, pad = ("int64", -1) if values.type == pa.int64() else ("string", b"-1")
+        first, last = values.take([0, 1]).to_pylist(), values[5].as_py()
+        if dtype == "string":
+            first, last = [one.encode() for one in first], last.encode()
+        assert read(lists, dtype, None, **FILL, **PAD) == [first, [pad, pad], [last, pad], [pad, pad]]
+        assert read(lists.slice(1), dtype, 2, **FILL, **PAD) == [[pad, pad], [last, pad], [pad, pad]]
+        assert read(lists.slice(1, 1), dtype, None, **FILL, **PAD) == [[]]
+
+
 # Padding
 
 

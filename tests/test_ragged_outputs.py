@@ -81,7 +81,7 @@ def test_a_sparse_output_is_refused_with_the_cure(tmp_path: Path) -> None:
     model, folder = Sparse(), str(tmp_path / "model")
     tf.saved_model.save(model, folder, signatures=model.__call__)
     with pytest.raises(
-        UnsupportedModel, match=r"'y' of .* is a composite_tensor, not a dense tensor.*dense inputs and outputs"
+        UnsupportedModel, match=r"'y' of .* is a coo_sparse, not a dense tensor.*dense inputs and outputs"
     ):
         load_model(folder)
 

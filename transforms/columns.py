@@ -26,7 +26,6 @@ from transforms.lists import (
     Member,
     Opened,
     PaddedLists,
-    gather,
 )
 from transforms.models.dlpack import to_tensor
 from transforms.rules import TensorRule
@@ -121,7 +120,7 @@ class Column:
 
     def _lends(self, at: Opened) -> bool:
         """Whether the leaf reads all of the array as it is."""
-        if at.places is not None or at.array.null_count:
+        if at.present is not None or at.array.null_count:
             return False
         own, wanted = self.leaf.dtype, self.rule.dtype
         return not isinstance(self.leaf, Numbers) or own == wanted or casts_exactly(own, wanted)
@@ -145,8 +144,6 @@ class Column:
         if missing is not None:
             # What stands under a null may be anything, and is not to be cast.
             values = np.where(missing, values.dtype.type(0), values)
-        if at.places is not None:
-            values = gather(values, at.places)
         try:
             read = cast(values, self.rule.dtype)
         except UncastableError as error:
@@ -157,23 +154,21 @@ class Column:
                 found=error.found,
                 cure="Mend or drop that row before predicting.",
             ) from None
-        if missing is None and at.places is None:
-            return read
-        read = np.array(read)
         if missing is not None:
-            read[missing if at.places is None else gather(missing, at.places)] = np.asarray(self.rule.fill, dtype)
-        if at.places is not None:
-            read[at.places < 0] = np.asarray(self.rule.pad, dtype)
-        return read
+            read = np.where(missing, np.asarray(self.rule.fill, dtype), read)
+        if at.present is None:
+            return read
+        padded = np.full(len(at.present), np.asarray(self.rule.pad, dtype))
+        padded[at.present] = read
+        return padded
 
     def _bytes(self, at: Opened) -> pa.Array:
         array = at.array
         if array.null_count:
             array = array.fill_null(_scalar(self.rule.fill, array.type))
-        if at.places is not None:
-            array = array.take(pa.array(at.places, mask=at.places < 0))
-            if array.null_count:
-                array = array.fill_null(_scalar(self.rule.pad, array.type))
+        if at.present is not None:
+            places = pa.array(np.cumsum(at.present) - 1, mask=~at.present)
+            array = array.take(places).fill_null(_scalar(self.rule.pad, array.type))
         return array
 
     def _reads(self, kind: pa.DataType) -> bool:
@@ -189,9 +184,7 @@ class Column:
         )
 
     def _refuse_nulls(self, batch: pa.RecordBatch, at: Opened, where: str, first_row: int) -> None:
-        index = at.first_null()
-        if index is None:
-            return
+        index = int(nulls(at.array).argmax())
         wanted, cure = "a value in every row: it is a feature of the model", "Fill or drop these rows before predicting"
         if self.rule.fill is not None:
             cure = f"Say --pad {self.rule.tensor}=VALUE too: then a null list counts as an empty one"

@@ -1,8 +1,8 @@
 """The levels between a row and its values: fixed lists, equal lists, padded lists, members of structs.
 
-A level opens an array of its kind: it gives the array within, the shape that it adds, and, once something is padded, for
-each value the place in that array where it stands (row-major; -1 where nothing does). So values are gathered once, at
-the leaf, however many levels are padded.
+A level opens an array of its kind: it gives the values within, and the shape that it adds. Once something is padded, a
+mask tells at which places these values stand, one after the other; so they are put there once, at the leaf, however many
+levels are padded.
 """
 
 from __future__ import annotations
@@ -20,27 +20,19 @@ from transforms.leaves import nulls, offsets
 
 @dataclass(slots=True)
 class Opened:
-    """`count` values of shape () stand in `array` at `places`, or one after the other where that is None.
+    """The values of `array` stand, in order, at the places where `present` is true, or everywhere where that is None.
 
-    `dims` is what the levels so far make of one row.
+    `dims` is what the levels so far make of one row: places are row-major.
     """
 
     array: pa.Array
-    places: np.ndarray[Any, Any] | None = None
+    present: np.ndarray[Any, Any] | None = None
     dims: tuple[int, ...] = ()
 
     def row(self, index: int) -> int:
-        """The row of the batch that the value at this index belongs to."""
-        return index // math.prod(self.dims)
-
-    def first_null(self) -> int | None:
-        """The index of the first value that is null."""
-        if not self.array.null_count:
-            return None
-        missing = nulls(self.array)
-        if self.places is not None:
-            missing = gather(missing, self.places)
-        return int(missing.argmax()) if missing.any() else None
+        """The row of the batch that the value at this index of the array belongs to."""
+        place = index if self.present is None else int(np.flatnonzero(self.present)[index])
+        return place // math.prod(self.dims)
 
 
 class ListLengthError(Exception):
@@ -77,9 +69,8 @@ class FixedLists:
         if storage.null_count:
             place = pa.array(np.arange(len(values)), mask=np.repeat(nulls(storage), size))
             values = values.take(place)
-        if at.places is not None:
-            firsts = at.places[:, None]
-            at.places = np.where(firsts < 0, -1, firsts * size + np.arange(size)).reshape(-1)
+        if at.present is not None:
+            at.present = np.repeat(at.present, size)
         at.array, at.dims = values, at.dims + self.dims
 
 
@@ -118,33 +109,24 @@ class PaddedLists:
         array, wanted = at.array, self.dims[0]
         edges = offsets(array) if len(array) else np.zeros(1, np.int64)
         first, last = int(edges[0]), int(edges[-1])
-        starts = edges[:-1].astype(np.int64) - first
-        lengths = np.diff(edges).astype(np.int64)
-        if array.null_count:
-            lengths[nulls(array)] = 0
-        if at.places is not None:
-            starts, lengths = gather(starts, at.places), gather(lengths, at.places)
+        lengths = np.diff(edges)
+        values = array.values.slice(first, last - first)
+        if array.null_count and lengths[missing := nulls(array)].any():
+            values = values.filter(pa.array(np.repeat(~missing, lengths)))
+            lengths[missing] = 0
         longest = int(lengths.max(initial=0))
         size = longest if wanted is None else wanted
         if longest > size:
             index = int((lengths > size).argmax())
             raise ListLengthError(index, int(lengths[index]), f"at most {size} values")
-        values = array.values.slice(first, last - first)
-        if at.places is None and bool((lengths == size).all()):
-            at.array = values.slice(0, len(lengths) * size)
-        else:
-            steps = np.arange(size)
-            at.places = np.where(steps < lengths[:, None], starts[:, None] + steps, -1).reshape(-1)
-            at.array = values
-        at.dims = (*at.dims, size)
-
-
-def gather(values: np.ndarray[Any, Any], places: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The values at these places, 0 where nothing stands."""
-    gathered = np.zeros(len(places), values.dtype)
-    there = places >= 0
-    gathered[there] = values[places[there]]
-    return gathered
+        if at.present is not None or longest < size or int(lengths.min(initial=size)) < size:
+            present = np.arange(size) < lengths[:, None]
+            if at.present is not None:
+                everywhere = np.zeros((len(at.present), size), np.bool_)
+                everywhere[at.present] = present
+                present = everywhere
+            at.present = present.reshape(-1)
+        at.array, at.dims = values, (*at.dims, size)
 
 
 Level = Member | FixedLists | EqualLists | PaddedLists
