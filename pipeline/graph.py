@@ -8,12 +8,14 @@ import apache_beam as beam
 from apache_beam.pvalue import AsSingleton, TaggedOutput
 
 from transforms import progress
+from transforms.dead_letters import StandingDeadLetters, list_dead_letters
 from transforms.finalize import Finalize
 from transforms.job import Job
 from transforms.manifest import Finished, list_finished
 from transforms.plan import PlanShards
 from transforms.predict import PredictShards
-from transforms.shard import ShardResult, WorkUnit
+from transforms.predict_shard import found_result
+from transforms.shard import WorkUnit
 
 
 def build_graph(pipeline: beam.Pipeline, job: Job) -> beam.PCollection[dict[str, object]]:
@@ -21,29 +23,33 @@ def build_graph(pipeline: beam.Pipeline, job: Job) -> beam.PCollection[dict[str,
     units = pipeline | "Plan" >> PlanShards(job)
     shards = units | "Shards" >> beam.FlatMap(iter)
     finished = pipeline | "Output" >> beam.Create([job.output]) | "ListOutput" >> beam.Map(list_finished, job.storage)
-    split = units | "Resume" >> beam.ParDo(_DropDone(job), AsSingleton(finished)).with_outputs("done", main="todo")
+    dead = pipeline | "DeadLetters" >> beam.Create([job]) | "ListDeadLetters" >> beam.Map(list_dead_letters)
+    drop = beam.ParDo(_DropDone(job), AsSingleton(finished), AsSingleton(dead))
+    split = units | "Resume" >> drop.with_outputs("done", main="todo")
     computed = split.todo | "Spread" >> beam.Reshuffle() | "Predict" >> PredictShards(job)
     results = (split.done, computed) | "Results" >> beam.Flatten()
     return (shards, results) | "Finalize" >> Finalize(job)
 
 
 class _DropDone(beam.DoFn):
-    """A name says which rows of which version under which job it holds: what stands there is not read again."""
+    """A name says which rows of which version under which job it holds: what stands there is not read again, but for
+    the footers of files whose shards have dead letters.
+    """
 
     def __init__(self, job: Job) -> None:
         self._job = job
 
-    def process(self, unit: WorkUnit, finished: Finished) -> Iterator[WorkUnit | TaggedOutput]:
+    def process(
+        self, unit: WorkUnit, finished: Finished, dead_letters: StandingDeadLetters
+    ) -> Iterator[WorkUnit | TaggedOutput]:
         left = []
         for shard in unit:
             there = finished.find(shard.output)
             if there is None:
                 left.append(shard)
                 continue
-            progress.add(shards_done=1, rows_found=shard.rows)
-            result = ShardResult(
-                shard, there.size, there.version, there.crc32c, computed=False, predicted_rows=shard.rows
-            )
+            result = found_result(self._job, there, shard, dead_letters)
+            progress.add(shards_done=1, rows_found=shard.rows, bad_rows=result.bad_rows)
             yield TaggedOutput("done", result)
         if left:
             yield tuple(left)

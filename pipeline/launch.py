@@ -30,11 +30,14 @@ _LINE_EVERY_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Rows that stand in the output, those of them that this run computed, and shards."""
+    """Rows that are accounted for in the output, those of them that this run computed, and shards; `bad_rows` are those of
+    them that lie in dead letters.
+    """
 
     rows: int
     computed: int
     shards: int
+    bad_rows: int
 
 
 def open_pipeline(options: PipelineOptions, packages: Sequence[UserPackage] = ()) -> beam.Pipeline:
@@ -65,10 +68,11 @@ def launch(job: Job, pipeline: beam.Pipeline) -> Done:
         with _shown_progress() if _in_this_process(pipeline.options) else nullcontext():
             result = pipeline.run()
             result.wait_until_finish()
-        counted = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE).with_name("rows"))["counters"]
+        named = MetricsFilter().with_namespace(NAMESPACE).with_names(["rows", "bad_rows"])
+        counted = result.metrics().query(named)["counters"]
         store = open_store(job.output, job.storage)
         mark = json.loads(store.read(store.stat(f"{job.output}/{SUCCESS}")))
-        return Done(mark["rows"], sum(one.result for one in counted), mark["shards"])
+        return Done(mark["rows"], sum(one.result for one in counted), mark["shards"], mark["bad_rows"])
     except HeadraceError as error:
         # Beam adds the step's name to the text.
         raise type(error)(str(error).partition(" [while running ")[0]) from error
@@ -134,6 +138,8 @@ def describe(now: progress.Snapshot, seconds: float) -> str:
         parts.insert(0, f"model {now.model_bytes / 2**20:,.1f} of {now.model_bytes_total / 2**20:,.1f} MiB")
     if now.rows_found:
         parts.append(f"{now.rows_found:,} found done")
+    if now.bad_rows:
+        parts.append(f"{now.bad_rows:,} to dead letters")
     if now.rows_done and seconds:
         rate = now.rows_done / seconds
         parts.append(f"{rate:,.0f} rows/s")

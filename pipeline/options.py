@@ -13,12 +13,13 @@ from apache_beam.options.pipeline_options import PipelineOptions, StandardOption
 
 from pipeline.user_package import UserPackage
 from transforms.errors import InvalidRequest
-from transforms.job import Loading
+from transforms.job import DEAD_LETTERS_FOLDER, Loading, OnError
 from transforms.listing import absolute_uri, check_one_store
 from transforms.storage.base import StoreOptions
 
 DEFAULT_SIGNATURE = "serving_default"
 DEFAULT_SHARD_BYTES = 128 << 20
+DEFAULT_MAX_BAD_ROWS = "1%"  # stray rows pass; a wrong column or a changed format, which hits most rows, does not
 COMMANDS = ("run", "plan", "inspect", "verify")
 
 _EXAMPLES = """\
@@ -187,6 +188,24 @@ class PredictOptions(PipelineOptions):
             "nvidia-tesla-t4:1:5xx); --device=gpu follows",
         )
         how.add_argument(
+            "--on_error",
+            choices=("fail", "dead_letter"),
+            default="fail",
+            help="what a row does that cannot be predicted: it fails the job, which names it (default), or it goes to dead "
+            "letters with its reason, and the rest is predicted",
+        )
+        how.add_argument(
+            "--dead_letters",
+            metavar="URI",
+            help=f"folder for these rows, in Parquet (default: OUTPUT/{DEAD_LETTERS_FOLDER})",
+        )
+        how.add_argument(
+            "--max_bad_rows",
+            metavar="N|P%",
+            help="how many rows may go there, of each shard and of the job, before it fails (default: "
+            f"{DEFAULT_MAX_BAD_ROWS.replace('%', '%%')})",
+        )
+        how.add_argument(
             "--shard_bytes",
             type=int,
             default=DEFAULT_SHARD_BYTES,
@@ -270,6 +289,7 @@ class Request:
     overwrite: bool
     storage: StoreOptions
     loading: Loading
+    on_error: OnError
     packages: tuple[UserPackage, ...] = ()
 
     @property
@@ -332,7 +352,40 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         overwrite=options.overwrite,
         storage=StoreOptions(options.billing_project, options.kms_key),
         loading=Loading(options.connections, options.in_flight_bytes, options.model_sharing, options.device),
+        on_error=_on_error(options, output),
     )
+
+
+def _on_error(options: PredictOptions, output: str) -> OnError:
+    if options.on_error == "fail":
+        for flag in ("dead_letters", "max_bad_rows"):
+            if (value := getattr(options, flag)) is not None:
+                raise InvalidRequest(
+                    f"--{flag}={value} has no meaning where the first bad row fails the job",
+                    expected=f"--on_error=dead_letter with --{flag}",
+                    found="--on_error=fail",
+                    cure=f"Add --on_error=dead_letter, or leave --{flag} out",
+                )
+        return OnError()
+    most = DEFAULT_MAX_BAD_ROWS if options.max_bad_rows is None else options.max_bad_rows
+    if not re.fullmatch(r"\d{1,18}|(100(\.0+)?|\d{1,2}(\.\d{1,9})?)%", most):
+        raise InvalidRequest(
+            f"--max_bad_rows={most} is no number of rows",
+            expected="a whole number, or a share as 1% or 0.05%",
+            found=most,
+        )
+    folder = f"{output}/{DEAD_LETTERS_FOLDER}"
+    if options.dead_letters is not None:
+        folder = absolute_uri(options.dead_letters).rstrip("/")
+        inside = folder == output or (folder.startswith(f"{output}/") and folder != f"{output}/{DEAD_LETTERS_FOLDER}")
+        if inside or not folder or folder.endswith(":"):
+            raise InvalidRequest(
+                f"--dead_letters={options.dead_letters} is no folder of its own",
+                expected="a folder outside of --output",
+                found=folder or "/",
+                cure=f"Leave it out, and dead letters lie in {output}/{DEAD_LETTERS_FOLDER}",
+            )
+    return OnError(folder, most)
 
 
 def _models(options: PredictOptions) -> tuple[ModelRequest, ...]:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from pipeline.options import ModelRequest, Request
+from transforms.dead_letters import dead_letter_schema
 from transforms.errors import ColumnError, InvalidRequest
 from transforms.functions import AppliedFunction, find_function
 from transforms.job import Job, JobModel
@@ -69,6 +70,7 @@ def prepare(request: Request) -> Prepared:
     batch_rows, rule = choose_batch_rows(columns, request.batch_rows)
     # A function may look at any column.
     read = schema.names if preprocess is not None else columns.columns
+    check_dead_letters(request, pa.schema([schema.field(name) for name in read]))
     job = Job(
         models=tuple(
             JobModel(ref, model.signature, plan.resolved(choice))
@@ -91,6 +93,7 @@ def prepare(request: Request) -> Prepared:
         jit_compile=request.jit_compile,
         storage=request.storage,
         loading=request.loading,
+        on_error=request.on_error,
     )
     return Prepared(job, specs, inputs, columns, schema, output_schema)
 
@@ -158,6 +161,27 @@ def check_compilable(request: Request, refs: Sequence[ModelRef], columns: Column
                 expected="a SavedModel or a Keras model of numbers",
                 found=f"strings in {strings[0]!r}" if strings else "TFLite, which has an interpreter of its own",
                 cure="Leave --jit_compile out",
+            )
+
+
+def check_dead_letters(request: Request, columns: pa.Schema) -> None:
+    """Names that clash with those of `columns`, and a folder in which an --input would find them."""
+    folder = request.on_error.dead_letters
+    if folder is None:
+        return
+    dead_letter_schema(columns)
+    for pattern in request.inputs:
+        parts = pattern.rpartition("/")[0].split("/")
+        below = f"{folder}/".startswith(split_glob(pattern)[0]) and not f"{folder}/".startswith(f"{request.output}/")
+        like = len(folder.split("/")) <= len(parts) and all(
+            glob_regex(part).fullmatch(found) for part, found in zip(parts, folder.split("/"), strict=False)
+        )
+        if below and (like or "**" in pattern):
+            raise InvalidRequest(
+                f"--dead_letters={folder} lies where --input reads from",
+                expected="a folder that no --input matches",
+                found=pattern,
+                cure="Name another folder, or leave --dead_letters out",
             )
 
 

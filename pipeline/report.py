@@ -29,6 +29,7 @@ def plan_text(prepared: Prepared, standing: Standing, shards: Iterable[Shard]) -
         f"Output   {job.output}",
         *([f"Limit    the first {job.limit:,} rows only"] if job.limit is not None else []),
         f"Batches  of {job.batch_rows:,} rows ({job.batch_rule})",
+        *([f"Bad rows up to {job.on_error.most}, to {job.on_error.dead_letters}"] if job.on_error.dead_letters else []),
         *([f"Around   {', then '.join(filter(None, around))}"] if job.preprocess or job.postprocess else []),
         "",
         *table(("column", "type", "", "tensor", "dtype", "shape"), list(_mapping_rows(prepared))),
@@ -78,9 +79,11 @@ def inspect_text(ref: ModelRef, spec: ModelSpec) -> str:
 def summary_text(prepared: Prepared, done: Done, seconds: float) -> str:
     job, found = prepared.job, done.rows - done.computed
     lines = [
-        f"Predictions of {done.rows:,} rows lie in {job.output}",
+        f"Predictions of {done.rows - done.bad_rows:,} rows lie in {job.output}",
         f"{done.computed:,} rows computed in {seconds:.1f} s, {found:,} rows found done, {done.shards:,} shards",
     ]
+    if done.bad_rows:
+        lines.insert(1, f"{done.bad_rows:,} rows could not be predicted and lie in {job.on_error.dead_letters}")
     if job.limit is not None:
         lines.append(f"A trial: only the first {job.limit:,} rows of the plan (--limit)")
     return "\n".join(lines)

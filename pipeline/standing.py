@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.preflight import Prepared
+from transforms.dead_letters import dead_letters_of
 from transforms.errors import AlreadyExists, NotParquet, ObjectNotFound, OutputConflict
-from transforms.job import JOB_RECORD, MANIFEST_FOLDER, SUCCESS, Job, check_same_job, dump_record
+from transforms.job import DEAD_LETTERS_FOLDER, JOB_RECORD, MANIFEST_FOLDER, SUCCESS, Job, check_same_job, dump_record
 from transforms.manifest import NamesDigest, manifest_outputs
 from transforms.parquet import read_footer
 from transforms.shard import OutputName, output_name, parse_output_name
@@ -186,6 +187,11 @@ def claim_output(prepared: Prepared, standing: Standing, *, overwrite: bool) -> 
     if standing.mark is not None:
         store.delete(standing.mark)
     if replaced:
+        assert standing.kept is not None
+        folder = standing.kept.get("dead_letters", f"{job.output}/{DEAD_LETTERS_FOLDER}")
+        letters = open_store(folder, job.storage)
+        for ref in dead_letters_of(job.output, letters, folder):
+            letters.delete(ref)
         for ref in _written_by_headrace(store, job.output, standing):
             store.delete(ref)
     write_record(store, job)

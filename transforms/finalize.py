@@ -21,9 +21,10 @@ from apache_beam.pvalue import AsSingleton
 from apache_beam.transforms.combiners import Count, ToListCombineFn
 from apache_beam.transforms.stats import ApproximateQuantiles
 
+from transforms.dead_letters import check_dead_letters, first_examples, too_many_bad_rows
 from transforms.errors import AlreadyExists, ObjectNotFound, OutputConflict, OutputIncomplete
 from transforms.job import MANIFEST_FOLDER, SUCCESS, Job
-from transforms.manifest import each_finished, manifest_outputs
+from transforms.manifest import each_finished, manifest_dead_letters, manifest_outputs
 from transforms.shard import Shard, ShardResult
 from transforms.storage import Store, open_store
 from transforms.storage.same import create_same
@@ -42,6 +43,10 @@ MANIFEST_SCHEMA = pa.schema(
         ("input_version", pa.string()),
         ("first_row", pa.int64()),
         ("rows", pa.int64()),
+        ("predicted_rows", pa.int64()),
+        ("bad_rows", pa.int64()),
+        ("dead_letters", pa.string()),
+        ("batch_splits", pa.list_(pa.struct([("row", pa.int64()), ("rows", pa.int64())]))),
         ("intra_op_threads", pa.int32()),
         ("read_seconds", pa.float64()),
         ("predict_seconds", pa.float64()),
@@ -51,10 +56,22 @@ MANIFEST_SCHEMA = pa.schema(
 
 
 def manifest_table(results: Iterable[ShardResult]) -> pa.Table:
-    """One row per output, in input order. Times are null where the output stood there before this run."""
+    """One row per output, in input order. Times are null where the output stood there before this run.
+
+    `rows` of the input are `predicted_rows` in the output and `bad_rows` in the file `dead_letters`, a URI or null.
+    `batch_splits` tells where batches were of other than the planned size; see `transforms.bisect`.
+    Raises `OutputIncomplete` where rows of a shard are in neither.
+    """
     rows = []
     for result in sorted(results, key=lambda result: result.shard):
         shard = result.shard
+        if result.predicted_rows + result.bad_rows != shard.rows:
+            raise OutputIncomplete(
+                f"{shard.output} does not account for every row of {shard.source.uri}",
+                expected=f"{shard.rows} rows",
+                found=f"{result.predicted_rows} predicted and {result.bad_rows} bad",
+                cure="Remove that file, and run the same command again",
+            )
         rows.append(
             {
                 "output": shard.output,
@@ -66,6 +83,10 @@ def manifest_table(results: Iterable[ShardResult]) -> pa.Table:
                 "input_version": shard.source.version,
                 "first_row": shard.first_row,
                 "rows": shard.rows,
+                "predicted_rows": result.predicted_rows,
+                "bad_rows": result.bad_rows,
+                "dead_letters": result.dead_letters,
+                "batch_splits": [{"row": row, "rows": rows} for row, rows in result.batch_splits] or None,
                 "intra_op_threads": result.intra_op_threads,
                 **{f"{stage}_seconds": seconds for stage, seconds in result.seconds.items()},
             }
@@ -81,6 +102,7 @@ class ManifestPart:
     name: str
     shards: int
     rows: int
+    bad_rows: int
 
 
 def write_part(job: Job, number: int, results: Iterable[ShardResult]) -> ManifestPart:
@@ -92,7 +114,7 @@ def write_part(job: Job, number: int, results: Iterable[ShardResult]) -> Manifes
     data = sink.getvalue()
     name = f"{MANIFEST_FOLDER}/part-{number:05d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
     create_same(open_store(job.output, job.storage), f"{job.output}/{name}", data)
-    return ManifestPart(number, name, table.num_rows, pc.sum(table["rows"]).as_py())
+    return ManifestPart(number, name, table.num_rows, *(pc.sum(table[name]).as_py() for name in ("rows", "bad_rows")))
 
 
 def finish(job: Job, parts: Iterable[ManifestPart]) -> dict[str, Any]:
@@ -107,11 +129,13 @@ def finish(job: Job, parts: Iterable[ManifestPart]) -> dict[str, Any]:
         "manifest": names,
         "shards": sum(part.shards for part in parts),
         "rows": sum(part.rows for part in parts),
+        "bad_rows": sum(part.bad_rows for part in parts),
         "limit": job.limit,
     }
     mark = f"{job.output}/{SUCCESS}"
     try:
         check_complete(job, names)
+        check_bad_rows(job, names, summary["rows"], summary["bad_rows"])
         summary = _mark_success(store, mark, summary)
     except ObjectNotFound:
         # An equal job that was first has removed all parts but its own.
@@ -157,6 +181,22 @@ def check_complete(job: Job, parts: Iterable[str]) -> None:
             found=f"{stray.count} more",
             cure="Name another --output, or add --overwrite to replace the earlier output",
         )
+
+
+def check_bad_rows(job: Job, parts: Iterable[str], rows: int, bad: int) -> None:
+    """Holds the dead letters that the manifest names against what stands, and their number against the job's bound.
+
+    Raises `OutputIncomplete`, and `TooManyBadRows`: also where not a single row was predicted, whatever the bound.
+    """
+    if job.on_error.dead_letters is None:
+        return
+    store = open_store(job.output, job.storage)
+    named = dict(manifest_dead_letters(store, (store.stat(f"{job.output}/{part}") for part in parts)))
+    check_dead_letters(job, named)
+    allowed = job.on_error.allowed(rows)
+    if bad > allowed or 0 < rows == bad:
+        examples = first_examples(open_store(job.on_error.dead_letters, job.storage), sorted(named.values()))
+        raise too_many_bad_rows(job, f"among the job's {rows:,} rows", allowed if bad < rows else None, bad, examples)
 
 
 class _Counted:

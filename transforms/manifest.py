@@ -22,15 +22,27 @@ _LISTED = pa.schema([("name", pa.string()), ("size", pa.int64()), ("version", pa
 
 def manifest_outputs(store: Store, parts: Iterable[ObjectRef]) -> Iterator[str]:
     """The names of all outputs, in order. Raises `NotParquet` where a part is damaged."""
+    for table in _read_parts(store, parts, ["output"]):
+        yield from table["output"].to_pylist()
+
+
+def manifest_dead_letters(store: Store, parts: Iterable[ObjectRef]) -> Iterator[tuple[str, str]]:
+    """Output and URI of each file of dead letters that is named. Raises `NotParquet` where a part is damaged."""
+    for table in _read_parts(store, parts, ["output", "dead_letters"]):
+        table = table.filter(table["dead_letters"].is_valid())
+        yield from zip(table["output"].to_pylist(), table["dead_letters"].to_pylist(), strict=True)
+
+
+def _read_parts(store: Store, parts: Iterable[ObjectRef], columns: list[str]) -> Iterator[pa.Table]:
     for part in parts:
         try:
             with closing(store.open_arrow(part)) as opened:
-                names = pq.read_table(opened, columns=["output"])["output"].to_pylist()
+                table = pq.read_table(opened, columns=columns)
         except pa.ArrowException as error:
             raise NotParquet(
                 f"{part.uri} cannot be read", found=str(error), cure="Run the same command again"
             ) from error
-        yield from names
+        yield table
 
 
 class NamesDigest:

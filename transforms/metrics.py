@@ -1,6 +1,9 @@
 """Every counter and distribution that a job reports to its runner. A name ends in its unit.
 
 rows, batches, shards           predicted in this run
+bad_rows                        sent to dead letters in this run
+batches_halved                  too large for memory, tried again in halves
+traces                          graphs traced to serve batches: one for each model that is compiled, in each process
 shards_found_done               outputs that stood there already
 read_bytes                      compressed bytes of the row groups read
 written_bytes                   bytes of the prediction files
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 from apache_beam.metrics import Metrics
 
+from transforms.bisect import Bisection
 from transforms.shard import ShardResult
 
 NAMESPACE = "headrace"
@@ -19,7 +23,10 @@ STAGES = ("read", "predict", "write")
 
 _COUNTERS = {
     name: Metrics.counter(NAMESPACE, name)
-    for name in ("rows", "batches", "shards", "shards_found_done", "read_bytes", "written_bytes")
+    for name in (
+        *("rows", "bad_rows", "batches", "batches_halved", "traces"),
+        *("shards", "shards_found_done", "read_bytes", "written_bytes"),
+    )
 }
 _TIMES = {stage: Metrics.distribution(NAMESPACE, f"{stage}_milliseconds") for stage in (*STAGES, "load")}
 
@@ -29,18 +36,27 @@ def count_result(result: ShardResult) -> None:
         _COUNTERS["shards_found_done"].inc()
         return
     _COUNTERS["shards"].inc()
-    _COUNTERS["rows"].inc(result.shard.rows)
+    _COUNTERS["rows"].inc(result.predicted_rows)
+    _COUNTERS["bad_rows"].inc(result.bad_rows)
     _COUNTERS["batches"].inc(result.batches)
+    _COUNTERS["batches_halved"].inc(result.batches_halved)
     _COUNTERS["read_bytes"].inc(result.read_bytes)
     _COUNTERS["written_bytes"].inc(result.output_bytes)
     for stage in STAGES:
         _TIMES[stage].update(round(result.seconds[stage] * 1000))
 
 
-def count_batch(rows: int, seconds: float) -> None:
-    _COUNTERS["rows"].inc(rows)
-    _COUNTERS["batches"].inc()
+def count_batch(bisection: Bisection, seconds: float) -> None:
+    """One record batch, whatever it was cut into."""
+    _COUNTERS["rows"].inc(bisection.predicted_rows)
+    _COUNTERS["bad_rows"].inc(bisection.bad_rows)
+    _COUNTERS["batches"].inc(bisection.batches)
+    _COUNTERS["batches_halved"].inc(bisection.halved)
     _TIMES["predict"].update(round(seconds * 1000))
+
+
+def count_traces(traces: int) -> None:
+    _COUNTERS["traces"].inc(traces)
 
 
 def count_load(seconds: float) -> None:

@@ -103,9 +103,7 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
         )
 
 
-def _with_constants(
-    batch: pa.RecordBatch, columns: Sequence[str], constant: dict[str, str | None]
-) -> pa.RecordBatch:
+def _with_constants(batch: pa.RecordBatch, columns: Sequence[str], constant: dict[str, str | None]) -> pa.RecordBatch:
     """The columns in their order; those that are the same in every row are text."""
     if not constant:
         return batch.select(columns)

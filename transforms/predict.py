@@ -12,13 +12,16 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.window import GlobalWindows
 
+from transforms.bisect import BadRow, Bisection
+from transforms.dead_letters import dead_letter, dead_letter_schema
 from transforms.devices import cores, least_busy
 from transforms.errors import InvalidRequest
 from transforms.job import Job
 from transforms.mapping import ColumnChoice, choose_batch_rows, plan_columns
-from transforms.metrics import count_batch, count_load, count_result
+from transforms.metrics import count_batch, count_load, count_result, count_traces
 from transforms.models.model import Model
 from transforms.models.ref import ModelRef, pin_model
 from transforms.models.spec import Signature
@@ -27,6 +30,8 @@ from transforms.predictor import Predictor, load_predictors, load_shared
 from transforms.shard import Shard, ShardResult, WorkUnit
 from transforms.storage import StoreOptions, open_store
 from transforms.tensors import ColumnRules
+
+DEAD_LETTERS = "dead_letters"
 
 
 @cache
@@ -50,6 +55,7 @@ class _PredictShard(beam.DoFn):
         started = time.perf_counter()
         self._devices, self._predictors = load_predictors(self._job)
         self._load_seconds = time.perf_counter() - started
+        self._traces_told = 0
         self._store = open_store(self._job.folder, self._job.storage)
         self._sink = open_store(self._job.output, self._job.storage)
 
@@ -71,6 +77,9 @@ class _PredictShard(beam.DoFn):
     def finish_bundle(self) -> Iterator[Any]:
         while self._pending:
             yield GlobalWindows.windowed_value(self._oldest())
+        traces = sum(predictor.traces for predictor in self._predictors)
+        count_traces(traces - self._traces_told)
+        self._traces_told = traces
 
     def teardown(self) -> None:
         self._abandon()
@@ -105,9 +114,13 @@ class PredictShards(beam.PTransform):
 
 class _PredictBatch(beam.DoFn):
     def __init__(
-        self, configure: Callable[[pa.Schema, Model], tuple[Predictor, int]], ref: ModelRef, name: str
+        self,
+        configure: Callable[[pa.Schema, Model], tuple[Predictor, int]],
+        ref: ModelRef,
+        name: str,
+        dead_letters: bool,
     ) -> None:
-        self._configure, self._ref, self._signature = configure, ref, name
+        self._configure, self._ref, self._signature, self._dead_letters = configure, ref, name, dead_letters
 
     def setup(self) -> None:
         started = time.perf_counter()
@@ -118,17 +131,22 @@ class _PredictBatch(beam.DoFn):
     def start_bundle(self) -> None:
         count_load(self._load_seconds)
 
-    def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+    def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | TaggedOutput]:
         key = batch.schema.remove_metadata().serialize().to_pybytes()
         if key not in self._predictors:
             self._predictors[key] = self._configure(batch.schema, self._model)
         predictor, rows = self._predictors[key]
+        if self._dead_letters:
+            dead_letter_schema(batch.schema)
+        bad: list[BadRow] = []
         for start in range(0, batch.num_rows, rows) or [0]:
             started = time.perf_counter()
-            part = batch.slice(start, rows)
-            result = predictor(part, "a record batch", start)
-            count_batch(part.num_rows, time.perf_counter() - started)
-            yield result
+            bisection = Bisection(predictor, "a record batch", rows, bad.append if self._dead_letters else None)
+            results = list(bisection(batch.slice(start, rows), start))
+            count_batch(bisection, time.perf_counter() - started)
+            yield from results
+        if bad:
+            yield TaggedOutput(DEAD_LETTERS, pa.concat_batches(list(map(dead_letter, bad))))
 
 
 class Predict(beam.PTransform):
@@ -137,9 +155,15 @@ class Predict(beam.PTransform):
     `model` is a URI, pinned now, or the `ModelRef` that `pin_model` gives: of a config.json with weights, with custom
     objects, or with code of its own. `features` maps a tensor to its column or columns, `predictions` an output
     to its column's name; both default to equal names. `keep=None` keeps all columns that are no feature. `batch_rows` splits
-    larger batches; "auto" is a pure function of schema and signature. `rules` say what may be done to values. Raises
-    `ModelError`, `StorageError` and `InvalidRequest` when it is constructed, `ColumnError` and `NullFeature` where a batch
-    does not fit.
+    larger batches; "auto" is a pure function of schema and signature; a batch that memory does not hold is halved, and so
+    are those after it. `rules` say what may be done to values.
+
+    A row that cannot be predicted fails the pipeline, or with `on_error="dead_letter"` goes to a second collection, as a
+    record batch of its columns and of those that `transforms.dead_letters` tells; what comes back is then a tuple of both,
+    `.predictions` and `.dead_letters`. No bound holds there: count the latter.
+
+    Raises `ModelError`, `StorageError` and `InvalidRequest` when it is constructed, `ColumnError` and `NullFeature` where a
+    batch does not fit.
 
         batches | Predict("gs://bucket/model", features={"pixels": "image"}, keep=["id"])
     """
@@ -154,11 +178,15 @@ class Predict(beam.PTransform):
         keep: Sequence[str] | None = None,
         batch_rows: int | str = "auto",
         rules: ColumnRules = ColumnRules(),
+        on_error: str = "fail",
         options: StoreOptions = StoreOptions(),
     ) -> None:
         super().__init__()
         if not (batch_rows == "auto" or (isinstance(batch_rows, int) and batch_rows > 0)):
             raise InvalidRequest("batch_rows is out of range", expected="1 or more, or 'auto'", found=repr(batch_rows))
+        if on_error not in ("fail", "dead_letter"):
+            raise InvalidRequest("on_error has no such value", expected="'fail' or 'dead_letter'", found=repr(on_error))
+        self._dead_letters = on_error == "dead_letter"
         self._ref = model if isinstance(model, ModelRef) else pin_model(model, options)
         self._signature = signature
         self._columns = ColumnChoice(
@@ -172,9 +200,12 @@ class Predict(beam.PTransform):
         self._keep = None if keep is None else tuple(keep)
         self._batch_rows = batch_rows
 
-    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> beam.PCollection[pa.RecordBatch]:
-        do_fn = _PredictBatch(self._configure, self._ref, self._signature)
-        return batches | "Predict" >> beam.ParDo(do_fn).with_output_types(pa.RecordBatch)
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Any:
+        do_fn = _PredictBatch(self._configure, self._ref, self._signature, self._dead_letters)
+        predict = beam.ParDo(do_fn).with_output_types(pa.RecordBatch)
+        if not self._dead_letters:
+            return batches | "Predict" >> predict
+        return batches | "Predict" >> predict.with_outputs(DEAD_LETTERS, main="predictions")
 
     def _configure(self, schema: pa.Schema, model: Model) -> tuple[Predictor, int]:
         signature = Signature(self._signature, model.inputs, model.outputs)

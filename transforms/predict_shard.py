@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -9,6 +10,8 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 
 from transforms import progress
+from transforms.bisect import Bisection
+from transforms.dead_letters import CommittedDeadLetters, DeadLetters, StandingDeadLetters
 from transforms.devices import intra_op_threads
 from transforms.errors import AlreadyExists, ObjectNotFound, OutputConflict, OutputIncomplete
 from transforms.job import Job
@@ -16,7 +19,7 @@ from transforms.parquet import read_batches, read_footer, write_batches
 from transforms.predictor import Predictor, input_columns
 from transforms.read_ahead import read_ahead
 from transforms.shard import Shard, ShardResult
-from transforms.storage import Store
+from transforms.storage import ObjectRef, Store, open_store
 
 _BATCHES_AHEAD = 2
 
@@ -32,36 +35,46 @@ def predict_shard(
     uri = f"{job.output}/{shard.output}"
     if (found := _already_written(job, sink, uri, shard)) is not None:
         return found
-    columns = input_columns(job)
+    columns, schema = input_columns(job), pa.ipc.read_schema(pa.BufferReader(job.input_schema))
     clock, threads = _Clock(), intra_op_threads()
-    batches = 0
+    letters = DeadLetters(job, shard, schema) if job.on_error.dead_letters is not None else None
+    bisection = Bisection(predictor, shard.source.uri, job.batch_rows, letters.add if letters else None)
+    committed: CommittedDeadLetters | None = None
 
     def predicted() -> Iterator[pa.RecordBatch]:
-        nonlocal batches
         first_row = shard.first_row
         rows = read_batches(store, shard, columns, job.batch_rows)
         with read_ahead(rows, _BATCHES_AHEAD) as source:
             for batch in clock.time_each("read", source):
-                if cancelled is not None and cancelled.is_set():
-                    raise Cancelled
-                with clock.time("predict"):
-                    result = predictor(batch, shard.source.uri, first_row)
+                bad_before = bisection.bad_rows
+                for result in clock.time_each("predict", bisection(batch, first_row)):
+                    if cancelled is not None and cancelled.is_set():
+                        raise Cancelled
+                    progress.add(rows_done=result.num_rows)
+                    yield result
+                if bad := bisection.bad_rows - bad_before:
+                    progress.add(rows_done=bad, bad_rows=bad)
                 first_row += batch.num_rows
-                batches += 1
-                progress.add(rows_done=batch.num_rows)
-                yield result
-        # Here, since what has been committed counts as done.
-        if first_row != shard.end_row:
+
+    def account(written: int) -> dict[str, str]:
+        """Before the commit, since what has been committed counts as done."""
+        nonlocal committed
+        if written + bisection.bad_rows != shard.rows:
             raise OutputIncomplete(
                 f"{shard.source.uri} gave other rows than planned",
-                expected=f"rows {shard.first_row} to {shard.end_row}",
-                found=f"rows {shard.first_row} to {first_row}",
+                expected=f"{shard.rows} rows from row {shard.first_row} on",
+                found=f"{written} predicted and {bisection.bad_rows} bad",
                 cure="Run the same command again",
             )
+        if letters is not None and job.on_error.dead_letters is not None:
+            committed = letters.commit(open_store(job.on_error.dead_letters, job.storage))
+        return _outcome(bisection, committed)
 
     started = time.perf_counter()
     try:
-        written, _ = write_batches(sink, uri, predictor.output_schema, predicted(), _key_values(job, shard, threads, predictor.device))
+        written, rows = write_batches(
+            sink, uri, predictor.output_schema, predicted(), _key_values(job, shard, threads, predictor.device), account
+        )
     except AlreadyExists:
         if (found := _already_written(job, sink, uri, shard)) is None:
             raise
@@ -75,8 +88,13 @@ def predict_shard(
         written.version,
         written.crc32c,
         computed=True,
+        predicted_rows=rows,
+        bad_rows=bisection.bad_rows,
+        dead_letters=committed.uri if committed else None,
+        batch_splits=tuple(bisection.splits),
         intra_op_threads=threads,
-        batches=batches,
+        batches=bisection.batches,
+        batches_halved=bisection.halved,
         read_bytes=shard.nbytes,
         seconds=spent,
     )
@@ -103,22 +121,57 @@ def _key_values(job: Job, shard: Shard, threads: int, device: str) -> dict[str, 
     return _identity(job, shard) | bits
 
 
+def _outcome(bisection: Bisection, committed: CommittedDeadLetters | None) -> dict[str, str]:
+    """What is known only at the end: rows left out and where they lie, and batches of other than the planned size."""
+    told = {}
+    if committed is not None:
+        told["headrace.bad_rows"] = str(bisection.bad_rows)
+        told["headrace.dead_letters"] = committed.uri
+        told["headrace.dead_letters_sha256"] = committed.sha256
+    if bisection.splits:
+        told["headrace.batch_splits"] = json.dumps(bisection.splits)
+    return told
+
+
 def _already_written(job: Job, sink: Store, uri: str, shard: Shard) -> ShardResult | None:
     try:
         there = sink.stat(uri)
     except ObjectNotFound:
         return None
-    wanted = _identity(job, shard)
-    kept = {key.decode(): value.decode() for key, value in read_footer(sink, there).key_values.items()}
+    result = standing_result(job, sink, there, shard)
+    progress.add(shards_done=1, rows_found=shard.rows, bad_rows=result.bad_rows)
+    return result
+
+
+def standing_result(job: Job, sink: Store, there: ObjectRef, shard: Shard) -> ShardResult:
+    """What the prediction file `there` says of the shard. Raises `OutputConflict` where it is of something else."""
+    wanted, footer = _identity(job, shard), read_footer(sink, there)
+    kept = {key.decode(): value.decode() for key, value in footer.key_values.items()}
     if different := [key for key, value in wanted.items() if kept.get(key) != value]:
         raise OutputConflict(
-            f"{uri} stands in the way",
+            f"{there.uri} stands in the way",
             expected=f"{different[0]} {wanted[different[0]]}, or no such object",
             found=f"{different[0]} {kept.get(different[0])}",
             cure="Name another --output, or remove that object",
         )
-    progress.add(shards_done=1, rows_found=shard.rows)
-    return ShardResult(shard, there.size, there.version, there.crc32c, computed=False)
+    return ShardResult(
+        shard,
+        there.size,
+        there.version,
+        there.crc32c,
+        computed=False,
+        predicted_rows=footer.rows,
+        bad_rows=int(kept.get("headrace.bad_rows", "0")),
+        dead_letters=kept.get("headrace.dead_letters"),
+        batch_splits=tuple((row, rows) for row, rows in json.loads(kept.get("headrace.batch_splits", "[]"))),
+    )
+
+
+def found_result(job: Job, there: ObjectRef, shard: Shard, standing: StandingDeadLetters) -> ShardResult:
+    """Of a prediction file that stands in the output: it is read only where it may have left rows out."""
+    if shard.output in standing.by_output:
+        return standing_result(job, open_store(job.output, job.storage), there, shard)
+    return ShardResult(shard, there.size, there.version, there.crc32c, computed=False, predicted_rows=shard.rows)
 
 
 class _Clock:

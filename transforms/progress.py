@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Bytes of the model; shards and rows of the plan. `rows_found` stood in the output already."""
+    """Bytes of the model; shards and rows of the plan. `rows_found` stood in the output already; `rows_done` were predicted
+    or are among the `bad_rows`.
+    """
 
     model_bytes: int = 0
     model_bytes_total: int = 0
@@ -17,6 +19,7 @@ class Snapshot:
     rows_planned: int = 0
     rows_done: int = 0
     rows_found: int = 0
+    bad_rows: int = 0
     model_ready: bool = False
 
 
