@@ -9,7 +9,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any
 
@@ -18,8 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from apache_beam.pvalue import AsSingleton
-from apache_beam.transforms.combiners import Count, ToListCombineFn
-from apache_beam.transforms.stats import ApproximateQuantiles
+from apache_beam.transforms.combiners import ToListCombineFn
 
 from transforms.dead_letters import check_dead_letters, first_examples, too_many_bad_rows
 from transforms.errors import AlreadyExists, ObjectNotFound, OutputConflict, OutputIncomplete
@@ -29,8 +28,7 @@ from transforms.shard import Shard, ShardResult
 from transforms.storage import Store, open_store
 from transforms.storage.same import create_same
 
-_PART_ROWS = 50_000
-_MOST_PARTS = 1_000
+_SAMPLE = 10_000
 
 MANIFEST_SCHEMA = pa.schema(
     [
@@ -137,12 +135,8 @@ def finish(job: Job, parts: Iterable[ManifestPart]) -> dict[str, Any]:
         check_complete(job, names)
         check_bad_rows(job, names, summary["rows"], summary["bad_rows"])
         summary = _mark_success(store, mark, summary)
-    except ObjectNotFound:
-        # An equal job that was first has removed all parts but its own.
-        there: dict[str, Any] = json.loads(store.read(store.stat(mark)))
-        if there | {"manifest": names} != summary:
-            raise
-        summary = there
+    except ObjectNotFound as error:
+        summary = _mark_of_an_equal_job(store, mark, summary, error)
     for ref in store.list(f"{job.output}/{MANIFEST_FOLDER}/"):
         if ref.uri.removeprefix(f"{job.output}/") not in summary["manifest"]:
             store.delete(ref)
@@ -209,6 +203,22 @@ class _Counted:
         self.count += 1
 
 
+def _mark_of_an_equal_job(store: Store, uri: str, summary: dict[str, Any], gone: ObjectNotFound) -> dict[str, Any]:
+    """Whoever was first has removed all parts of the manifest but its own."""
+    try:
+        there: dict[str, Any] = json.loads(store.read(store.stat(uri)))
+    except ObjectNotFound:
+        there = {}
+    if there | {"manifest": summary["manifest"]} != summary:
+        raise OutputIncomplete(
+            "A part of the manifest has vanished since it was written",
+            expected=", ".join(summary["manifest"]),
+            found=str(gone),
+            cure="Run the same command again; it computes nothing that stands",
+        ) from gone
+    return there
+
+
 def _mark_success(store: Store, uri: str, summary: dict[str, Any]) -> dict[str, Any]:
     """What `_SUCCESS` holds then: an equal job's account of the same shards may name another manifest of them."""
     data = json.dumps(summary, indent=2).encode() + b"\n"
@@ -238,13 +248,39 @@ class _Account(beam.DoFn):
         yield results[0]
 
 
-class _ToPart(beam.DoFn):
-    """Numbers the parts by the names that begin them, so that each has about as many outputs."""
+class PartBegins(beam.CombineFn):
+    """Names of outputs to those that begin the second and later parts, so that each part has about as many outputs: by a
+    sample, which is always the same since the names' digests draw it.
+    """
 
-    def process(self, result: ShardResult, quantiles: list[str], count: int) -> Iterator[tuple[int, ShardResult]]:
-        parts = -(-count // _PART_ROWS)
-        begins = [quantiles[i * (len(quantiles) - 1) // parts] for i in range(1, parts)]
-        yield bisect_right(begins, result.shard.output), result
+    def __init__(self, part_rows: int) -> None:
+        self._part_rows = part_rows
+
+    def create_accumulator(self) -> tuple[int, list[tuple[bytes, str]]]:
+        return 0, []
+
+    def add_input(self, accumulator: tuple[int, list[tuple[bytes, str]]], name: str) -> Any:
+        count, drawn = accumulator
+        drawn.append((hashlib.sha256(name.encode()).digest(), name))
+        return count + 1, drawn if len(drawn) < 2 * _SAMPLE else self.compact((count, drawn))[1]
+
+    def merge_accumulators(self, accumulators: Iterable[tuple[int, list[tuple[bytes, str]]]]) -> Any:
+        counts, samples = zip(*accumulators, strict=True)
+        return self.compact((sum(counts), list(chain.from_iterable(samples))))
+
+    def compact(self, accumulator: tuple[int, list[tuple[bytes, str]]]) -> Any:
+        count, drawn = accumulator
+        return count, heapq.nsmallest(_SAMPLE, drawn)
+
+    def extract_output(self, accumulator: tuple[int, list[tuple[bytes, str]]]) -> list[str]:
+        count, drawn = self.compact(accumulator)
+        names = sorted(name for _, name in drawn)
+        parts = -(-count // self._part_rows)
+        return [names[i * len(names) // parts] for i in range(1, parts)]
+
+
+def _to_part(result: ShardResult, begins: list[str]) -> tuple[int, ShardResult]:
+    return bisect_right(begins, result.shard.output), result
 
 
 class _WritePart(beam.DoFn):
@@ -268,9 +304,9 @@ class Finalize(beam.PTransform):
     manifest than one part.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, part_rows: int = 50_000) -> None:
         super().__init__()
-        self._job = job
+        self._job, self._part_rows = job, part_rows
 
     def expand(self, joined: tuple[beam.PCollection[Shard], beam.PCollection[ShardResult]]) -> Any:
         planned, results = joined
@@ -280,11 +316,10 @@ class Finalize(beam.PTransform):
         }
         accounted = by_name | "Join" >> beam.CoGroupByKey() | "Account" >> beam.ParDo(_Account())
         names = accounted | "Names" >> beam.Map(lambda result: result.shard.output)
-        quantiles = names | "Quantiles" >> ApproximateQuantiles.Globally(_MOST_PARTS + 1)
-        count = names | "Count" >> Count.Globally()
+        begins = names | "Begins" >> beam.CombineGlobally(PartBegins(self._part_rows))
         return (
             accounted
-            | "ToPart" >> beam.ParDo(_ToPart(), AsSingleton(quantiles), AsSingleton(count))
+            | "ToPart" >> beam.Map(_to_part, AsSingleton(begins))
             | "Parts" >> beam.GroupByKey()
             | "WritePart" >> beam.ParDo(_WritePart(self._job))
             | "Gather" >> beam.CombineGlobally(ToListCombineFn())
