@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transforms.casts import UncastableError, cast
 from transforms.errors import ColumnError, DataError, NullFeature
 from transforms.models.spec import TensorSpec
 from transforms.tensors import ColumnRules, plan_inputs, plan_outputs
@@ -28,6 +29,7 @@ LEAVES: list[tuple[pa.DataType, str, str, str, Any, Any, st.SearchStrategy[Any]]
     (pa.large_binary(), "string", "ü", "-", "ü".encode(), b"-", st.binary(max_size=5)),
     (pa.dictionary(pa.int8(), pa.string()), "string", "ü", "-", "ü".encode(), b"-", st.sampled_from([b"a", b"bc"])),
 ]
+FLOATS = {"float16": st.floats(width=16), "float32": st.floats(width=32), "float64": st.floats()}
 checked = settings(max_examples=250, deadline=None)
 
 
@@ -47,8 +49,11 @@ def drawn(draw: st.DrawFn) -> tuple[pa.Array, list[Any], int, tuple[Any, ...]]:
         large = size is None and draw(st.booleans())
         kind = pa.large_list(kind) if large else pa.list_(kind, -1 if size is None else size)
     rows = draw(st.lists(values, max_size=6))
-    start = draw(st.integers(0, 3))
-    return made(rows, kind).slice(start), rows[start:], depth, leaf
+    start, cut = draw(st.integers(0, 3)), draw(st.integers(0, 6))
+    array = made(rows, kind)
+    if draw(st.booleans()):
+        array = pa.concat_arrays([array.slice(0, cut), array.slice(cut)])
+    return array.slice(start), rows[start:], depth, leaf
 
 
 def made(rows: list[Any], kind: pa.DataType) -> pa.Array:
@@ -189,3 +194,38 @@ def test_what_was_padded_goes_back_to_a_column_of_any_form(column: Any, predicti
             assert 0 in tensor.shape or back.to_numpy_ndarray().tolist() == tensor.numpy().tolist()
         else:
             assert back.to_pylist() == tensor.numpy().tolist()
+
+
+@given(
+    st.sampled_from(("int8", "uint16", "int32", "int64", "uint64", "float16", "float32", "float64")),
+    st.sampled_from(("int8", "uint8", "int16", "uint32", "int32", "int64", "uint64", "bool")),
+    st.data(),
+)
+@checked
+def test_a_cast_to_whole_numbers_keeps_cuts_or_tells(source: str, target: str, data: st.DataObject) -> None:
+    if source.startswith("float"):
+        edges = [sign * 2.0**bits for bits in (7, 8, 15, 16, 31, 32, 63, 64) for sign in (1, -1)]
+        drawn_values = st.one_of(FLOATS[source], st.sampled_from(edges))
+    else:
+        info = np.iinfo(source)
+        edges = [2**bits + step for bits in (7, 8, 15, 16, 31, 32, 63) for step in (-1, 0)]
+        kept = [edge for edge in edges if edge <= info.max]
+        drawn_values = st.one_of(st.integers(int(info.min), int(info.max)), st.sampled_from([0, 1, *kept]))
+    with np.errstate(over="ignore"):
+        values = np.array(data.draw(st.lists(drawn_values, min_size=1, max_size=8)), source)
+    expected = [whole(value, target) for value in values.tolist()]
+    if None in expected:
+        with pytest.raises(UncastableError) as caught:
+            cast(values, target)
+        assert caught.value.index == expected.index(None)
+    else:
+        assert cast(values, target).tolist() == expected
+
+
+def whole(value: Any, target: str) -> Any:
+    if target == "bool":
+        return bool(value) if value in (0, 1) else None
+    if value != value or abs(value) == float("inf"):
+        return None
+    info = np.iinfo(target)
+    return int(value) if int(info.min) <= int(value) <= int(info.max) else None

@@ -175,6 +175,7 @@ def test_columns_of_any_number_are_packed_where_a_cast_is_allowed() -> None:
         (pa.array([1, None], pa.int16()), "float32", "0.5", [1.0, 0.5]),
         (pa.array([True, None]), "bool", "true", [True, True]),
         (pa.array(["é", None, ""]), "string", "ü", ["é".encode(), "ü".encode(), b""]),
+        (pa.array(["a", None]), "string", "\udcff", [b"a", b"\xff"]),
         (pa.array([b"\xff", None], pa.large_binary()), "string", "", [b"\xff", b""]),
         (pa.array(["a", None], pa.string_view()), "string", "-", [b"a", b"-"]),
         (pa.array(["a", None]).dictionary_encode(), "string", "-", [b"a", b"-"]),
@@ -230,6 +231,13 @@ def test_lists_are_padded_to_the_longest_of_the_batch_or_to_the_dimension_of_the
     with refused("list of another length in row 101. Expected: 1 values, as in the first list. Found: 0 values."):
         read(lists, "int64", None)
     assert read(lists.slice(3), "int64", None, **PAD) == []
+
+
+def test_one_long_list_does_not_take_all_memory() -> None:
+    lists = pa.ListArray.from_arrays(pa.array([0, *range(1, 1025), 2**20], pa.int32()), pa.array(np.zeros(2**20, "b")))
+    with refused("in row 1124. Expected: at most 261888 values, since 1025 lists of the batch are padded alike."):
+        read(lists, "int8", None, **PAD)
+    assert len(read(lists.slice(1024), "int8", None, **PAD)[0]) == 2**20 - 1024
 
 
 def test_sequences_are_padded_at_every_level_that_varies() -> None:

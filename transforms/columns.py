@@ -238,4 +238,5 @@ def _leaf(kind: pa.DataType, rule: TensorRule) -> Leaf | None:
 
 
 def _scalar(value: Any, kind: pa.DataType) -> pa.Scalar:
-    return pc.cast(pa.scalar(value, pa.binary()), kind)
+    options = pc.CastOptions(target_type=kind, allow_invalid_utf8=True)
+    return pc.cast(pa.scalar(value, pa.binary()), options=options)

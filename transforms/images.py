@@ -116,8 +116,10 @@ def _decoder(size: tuple[int, int, int], dtype: str) -> Any:
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def decode(encoded: tf.Tensor) -> tf.Tensor:
-        return tf.map_fn(
-            one, encoded, fn_output_signature=tf.TensorSpec(size, target), parallel_iterations=_IMAGES_AT_ONCE
-        )
+        # Where there is a GPU, each image would cross to it and back to be resized.
+        with tf.device("/CPU:0"):
+            return tf.map_fn(
+                one, encoded, fn_output_signature=tf.TensorSpec(size, target), parallel_iterations=_IMAGES_AT_ONCE
+            )
 
     return decode.get_concrete_function()

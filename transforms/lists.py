@@ -35,6 +35,10 @@ class Opened:
         return place // math.prod(self.dims)
 
 
+# One long list makes all of a batch long; this many values of eight bytes are 2 GiB.
+MOST_PLACES = 1 << 28
+
+
 class ListLengthError(Exception):
     """The list at `index` of its level is of a length that the plan does not allow."""
 
@@ -116,9 +120,13 @@ class PaddedLists:
             lengths[missing] = 0
         longest = int(lengths.max(initial=0))
         size = longest if wanted is None else wanted
+        places = len(lengths) if at.present is None else len(at.present)
         if longest > size:
             index = int((lengths > size).argmax())
             raise ListLengthError(index, int(lengths[index]), f"at most {size} values")
+        if places * size > MOST_PLACES:
+            told = f"at most {MOST_PLACES // places} values, since {places} lists of the batch are padded alike"
+            raise ListLengthError(int(lengths.argmax()), longest, told)
         if at.present is not None or longest < size or int(lengths.min(initial=size)) < size:
             present = np.arange(size) < lengths[:, None]
             if at.present is not None:

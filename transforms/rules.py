@@ -123,7 +123,7 @@ def _value(flag: str, spec: TensorSpec, text: str) -> Value:
 
 def _parsed(dtype: str, text: str) -> Value | None:
     if dtype == "string":
-        return text.encode()
+        return text.encode("utf-8", "surrogateescape")
     if dtype == "bool":
         return _BOOLS.get(text.strip().lower())
     try:
