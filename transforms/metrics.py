@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from apache_beam.metrics import Metrics
 
-from transforms.bisect import Bisection
 from transforms.shard import ShardResult
 
 NAMESPACE = "headrace"
@@ -46,12 +45,12 @@ def count_result(result: ShardResult) -> None:
         _TIMES[stage].update(round(result.seconds[stage] * 1000))
 
 
-def count_batch(bisection: Bisection, seconds: float) -> None:
-    """One record batch, whatever it was cut into."""
-    _COUNTERS["rows"].inc(bisection.predicted_rows)
-    _COUNTERS["bad_rows"].inc(bisection.bad_rows)
-    _COUNTERS["batches"].inc(bisection.batches)
-    _COUNTERS["batches_halved"].inc(bisection.halved)
+def count_batch(rows: int, seconds: float, *, batches: int = 1, bad_rows: int = 0, halved: int = 0) -> None:
+    """`rows` were predicted, in `batches` where some of them failed or were too large at once."""
+    _COUNTERS["rows"].inc(rows)
+    _COUNTERS["bad_rows"].inc(bad_rows)
+    _COUNTERS["batches"].inc(batches)
+    _COUNTERS["batches_halved"].inc(halved)
     _TIMES["predict"].update(round(seconds * 1000))
 
 

@@ -143,7 +143,13 @@ class _PredictBatch(beam.DoFn):
             started = time.perf_counter()
             bisection = Bisection(predictor, "a record batch", rows, bad.append if self._dead_letters else None)
             results = list(bisection(batch.slice(start, rows), start))
-            count_batch(bisection, time.perf_counter() - started)
+            count_batch(
+                bisection.predicted_rows,
+                time.perf_counter() - started,
+                batches=bisection.batches,
+                bad_rows=bisection.bad_rows,
+                halved=bisection.halved,
+            )
             yield from results
         if bad:
             yield TaggedOutput(DEAD_LETTERS, pa.concat_batches(list(map(dead_letter, bad))))
