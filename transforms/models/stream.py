@@ -315,7 +315,10 @@ def _check_crc(slot: TensorSlot, buffer: Any) -> None:
 
 
 def _plan(slots: Sequence[TensorSlot], piece_bytes: int) -> list[_Request]:
-    """Requests in the order of the bytes: neighbours joined across gaps up to `MAX_GAP`, none above `piece_bytes`."""
+    """Requests in the order of the bytes: neighbours joined across gaps up to `MAX_GAP`, then cut at `piece_bytes`.
+
+    A small tensor is cut, too, where it comes to that: a request of its own would cost a round trip.
+    """
     order = sorted(range(len(slots)), key=lambda i: (slots[i].source.uri, slots[i].offset))
     requests: list[_Request] = []
     for i in order:
@@ -324,11 +327,7 @@ def _plan(slots: Sequence[TensorSlot], piece_bytes: int) -> list[_Request]:
             last = requests[-1] if requests else None
             at = slot.offset + done
             gap = at - (last.offset + last.nbytes) if last is not None and last.source == slot.source else -1
-            if (
-                last is None
-                or not 0 <= gap <= MAX_GAP
-                or last.nbytes + gap + min(slot.nbytes, piece_bytes) > piece_bytes
-            ):
+            if last is None or not 0 <= gap <= MAX_GAP or last.nbytes + gap >= piece_bytes:
                 requests.append(last := _Request(slot.source, at, []))
                 gap = 0
             if gap:
