@@ -123,7 +123,7 @@ def test_the_plan_shows_both(job: Job, tmp_path: Path) -> None:
         (["--preprocess=no_such_module:f"], ["--preprocess", "no_such_module", "--user_package", "PYTHONPATH"]),
         (["--postprocess=around_the_model:no"], ["--postprocess", "no function 'no'", "best", "doubled"]),
         (["--preprocess=around_the_model"], ["'around_the_model' names no function", "module:function"]),
-        (around(preprocess="nothing"), ["around_the_model:nothing", "NoneType", "a record batch of 0 rows"]),
+        (around(preprocess="nothing"), ["around_the_model:nothing", "NoneType", "a record batch, rows: 0"]),
         (
             around(preprocess="fails_on_none"),
             ["fails on a batch without rows", "ValueError", "(line ", "around_the_model.py"],
@@ -143,10 +143,10 @@ def test_what_can_be_known_before_is_told_before(
 @pytest.mark.parametrize(
     ("name", "fragments"),
     [
-        ("twice", ["rows 0 to 8", "part-00000.parquet", "a record batch of 8 rows", "Found: 16 rows"]),
-        ("drops", ["rows 8 to 16", "part-00002.parquet", "a record batch of 8 rows", "Found: 2 rows"]),
-        ("shifty", ["rows 0 to 8", "more: int32", "more: int64", "naming each array's type"]),
-        ("fails", ["rows 8 to 16", "part-00002.parquet", "KeyError", "thirty", "around_the_model.py"]),
+        ("twice", ["Row 0", "part-00000.parquet", "a record batch, rows: 1", "Found: rows: 2"]),
+        ("drops", ["Row 10", "part-00002.parquet", "a record batch, rows: 1", "Found: rows: 0"]),
+        ("shifty", ["Row 0", "more: int32", "more: int64", "naming each array's type"]),
+        ("fails", ["Row 10", "part-00002.parquet", "KeyError", "thirty", "around_the_model.py"]),
     ],
 )
 @pytest.mark.parametrize("flag", ["preprocess", "postprocess"])

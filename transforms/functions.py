@@ -134,8 +134,8 @@ class AppliedFunction:
         if not isinstance(result, pa.RecordBatch) or result.num_rows != batch.num_rows:
             raise DataError(
                 f"{self._name} gives something else than a row for each row of {rows}",
-                expected=f"a record batch of {batch.num_rows} rows",
-                found=f"{result.num_rows} rows" if isinstance(result, pa.RecordBatch) else type(result).__name__,
+                expected=f"a record batch, rows: {batch.num_rows}",
+                found=f"rows: {result.num_rows}" if isinstance(result, pa.RecordBatch) else type(result).__name__,
                 cure="Return one row for each, in the same order",
             )
         return result
