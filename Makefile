@@ -63,8 +63,11 @@ bench-memory: venv ## peak memory for shards of 10^5 and 10^7 rows; [WORK=folder
 bench-gil: venv $(VENV)/.bench ## how often a running job holds the interpreter's lock; [WORK=folder] [RUNS=3]
 	$(BIN)/python -m benchmarks.gil $(IN_WORK) --runs=$(or $(RUNS),3) $(ARGS)
 
-bench-smoke: venv $(VENV)/.bench ## every bench of headrace's own runs, on little work
-	@set -e; for name in $(BENCHES); do echo "benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name --quick; done
+bench-smoke: venv $(VENV)/.bench ## that the benches run, on little work, two at a time; without Spark and Ray
+	@$(MAKE) --no-print-directory -j2 $(BENCHES:%=smoke-%)
+
+smoke-%:
+	$(BIN)/python -m benchmarks.$* --quick
 
 bench-peers: $(PEERS)/.installed ## the environment of Spark and Ray, which bench-throughput asks for
 
