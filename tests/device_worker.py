@@ -97,7 +97,7 @@ def _short(device: str) -> str:
     return device.partition("task:0")[2]
 
 
-def shared() -> list[str | None]:
+def shared() -> list[str]:
     """One replica for each device, and no more, however many threads ask."""
     from transforms.models.ref import pin_model
     from transforms.models.sharing import shared_model
@@ -105,7 +105,7 @@ def shared() -> list[str | None]:
     ref = pin_model(str(jobs.model_folder() / "saved_model"))
     with ThreadPoolExecutor(6) as pool:
         models = list(pool.map(lambda i: shared_model(ref, device=DEVICES[i % 3]), range(12)))
-    return sorted(model.device for model in {id(model): model for model in models}.values())
+    return sorted(str(model.device) for model in {id(model): model for model in models}.values())
 
 
 def most_at_once() -> int:

@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("transforms.errors", "transforms.storage", "transforms.models", "transforms", "pipeline")
-BEAM = ("pipeline", "pipeline.*", *(f"transforms.{room}" for room in ("plan", "predict", "finalize", "metrics")))
+BEAM = ("pipeline", "pipeline.*", *(f"transforms.{room}" for room in ("plan", "predict", "finalize", "metrics", "model_handler")))
 TENSORFLOW = (
     "transforms.models.*",
     "transforms.tensors*",
@@ -152,7 +152,7 @@ def test_what_is_allowed_is_let_through(module: str, source: str) -> None:
         ("import transforms", ("apache_beam", "tensorflow", "keras", "pyarrow", "google.cloud.storage")),
         ("from transforms import load_model", ("apache_beam", "tensorflow", "keras")),
         ("from transforms import open_store; open_store('gs://bucket')", ("apache_beam", "tensorflow", "keras")),
-        ("from transforms import PlanShards, Predict, PredictShards", ("tensorflow", "keras")),
+        ("from transforms import PlanShards, Predict, PredictShards, StreamingModelHandler", ("tensorflow", "keras")),
         (HELP, ("tensorflow", "keras")),
     ],
     ids=["transforms", "load_model", "open_store", "beam-transforms", "help"],
@@ -174,6 +174,7 @@ def test_the_public_names_are_these() -> None:
         "PlanShards",
         "Predict",
         "PredictShards",
+        "StreamingModelHandler",
         "TensorSpec",
         "load_model",
         "open_store",

@@ -12,6 +12,7 @@ _HOME = {
     "PlanShards": "transforms.plan",
     "Predict": "transforms.predict",
     "PredictShards": "transforms.predict",
+    "StreamingModelHandler": "transforms.model_handler",
     "TensorSpec": "transforms.models.spec",
     "load_model": "transforms.models.load",
     "open_store": "transforms.storage",

@@ -35,6 +35,11 @@ class Loading:
     model_sharing: str = "machine"
     device: str = "auto"
 
+    @property
+    def how(self) -> dict[str, Any]:
+        """All but the device, as `load_model` takes it."""
+        return {name: value for name, value in asdict(self).items() if name != "device"}
+
 
 @dataclass(frozen=True, slots=True)
 class OnError:

@@ -158,9 +158,13 @@ def auto_batch_rows(plan: ColumnPlan) -> tuple[int, str]:
     if fixed := [model.batch_rows for model in plan.models if model.batch_rows is not None]:
         return max(fixed), "the batch that the model is fixed to"
     sizes = [model.inputs.row_nbytes for model in plan.models]
-    if None in sizes:
+    return rows_that_fit(None if None in sizes else max(size or 0 for size in sizes))
+
+
+def rows_that_fit(row_bytes: int | None) -> tuple[int, str]:
+    """As `auto_batch_rows`, for rows of so many bytes; None where that varies."""
+    if row_bytes is None:
         return _VARIABLE_LENGTH_ROWS, f"auto/1: {_VARIABLE_LENGTH_ROWS} rows, since a row's length varies"
-    row_bytes = max(size or 0 for size in sizes)
     fits = max(1, _BATCH_BYTES // max(1, row_bytes))
     rows = min(_MOST_BATCH_ROWS, 1 << (fits.bit_length() - 1))
     return rows, f"auto/1: the power of two at or below 1 MiB / {row_bytes} bytes a row, at most {_MOST_BATCH_ROWS}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -13,23 +13,24 @@ from typing import Any
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.pvalue import TaggedOutput
+from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.window import GlobalWindows
+from apache_beam.typehints import with_input_types, with_output_types
 
-from transforms.bisect import BadRow, Bisection
+from transforms.batches import BatchPredictor, BatchRequest, request_batches
+from transforms.bisect import BadRow
 from transforms.dead_letters import dead_letter, dead_letter_schema
 from transforms.devices import cores, least_busy
 from transforms.errors import InvalidRequest
-from transforms.job import Job
-from transforms.mapping import ColumnChoice, choose_batch_rows, plan_columns
+from transforms.job import Job, Loading
 from transforms.metrics import count_batch, count_load, count_result, count_traces
-from transforms.models.model import Model
 from transforms.models.ref import ModelRef, pin_model
-from transforms.models.spec import Signature
 from transforms.predict_shard import predict_shard
-from transforms.predictor import Predictor, load_predictors, load_shared
+from transforms.predictor import devices_for, load_predictors, load_shared
+from transforms.rules import ColumnRules
 from transforms.shard import Shard, ShardResult, WorkUnit
 from transforms.storage import StoreOptions, open_store
-from transforms.tensors import ColumnRules
+from transforms.storage.base import public_uri
 
 DEAD_LETTERS = "dead_letters"
 
@@ -111,38 +112,31 @@ class PredictShards(beam.PTransform):
     def expand(self, units: beam.PCollection[WorkUnit]) -> beam.PCollection[ShardResult]:
         return units | "Predict" >> beam.ParDo(_PredictShard(self._job)).with_output_types(ShardResult)
 
+    def display_data(self) -> dict[str, Any]:
+        models = [(model.ref, model.signature) for model in self._job.models]
+        return _shown(models, self._job.batch_rows, self._job.loading)
+
 
 class _PredictBatch(beam.DoFn):
-    def __init__(
-        self,
-        configure: Callable[[pa.Schema, Model], tuple[Predictor, int]],
-        ref: ModelRef,
-        name: str,
-        dead_letters: bool,
-    ) -> None:
-        self._configure, self._ref, self._signature, self._dead_letters = configure, ref, name, dead_letters
+    def __init__(self, request: BatchRequest, ref: ModelRef, loading: Loading, dead_letters: bool) -> None:
+        self._request, self._ref, self._loading, self._dead_letters = request, ref, loading, dead_letters
 
     def setup(self) -> None:
         started = time.perf_counter()
-        self._model = load_shared(self._ref, self._signature)
+        devices = devices_for([self._ref], self._loading)
+        models = [load_shared(self._ref, self._request.signature, self._loading, device) for device in devices]
+        self._predict = BatchPredictor(self._request, devices, models)
         self._load_seconds = time.perf_counter() - started
-        self._predictors: dict[bytes, tuple[Predictor, int]] = {}
 
     def start_bundle(self) -> None:
         count_load(self._load_seconds)
 
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | TaggedOutput]:
-        key = batch.schema.remove_metadata().serialize().to_pybytes()
-        if key not in self._predictors:
-            self._predictors[key] = self._configure(batch.schema, self._model)
-        predictor, rows = self._predictors[key]
         if self._dead_letters:
             dead_letter_schema(batch.schema)
         bad: list[BadRow] = []
-        for start in range(0, batch.num_rows, rows) or [0]:
-            started = time.perf_counter()
-            bisection = Bisection(predictor, "a record batch", rows, bad.append if self._dead_letters else None)
-            results = list(bisection(batch.slice(start, rows), start))
+        started = time.perf_counter()
+        for results, bisection in self._predict(batch, bad.append if self._dead_letters else None):
             count_batch(
                 bisection.predicted_rows,
                 time.perf_counter() - started,
@@ -151,10 +145,13 @@ class _PredictBatch(beam.DoFn):
                 halved=bisection.halved,
             )
             yield from results
+            started = time.perf_counter()
         if bad:
             yield TaggedOutput(DEAD_LETTERS, pa.concat_batches(list(map(dead_letter, bad))))
 
 
+@with_input_types(pa.RecordBatch)
+@with_output_types(pa.RecordBatch)
 class Predict(beam.PTransform):
     """PCollection[pa.RecordBatch] to PCollection[pa.RecordBatch]: the kept columns, then a column for each output.
 
@@ -162,7 +159,7 @@ class Predict(beam.PTransform):
     objects, or with code of its own. `features` maps a tensor to its column or columns, `predictions` an output
     to its column's name; both default to equal names. `keep=None` keeps all columns that are no feature. `batch_rows` splits
     larger batches; "auto" is a pure function of schema and signature; a batch that memory does not hold is halved, and so
-    are those after it. `rules` say what may be done to values.
+    are those after it. `rules` say what may be done to values, `loading` how the model reaches which device.
 
     A row that cannot be predicted fails the pipeline, or with `on_error="dead_letter"` goes to a second collection, as a
     record batch of its columns and of those that `transforms.dead_letters` tells; what comes back is then a tuple of both,
@@ -186,35 +183,35 @@ class Predict(beam.PTransform):
         rules: ColumnRules = ColumnRules(),
         on_error: str = "fail",
         options: StoreOptions = StoreOptions(),
+        loading: Loading = Loading(),
     ) -> None:
         super().__init__()
-        if not (batch_rows == "auto" or (isinstance(batch_rows, int) and batch_rows > 0)):
-            raise InvalidRequest("batch_rows is out of range", expected="1 or more, or 'auto'", found=repr(batch_rows))
+        self._request = request_batches(signature, features, predictions, keep, batch_rows, rules)
         if on_error not in ("fail", "dead_letter"):
             raise InvalidRequest("on_error has no such value", expected="'fail' or 'dead_letter'", found=repr(on_error))
         self._dead_letters = on_error == "dead_letter"
         self._ref = model if isinstance(model, ModelRef) else pin_model(model, options)
-        self._signature = signature
-        self._columns = ColumnChoice(
-            features=tuple(
-                (tensor, (columns,) if isinstance(columns, str) else tuple(columns))
-                for tensor, columns in (features or {}).items()
-            ),
-            predictions=tuple((predictions or {}).items()),
-            rules=rules,
-        )
-        self._keep = None if keep is None else tuple(keep)
-        self._batch_rows = batch_rows
+        self._loading = loading
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Any:
-        do_fn = _PredictBatch(self._configure, self._ref, self._signature, self._dead_letters)
+        do_fn = _PredictBatch(self._request, self._ref, self._loading, self._dead_letters)
         predict = beam.ParDo(do_fn).with_output_types(pa.RecordBatch)
         if not self._dead_letters:
             return batches | "Predict" >> predict
         return batches | "Predict" >> predict.with_outputs(DEAD_LETTERS, main="predictions")
 
-    def _configure(self, schema: pa.Schema, model: Model) -> tuple[Predictor, int]:
-        signature = Signature(self._signature, model.inputs, model.outputs)
-        plan = plan_columns(schema, [(signature, self._columns)], self._keep)
-        rows, _ = choose_batch_rows(plan, self._batch_rows if isinstance(self._batch_rows, int) else None)
-        return Predictor(plan, [model]), rows
+    def display_data(self) -> dict[str, Any]:
+        rows = self._request.rows or "auto"
+        return _shown([(self._ref, self._request.signature)], rows, self._loading)
+
+
+def _shown(models: Sequence[tuple[ModelRef, str]], rows: int | str, loading: Loading) -> dict[str, Any]:
+    """What a runner's page tells of a step; a key may have one value."""
+    told = {
+        "model": ("Model", [public_uri(ref.uri) for ref, _ in models]),
+        "digest": ("SHA-256 of the model", [ref.digest for ref, _ in models]),
+        "signature": ("Signature", [signature for _, signature in models]),
+        "batch_rows": ("Rows per batch", [str(rows)]),
+        "device": ("Device", [loading.device]),
+    }
+    return {key: DisplayDataItem(", ".join(values), label=label) for key, (label, values) in told.items()}

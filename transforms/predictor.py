@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -233,8 +232,7 @@ def _cut(tensor: tf.Tensor, filled: int, rows: int) -> tf.Tensor:
 def load_shared(ref: ModelRef, signature: str, loading: Loading = Loading(), device: Device | None = None) -> Model:
     """The process's one copy of the model on the device, loaded by whoever asks first; the first device where none is named."""
     device = device or devices_for([ref], loading)[0]
-    how = {name: value for name, value in asdict(loading).items() if name != "device"}
-    model = shared_model(ref, signature, device=device.name, progress=progress.model_progress, **how)
+    model = shared_model(ref, signature, device=device.name, progress=progress.model_progress, **loading.how)
     progress.model_ready()
     return model
 

@@ -1,0 +1,202 @@
+"""Beam's `RunInference` on our loader and core."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult
+
+from transforms.batches import BatchPredictor, BatchRequest, request_batches
+from transforms.devices import least_busy
+from transforms.errors import DataError, InvalidRequest, UnsupportedModel
+from transforms.job import Loading
+from transforms.mapping import fixed_batch, rows_that_fit
+from transforms.metrics import NAMESPACE
+from transforms.models.load import describe_model, load_model
+from transforms.models.ref import ModelRef, pin_model
+from transforms.models.spec import ModelSpec, Signature
+from transforms.models.stream import numpy_dtype
+from transforms.predictor import devices_for
+from transforms.rules import ColumnRules
+from transforms.storage import StoreOptions
+from transforms.storage.base import public_uri
+
+Row = Mapping[str, Any]
+"""One row: an array (or a scalar) for each input of the model, without the batch dimension."""
+
+# What Python, Beam and TensorFlow take beside the model.
+_BESIDE_THE_MODEL = 2 << 30
+
+
+class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult, BatchPredictor]):
+    """Gives `RunInference` a model that streams into memory, once per machine, and record batches without row objects.
+
+        batches | RunInference(StreamingModelHandler("gs://bucket/model", keep=["id"]))
+
+    An element is a `pa.RecordBatch`, and its `PredictionResult.inference` one of as many rows, as `Predict` makes it: that is
+    the fast way. Or it is one row, `{input: array}`; then `inference` is `{output: array}`. `model` is a URI, pinned and
+    described now, or a `ModelRef`; the arguments are those of `Predict`. `batch_rows` is how many rows are collected for a
+    call. `resource_hints` of the step are, by default, the `min_ram` that the model asks for; `{}` gives none: on Dataflow any
+    hint turns on right fitting, which excludes accelerators given as a service option.
+
+    With `RunInference(…, model_metadata_pcoll=…)` or `watch_model_pattern` the model is replaced by the one at the path that
+    comes, pinned when a worker loads it; its signature must fit as the first one's did. The old one's memory is freed.
+    Raises `ModelError`, `StorageError` and `InvalidRequest` when it is constructed.
+    """
+
+    def __init__(
+        self,
+        model: str | ModelRef,
+        *,
+        signature: str = "serving_default",
+        features: Mapping[str, str | Sequence[str]] | None = None,
+        predictions: Mapping[str, str] | None = None,
+        keep: Sequence[str] | None = None,
+        batch_rows: int | str = "auto",
+        rules: ColumnRules = ColumnRules(),
+        options: StoreOptions = StoreOptions(),
+        loading: Loading = Loading(),
+        resource_hints: Mapping[str, Any] | None = None,
+    ) -> None:
+        # The weights are shared beneath: Beam's own sharing would send every batch to another process.
+        super().__init__(large_model=False)
+        self._request: BatchRequest = request_batches(signature, features, predictions, keep, batch_rows, rules)
+        self._ref = model if isinstance(model, ModelRef) else pin_model(model, options)
+        self._spec: ModelSpec = describe_model(self._ref, signature)
+        self._loading, self._hints = loading, resource_hints
+        self._path: str | None = None
+
+    def load_model(self) -> BatchPredictor:
+        """Beam keeps it for the process, and drops it when another takes its place."""
+        ref = self._ref if self._path is None else pin_model(self._path, self._ref.options)
+        devices = devices_for([ref], self._loading)
+        models = [
+            load_model(ref, self._request.signature, device=device.name, **self._loading.how) for device in devices
+        ]
+        return BatchPredictor(self._request, devices, models)
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        self._path = model_path or self._path
+
+    def run_inference(
+        self,
+        batch: Sequence[Row | pa.RecordBatch],
+        model: BatchPredictor,
+        inference_args: dict[str, Any] | None = None,
+    ) -> list[PredictionResult]:
+        """In the order of the elements. Raises what a `Predictor` raises, `DataError` where rows do not fit together."""
+        del inference_args  # validate_inference_args has refused them
+        signature = Signature(self._request.signature, model.models[0].inputs, model.models[0].outputs)
+        most = fixed_batch(signature) or self._rows
+        results: list[PredictionResult] = []
+        rows: list[Row] = []
+
+        def predict_rows() -> None:
+            results.extend(_predict_rows(rows, fixed_batch(signature), model))
+            rows.clear()
+
+        for element in batch:
+            if not isinstance(element, pa.RecordBatch):
+                rows.append(element)
+            if rows and (len(rows) == most or isinstance(element, pa.RecordBatch)):
+                predict_rows()
+            if isinstance(element, pa.RecordBatch):
+                uri = model.models[0].ref.uri
+                results.append(
+                    PredictionResult(element, _joined([part for parts, _ in model(element) for part in parts]), uri)
+                )
+        if rows:
+            predict_rows()
+        return results
+
+    def batch_elements_kwargs(self) -> Mapping[str, Any]:
+        """So many rows at most, whether they come one by one or in batches."""
+        return {"max_batch_size": self._rows, "element_size_fn": _rows_of}
+
+    @property
+    def _rows(self) -> int:
+        signature = self._spec.signatures[self._request.signature]
+        return fixed_batch(signature) or self._request.rows or rows_that_fit(_row_bytes(signature))[0]
+
+    def get_num_bytes(self, batch: Sequence[Row | pa.RecordBatch]) -> int:
+        return sum(
+            element.nbytes
+            if isinstance(element, pa.RecordBatch)
+            else sum(np.asarray(value).nbytes for value in element.values())
+            for element in batch
+        )
+
+    def get_metrics_namespace(self) -> str:
+        return NAMESPACE
+
+    def get_resource_hints(self) -> dict[str, Any]:
+        if self._hints is not None:
+            return dict(self._hints)
+        return {"min_ram": _BESIDE_THE_MODEL + self._spec.nbytes + self._loading.in_flight_bytes}
+
+    def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
+        if inference_args:
+            raise InvalidRequest(
+                "StreamingModelHandler takes no inference_args",
+                expected="none: a signature's inputs are the elements' tensors or columns",
+                found=", ".join(inference_args),
+                cure="Leave them out",
+            )
+
+    def share_model_across_processes(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        model = f"{public_uri(self._ref.uri)!r}, signature={self._request.signature!r}, sha256={self._ref.digest[:12]}"
+        return f"StreamingModelHandler({model})"
+
+
+def _rows_of(element: Row | pa.RecordBatch) -> int:
+    return max(1, element.num_rows) if isinstance(element, pa.RecordBatch) else 1
+
+
+def _row_bytes(signature: Signature) -> int | None:
+    """None where it varies."""
+    total = 0
+    for spec in signature.inputs.values():
+        shape = None if spec.shape is None else spec.shape[1:]
+        if shape is None or None in shape or spec.dtype == "string":
+            return None
+        total += math.prod(d for d in shape if d is not None) * numpy_dtype(spec.dtype).itemsize
+    return total
+
+
+def _joined(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
+    return parts[0] if len(parts) == 1 else pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
+
+
+def _predict_rows(rows: Sequence[Row], fixed: int | None, predictor: BatchPredictor) -> Iterator[PredictionResult]:
+    """The rows in one call; a model that is fixed to a batch gets the last row again until there are enough."""
+    model, full = predictor.models[0], fixed or len(rows)
+    padded = [*rows, *[rows[-1]] * (full - len(rows))]
+    names = rows[0].keys()
+    try:
+        arrays = {name: np.stack([row[name] for row in padded]) for name in names}
+    except (KeyError, ValueError) as error:
+        raise DataError(
+            f"The rows of a batch for {model.ref.uri} differ in their inputs or in their shapes",
+            expected="{" + ", ".join(model.inputs) + "}, each of one shape in all rows",
+            found=f"{type(error).__name__}: {error}",
+            cure="Make them alike, for instance by padding, or give record batches with rules=ColumnRules(pad=…)",
+        ) from error
+    with least_busy(predictor.devices) as i:
+        found = predictor.models[i].predict(arrays)
+    for name, values in found.items():
+        if values.shape[:1] != (full,):
+            raise UnsupportedModel(
+                f"The output {name!r} of {model.ref.uri} has no value for each row",
+                expected=f"a first dimension of {full}",
+                found=str(list(values.shape)),
+                cure="Choose another signature",
+            )
+    for k, row in enumerate(rows):
+        yield PredictionResult(row, {name: values[k] for name, values in found.items()}, model.ref.uri)
