@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test faults chaos check venv bench-load constraints clean
-.PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-smoke bench-peers
+.PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-scale bench-smoke bench-peers
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -45,7 +45,7 @@ check: venv ## format, lint, types, who imports whom, the README's examples
 
 PEERS ?= .venv-peers
 IN_WORK = $(if $(WORK),--work=$(call quoted,WORK))
-BENCHES := throughput images startup memory gil
+BENCHES := throughput images startup memory gil scale
 
 bench-throughput: venv ## rows per second beside six peers; [WORK=folder] [RUNS=5] [ARGS=--svg=FILE]; half an hour
 	-@$(MAKE) --no-print-directory bench-peers
@@ -62,6 +62,9 @@ bench-memory: venv ## peak memory for shards of 10^5 and 10^7 rows; [WORK=folder
 
 bench-gil: venv $(VENV)/.bench ## how often a running job holds the interpreter's lock; [WORK=folder] [RUNS=3]
 	$(BIN)/python -m benchmarks.gil $(IN_WORK) --runs=$(or $(RUNS),3) $(ARGS)
+
+bench-scale: venv ## planning at 10^6 files, memory and files per second; [RUNS=1]; half an hour
+	$(BIN)/python -m benchmarks.scale $(IN_WORK) --runs=$(or $(RUNS),1) $(ARGS)
 
 bench-smoke: venv $(VENV)/.bench ## that the benches run, on little work, two at a time; without Spark and Ray
 	@$(MAKE) --no-print-directory -j2 $(BENCHES:%=smoke-%)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any, TypeVar
 
 import apache_beam as beam
@@ -120,11 +120,20 @@ def _first_rows(splitter: _Splitter, shards: Iterable[Shard], limit: int) -> Ite
 
 
 def _shards_in_order(job: Job, splitter: _Splitter, files: Iterable[ObjectRef]) -> Iterator[Shard]:
-    store, left = open_store(job.folder, job.storage), iter(files)
+    store = open_store(job.folder, job.storage)
+    ahead: deque[tuple[ObjectRef, Future[Footer]]] = deque()
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as threads:
-        while some := list(islice(left, _FOOTERS_AT_ONCE)):
-            for source, footer in zip(some, threads.map(lambda ref: read_footer(store, ref), some), strict=True):
-                yield from splitter.shards(source, footer)
+        for source in files:
+            ahead.append((source, threads.submit(read_footer, store, source)))
+            if len(ahead) == _FOOTERS_AT_ONCE:
+                yield from _shards_of_the_first(splitter, ahead)
+        while ahead:
+            yield from _shards_of_the_first(splitter, ahead)
+
+
+def _shards_of_the_first(splitter: _Splitter, ahead: deque[tuple[ObjectRef, Future[Footer]]]) -> Iterator[Shard]:
+    source, footer = ahead.popleft()
+    return splitter.shards(source, footer.result())
 
 
 def plan_units(job: Job, files: Iterable[ObjectRef]) -> Iterator[WorkUnit]:

@@ -1,0 +1,150 @@
+"""What benchmarks/scale.py runs, each in a process of its own: `python -m benchmarks.scale_programs PROGRAM FILES`.
+
+Files are made up: a listing of as many names as asked for, and one real footer of ten row groups that all of them share.
+The last line that a program prints is JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+import transforms.storage.memory
+from pipeline.preflight import Prepared
+from pipeline.standing import examine_output, write_record
+from transforms.finalize import finish, write_part
+from transforms.job import Job, JobModel
+from transforms.listing import expand_lists, survey_inputs
+from transforms.mapping import ColumnChoice, ColumnPlan
+from transforms.models.ref import ModelRef
+from transforms.plan import PlanShards, input_files, plan_units
+from transforms.shard import ShardResult, common_folder
+from transforms.storage import ObjectRef, StoreOptions, open_store
+from transforms.storage.memory import MemoryStore
+
+GROUPS = 10
+SCHEMA = pa.schema([("id", pa.int64()), ("label", pa.string()), ("features", pa.list_(pa.float32(), 64))])
+FOLDER, OUTPUT = "memory://bench/in/", "memory://bench/out"
+
+
+@cache
+def content() -> bytes:
+    rows = 100 * GROUPS
+    values = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(rows * 64, np.float32)), 64)
+    columns = [pa.array(range(rows)), pa.array(["a"] * rows), values]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), sink, row_group_size=100)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+class MadeUpStore(MemoryStore):
+    """Lists `files` objects below FOLDER, a thousand in each folder `dt=…`; other objects are a MemoryStore's."""
+
+    files = 0
+
+    def list(self, folder: str) -> Iterator[ObjectRef]:
+        if not folder.startswith(FOLDER):
+            yield from super().list(folder)
+            return
+        size = len(content())
+        for i in range(self.files):
+            yield ObjectRef(f"{FOLDER}dt={i // 1000:05d}/part-{i % 1000:05d}.parquet", size, str(i), 7)
+
+    def open_arrow(self, ref: ObjectRef) -> Any:
+        return pa.BufferReader(content()) if ref.uri.startswith(FOLDER) else super().open_arrow(ref)
+
+
+def job() -> Job:
+    inputs = (f"{FOLDER}**/*.parquet",)
+    return Job(
+        models=(JobModel(ModelRef("memory://bench/model", "keras", ()), "serving_default", ColumnChoice()),),
+        inputs=inputs,
+        folder=common_folder(inputs),
+        partitions=("dt",),
+        output=OUTPUT,
+        keep=(),
+        input_schema=SCHEMA.serialize().to_pybytes(),
+        batch_rows=1024,
+        batch_rule="given",
+        shard_bytes=128 << 20,
+        limit=None,
+        versions=(),
+    )
+
+
+def prepared() -> Prepared:
+    patterns = expand_lists(job().inputs, StoreOptions())
+    inputs = survey_inputs(patterns, StoreOptions(), lambda _: None)
+    return Prepared(job(), (), inputs, ColumnPlan((), (), (), SCHEMA), SCHEMA, SCHEMA)
+
+
+def launcher(files: int) -> None:
+    """What the launcher does with a listing: surveys it, and holds it against an empty output."""
+    found = prepared()
+    examine_output(found, overwrite=False)
+    assert found.inputs.files == files
+
+
+def planning(files: int) -> None:
+    """What the workers do, on one."""
+    count = sum(len(unit) for unit in plan_units(job(), input_files(job())))
+    assert count == files
+
+
+def transform(_: int) -> None:
+    """The same by Beam's local runner, which holds all elements in memory."""
+    pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
+    _ = pipeline | PlanShards(job())
+    pipeline.run().wait_until_finish()
+
+
+def finished(files: int) -> Callable[[], None]:
+    """A job that is done, run again: what its output holds is written before the clock starts."""
+    store, results = open_store(OUTPUT), []
+    for unit in plan_units(job(), input_files(job())):
+        for shard in unit:
+            with store.create(f"{OUTPUT}/{shard.output}") as writer:
+                ref = writer.commit()
+            results.append(
+                ShardResult(shard, ref.size, ref.version, ref.crc32c, computed=False, predicted_rows=shard.rows)
+            )
+    write_record(store, job())
+    finish(job(), [write_part(job(), 0, results)])
+
+    def again() -> None:
+        standing = examine_output(prepared(), overwrite=False)
+        assert standing.complete
+        assert standing.done == files
+
+    return again
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main(program: str, files: int) -> None:
+    MadeUpStore.files = files
+    transforms.storage.memory.MemoryStore = MadeUpStore  # type: ignore[misc]  # `open_store` finds it there
+    content()
+    work = {"launcher": launcher, "planning": planning, "transform": transform}.get(program)
+    run = finished(files) if work is None else lambda: work(files)
+    before, start = peak(), time.perf_counter()
+    run()
+    print(json.dumps({"seconds": time.perf_counter() - start, "peak": peak(), "before": before}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
