@@ -22,6 +22,8 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from benchmarks.picture import bars
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LAYERS = 16
 IN_FLIGHT = 256 << 20
@@ -107,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--total_mb_s", type=float, default=0.0, help="of the bucket; 0: no limit (default)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL")
     parser.add_argument("--json", metavar="FILE", help="every run and the figures, for machines")
+    parser.add_argument("--svg", metavar="FILE", help="the figures as a picture")
     parser.add_argument("--quick", action="store_true", help="16 MiB, one round: only shows that it runs")
     asked = parser.parse_args(argv)
     if asked.quick:
@@ -120,6 +123,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.json:
         with open(asked.json, "w", encoding="utf-8") as file:
             json.dump({**asdict(figures), "quick": asked.quick, "runs": [asdict(run) for run in runs]}, file, indent=1)
+    if asked.svg:
+        with open(asked.svg, "w", encoding="utf-8") as file:
+            file.write(_picture(figures))
     return 0
 
 
@@ -262,6 +268,25 @@ def _table(figures: Figures) -> str:
             mark = "kept" if ratio <= figures.goals[name] else "MISSED"
             lines.append(f"  {name:36} {ratio:8.3f}    goal {figures.goals[name]:.2f}  {mark}")
     return "\n".join(lines)
+
+
+def _picture(figures: Figures) -> str:
+    names = {
+        "headrace": "headrace",
+        "bare fetch": "fetching the bytes alone",
+        "copy, many connections": f"copied over {figures.connections}, then loaded",
+        "copy, one connection": "copied over one, then loaded",
+    }
+    rows: list[tuple[str, float, str]] = []
+    for model, seconds in figures.seconds.items():
+        rows.append(("", 0.0, MODELS[model]))
+        rows += [(name, seconds[program], f"{seconds[program]:.2f} s") for program, name in names.items()]
+    return bars(
+        f"Time to a ready model of {figures.weights_mib:,} MiB",
+        f"{figures.latency_ms:g} ms to the first byte, {figures.connection_mb_s:g} MB/s per connection, "
+        f"{figures.connections} connections, {figures.cores} cores shared with the bucket, {figures.date[:10]}",
+        rows,
+    )
 
 
 if __name__ == "__main__":
