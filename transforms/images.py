@@ -46,8 +46,11 @@ class Images(Bytes):
             decode = _decoder(self.size, self.dtype)
         try:
             return tf.reshape(decode(encoded), shape)
-        except tf.errors.InvalidArgumentError as error:
-            index, why = _first_bad(decode, encoded) or (0, str(error))
+        except tf.errors.InvalidArgumentError:
+            bad = _first_bad(decode, encoded)
+            if bad is None:
+                raise
+            index, why = bad
             raise BadValueError(
                 index,
                 expected=f"a JPEG or PNG image of at most {MOST_PIXELS} pixels that decodes to {self.size[2]} channels",
