@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -82,11 +83,11 @@ def run(name: str, command: Sequence[str], log: str, environment: Mapping[str, s
     quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **(environment or {})}
     with open(log, "w+", encoding="utf-8", errors="replace") as said:
         start = time.perf_counter()
-        process = subprocess.Popen(command, cwd=ROOT, env=quiet, stdout=said, stderr=said)
+        process = subprocess.Popen(command, cwd=ROOT, env=quiet, stdout=said, stderr=said, start_new_session=True)
         try:
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # with what it started: Spark's Java, Ray's workers
             raise
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
