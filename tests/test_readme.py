@@ -1,8 +1,9 @@
-"""What the README says, done.
+"""What the README and the pages in docs/ say, done.
 
 Fenced blocks marked ```sh test and ```python test are run, in the order in which they stand, in one empty folder, with
 `python` and `headrace` on the PATH and a bucket: gs://bucket holds models/digits (a SavedModel), models/digits.keras and
-in/*.parquet with `id`, `pixels` and `label`. Each must end with exit code 0.
+in/*.parquet with `id`, `pixels` and `label`. Each must end with exit code 0. The python blocks of a page in docs/ are one
+program.
 """
 
 from __future__ import annotations
@@ -48,10 +49,27 @@ def test_every_marked_block_runs(bucket: dict[str, str], tmp_path: Path) -> None
     assert {language for language, _ in marked} == {"sh", "python"}, "the README has no example that is run"
     for language, content in marked:
         command = ["bash", "-euo", "pipefail", "-c", content] if language == "sh" else [sys.executable, "-c", content]
-        run = subprocess.run(
-            command, cwd=tmp_path, env=bucket, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600
-        )
-        assert run.returncode == 0, f"{content}\n{run.stdout}\n{run.stderr}"
+        run(command, bucket, tmp_path)
+
+
+def run(command: list[str], environment: dict[str, str], folder: Path) -> None:
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600
+    )
+    assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
+
+
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_marked_block_of_a_page_runs(page: Path, bucket: dict[str, str], tmp_path: Path) -> None:
+    marked = blocks(page.read_text("utf-8"))
+    programs = [["bash", "-euo", "pipefail", "-c", content] for language, content in marked if language == "sh"]
+    if python := "\n".join(content for language, content in marked if language == "python"):
+        programs.append([sys.executable, "-c", python])
+    for program in programs:
+        run(program, bucket, tmp_path)
 
 
 def test_a_help_example_is_among_them() -> None:
