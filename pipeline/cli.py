@@ -99,6 +99,8 @@ def _run(request: Request, options: PredictOptions) -> int:
         return 0
     if standing.done:
         print(f"Going on: {standing.done:,} shards stand in {output} already.", file=sys.stderr)
+    if standing.superseded:
+        print(f"{standing.superseded:,} outputs are of inputs that changed or vanished, and will go.", file=sys.stderr)
     pipeline = open_pipeline(options, request.packages)
     claim_output(prepared, standing, overwrite=request.overwrite)
     try:

@@ -213,6 +213,12 @@ class PredictOptions(PipelineOptions):
             help="files above this many compressed bytes are split at row groups (default: 128 MiB)",
         )
         how.add_argument(
+            "--incremental",
+            action="store_true",
+            help="go on though inputs changed or vanished: predict what is new or changed, then remove the outputs of the "
+            "others (default: that is refused)",
+        )
+        how.add_argument(
             "--overwrite",
             action="store_true",
             help="replace another job's output: removes what that job's own records name, and nothing else",
@@ -286,6 +292,7 @@ class Request:
     shard_bytes: int
     limit: int | None
     sample: int | None
+    incremental: bool
     overwrite: bool
     storage: StoreOptions
     loading: Loading
@@ -323,6 +330,8 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         for pattern in options.input or ()
     )
     check_one_store(pattern for pattern in inputs if not pattern.startswith("@"))
+    if options.incremental and options.overwrite:
+        raise InvalidRequest("--incremental and --overwrite contradict each other", cure="Leave one of them out")
     output = absolute_uri(options.output or "").rstrip("/")
     if output.endswith(":") or (not output and "output" in needed):  # nothing but a scheme, or the root
         raise InvalidRequest(f"--output={options.output} is no folder of its own", cure="Name a folder below it")
@@ -349,6 +358,7 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         shard_bytes=options.shard_bytes,
         limit=options.limit,
         sample=options.sample,
+        incremental=options.incremental,
         overwrite=options.overwrite,
         storage=StoreOptions(options.billing_project, options.kms_key),
         loading=Loading(options.connections, options.in_flight_bytes, options.model_sharing, options.device),

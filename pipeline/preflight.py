@@ -91,6 +91,7 @@ def prepare(request: Request) -> Prepared:
         postprocess=postprocess,
         user_packages=tuple(sorted((package.name, package.digest) for package in request.packages)),
         jit_compile=request.jit_compile,
+        incremental=request.incremental,
         storage=request.storage,
         loading=request.loading,
         on_error=request.on_error,

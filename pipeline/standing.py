@@ -28,13 +28,15 @@ class Standing:
     """What the output folder holds of this job before it runs.
 
     `kept` is the record of the job that stands there, ours or one to be overwritten, and `record` and `mark` the objects of
-    it and of `_SUCCESS`; `done` is how many shards of this job stand there; `complete` says that nothing is left to do.
+    it and of `_SUCCESS`; `done` is how many shards of this job stand there, and `superseded` how many more of inputs that
+    changed or vanished; `complete` says that nothing is left to do.
     """
 
     kept: dict[str, Any] | None = None
     record: ObjectRef | None = None
     mark: ObjectRef | None = None
     done: int = 0
+    superseded: int = 0
     complete: bool = False
 
 
@@ -50,7 +52,7 @@ class _Folder:
         self.sources = array("Q")
         self.stranger: str | None = None
         self.changed: tuple[str, ObjectRef] | None = None
-        self.strange = self.outputs = 0
+        self.strange = self.outputs = self.superseded = 0
 
     def read(self, refs: Iterable[ObjectRef]) -> None:
         folder, left = f"{self._prepared.job.output}/", iter(refs)
@@ -77,10 +79,13 @@ class _Folder:
     def _hold_against_inputs(self, outputs: list[tuple[str, OutputName, ObjectRef]]) -> None:
         known = self._prepared.inputs.includes(made.source for _, made, _ in outputs)
         for (name, made, ref), is_known in zip(outputs, known, strict=True):
-            self.outputs += 1
             self.names.add(name)
-            self.sources.append(made.source)
-            if self.changed is None and not (is_known and made.job == self._job):
+            if is_known and made.job == self._job:
+                self.outputs += 1
+                self.sources.append(made.source)
+            elif self._prepared.job.incremental and made.job == self._job:
+                self.superseded += 1
+            elif self.changed is None:
                 self.changed = name, ref
 
 
@@ -105,7 +110,8 @@ def examine_output(prepared: Prepared, *, overwrite: bool) -> Standing:
     check_same_job(job.output, kept, job.record())
     if folder.changed is not None:
         _refuse_changed(prepared, store, *folder.changed)
-    return Standing(kept, folder.record, folder.mark, folder.outputs, _is_complete(prepared, store, folder))
+    complete = _is_complete(prepared, store, folder)
+    return Standing(kept, folder.record, folder.mark, folder.outputs, folder.superseded, complete)
 
 
 def read_record(store: Store, ref: ObjectRef | None) -> dict[str, Any] | None:
@@ -148,7 +154,8 @@ def _refuse_changed(prepared: Prepared, store: Store, name: str, output: ObjectR
         f"{job.output}/{name} was made from an input that has {'been rewritten' if rewritten else 'gone'} since: {was_uri}",
         expected=f"version {was_version} of it",
         found=f"version {now}" if rewritten else f"no such file among the {prepared.inputs.files} that match",
-        cure="Name another --output, or add --overwrite to predict everything again",
+        cure="Add --incremental to predict only what is new or changed, or --overwrite to predict everything again; or "
+        "name another --output",
     )
 
 

@@ -7,7 +7,7 @@ import heapq
 import io
 import json
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import itemgetter
@@ -24,8 +24,9 @@ from transforms.dead_letters import check_dead_letters, first_examples, too_many
 from transforms.errors import AlreadyExists, ObjectNotFound, OutputConflict, OutputIncomplete
 from transforms.job import MANIFEST_FOLDER, SUCCESS, Job
 from transforms.manifest import each_finished, manifest_dead_letters, manifest_outputs
-from transforms.shard import Shard, ShardResult
-from transforms.storage import Store, open_store
+from transforms.parquet import read_footer
+from transforms.shard import Shard, ShardResult, parse_output_name
+from transforms.storage import ObjectRef, Store, open_store
 from transforms.storage.same import create_same
 
 _SAMPLE = 10_000
@@ -137,6 +138,10 @@ def finish(job: Job, parts: Iterable[ManifestPart]) -> dict[str, Any]:
         summary = _mark_success(store, mark, summary)
     except ObjectNotFound as error:
         summary = _mark_of_an_equal_job(store, mark, summary, error)
+    if job.incremental:
+        for _, is_planned, ref in _planned_and_standing(job, summary["manifest"]):
+            if ref is not None and not is_planned:
+                store.delete(ref)
     for ref in store.list(f"{job.output}/{MANIFEST_FOLDER}/"):
         if ref.uri.removeprefix(f"{job.output}/") not in summary["manifest"]:
             store.delete(ref)
@@ -148,19 +153,18 @@ def finalize(job: Job, results: Iterable[ShardResult]) -> dict[str, Any]:
     return finish(job, [write_part(job, 0, results)])
 
 
-def check_complete(job: Job, parts: Iterable[str]) -> None:
-    """Raises `OutputIncomplete` where a file of the plan is gone, `OutputConflict` where one stands that is none of it."""
-    store = open_store(job.output, job.storage)
-    refs = [store.stat(f"{job.output}/{part}") for part in parts]
-    planned = ((name, True) for name in manifest_outputs(store, refs))
-    standing = ((name, False) for name, _ in each_finished(job.output, job.storage))
+def check_complete(job: Job, parts: Sequence[str]) -> None:
+    """Raises `OutputIncomplete` where a file of the plan is gone, `OutputConflict` where one stands that is none of it and
+    may not go.
+    """
     gone, stray, both = _Counted(), _Counted(), 0
-    for name, found in groupby(heapq.merge(planned, standing, key=itemgetter(0)), key=itemgetter(0)):
-        where = {is_planned for _, is_planned in found}
-        if len(where) == 2:
+    for name, is_planned, ref in _planned_and_standing(job, parts):
+        if ref is None:
+            gone.add(name)
+        elif is_planned:
             both += 1
-        else:
-            (gone if True in where else stray).add(name)
+        elif not (job.incremental and _is_superseded(job, name, ref)):
+            stray.add(name)
     if gone.first is not None:
         raise OutputIncomplete(
             f"{job.output}/{gone.first} has vanished since it was written",
@@ -175,6 +179,26 @@ def check_complete(job: Job, parts: Iterable[str]) -> None:
             found=f"{stray.count} more",
             cure="Name another --output, or add --overwrite to replace the earlier output",
         )
+
+
+def _planned_and_standing(job: Job, parts: Sequence[str]) -> Iterator[tuple[str, bool, ObjectRef | None]]:
+    """Every name of the manifest or of the output folder: whether the manifest has it, and what stands there."""
+    store = open_store(job.output, job.storage)
+    refs = [store.stat(f"{job.output}/{part}") for part in parts]
+    planned: Iterator[tuple[str, ObjectRef | None]] = ((name, None) for name in manifest_outputs(store, refs))
+    both = heapq.merge(planned, each_finished(job.output, job.storage), key=itemgetter(0))
+    for name, found in groupby(both, key=itemgetter(0)):
+        there = [ref for _, ref in found]
+        yield name, None in there, next((ref for ref in there if ref is not None), None)
+
+
+def _is_superseded(job: Job, name: str, ref: ObjectRef) -> bool:
+    """Whether a file that is none of the plan is this job's own, of an input that has changed or vanished."""
+    made = parse_output_name(name)
+    if made is None or made.job != job.fingerprint[:8]:
+        return False
+    said = read_footer(open_store(job.output, job.storage), ref).key_values
+    return said.get(b"headrace.fingerprint") == job.fingerprint.encode()
 
 
 def check_bad_rows(job: Job, parts: Iterable[str], rows: int, bad: int) -> None:

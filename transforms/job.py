@@ -93,6 +93,7 @@ class Job:
     `input_schema` is the Arrow IPC form of the columns that are read, in the order in which they are read.
     `inputs` are globs, URIs and `@` lists of them; `folder` is the deepest above all of them, with its trailing slash.
     `partitions` are the columns that the folders below it tell. `user_packages` are names and digests of contents.
+    `incremental` lets outputs of inputs that changed or vanished give way; it is no part of what the job is.
     `output` has no trailing slash. `batch_rows` and `limit` are rows, `shard_bytes` compressed bytes.
     """
 
@@ -112,6 +113,7 @@ class Job:
     postprocess: FunctionRef | None = None
     user_packages: tuple[tuple[str, str], ...] = ()
     jit_compile: bool = False
+    incremental: bool = False
     storage: StoreOptions = StoreOptions()
     loading: Loading = Loading()
     on_error: OnError = OnError()
