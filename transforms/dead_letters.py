@@ -36,7 +36,7 @@ _NAME = re.compile(r"(?P<output>.*-\d{12}-\d{12}-(?P<job>[0-9a-f]{8})[0-9a-f]{12
 _ROWS_HELD = 1024
 _BYTES_HELD = 1 << 20
 _EXAMPLES = 3
-_EXAMPLE_LETTERS = 300
+_EXAMPLE_LETTERS = 400
 
 
 def dead_letter_schema(columns: pa.Schema) -> pa.Schema:

@@ -169,13 +169,18 @@ def _about_data(error: Exception) -> bool:
     return isinstance(error, (MemoryError, pa.ArrowException, tf.errors.OpError))
 
 
+def _message(error: Exception) -> str:
+    """What TensorFlow says, without where in the graph: that has numbers which are others in each process."""
+    return str(error).rpartition("<stack traces unavailable>")[2].partition("[[{{")[0].partition("[Op:")[0].strip()
+
+
 def _failed(error: Exception, stage: str, rows: int, where: str, first_row: int) -> DataError:
     exhausted = _exhausted(error)
     subject = "The model" if stage == "model" else f"The batch's way from column to column (stage {stage})"
     return (BatchTooLarge if exhausted else DataError)(
         f"{subject} fails on rows {first_row} to {first_row + rows} (the end exclusive) of {where}",
         expected="memory for a batch" if exhausted else "values that it can compute with",
-        found=f"{type(error).__name__}: {error}",
+        found=f"{type(error).__name__}: {_message(error)}",
         cure="Choose a smaller --batch_size, or run it where there is more memory"
         if exhausted
         else "Mend these rows, or let them go to dead letters: --on_error=dead_letter",
