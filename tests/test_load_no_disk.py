@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,8 @@ from transforms.models.load import load_model
 import numpy as np
 {_BEGIN}
 for uri in sys.argv[1:]:
-    model = load_model(uri)
+    graph, _, weights = uri.partition(" ")
+    model = load_model(graph, weights=weights or None)
     inputs = {{s.name: np.zeros([d or 2 for d in s.shape], s.dtype.replace("string", "S1")) for s in model.inputs.values()}}
     print(uri, {{name: array.shape for name, array in model.predict(inputs).items()}})
 """
@@ -99,6 +101,7 @@ def test_loading_from_a_bucket_writes_no_file(bucket: str, tmp_path: Path) -> No
     zoo_v1.main_op(tmp_path / "initialised")
     keras_zoo.mlp().model.save(tmp_path / "mlp.keras")
     (tmp_path / "model.tflite").write_bytes(test_tflite.no_signatures(tmp_path)[0])
+    _keras_in_pieces(tmp_path)
     client = storage.Client(project="test")
     for path in tmp_path.rglob("*"):
         if path.is_file():
@@ -106,16 +109,29 @@ def test_loading_from_a_bucket_writes_no_file(bucket: str, tmp_path: Path) -> No
             blob.upload_from_filename(str(path))
     client.close()
     folders = ("saved", "shards", "tables", "references", "resources", "initialised")
-    uris = [f"{bucket}/{name}" for name in (*folders, "mlp.keras", "model.tflite")]
+    uris = [f"{bucket}/{name}" for name in (*folders, "mlp.keras", "whole.h5", "unzipped", "model.tflite")]
+    uris.append(f"{bucket}/unzipped/config.json {bucket}/apart.weights.h5")
     found, printed = writes(_LOAD, uris, tmp_path / "trace")
-    assert printed.count(bucket) == len(uris)
+    assert [line.partition(" {")[0] for line in printed.splitlines() if line.startswith(bucket)] == uris
     assert found == []
+
+
+def _keras_in_pieces(folder: Path) -> None:
+    model = keras_zoo.mlp().model
+    model.save(folder / "whole.h5")
+    model.save_weights(folder / "apart.weights.h5")
+    with zipfile.ZipFile(folder / "mlp.keras") as archive:
+        archive.extractall(folder / "unzipped")
 
 
 def test_loading_local_models_writes_no_file(tmp_path: Path) -> None:
     model_zoo.keras_export(tmp_path / "saved")
     keras_zoo.mlp().model.save(tmp_path / "mlp.keras")
-    found, _ = writes(_LOAD, [str(tmp_path / "saved"), str(tmp_path / "mlp.keras")], tmp_path / "trace")
+    _keras_in_pieces(tmp_path)
+    models = [str(tmp_path / name) for name in ("saved", "mlp.keras", "whole.h5", "unzipped")]
+    models.append(f"{tmp_path}/unzipped/config.json {tmp_path}/apart.weights.h5")
+    found, printed = writes(_LOAD, models, tmp_path / "trace")
+    assert [line.partition(" {")[0] for line in printed.splitlines() if line.startswith("/")] == models
     assert found == []
 
 
