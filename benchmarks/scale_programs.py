@@ -141,9 +141,10 @@ def main(program: str, files: int) -> None:
     content()
     work = {"launcher": launcher, "planning": planning, "transform": transform}.get(program)
     run = finished(files) if work is None else lambda: work(files)
-    before, start = peak(), time.perf_counter()
+    before, start, cpu = peak(), time.perf_counter(), time.process_time()
     run()
-    print(json.dumps({"seconds": time.perf_counter() - start, "peak": peak(), "before": before}))
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, "peak": peak(), "before": before}))
 
 
 if __name__ == "__main__":

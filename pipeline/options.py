@@ -210,7 +210,7 @@ class PredictOptions(PipelineOptions):
             type=int,
             default=DEFAULT_SHARD_BYTES,
             metavar="BYTES",
-            help="files above this many compressed bytes are split at row groups (default: 128 MiB)",
+            help="files above this many compressed bytes are split, small ones read together up to as many (default: 128 MiB)",
         )
         how.add_argument(
             "--incremental",
