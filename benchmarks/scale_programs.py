@@ -11,7 +11,9 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from statistics import median
 from typing import Any
 
 import apache_beam as beam
@@ -22,6 +24,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 import transforms.storage.memory
+from pipeline import demo
 from pipeline.preflight import Prepared
 from pipeline.standing import examine_output, write_record
 from transforms.finalize import finish, write_part
@@ -66,8 +69,8 @@ class MadeUpStore(MemoryStore):
         return pa.BufferReader(content()) if ref.uri.startswith(FOLDER) else super().open_arrow(ref)
 
 
-def job() -> Job:
-    inputs = (f"{FOLDER}**/*.parquet",)
+def job(folder: str = FOLDER) -> Job:
+    inputs = (f"{folder}**/*.parquet",)
     return Job(
         models=(JobModel(ModelRef("memory://bench/model", "keras", ()), "serving_default", ColumnChoice()),),
         inputs=inputs,
@@ -131,11 +134,38 @@ def finished(files: int) -> Callable[[], None]:
     return again
 
 
+def emulator(files: int) -> dict[str, float]:
+    """Real files in a bucket over HTTP: planned, and by a bare loop that makes the same requests, in turn."""
+    with demo.emulated_bucket("bench"), ThreadPoolExecutor(16) as threads:
+        folder = "gs://bench/in/"
+        store = open_store(folder)
+
+        def put(i: int) -> None:
+            with store.create(f"{folder}dt={i // 1000:05d}/part-{i % 1000:05d}.parquet") as writer:
+                writer.write(content())
+                writer.commit()
+
+        list(threads.map(put, range(files)))
+        spent: dict[str, list[float]] = {"plan": [], "bare": []}
+        for _ in range(3):
+            start = time.perf_counter()
+            assert sum(len(unit) for unit in plan_units(job(folder), input_files(job(folder)))) == files
+            spent["plan"].append(time.perf_counter() - start)
+            start = time.perf_counter()
+            assert all(threads.map(lambda ref: bool(store.read(ref)), list(store.list(folder))))
+            spent["bare"].append(time.perf_counter() - start)
+        return {f"{name}_seconds": median(times) for name, times in spent.items()}
+
+
 def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main(program: str, files: int) -> None:
+    if program == "emulator":
+        told = emulator(files)
+        print(json.dumps({"seconds": told["plan_seconds"], "peak": peak(), **told}))
+        return
     MadeUpStore.files = files
     transforms.storage.memory.MemoryStore = MadeUpStore  # type: ignore[misc]  # `open_store` finds it there
     content()
