@@ -12,7 +12,18 @@ import crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms.errors import ColumnError, NotParquet, NullFeature
+from transforms.errors import ColumnError, DataError, NotParquet, NullFeature
+from transforms.parquet_guard import (
+    BATCH_BYTES,
+    FEW_MEMBERS,
+    MOST_NESTED,
+    DictionaryTooLarge,
+    GuardedFile,
+    check_nesting,
+    column_chunks,
+    nested_too_deep,
+    parse_footer,
+)
 from transforms.shard import Shard
 from transforms.storage.base import ObjectRef, Store, Writer
 
@@ -24,7 +35,7 @@ _NULL_LIST = re.compile(r"lists to be of size=(?P<size>\d+) but index (?P<index>
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """`row_group_rows` and `row_group_bytes` (compressed) are per row group."""
+    """Rows and compressed bytes per row group; of the bytes each has its share by what it decompresses to."""
 
     schema: pa.Schema
     row_group_rows: list[int]
@@ -37,31 +48,39 @@ class Footer:
 
 
 def read_footer(store: Store, source: ObjectRef) -> Footer:
-    """Raises `NotParquet` where the object is none, or is cut short."""
-    with _open(store, source) as file:
+    """Raises `NotParquet` where the object is none, is cut short, or contradicts itself."""
+    with _open(store, source) as (file, _):
         metadata = file.metadata
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-        return Footer(
-            file.schema_arrow,
-            [group.num_rows for group in groups],
-            [_compressed_bytes(group) for group in groups],
-            dict(metadata.metadata or {}),
-        )
+        rows, unpacked = [group.num_rows for group in groups], [group.total_byte_size for group in groups]
+        if min([*rows, *unpacked], default=0) < 0 or sum(rows) != metadata.num_rows:
+            raise NotParquet(
+                f"{source.uri} has a footer that contradicts itself",
+                expected=f"row groups of {metadata.num_rows} rows in all, none of less than 0",
+                found=f"{len(rows)} of {sum(rows)} rows, the least of {min(rows, default=0)}",
+                cure="Leave it out of --input, or write it again",
+            )
+        # A column chunk's own size would be exact, but pyarrow 25 ends the process on some that are damaged.
+        data_bytes, whole = max(0, source.size - metadata.serialized_size - 12), sum(unpacked) or 1
+        sizes = [data_bytes * size // whole for size in unpacked]
+        return Footer(file.schema_arrow, rows, sizes, dict(metadata.metadata or {}))
 
 
 def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
     """The shard's rows in order: batch i holds its rows [i * batch_rows, (i + 1) * batch_rows); the last may hold fewer.
 
-    Raises `ColumnError` where a column is gone, `NotParquet` where the data contradict the footer.
+    Raises `ColumnError` where a column is gone, `NotParquet` where the data contradict the footer, or claim to be more than
+    such bytes can hold, `DataError` where a batch does not fit into memory.
     """
     constant = dict(shard.partitions)
     stored = [name for name in columns if name not in constant]
-    with _open(store, shard.source) as file:
-        if missing := [name for name in stored if name not in file.schema_arrow.names]:
+    with _open(store, shard.source) as (file, guard):
+        schema = file.schema_arrow
+        if missing := sorted(set(stored) - set(schema.names)):
             raise ColumnError(
                 f"{shard.source.uri} lacks the column {missing[0]!r}",
                 expected=f"columns {', '.join(columns)}",
-                found=f"columns {', '.join(file.schema_arrow.names)}",
+                found=f"columns {', '.join(schema.names)}",
                 cure="Leave this file out of --input, or write it again with that column",
             )
         left, decoded = shard.rows, 0
@@ -72,22 +91,21 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
                 decoded += batch.num_rows
                 yield batch
 
-        batches = file.iter_batches(
-            batch_size=batch_rows, row_groups=list(range(*shard.row_groups)), columns=stored, use_threads=False
-        )
         try:
-            for batch in _full(count(batches), shard.skip, batch_rows):
+            for batch in _full(count(_decoded(file, guard, shard, stored, batch_rows)), shard.skip, batch_rows):
                 part = batch if batch.num_rows <= left else batch.slice(0, left)
                 left -= part.num_rows
                 part = _with_constants(part, columns, constant)
                 yield part
                 if not left:
                     return
+        except MemoryError as error:
+            raise _too_large(shard, batch_rows, str(error) or "no memory left") from error
         except (pa.ArrowException, OSError) as error:
             if null := _NULL_LIST.search(str(error)):
                 # Arrow cannot decode a null in a fixed-size list; `index` counts from 1 in the batch that failed.
                 row = shard.first_row - shard.skip + decoded + int(null["index"]) - 1
-                raise _null_list(shard, file.schema_arrow, stored, row, null["size"]) from error
+                raise _null_list(shard, schema, stored, row, null["size"]) from error
             raise NotParquet(
                 f"{shard.source.uri} cannot be decoded in rows {shard.first_row} to {shard.end_row}",
                 expected="Parquet data pages that fit the file's footer",
@@ -101,6 +119,44 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
             found=f"{shard.rows - left} rows",
             cure="Write that file again",
         )
+
+
+def _decoded(
+    file: pq.ParquetFile, guard: GuardedFile, shard: Shard, columns: Sequence[str], batch_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Fewer rows at once where a dictionary's long values could make so many too large; `MemoryError` where they do."""
+    leaves, wanted = (file.schema.column(i) for i in range(len(file.schema))), set(columns)
+    read = [leaf for leaf in leaves if leaf.path.partition(".")[0] in wanted]
+    text = any(leaf.physical_type == "BYTE_ARRAY" for leaf in read)
+    source, rows, done = shard.source, batch_rows, 0
+    chunks = column_chunks(source.uri, parse_footer(source.uri, guard, source.size), shard.row_groups, source.size)
+    while True:
+        guard.watch(chunks, len(read), rows if text else 0)
+        passed = held = 0
+        try:
+            for batch in file.iter_batches(
+                batch_size=rows, row_groups=list(range(*shard.row_groups)), columns=columns, use_threads=False
+            ):
+                fresh = batch.slice(min(done - passed, batch.num_rows)) if passed < done else batch
+                held = batch.nbytes + (held if passed % batch_rows else 0)
+                if held > BATCH_BYTES and rows < batch_rows:
+                    raise MemoryError(f"{held:,} bytes")
+                passed += batch.num_rows
+                done = max(done, passed)
+                if fresh.num_rows:
+                    yield fresh
+            return
+        except DictionaryTooLarge as error:
+            rows = error.rows
+
+
+def _too_large(shard: Shard, batch_rows: int, found: str) -> DataError:
+    return DataError(
+        f"{shard.source.uri} has rows too large for a batch between rows {shard.first_row} and {shard.end_row}",
+        expected=f"{batch_rows} rows of {BATCH_BYTES:,} bytes at most",
+        found=found,
+        cure="Say a smaller --batch_size",
+    )
 
 
 def _with_constants(batch: pa.RecordBatch, columns: Sequence[str], constant: dict[str, str | None]) -> pa.RecordBatch:
@@ -218,7 +274,7 @@ def _repetitive(schema: pa.Schema) -> list[str]:
 
 
 @contextmanager
-def _open(store: Store, source: ObjectRef) -> Iterator[pq.ParquetFile]:
+def _open(store: Store, source: ObjectRef) -> Iterator[tuple[pq.ParquetFile, GuardedFile]]:
     """Closes the source too, which `ParquetFile` leaves open: a local file tells only then that it was rewritten."""
     if source.size < 12:
         raise NotParquet(
@@ -228,13 +284,32 @@ def _open(store: Store, source: ObjectRef) -> Iterator[pq.ParquetFile]:
             cure="Leave it out of --input, or write it again",
         )
     with closing(store.open_arrow(source)) as opened:
-        yield _parquet_file(store, source, opened)
+        guard = GuardedFile(source.uri, opened)
+        file = _parquet_file(store, source, guard)
+        if max((_depth(field.type) for field in file.schema_arrow), default=0) > MOST_NESTED:
+            raise nested_too_deep(source.uri)
+        yield file, guard
 
 
-def _parquet_file(store: Store, source: ObjectRef, opened: pa.NativeFile) -> pq.ParquetFile:
+def _parquet_file(store: Store, source: ObjectRef, guard: GuardedFile) -> pq.ParquetFile:
+    def parse(members: int | None) -> pq.ParquetFile:
+        return pq.ParquetFile(
+            pa.PythonFile(guard, mode="r"),
+            pre_buffer=False,
+            buffer_size=_READ_WINDOW,
+            page_checksum_verification=True,
+            thrift_container_size_limit=members,
+        )
+
     try:
-        return pq.ParquetFile(opened, pre_buffer=False, buffer_size=_READ_WINDOW, page_checksum_verification=True)
-    except (pa.ArrowException, OSError) as error:
+        try:
+            return parse(FEW_MEMBERS)
+        except OSError as error:
+            if "Exceeded size limit" not in str(error):
+                raise
+            check_nesting(source.uri, parse_footer(source.uri, guard, source.size))
+            return parse(None)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         tail = store.read(source, source.size - 4)
         found = f"{str(error).rstrip('.')}; its last four bytes are {tail!r}"
         raise NotParquet(
@@ -245,5 +320,9 @@ def _parquet_file(store: Store, source: ObjectRef, opened: pa.NativeFile) -> pq.
         ) from error
 
 
-def _compressed_bytes(group: pq.RowGroupMetaData) -> int:
-    return sum(group.column(i).total_compressed_size for i in range(group.num_columns))
+def _depth(kind: pa.DataType) -> int:
+    """Of nesting, without recursion: it may be as deep as it is hostile."""
+    depth, level = 0, [kind]
+    while level := [one.field(i).type for one in level for i in range(one.num_fields)]:
+        depth += 1
+    return depth

@@ -1,0 +1,304 @@
+"""What Arrow would believe of a hostile Parquet file, held against bounds before Arrow acts on it.
+
+Arrow 25 ends the process on a schema nested tens of thousands deep, and takes as much memory as a page's header claims.
+Footers and page headers are in Thrift's compact protocol (https://github.com/apache/thrift/blob/master/doc/specs/
+thrift-compact-protocol.md), their fields those of https://github.com/apache/parquet-format/blob/master/src/main/thrift/
+parquet.thrift.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from transforms.errors import NotParquet
+
+# Of a list in a footer that Arrow is trusted with unseen: a schema of so many elements cannot end the process.
+FEW_MEMBERS = 10_000
+MOST_NESTED = 128
+# Of the pages decoded at once, one of each column and its dictionary. Writers end a page at some 1 MiB or 20,000 rows; a
+# larger one may be what its own bytes make likely.
+_PAGE_BYTES = 256 << 20
+_MOST_RATIO = 100
+_PAGE_VALUES = 1 << 27
+# What a batch may become where each of its rows holds a whole dictionary.
+BATCH_BYTES = 512 << 20
+_FOOTER_BYTES = 256 << 20
+_HEADER_BYTES = 1 << 14
+_MOST_HEADER_BYTES = 16 << 20
+_I32, _I64, _BINARY, _LIST, _SET, _MAP, _STRUCT = 5, 6, 8, 9, 10, 11, 12
+_INTEGER_BITS = {4: 32, _I32: 32, _I64: 64}
+_FIXED_BYTES = {1: 1, 2: 1, 3: 1, 7: 8, 13: 16}
+_DICTIONARY_PAGE = 2
+_CURE = "Leave this file out of --input, or write it again"
+
+Fields = dict[tuple[int, int], Any]
+"""A struct's fields by id and type, since Thrift passes over a field of another type. Of two alike the last counts."""
+
+
+class DictionaryTooLarge(Exception):
+    """Batches of so many rows may become too large: decode `rows` at once."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(f"decode {rows} rows at once")
+        self.rows = rows
+
+
+class _Malformed(Exception):
+    pass
+
+
+_UNREADABLE = (_Malformed, IndexError, KeyError)
+
+
+class _Compact:
+    """Integers are cut to their type's width as Thrift's own reader does; of text and lists of numbers nothing is kept."""
+
+    def __init__(self, data: Any, at: int = 0) -> None:
+        self._data, self.at = data, at
+
+    def _varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte: int = self._data[self.at]
+            self.at += 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value
+            shift += 7
+            if shift > 63:
+                raise _Malformed
+
+    def _zigzag(self, bits: int) -> int:
+        value = self._varint() & ((1 << bits) - 1)
+        return (value >> 1) ^ -(value & 1)
+
+    def struct(self, depth: int = 0) -> Fields:
+        if depth > MOST_NESTED:
+            raise _Malformed
+        fields: Fields = {}
+        last = 0
+        while True:
+            head = self._data[self.at]
+            self.at += 1
+            kind = head & 15
+            if not kind:
+                return fields
+            if head >> 4:
+                last += head >> 4
+            else:
+                last = (self._zigzag(32) + 0x8000 & 0xFFFF) - 0x8000
+            fields[last, kind] = self._value(kind, depth) if kind > 2 else None
+
+    def _value(self, kind: int, depth: int) -> Any:
+        if kind in _INTEGER_BITS:
+            return self._zigzag(_INTEGER_BITS[kind])
+        if kind == _BINARY:
+            return self._skip(self._varint())
+        if kind in (_LIST, _SET):
+            head = self._data[self.at]
+            self.at += 1
+            count = self._varint() if head >> 4 == 15 else head >> 4
+            members = [self._value(head & 15, depth + 1) for _ in range(count)]
+            return members if head & 15 == _STRUCT else None
+        if kind == _MAP:
+            raise _Malformed  # Parquet has none
+        if kind == _STRUCT:
+            return self.struct(depth + 1)
+        return self._skip(_FIXED_BYTES[kind])
+
+    def _skip(self, count: int) -> None:
+        self.at += count
+        if self.at > len(self._data):
+            raise _Malformed
+
+
+def parse_footer(name: str, opened: Any, size: int) -> Fields:
+    """FileMetaData of an open file of so many bytes, which ends in its length (uint32) and b"PAR1".
+
+    Slow: 100,000 column chunks take some seconds.
+    """
+    opened.seek(size - 8)
+    length = int.from_bytes(opened.read(4), "little")
+    if length > min(_FOOTER_BYTES, size - 8):
+        raise _refused(name, "footer", f"{_FOOTER_BYTES:,} bytes at most, within the file", f"{length:,}")
+    opened.seek(size - 8 - length)
+    try:
+        return _Compact(opened.read(length)).struct()
+    except _UNREADABLE as error:
+        raise _refused(name, "footer", "Thrift", "what is none") from error
+
+
+def check_nesting(name: str, footer: Fields) -> None:
+    """Raises `NotParquet` where the schema is nested too deep: a list in depth-first order, each with its children's count."""
+    left: list[int] = []
+    for element in footer.get((2, _LIST)) or []:
+        if left:
+            left[-1] -= 1
+        left.append(element.get((5, _I32)) or 0)
+        while left and left[-1] <= 0:
+            left.pop()
+        if len(left) > MOST_NESTED:
+            raise nested_too_deep(name)
+
+
+def nested_too_deep(name: str) -> NotParquet:
+    return _refused(name, "schema", f"{MOST_NESTED} levels at most", "more")
+
+
+@dataclass(slots=True)
+class _Chunk:
+    """Bytes `start` to `end` (exclusive), headers up to `next_header` seen; sizes, unpacked and packed, of its last pages."""
+
+    start: int
+    end: int
+    next_header: int
+    dictionary: tuple[int, int] = (0, 0)
+    page: tuple[int, int] = (0, 0)
+
+
+def column_chunks(name: str, footer: Fields, row_groups: tuple[int, int], size: int) -> list[_Chunk]:
+    """In order of their bytes. Raises `NotParquet` where one leaves the file, or two overlap."""
+    chunks = []
+    groups = footer.get((4, _LIST)) or []
+    for group in groups[slice(*row_groups)]:
+        for column in group.get((1, _LIST)) or []:
+            about = column.get((3, _STRUCT)) or {}
+            length, start = about.get((7, _I64)), about.get((9, _I64))
+            dictionary = about.get((11, _I64)) or 0
+            # As Arrow does, since some writers of old set it to 0 or to the end.
+            start = dictionary if start is not None and 0 < dictionary < start else start
+            if start is None or length is None or not 0 <= start <= start + length <= size:
+                raise _refused(name, "column chunk", f"bytes from 0 to {size}", f"{length} bytes from {start} on")
+            if length:
+                chunks.append(_Chunk(start, start + length, start))
+    chunks.sort(key=lambda chunk: chunk.start)
+    for before, after in pairwise(chunks):
+        if before.end > after.start:
+            raise _refused(name, "column chunk", "bytes of its own", f"byte {after.start}, which is another's too")
+    return chunks
+
+
+class GuardedFile:
+    """What pyarrow asks of a file. From `watch` on it looks at each page's header before Arrow has it.
+
+    `opened` is a `pyarrow.NativeFile`, which whoever opened it closes.
+    """
+
+    closed = False
+
+    def __init__(self, name: str, opened: Any) -> None:
+        self._name, self._opened = name, opened
+        self._at = self._rows = 0
+        self._chunks: list[_Chunk] = []
+        self._starts: list[int] = []
+        self._at_once = 0
+        # Of the chunks read last: the pages that Arrow holds of each.
+        self._pages: dict[int, tuple[int, int]] = {}
+        self._unpacked = self._packed = 0
+
+    def watch(self, chunks: list[_Chunk], at_once: int, rows_of_text: int) -> None:
+        """`at_once` chunks are read side by side, and `rows_of_text` decoded at once where one holds text, else 0."""
+        self._chunks, self._starts = chunks, [chunk.start for chunk in chunks]
+        self._at_once, self._rows = at_once, rows_of_text
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._opened.size() if whence == 2 else 0)[whence]
+        return self._at
+
+    def read(self, size: int = -1) -> Any:
+        start, data = self._at, self._read_at(self._at, size)
+        self._at += len(data)
+        first = max(0, bisect_right(self._starts, start) - 1)
+        for chunk in self._chunks[first : bisect_right(self._starts, self._at - 1)]:
+            while chunk.next_header < min(self._at, chunk.end):
+                self._look(chunk, _bytes(data), chunk.next_header - start)
+        return data
+
+    def close(self) -> None:
+        """Whoever opened the file closes it."""
+
+    def flush(self) -> None:
+        """There is nothing to write."""
+
+    def _read_at(self, start: int, size: int) -> Any:
+        self._opened.seek(start)
+        return self._opened.read_buffer(size if size >= 0 else None)
+
+    def _look(self, chunk: _Chunk, data: memoryview, at: int) -> None:
+        header, length = self._header(chunk, data, at)
+        unpacked, packed = header.get((2, _I32)), header.get((3, _I32))
+        end = chunk.next_header + length + (packed or 0)
+        if unpacked is None or packed is None or unpacked < 0 or packed < 0 or end > chunk.end:
+            raise self._refused(
+                f"sizes, within the {chunk.end - chunk.start} bytes of its chunk", f"{unpacked}, {packed}"
+            )
+        values = [(header.get((part, _STRUCT)) or {}).get((1, _I32)) or 0 for part in (5, 7, 8)]
+        if max(values) > _PAGE_VALUES:
+            raise self._refused(f"{_PAGE_VALUES:,} values at most", f"{max(values):,}")
+        if header.get((1, _I32)) == _DICTIONARY_PAGE:
+            chunk.dictionary = unpacked, packed
+        else:
+            chunk.page = unpacked, packed
+        self._check_sum(chunk)
+        chunk.next_header = end
+        if self._rows > 1 and chunk.dictionary[0] * self._rows > BATCH_BYTES:
+            raise DictionaryTooLarge(max(1, BATCH_BYTES // chunk.dictionary[0]))
+
+    def _header(self, chunk: _Chunk, data: memoryview, at: int) -> tuple[Fields, int]:
+        """And its length in bytes."""
+        if at >= 0:
+            reader = _Compact(data, at)
+            try:
+                return reader.struct(), reader.at - at
+            except _UNREADABLE:
+                """It may go on beyond what was read."""
+        size = _HEADER_BYTES
+        while True:
+            reader = _Compact(_bytes(self._read_at(chunk.next_header, size)))
+            try:
+                return reader.struct(), reader.at
+            except _UNREADABLE as error:
+                if size >= min(_MOST_HEADER_BYTES, chunk.end - chunk.next_header):
+                    raise self._refused("a header that can be read", f"none at byte {chunk.next_header}") from error
+            size *= 32
+
+    def _check_sum(self, chunk: _Chunk) -> None:
+        now = (chunk.dictionary[0] + chunk.page[0], chunk.dictionary[1] + chunk.page[1])
+        gone = [self._pages.pop(chunk.start, (0, 0))]
+        self._pages[chunk.start] = now
+        if len(self._pages) > self._at_once:
+            gone.append(self._pages.pop(next(iter(self._pages))))
+        self._unpacked = unpacked = self._unpacked + now[0] - sum(one[0] for one in gone)
+        self._packed = packed = self._packed + now[1] - sum(one[1] for one in gone)
+        if unpacked > _PAGE_BYTES and unpacked > _MOST_RATIO * packed:
+            raise self._refused(
+                f"no more than {_PAGE_BYTES:,} bytes decompressed at once, or {_MOST_RATIO} times what is read for them",
+                f"{unpacked:,} bytes out of {packed:,}",
+            )
+
+    def _refused(self, expected: str, found: str) -> NotParquet:
+        return _refused(self._name, "page", expected, found)
+
+
+def _bytes(data: Any) -> memoryview:
+    """Arrow's buffers count their bytes as signed."""
+    return memoryview(data).cast("B")
+
+
+def _refused(name: str, part: str, expected: str, found: str) -> NotParquet:
+    return NotParquet(f"{name} has a {part} that no honest file has", expected=expected, found=found, cure=_CURE)
