@@ -97,6 +97,9 @@ def test_records_name_dead_letters_and_account_for_every_row(capfd: Capture, tmp
         assert file.schema_arrow.names == ["id", "note", "y"]
     record = json.loads((tmp_path / "out/_headrace/job.json").read_bytes())
     assert (record["on_error"], record["max_bad_rows"]) == ("dead_letter", "5")
+    capfd.readouterr()
+    assert main(["verify", f"--output={tmp_path}/out"]) == 0
+    assert "101, 5 of them in dead letters" in capfd.readouterr().out
 
 
 def test_a_job_without_bad_rows_leaves_no_trace_of_dead_letters(capfd: Capture, tmp_path: Path) -> None:

@@ -201,15 +201,8 @@ def _output_of(store: Store, ref: ObjectRef) -> str:
 
 
 def check_dead_letters(job: Job, named: dict[str, str]) -> None:
-    """Holds what prediction files name (output to URI) against what stands, and removes what none names.
-
-    Raises `OutputIncomplete` where a named file is gone. Removes only what says itself that it is this output's.
-    """
-    folder = job.on_error.dead_letters
-    if folder is None:
-        return
-    store, standing = open_store(folder, job.storage), list_dead_letters(job).by_output
-    there = {ref.uri for refs in standing.values() for ref in refs}
+    """Raises `OutputIncomplete` where a file that a prediction file names (output to URI) is gone."""
+    there = {ref.uri for refs in list_dead_letters(job).by_output.values() for ref in refs}
     if gone := sorted(set(named.values()) - there):
         raise OutputIncomplete(
             f"{gone[0]} has vanished since it was written",
@@ -217,9 +210,14 @@ def check_dead_letters(job: Job, named: dict[str, str]) -> None:
             found=f"{len(named) - len(gone)}",
             cure="Put it back, or predict everything again with --overwrite",
         )
-    for output, refs in standing.items():
+
+
+def remove_unnamed(job: Job, named: dict[str, str]) -> None:
+    """Removes what no prediction file names, of attempts that came to nothing and of outputs that are no more; and of that
+    only what says itself that it is of this output folder.
+    """
+    for output, refs in list_dead_letters(job).by_output.items():
         for ref in refs:
-            if ref.uri == named.get(output):
-                continue
-            if _output_of(store, ref) == f"{job.output}/{output}":
+            store = open_store(ref.uri, job.storage)
+            if ref.uri != named.get(output) and _output_of(store, ref) == f"{job.output}/{output}":
                 store.delete(ref)

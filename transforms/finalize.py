@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from apache_beam.pvalue import AsSingleton
 from apache_beam.transforms.combiners import ToListCombineFn
 
-from transforms.dead_letters import check_dead_letters, first_examples, too_many_bad_rows
+from transforms.dead_letters import check_dead_letters, first_examples, remove_unnamed, too_many_bad_rows
 from transforms.errors import AlreadyExists, ObjectNotFound, OutputConflict, OutputIncomplete
 from transforms.job import MANIFEST_FOLDER, SUCCESS, Job
 from transforms.manifest import each_finished, manifest_dead_letters, manifest_outputs
@@ -142,6 +142,8 @@ def finish(job: Job, parts: Iterable[ManifestPart]) -> dict[str, Any]:
         for _, is_planned, ref in _planned_and_standing(job, summary["manifest"]):
             if ref is not None and not is_planned:
                 store.delete(ref)
+    if job.on_error.dead_letters is not None:
+        remove_unnamed(job, _named_dead_letters(job, summary["manifest"]))
     for ref in store.list(f"{job.output}/{MANIFEST_FOLDER}/"):
         if ref.uri.removeprefix(f"{job.output}/") not in summary["manifest"]:
             store.delete(ref)
@@ -208,13 +210,17 @@ def check_bad_rows(job: Job, parts: Iterable[str], rows: int, bad: int) -> None:
     """
     if job.on_error.dead_letters is None:
         return
-    store = open_store(job.output, job.storage)
-    named = dict(manifest_dead_letters(store, (store.stat(f"{job.output}/{part}") for part in parts)))
+    named = _named_dead_letters(job, parts)
     check_dead_letters(job, named)
     allowed = job.on_error.allowed(rows)
     if bad > allowed or 0 < rows == bad:
         examples = first_examples(open_store(job.on_error.dead_letters, job.storage), sorted(named.values()))
         raise too_many_bad_rows(job, f"among the job's {rows:,} rows", allowed if bad < rows else None, bad, examples)
+
+
+def _named_dead_letters(job: Job, parts: Iterable[str]) -> dict[str, str]:
+    store = open_store(job.output, job.storage)
+    return dict(manifest_dead_letters(store, (store.stat(f"{job.output}/{part}") for part in parts)))
 
 
 class _Counted:
