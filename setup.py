@@ -58,7 +58,7 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["pipeline", "pipeline.*", "transforms", "transforms.*"]),
     package_data={"pipeline": ["py.typed"], "transforms": ["py.typed"]},
-    entry_points={"console_scripts": ["headrace = pipeline.cli:entry"]},
+    entry_points={"console_scripts": ["headrace = pipeline.start:entry"]},
     install_requires=REQUIRES,
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21"],

@@ -1,4 +1,4 @@
-from pipeline.cli import entry
+from pipeline.start import entry
 
 if __name__ == "__main__":
     entry()

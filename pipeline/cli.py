@@ -4,9 +4,9 @@ fault.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
-import signal
 import sys
 import time
 import traceback
@@ -14,14 +14,17 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from pipeline.accelerator import set_up_workers
-from pipeline.options import COMMANDS, PredictOptions, Request, help_text, parse_flags, parse_request, runner_of
+from pipeline.options import COMMANDS, PredictOptions, help_text, parse_flags, runner_of
 from pipeline.quiet import quiet_stderr
+from pipeline.request import Request, parse_request
+from pipeline.start import loaded
+from pipeline.stopping import STOPPED, stop_on_signals, stopped_text
 from pipeline.user_package import open_user_packages
 from transforms.errors import HeadraceError
 
 
 def entry() -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    stop_on_signals()
     sys.exit(main())
 
 
@@ -44,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
             with nullcontext() if verbose else quiet_stderr():
                 here = command != "inspect" and runner_of(options) is None
                 _start_tensorflow(request.loading.device, check=here)
+                if command == "run" and here:
+                    importlib.import_module("apache_beam.runners.portability.fn_api_runner")
+        loaded()
         with open_user_packages(request.user_packages, request.named_modules) as packages:
             request = replace(request, packages=packages)
             if command == "inspect":
@@ -54,9 +60,8 @@ def main(argv: list[str] | None = None) -> int:
     except HeadraceError as error:
         return _tell("Cannot start", error, verbose, 2)
     except KeyboardInterrupt:
-        same = "The same command without --overwrite" if "--overwrite" in argv else "The same command"
-        print(f"\nStopped. {same} goes on from what is done.", file=sys.stderr)
-        return 130
+        print(f"\n{stopped_text(overwrites='--overwrite' in argv)}", file=sys.stderr)
+        return STOPPED
 
 
 def _set_up_logs(verbose: bool) -> None:

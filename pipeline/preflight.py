@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from pipeline.options import ModelRequest, Request
+from pipeline.request import ModelRequest, Request
 from transforms.dead_letters import dead_letter_schema
 from transforms.errors import ColumnError, InvalidRequest
 from transforms.functions import AppliedFunction, find_function

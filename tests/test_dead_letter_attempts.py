@@ -17,8 +17,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipeline.graph import build_graph
-from pipeline.options import parse_flags, parse_request
+from pipeline.options import parse_flags
 from pipeline.preflight import prepare
+from pipeline.request import parse_request
 from tests.faulty_store import FaultyStore
 from tests.jobs import model_folder, names_in, put_inputs, put_table, read_output
 from tests.strict import dead_letters_in, mixed, put_mixed, strict_model

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from pipeline.options import parse_flags, parse_request
+from pipeline.options import parse_flags
 from pipeline.preflight import prepare
+from pipeline.request import parse_request
 from tests.around import Capture, Job, job_in, record_of, write_module
 from tests.jobs import expected_scores, model_folder, names_in, put_inputs, put_table, read_output, rows, scores
 from transforms.errors import ColumnError, InvalidRequest, WorkerMismatch

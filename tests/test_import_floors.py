@@ -17,7 +17,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = ("transforms.errors", "transforms.storage", "transforms.models", "transforms", "pipeline")
-BEAM = ("pipeline", "pipeline.*", *(f"transforms.{room}" for room in ("plan", "predict", "finalize", "metrics", "model_handler")))
+BEAM = (
+    "pipeline",
+    "pipeline.*",
+    *(f"transforms.{room}" for room in ("plan", "predict", "finalize", "metrics", "model_handler")),
+)
 TENSORFLOW = (
     "transforms.models.*",
     "transforms.tensors*",

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cli import main
-from pipeline.options import parse_flags, parse_request
+from pipeline.options import parse_flags
 from pipeline.preflight import prepare
+from pipeline.request import parse_request
 from pipeline.standing import write_record
 from tests.jobs import model_folder, put, put_inputs
 from tests.plans import plain_job

@@ -15,8 +15,9 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from pipeline.graph import build_graph
-from pipeline.options import parse_flags, parse_request
+from pipeline.options import parse_flags
 from pipeline.preflight import prepare
+from pipeline.request import parse_request
 from tests.jobs import expected_scores, model_folder, names_in, put_inputs, read_output, rows, scores
 from transforms import Predict
 from transforms.errors import InvalidRequest, NotAModel, ObjectNotFound

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.options import parse_flags, parse_request
+from pipeline.options import parse_flags
 from pipeline.preflight import prepare
+from pipeline.request import parse_request
 from tests.around import Capture, Job, job_in, record_of, save_signature
 from tests.jobs import expected_scores, model_folder, put_inputs, put_table, read_output, rows, scores
 from transforms.errors import InvalidRequest

@@ -5,7 +5,8 @@ import re
 import shlex
 from pathlib import Path
 
-from pipeline.options import parse_flags, parse_request
+from pipeline.options import parse_flags
+from pipeline.request import parse_request
 
 FOLDER = Path(__file__).resolve().parent.parent / "templates" / "local"
 
@@ -29,7 +30,7 @@ def asked(command: str) -> list[str]:
 
 def test_the_service_runs_a_command_line_that_headrace_takes() -> None:
     request = parse_request(parse_flags(asked(unit("headrace.service")["Service"]["ExecStart"])), "run")
-    assert (request.model, request.inputs, request.output) == (
+    assert (request.models[0].uri, request.inputs, request.output) == (
         environment()["MODEL"],
         (environment()["INPUT"],),
         environment()["OUTPUT"],

@@ -14,6 +14,8 @@ from transforms.tensors import ColumnRules, InputPlan, OutputPlan, plan_inputs, 
 
 _BATCH_BYTES = 1 << 20
 _MOST_BATCH_ROWS = 4096
+# Rows as large as images: a few at once, so that a pass over the model's weights serves more than one.
+_LARGE_ROWS, _LARGE_BATCH_BYTES = 8, 16 << 20
 _VARIABLE_LENGTH_ROWS = 1024
 
 
@@ -76,7 +78,9 @@ def plan_columns(
         )
     plans = tuple(_plan_model(schema, signature, choice, where) for signature, choice in models)
     features = {name for plan in plans for name in plan.inputs.columns}
-    kept = tuple(keep) if keep is not None else tuple(name for name in schema.names if name not in features)
+    # A struct of which only a member feeds a model passes through like any other column.
+    whole = {name for plan in plans for name in plan.inputs.whole_columns}
+    kept = tuple(keep) if keep is not None else tuple(name for name in schema.names if name not in whole)
     for name in kept:
         if name not in schema.names:
             near = get_close_matches(name, schema.names, 1)
@@ -165,6 +169,6 @@ def rows_that_fit(row_bytes: int | None) -> tuple[int, str]:
     """As `auto_batch_rows`, for rows of so many bytes; None where that varies."""
     if row_bytes is None:
         return _VARIABLE_LENGTH_ROWS, f"auto/1: {_VARIABLE_LENGTH_ROWS} rows, since a row's length varies"
-    fits = max(1, _BATCH_BYTES // max(1, row_bytes))
+    fits = max(1, _BATCH_BYTES // max(1, row_bytes), min(_LARGE_ROWS, _LARGE_BATCH_BYTES // max(1, row_bytes)))
     rows = min(_MOST_BATCH_ROWS, 1 << (fits.bit_length() - 1))
     return rows, f"auto/1: the power of two at or below 1 MiB / {row_bytes} bytes a row, at most {_MOST_BATCH_ROWS}"
