@@ -9,16 +9,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.cli import main
+from tests.device_worker import MODELS
 from tests.jobs import model_folder, put_inputs
 from transforms.devices import Device, choose_devices, cores, least_busy
 from transforms.errors import InvalidRequest, UnsupportedModel
 from transforms.job import Loading
-from transforms.models import placement
-from transforms.models.ref import ModelRef
+from transforms.models import keras_model, placement, saved_model
+from transforms.models.load import load_model
+from transforms.models.ref import ModelRef, pin_model
+from transforms.models.stream import StreamOptions
 from transforms.predictor import devices_for
+from transforms.storage import open_store
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -106,6 +111,19 @@ def test_tflite_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "full_name", lambda _: "/device:GPU:0")
     with pytest.raises(UnsupportedModel, match="--device=cpu"):
         load.load_model(ref, device="GPU:0")
+
+
+@pytest.mark.parametrize("name", ["exported", "v1", "keras"])
+def test_however_little_may_wait_for_a_device_every_format_comes_through(name: str, tmp_path: Path) -> None:
+    """Each takes its tensors in an order of its own, which need not be that of the bytes."""
+    signature, inputs = next(iter(MODELS[name](tmp_path / name).items()))
+    uri = str(tmp_path / name if (tmp_path / name).exists() else tmp_path / f"{name}.keras")
+    ref, plain = pin_model(uri), load_model(uri, signature)
+    module = keras_model if ref.format == "keras" else saved_model
+    options = StreamOptions(piece_bytes=64, connections=3, host_bytes=1)
+    found = module.load(open_store(uri), ref, signature, options).predict(inputs)
+    for output, values in plain.predict(inputs).items():
+        np.testing.assert_array_equal(found[output], values)
 
 
 def test_weights_leave_the_host_for_a_gpu_alone() -> None:

@@ -90,6 +90,7 @@ def test_the_output_names_its_inputs_in_order_and_the_manifest_accounts_for_ever
     assert manifest["rows"].to_pylist() == list(COUNTS)
     assert manifest["output"].to_pylist() == [name for name in names if not name.startswith("_")]
     assert all(threads is not None for threads in manifest["intra_op_threads"].to_pylist())
+    assert set(manifest["device"].to_pylist()) == {"cpu"}
     assert success["rows"] == sum(COUNTS)
     assert success["limit"] is None
     record = json.loads(store.read(store.stat(f"{place}/out/_headrace/job.json")))

@@ -47,6 +47,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("dead_letters", pa.string()),
         ("batch_splits", pa.list_(pa.struct([("row", pa.int64()), ("rows", pa.int64())]))),
         ("intra_op_threads", pa.int32()),
+        ("device", pa.string()),
         ("read_seconds", pa.float64()),
         ("predict_seconds", pa.float64()),
         ("write_seconds", pa.float64()),
@@ -87,6 +88,7 @@ def manifest_table(results: Iterable[ShardResult]) -> pa.Table:
                 "dead_letters": result.dead_letters,
                 "batch_splits": [{"row": row, "rows": rows} for row, rows in result.batch_splits] or None,
                 "intra_op_threads": result.intra_op_threads,
+                "device": result.device,
                 **{f"{stage}_seconds": seconds for stage, seconds in result.seconds.items()},
             }
         )

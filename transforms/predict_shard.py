@@ -93,6 +93,7 @@ def predict_shard(
         dead_letters=committed.uri if committed else None,
         batch_splits=tuple(bisection.splits),
         intra_op_threads=threads,
+        device=predictor.device,
         batches=bisection.batches,
         batches_halved=bisection.halved,
         read_bytes=shard.nbytes,

@@ -81,6 +81,7 @@ class ShardResult:
     dead_letters: str | None = None
     batch_splits: tuple[tuple[int, int], ...] = ()
     intra_op_threads: int | None = None
+    device: str | None = None
     batches: int = 0
     batches_halved: int = 0
     read_bytes: int = 0
