@@ -1,7 +1,7 @@
 """The command line in forked children of a process that has imported everything: a start costs no seconds of imports.
 
-Orders and answers are lines of JSON: {"start": argv, "log": path, "env": {…}} is answered by the child's process number,
-{"wait": number} by its exit code, negative for the signal that ended it.
+Like the command itself they stop on signals. Orders and answers are lines of JSON: {"start": argv, "log": path, "env": {…}} is
+answered by the child's process number, {"wait": number} by its exit code, negative for the signal that ended it.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def _serve() -> None:
     for module in IMPORTED:
         importlib.import_module(module)
     from pipeline.cli import main
+    from pipeline.stopping import stop_on_signals
 
     for line in sys.stdin:
         order = json.loads(line)
@@ -89,6 +90,7 @@ def _serve() -> None:
         os.environ.update(order["env"])
         code = 70
         try:
+            stop_on_signals()
             code = main(order["start"])
         finally:
             sys.stdout.flush()
