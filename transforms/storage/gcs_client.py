@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
+import re
 import threading
 from typing import Any
 from urllib.parse import quote
@@ -22,12 +24,29 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 
 from transforms.errors import AccessDenied, InvalidRequest, ObjectNotFound, StorageError
 from transforms.storage.base import ObjectRef
+from transforms.storage.http_range import HttpRefusal
 
 TIMEOUT_S = 60.0
 _ANONYMOUS_PATIENCE_S = 10.0
 _SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 _CONNECTIONS = 64
 _METADATA_SERVER = "169.254.169.254"
+# https://cloud.google.com/storage/docs/json_api/v1/status-codes#403-forbidden
+_DENIED = re.compile(r"(?P<who>\S+) does not have (?P<permission>[a-z]+(?:\.[A-Za-z]+)+) access")
+_QUERY = re.compile(r"\?[^\s'\"]*")
+_PERMISSIONS = {
+    "read": "storage.objects.get",
+    "list": "storage.objects.list",
+    "write": "storage.objects.create",
+    "delete": "storage.objects.delete",
+}
+_ROLES = {
+    "storage.objects.get": "roles/storage.objectViewer",
+    "storage.objects.list": "roles/storage.objectViewer",
+    "storage.objects.create": "roles/storage.objectCreator",
+    "storage.objects.delete": "roles/storage.objectUser",
+    "serviceusage.services.use": "roles/serviceusage.serviceUsageConsumer",
+}
 LIBRARY_ERRORS = (
     google.api_core.exceptions.GoogleAPIError,
     google.auth.exceptions.GoogleAuthError,
@@ -101,14 +120,9 @@ class GcsClient:
                 found=f"HTTP {status}",
                 cure="Run `gcloud auth application-default login`, or let GOOGLE_APPLICATION_CREDENTIALS name a key file.",
             )
-        if status in (401, 403):
-            return AccessDenied(
-                f"Cannot {verb} {uri}",
-                found=reason,
-                cure="Grant this identity the permission that is named, or look at the name's spelling: "
-                "who may not list a bucket is not told what is missing in it.",
-            )
-        if isinstance(error, google.auth.exceptions.RefreshError):
+        if status == 403:
+            return self._forbidden(reason, uri, verb)
+        if status == 401 or isinstance(error, google.auth.exceptions.RefreshError):
             return AccessDenied(
                 f"Cannot {verb} {uri}: the Google credentials found are not accepted any more",
                 found=reason,
@@ -122,6 +136,18 @@ class GcsClient:
         if status is None and no_credentials:
             cure = "Look at the network; moreover, no Google credentials were found: `gcloud auth application-default login`."
         return StorageError(f"Cannot {verb} {uri}", found=reason, cure=cure)
+
+    def _forbidden(self, reason: str, uri: str, verb: str) -> AccessDenied:
+        told = _DENIED.search(reason)
+        permission = told["permission"] if told else _PERMISSIONS[verb]
+        who = told["who"] if told else getattr(self._credentials, "service_account_email", None)
+        role = f", as the role {_ROLES[permission]} does" if permission in _ROLES else ""
+        return AccessDenied(
+            f"Cannot {verb} {uri}: {who or 'this identity'} lacks the permission {permission}",
+            found=reason,
+            cure=f"Grant it on gs://{split(uri)[0]}{role}, to whom the workers run as too; or look at the name's spelling: "
+            "who may not list a bucket is not told what is missing in it.",
+        )
 
     def missing(self, uri: str) -> ObjectNotFound:
         bucket, _ = split(uri)
@@ -145,13 +171,27 @@ def explain(error: Exception) -> tuple[int | None, str]:
         return status, f"{reason}, again and again"
     if isinstance(error, google.api_core.exceptions.GoogleAPICallError):
         details = [item.get("message", "") for item in error.errors if isinstance(item, dict)]
-        return error.code, f"HTTP {error.code}: {next(filter(None, details), error.message.split('?')[0])}"
+        body = getattr(error.response, "text", "")
+        return (
+            error.code,
+            f"HTTP {error.code}: {next(filter(None, details), _message(body) or _message(error.message))}",
+        )
     if isinstance(error, InvalidResponse):
         code = error.response.status_code
-        return code, f"HTTP {code}: {error.response.text[:500].strip() or error.response.reason}"
+        return code, f"HTTP {code}: {_message(error.response.text) or error.response.reason}"
+    if isinstance(error, HttpRefusal):
+        return error.status, f"HTTP {error.status}: {_message(error.body)}"
     if error.args and isinstance(inner := getattr(error.args[0], "reason", None), Exception):
         return None, str(inner)
-    return getattr(error, "status", None), f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _message(body: str) -> str:
+    """What an answer's body says: the JSON API's error, or a line of text."""
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return " ".join(_QUERY.sub("", body).split())[:500]
 
 
 def split(uri: str) -> tuple[str, str]:
