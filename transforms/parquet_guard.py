@@ -166,6 +166,8 @@ def column_chunks(name: str, footer: Fields, row_groups: tuple[int, int], size: 
     for group in groups[slice(*row_groups)]:
         for column in group.get((1, _LIST)) or []:
             about = column.get((3, _STRUCT)) or {}
+            if about.get((5, _I64)) == 0:  # Arrow reads no page of it, and writes that the first lies at byte 0
+                continue
             length, start = about.get((7, _I64)), about.get((9, _I64))
             dictionary = about.get((11, _I64)) or 0
             # As Arrow does, since some writers of old set it to 0 or to the end.
