@@ -65,7 +65,7 @@ def _mapping_rows(prepared: Prepared) -> Iterator[tuple[str, ...]]:
 
 def inspect_text(ref: ModelRef, spec: ModelSpec) -> str:
     lines = [
-        f"{ref.uri}",
+        public_uri(ref.uri),
         f"{spec.format}, {spec.parameters:,} parameters, {spec.nbytes:,} bytes to stream",
         f"{len(ref.objects)} objects of {sum(part.size for part in ref.objects):,} bytes",
     ]

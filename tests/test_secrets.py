@@ -1,0 +1,115 @@
+"""Signatures and passwords of web addresses are in nothing that a job prints, logs, raises or writes."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.cli import main
+from tests.front import Front, Gate, served
+from tests.jobs import put_inputs, put_model
+from transforms.storage import open_store
+
+SIGNATURE, PASSWORD = "c2lnbmF0dXJl0123deadbeef", "pa55w0rd-of-robot"
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def front(emulator: str) -> Iterator[Front]:
+    yield from served(Front(emulator))
+
+
+@pytest.fixture
+def every_log() -> Iterator[io.StringIO]:
+    """What any library would log, at the lowest level."""
+    kept, root, level = io.StringIO(), logging.getLogger(), logging.getLogger().level
+    handler = logging.StreamHandler(kept)
+    root.addHandler(handler)
+    yield kept
+    root.removeHandler(handler)
+    root.setLevel(level)
+
+
+def address(front: Front, bucket: str, name: str) -> str:
+    path = f"/download/storage/v1/b/{bucket.removeprefix('gs://')}/o/{quote(name, safe='')}"
+    host = front.url.replace("http://", f"http://robot:{PASSWORD}@")
+    return f"{host}{path}?alt=media&X-Goog-Signature={SIGNATURE}"
+
+
+def assert_no_secret(text: str | bytes, where: str) -> None:
+    data = text.encode() if isinstance(text, str) else text
+    for secret in (SIGNATURE, PASSWORD):
+        assert secret.encode() not in data, (
+            f"{where} holds {secret}: …{data[max(0, data.find(secret.encode()) - 300) :][:400]!r}"
+        )
+
+
+def all_written(folder: str) -> Iterator[tuple[str, bytes]]:
+    """Each object as it is, and the metadata of those that are Parquet; what they hold compressed too."""
+    store = open_store(folder)
+    for ref in store.list(f"{folder}/"):
+        yield ref.uri, ref.uri.encode() + store.read(ref)
+        if ref.uri.endswith(".parquet"):
+            table = pq.read_table(store.open_arrow(ref))
+            yield ref.uri, str([table.schema.metadata, table.to_pylist()]).encode()
+
+
+def test_a_signed_model_leaves_no_secret_behind(
+    capfd: Capture, front: Front, bucket: str, every_log: io.StringIO
+) -> None:
+    put_model("model.keras", f"{bucket}/model.keras")
+    put_inputs(f"{bucket}/in", [20] * 2)
+    model = address(front, bucket, "model.keras")
+    flags = [f"--model={model}", f"--input={bucket}/in/*.parquet", f"--output={bucket}/out", "--verbose"]
+    assert main(["inspect", f"--model={model}", "--verbose"]) == 0
+    assert main(["plan", *flags]) == 0
+    assert main(flags) == 0
+    assert main(flags) == 0
+    assert main(["verify", "--sample=1", *flags]) == 0
+    assert any(SIGNATURE in path for _, path, _ in front.seen)
+    out, err = capfd.readouterr()
+    for text, where in ((out, "standard output"), (err, "standard error"), (every_log.getvalue(), "the log")):
+        assert_no_secret(text, where)
+    written = list(all_written(f"{bucket}/out"))
+    assert len(written) >= 5
+    for uri, data in written:
+        assert_no_secret(data, uri)
+
+
+@pytest.mark.parametrize("what", ["missing", "forbidden", "reset", "no model", "input", "output"])
+def test_an_error_on_the_way_names_no_secret(
+    capfd: Capture, front: Front, bucket: str, every_log: io.StringIO, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_inputs(f"{bucket}/in", [5])
+    model, output = address(front, bucket, "model.keras"), f"{bucket}/out"
+    source = f"{bucket}/in/*.parquet"
+    if what in ("forbidden", "reset"):
+        monkeypatch.setattr("transforms.storage.http_range.time.sleep", lambda _: None)
+
+        def fault(gate: Gate) -> bool:
+            if what == "reset":
+                gate.reset()
+            else:
+                body = f"<Error><Code>SignatureDoesNotMatch</Code><StringToSign>GET {gate.path}</StringToSign></Error>"
+                gate.answer(403, {"Content-Type": "application/xml"}, body.encode())
+            return True
+
+        front.faults.append(fault)
+    elif what == "no model":
+        model = address(front, bucket, "in/part-00000.parquet")
+    elif what == "input":
+        source = address(front, bucket, "in/part-00000.parquet")
+    elif what == "output":
+        output = address(front, bucket, "out")
+    if what in ("input", "output"):
+        model = str(put_model("model.keras", f"{bucket}/model.keras"))
+    assert main([f"--model={model}", f"--input={source}", f"--output={output}", "--verbose"]) == 2
+    out, err = capfd.readouterr()
+    assert "Cannot start" in err
+    for text, where in ((out, "standard output"), (err, "standard error"), (every_log.getvalue(), "the log")):
+        assert_no_secret(text, where)
