@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test faults chaos check venv bench-load constraints clean
+.PHONY: help run test faults chaos lint check venv bench-load constraints clean
 .PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-scale bench-smoke bench-peers
 .DEFAULT_GOAL := help
 
@@ -37,10 +37,12 @@ faults: venv ## 1,000 loads of small models under random faults; LOADS=… SEED=
 chaos: venv ## jobs killed, doubled and fed with faults, held against undisturbed ones; RUNS=… SEED=…; rewrites docs/faults.md
 	HEADRACE_CHAOS_RUNS=$(or $(RUNS),20) HEADRACE_CHAOS_SEED=$(or $(SEED),1) HEADRACE_CHAOS_TABLE=docs/faults.md $(BIN)/python -m pytest tests/test_chaos.py -s
 
-check: venv ## format, lint, types, who imports whom, the README's examples
+lint: venv ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+check: lint ## the same, and who imports whom, and the README's examples
 	$(BIN)/python -m pytest tests/test_import_floors.py tests/test_readme.py
 
 PEERS ?= .venv-peers
