@@ -68,6 +68,8 @@ class GcsClient:
         self.pid, self._billing_project = os.getpid(), billing_project
         self.emulated = "STORAGE_EMULATOR_HOST" in os.environ
         self._lock = threading.Lock()
+        # Those that were seen to be there.
+        self._buckets: set[str] = set()
         credentials = None if self.emulated else _find_credentials()
         self.anonymous = credentials is None
         self._credentials = credentials or google.auth.credentials.AnonymousCredentials()
@@ -151,6 +153,10 @@ class GcsClient:
 
     def missing(self, uri: str) -> ObjectNotFound:
         bucket, _ = split(uri)
+        if bucket in self._buckets:
+            return ObjectNotFound(
+                f"There is no object {uri}", found=f"the bucket {bucket!r}", cure="Look at its spelling."
+            )
         try:
             # Who is told 404 of an object may list its bucket; who may not is told 403.
             next(
@@ -161,7 +167,8 @@ class GcsClient:
             return ObjectNotFound(f"There is no bucket {bucket!r}, so no {uri}", cure="Look at the bucket's spelling.")
         except LIBRARY_ERRORS:
             return ObjectNotFound(f"There is no object {uri}, or no such bucket")
-        return ObjectNotFound(f"There is no object {uri}", found=f"the bucket {bucket!r}", cure="Look at its spelling.")
+        self._buckets.add(bucket)
+        return self.missing(uri)
 
 
 def explain(error: Exception) -> tuple[int | None, str]:
