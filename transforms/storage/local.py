@@ -273,4 +273,6 @@ def _told(error: Exception, uri: str, verb: str) -> StorageError:
         return AccessDenied(f"Cannot {verb} {uri}", found=reason, cure=f"Grant this user the right to {verb} it.")
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"No space to {verb} {uri}", found=reason, cure="Free some, or write elsewhere.")
+    if getattr(error, "errno", None) == errno.EFBIG:
+        return StorageError(f"Cannot {verb} {uri}", found=reason, cure="Raise this user's limit (ulimit -f).")
     return StorageError(f"Cannot {verb} {uri}", found=reason)
