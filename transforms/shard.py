@@ -16,8 +16,8 @@ _OUTPUT_NAME = re.compile(
     r"(?P<stem>.*)-(?P<first>\d{12})-(?P<end>\d{12})-(?P<job>[0-9a-f]{8})(?P<source>[0-9a-f]{12})"
 )
 
-# A file system's names end at 255 bytes: quoting makes nine of a Chinese character, and `output_name` adds 54.
-_SEGMENT_BYTES = 200
+# A file system's names end at 255 bytes: quoting makes nine of a Chinese character, a mark is one, and `output_name` adds 55.
+_SEGMENT_BYTES = 199
 
 # Stands for what a stem leaves out; in a segment itself it is quoted, so that different inputs have different stems.
 _MARK = "@"
