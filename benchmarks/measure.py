@@ -12,11 +12,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from multiprocessing import get_context
+from typing import Any, TypeVar
 
+Result = TypeVar("Result")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -75,6 +78,12 @@ def _cpu() -> str:
 def python(module: str, *arguments: str) -> list[str]:
     """The command line of one of our modules, or of one that stands in this environment."""
     return [sys.executable, "-m", module, *arguments]
+
+
+def apart(function: Callable[..., Result], *arguments: Any) -> Result:
+    """The function's result, from a process of its own: what it imports and holds does not stay in this one."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(function, *arguments).result()
 
 
 def run(name: str, command: Sequence[str], log: str, environment: Mapping[str, str] | None = None) -> Used:
