@@ -7,6 +7,7 @@ import re
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from transforms.errors import HeadraceError, InvalidRequest, JobError
 from transforms.job import SUCCESS, Job
 from transforms.metrics import NAMESPACE
 from transforms.storage import open_store
+from transforms.storage.base import take_retries
 
 _OURS = re.compile(r"^(?:transforms\.errors\.)(\w+): (.*?)(?: \[while running .*)?$", re.MULTILINE)
 _LINE_EVERY_SECONDS = 5.0
@@ -31,13 +33,14 @@ _LINE_EVERY_SECONDS = 5.0
 @dataclass(frozen=True, slots=True)
 class Done:
     """Rows that are accounted for in the output, those of them that this run computed, and shards; `bad_rows` are those of
-    them that lie in dead letters.
+    them that lie in dead letters. `retries` are requests to stores that were tried again.
     """
 
     rows: int
     computed: int
     shards: int
     bad_rows: int
+    retries: int
 
 
 def open_pipeline(options: PipelineOptions, packages: Sequence[UserPackage] = ()) -> beam.Pipeline:
@@ -68,11 +71,15 @@ def launch(job: Job, pipeline: beam.Pipeline) -> Done:
         with _shown_progress() if _in_this_process(pipeline.options) else nullcontext():
             result = pipeline.run()
             result.wait_until_finish()
-        named = MetricsFilter().with_namespace(NAMESPACE).with_names(["rows", "bad_rows"])
-        counted = result.metrics().query(named)["counters"]
+        named = MetricsFilter().with_namespace(NAMESPACE).with_names(["rows", "bad_rows", "storage_retries"])
+        counted = Counter[str]()
+        for one in result.metrics().query(named)["counters"]:
+            counted[one.key.metric.name] += one.result
         store = open_store(job.output, job.storage)
         mark = json.loads(store.read(store.stat(f"{job.output}/{SUCCESS}")))
-        return Done(mark["rows"], sum(one.result for one in counted), mark["shards"], mark["bad_rows"])
+        computed = counted["rows"] + counted["bad_rows"]
+        retries = counted["storage_retries"] + take_retries()
+        return Done(mark["rows"], computed, mark["shards"], mark["bad_rows"], retries)
     except HeadraceError as error:
         # Beam adds the step's name to the text.
         raise type(error)(str(error).partition(" [while running ")[0]) from error

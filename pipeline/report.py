@@ -84,6 +84,8 @@ def summary_text(prepared: Prepared, done: Done, seconds: float) -> str:
     ]
     if done.bad_rows:
         lines.insert(1, f"{done.bad_rows:,} rows could not be predicted and lie in {job.on_error.dead_letters}")
+    if done.retries:
+        lines.append(f"{done.retries:,} requests to a store were tried again")
     if job.limit is not None:
         lines.append(f"A trial: only the first {job.limit:,} rows of the plan (--limit)")
     return "\n".join(lines)

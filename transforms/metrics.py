@@ -8,6 +8,7 @@ shards_found_done               outputs that stood there already
 read_bytes                      compressed bytes of the row groups read
 written_bytes                   bytes of the prediction files
 read_/predict_/write_milliseconds   per shard, time of one thread
+storage_retries                 requests to stores that were tried again, in processes that predict
 load_milliseconds               per process, from pinned model to ready
 """
 
@@ -24,7 +25,7 @@ _COUNTERS = {
     name: Metrics.counter(NAMESPACE, name)
     for name in (
         *("rows", "bad_rows", "batches", "batches_halved", "traces"),
-        *("shards", "shards_found_done", "read_bytes", "written_bytes"),
+        *("shards", "shards_found_done", "read_bytes", "written_bytes", "storage_retries"),
     )
 }
 _TIMES = {stage: Metrics.distribution(NAMESPACE, f"{stage}_milliseconds") for stage in (*STAGES, "load")}
@@ -52,6 +53,10 @@ def count_batch(rows: int, seconds: float, *, batches: int = 1, bad_rows: int = 
     _COUNTERS["batches"].inc(batches)
     _COUNTERS["batches_halved"].inc(halved)
     _TIMES["predict"].update(round(seconds * 1000))
+
+
+def count_retries(retries: int) -> None:
+    _COUNTERS["storage_retries"].inc(retries)
 
 
 def count_traces(traces: int) -> None:

@@ -23,14 +23,14 @@ from transforms.dead_letters import dead_letter, dead_letter_schema
 from transforms.devices import cores, least_busy
 from transforms.errors import InvalidRequest
 from transforms.job import Job, Loading
-from transforms.metrics import count_batch, count_load, count_result, count_traces
+from transforms.metrics import count_batch, count_load, count_result, count_retries, count_traces
 from transforms.models.ref import ModelRef, pin_model
 from transforms.predict_shard import predict_shard
 from transforms.predictor import devices_for, load_predictors, load_shared
 from transforms.rules import ColumnRules
 from transforms.shard import Shard, ShardResult, WorkUnit
 from transforms.storage import StoreOptions, open_store
-from transforms.storage.base import public_uri
+from transforms.storage.base import public_uri, take_retries
 
 DEAD_LETTERS = "dead_letters"
 
@@ -80,6 +80,7 @@ class _PredictShard(beam.DoFn):
             yield GlobalWindows.windowed_value(self._oldest())
         traces = sum(predictor.traces for predictor in self._predictors)
         count_traces(traces - self._traces_told)
+        count_retries(take_retries())
         self._traces_told = traces
 
     def teardown(self) -> None:

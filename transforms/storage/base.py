@@ -43,6 +43,24 @@ class StoreOptions:
     kms_key: str | None = None
 
 
+_lock = threading.Lock()
+_untold_retries = 0
+
+
+def take_retries() -> int:
+    """Requests that any store of this process tried again since this was last asked."""
+    global _untold_retries
+    with _lock:
+        taken, _untold_retries = _untold_retries, 0
+    return taken
+
+
+def _note_retries(retries: int) -> None:
+    global _untold_retries
+    with _lock:
+        _untold_retries += retries
+
+
 class Counters:
     """What a store has done since it was opened; safe from many threads."""
 
@@ -56,6 +74,8 @@ class Counters:
             self.retries += retries
             self.bytes_read += bytes_read
             self.bytes_written += bytes_written
+        if retries:
+            _note_retries(retries)
 
 
 class Writer(ABC):

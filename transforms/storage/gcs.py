@@ -32,7 +32,7 @@ class GcsStore(Store):
     def _client(self) -> GcsClient:
         with self._lock:
             if self._made is None or self._made.pid != os.getpid():
-                self._made = GcsClient(self.options.billing_project)
+                self._made = GcsClient(self.options.billing_project, self.counters)
             return self._made
 
     def stat(self, uri: str) -> ObjectRef:

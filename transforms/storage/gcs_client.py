@@ -18,12 +18,13 @@ import google.auth.transport
 import google.auth.transport.requests
 import requests.adapters
 import requests.exceptions
+from google.api_core.retry import Retry
 from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
 
 from transforms.errors import AccessDenied, InvalidRequest, ObjectNotFound, StorageError
-from transforms.storage.base import ObjectRef
+from transforms.storage.base import Counters, ObjectRef
 from transforms.storage.http_range import HttpRefusal
 
 TIMEOUT_S = 60.0
@@ -64,7 +65,7 @@ class GcsClient:
     can be read without.
     """
 
-    def __init__(self, billing_project: str | None) -> None:
+    def __init__(self, billing_project: str | None, counters: Counters) -> None:
         self.pid, self._billing_project = os.getpid(), billing_project
         self.emulated = "STORAGE_EMULATOR_HOST" in os.environ
         self._lock = threading.Lock()
@@ -80,8 +81,10 @@ class GcsClient:
         session.mount("https://", adapter)
         session.mount("http://", adapter)
         # Without credentials most likely nothing will work: say so soon.
-        self.retry = (
-            DEFAULT_RETRY if self.emulated or not self.anonymous else DEFAULT_RETRY.with_timeout(_ANONYMOUS_PATIENCE_S)
+        self.retry = Retry(
+            predicate=DEFAULT_RETRY._predicate,
+            timeout=DEFAULT_RETRY.timeout if self.emulated or not self.anonymous else _ANONYMOUS_PATIENCE_S,
+            on_error=lambda _: counters.add(retries=1),
         )
         self._refresh = google.auth.transport.requests.Request()
         # Nothing that we ask for belongs to a project, and looking for one may start a gcloud process.
