@@ -94,11 +94,15 @@ def _run(request: Request, options: PredictOptions) -> int:
     from pipeline.preflight import prepare
     from pipeline.report import summary_text
     from pipeline.standing import claim_output, examine_output
+    from transforms.storage import open_store
 
     started = time.monotonic()
     prepared = prepare(request)
     standing = examine_output(prepared, overwrite=request.overwrite)
     output = prepared.job.output
+    if request.clean:
+        left = open_store(output, request.storage).clean(f"{output}/")
+        print(f"{left:,} interrupted uploads removed from {output}.", file=sys.stderr)
     if standing.complete:
         print(f"Nothing to do: all {standing.done:,} shards stand in {output}, and none of their inputs changed.")
         return 0

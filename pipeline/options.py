@@ -218,6 +218,11 @@ class PredictOptions(PipelineOptions):
             action="store_true",
             help="replace another job's output: removes what that job's own records name, and nothing else",
         )
+        how.add_argument(
+            "--clean",
+            action="store_true",
+            help="first remove what interrupted uploads left hidden in the output folder; only while no other job writes there",
+        )
         how.add_argument("--verbose", action="store_true", help="log more, and show tracebacks")
         loading = parser.add_argument_group("how a worker loads the model")
         loading.add_argument(

@@ -58,6 +58,7 @@ class Request:
     sample: int | None
     incremental: bool
     overwrite: bool
+    clean: bool
     storage: StoreOptions
     loading: Loading
     on_error: OnError
@@ -124,6 +125,7 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         sample=options.sample,
         incremental=options.incremental,
         overwrite=options.overwrite,
+        clean=options.clean,
         storage=StoreOptions(options.billing_project, options.kms_key),
         loading=Loading(options.connections, options.in_flight_bytes, options.model_sharing, options.device),
         on_error=_on_error(options, output),

@@ -170,6 +170,13 @@ class Store(ABC):
     def delete(self, ref: ObjectRef) -> None:
         """Removes that version; harmless where it is gone. Raises `ObjectChanged` where another stands there."""
 
+    def clean(self, folder: str) -> int:  # noqa: ARG002
+        """Removes what writers that ended badly left hidden below the folder, and what running ones have so far; how many.
+
+        Most stores keep nothing hidden, or, as GCS, end it by themselves after a week and show it to nobody.
+        """
+        return 0
+
     def read(self, ref: ObjectRef, offset: int = 0, length: int | None = None) -> bytes:
         """`length` bytes (default: to the end) of the pinned version from `offset` on."""
         data = bytearray(max(0, ref.size - offset) if length is None else length)

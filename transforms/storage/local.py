@@ -76,6 +76,21 @@ class LocalStore(Store):
     def create(self, uri: str) -> Writer:
         return _LocalWriter(self, uri)
 
+    def clean(self, folder: str) -> int:
+        """Files with hidden names: there are some only where the file system has no unnamed ones."""
+        found = [
+            os.path.join(inside, name)
+            for inside, _, names in os.walk(_path(folder))
+            for name in names
+            if name.startswith(_TEMPORARY)
+        ]
+        for path in found:
+            try:
+                os.unlink(path)
+            except OSError as error:
+                raise _told(error, path, "delete") from error
+        return len(found)
+
     def delete(self, ref: ObjectRef) -> None:
         path = _path(ref.uri)
         try:

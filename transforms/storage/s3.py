@@ -102,6 +102,30 @@ class S3Store(FsspecStore):
                 raise changed(ref, "another") from error
             raise told(error, ref.uri, "delete") from error
 
+    def clean(self, folder: str) -> int:
+        """Multipart uploads that were neither completed nor aborted: S3 keeps their parts, at the owner's expense."""
+        filesystem, path = self._filesystem(folder)
+        bucket, _, prefix = path.strip("/").partition("/")
+        marker: dict[str, str] = {}
+        count = 0
+        try:
+            while True:
+                self.counters.add(requests=1)
+                page = filesystem.call_s3(
+                    "list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", **marker
+                )
+                for upload in page.get("Uploads", []):
+                    self.counters.add(requests=1)
+                    filesystem.call_s3(
+                        "abort_multipart_upload", Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )
+                    count += 1
+                if not page.get("IsTruncated"):
+                    return count
+                marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
+        except Exception as error:
+            raise told(error, folder, "clean") from error
+
 
 class _S3Writer(Writer):
     """Sends nothing before 16 MiB are written: what is smaller goes in a single request at `commit()`."""
