@@ -6,6 +6,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test faults chaos lint check venv bench-load constraints clean
+.PHONY: schedule
 .PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-scale bench-smoke bench-peers
 .DEFAULT_GOAL := help
 
@@ -120,6 +121,11 @@ constraints: ## constraints.txt anew, from the newest versions that setup.py all
 	  | sed 's/^google-apitools==.*/&; python_version < "3.13"/'; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 	rm -rf build/constraints
+
+VALUES ?= templates/scheduler/values.env
+
+schedule: ## nightly jobs for Cloud Scheduler and data pipelines into build/scheduler; [VALUES=templates/scheduler/values.env]
+	@$(PYTHON) templates/scheduler/render.py $(call quoted,VALUES) build/scheduler
 
 clean: ## what was built or cached, the environment included
 	rm -rf $(VENV) $(PEERS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
