@@ -29,7 +29,8 @@ from transforms.storage.base import ObjectRef, Store, Writer
 
 # A column chunk is read through a window of this many bytes, so that a row group of any size costs the same memory.
 _READ_WINDOW = 1 << 20
-_ROW_GROUP_BYTES = 16 << 20
+# A row group is encoded whole, in several copies: large ones make the peak grow with the shard.
+_ROW_GROUP_BYTES = 4 << 20
 _NULL_LIST = re.compile(r"lists to be of size=(?P<size>\d+) but index (?P<index>\d+) had size=0")
 
 
@@ -230,6 +231,7 @@ def write_batches(
                 if held_bytes >= _ROW_GROUP_BYTES:
                     writer.write_table(pa.Table.from_batches(held, schema))
                     held, held_bytes = [], 0
+                    pa.default_memory_pool().release_unused()
             if held:
                 writer.write_table(pa.Table.from_batches(held, schema))
             if more := at_end(rows):
