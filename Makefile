@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test faults chaos lint check venv bench-load constraints clean
-.PHONY: schedule
+.PHONY: schedule test-airflow
 .PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-scale bench-smoke bench-peers
 .DEFAULT_GOAL := help
 
@@ -127,6 +127,18 @@ VALUES ?= templates/scheduler/values.env
 schedule: ## nightly jobs for Cloud Scheduler and data pipelines into build/scheduler; [VALUES=templates/scheduler/values.env]
 	@$(PYTHON) templates/scheduler/render.py $(call quoted,VALUES) build/scheduler
 
+AIRFLOW ?= .venv-airflow
+
+test-airflow: venv $(AIRFLOW)/.installed ## templates/airflow loaded, rendered and run by a real Airflow in an environment of its own
+	HEADRACE_AIRFLOW=$(abspath $(AIRFLOW)) $(BIN)/python -m pytest tests/test_templates_airflow.py
+
+$(AIRFLOW)/.installed: templates/airflow/requirements.txt
+	@$(python_fits)
+	@echo "Installing Airflow and its providers into $(AIRFLOW), once: this takes some minutes."
+	@test -x $(AIRFLOW)/bin/pip || $(PYTHON) -m venv $(AIRFLOW)
+	@$(AIRFLOW)/bin/python -m pip install --quiet --requirement=templates/airflow/requirements.txt
+	@touch $@
+
 clean: ## what was built or cached, the environment included
-	rm -rf $(VENV) $(PEERS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(AIRFLOW) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
