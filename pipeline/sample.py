@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -47,8 +47,8 @@ def verify_sample(verdict: Verdict, job: Job, manifest: pa.Table, count: int) ->
         except HeadraceError as error:
             verdict.add("sample", where, f"rows from {first} on to compute again", error)
             continue
-        differing = [name for name in expected.schema.names if not _same(expected.column(name), found.column(name))]
-        far = [name for name in differing if not _near(expected.column(name), found.column(name))]
+        differing = [name for name in expected.schema.names if not same(expected.column(name), found.column(name))]
+        far = [name for name in differing if not near(expected.column(name), found.column(name))]
         if far:
             verdict.add("sample", where, f"column {far[0]!r} of rows from {first} on as computed again", "other values")
         close += bool(differing) and not far
@@ -78,30 +78,32 @@ def _standing(sink: Store, uri: str, rows: int, number: int) -> pa.RecordBatch:
     return next(islice(read_batches(sink, whole, footer.schema.names, rows), number, None))
 
 
-def _same(a: pa.Array, b: pa.Array) -> bool:
-    """To the bit; a NaN is itself."""
+def same(a: pa.Array, b: pa.Array) -> bool:
+    """To the bit; a NaN is itself, and a dictionary-encoded value what it stands for."""
+    return _agree(a, b, lambda first, second: first.tobytes() == second.tobytes())
+
+
+def near(a: pa.Array, b: pa.Array) -> bool:
+    return _agree(a, b, lambda first, second: np.allclose(first, second, RELATIVE, ABSOLUTE, equal_nan=True))
+
+
+def _agree(a: pa.Array, b: pa.Array, floats: Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], bool]) -> bool:
+    """Whether both are alike, down to their fractions, of which `floats` decides."""
     if a.equals(b):
         return True
-    first, second = _numbers(a), _numbers(b)
-    return first is not None and second is not None and a.type == b.type and first.tobytes() == second.tobytes()
-
-
-def _near(a: pa.Array, b: pa.Array) -> bool:
-    first, second = _numbers(a), _numbers(b)
-    if first is None or second is None or first.shape != second.shape or first.dtype.kind != "f":
+    if a.type != b.type or len(a) != len(b) or not a.is_null().equals(b.is_null()):
         return False
-    return bool(np.allclose(first, second, RELATIVE, ABSOLUTE, equal_nan=True))
-
-
-def _numbers(array: pa.Array) -> np.ndarray[Any, Any] | None:
-    """The values in one row, whatever lists or tensors hold them; None where they are no numbers."""
-    while True:
-        if isinstance(array, pa.ExtensionArray):
-            array = array.storage
-        elif pa.types.is_nested(array.type) and hasattr(array, "flatten") and not pa.types.is_struct(array.type):
-            array = array.flatten()
-        else:
-            break
-    if not (pa.types.is_floating(array.type) or pa.types.is_integer(array.type)) or array.null_count:
-        return None
-    return array.to_numpy(zero_copy_only=False)
+    if isinstance(a, pa.ExtensionArray):
+        return _agree(a.storage, b.storage, floats)
+    if pa.types.is_dictionary(a.type):
+        return _agree(a.dictionary_decode(), b.dictionary_decode(), floats)
+    if pa.types.is_floating(a.type):
+        return floats(*(one.drop_null().to_numpy(zero_copy_only=False) for one in (a, b)))
+    if pa.types.is_map(a.type):
+        kind = pa.list_(pa.struct([a.type.key_field, a.type.item_field]))
+        a, b = a.cast(kind), b.cast(kind)
+    if pa.types.is_struct(a.type):
+        return all(_agree(one, other, floats) for one, other in zip(a.flatten(), b.flatten(), strict=True))
+    if pa.types.is_nested(a.type):
+        return bool(a.value_lengths().equals(b.value_lengths())) and _agree(a.flatten(), b.flatten(), floats)
+    return False
