@@ -66,6 +66,11 @@ def same(batch):
 
 def nothing(batch):
     pass
+
+def leaves(batch):
+    if batch.num_rows:
+        raise SystemExit(0)
+    return batch
 """
 
 
@@ -141,6 +146,16 @@ def test_what_can_be_known_before_is_told_before(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_script_that_leaves_when_it_is_imported_is_no_silent_success(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_module(tmp_path, "script_of_mine", "import sys\nsys.exit(0)\n", monkeypatch)
+    code, _, err = job("--preprocess=script_of_mine:f")
+    assert code == 2
+    assert "script_of_mine cannot be imported" in err
+    assert "SystemExit: 0" in err
+
+
 @pytest.mark.parametrize(
     ("name", "fragments"),
     [
@@ -148,6 +163,7 @@ def test_what_can_be_known_before_is_told_before(
         ("drops", ["Row 10", "part-00002.parquet", "a record batch, rows: 1", "Found: rows: 0"]),
         ("shifty", ["Row 0", "more: int32", "more: int64", "naming each array's type"]),
         ("fails", ["Row 10", "part-00002.parquet", "KeyError", "thirty", "around_the_model.py"]),
+        ("leaves", ["Row 0", "SystemExit: 0", "around_the_model.py"]),
     ],
 )
 @pytest.mark.parametrize("flag", ["preprocess", "postprocess"])
@@ -156,7 +172,7 @@ def test_what_only_the_rows_tell_names_file_and_rows(job: Job, flag: str, name: 
     assert code == 1
     told = err[err.index("The job failed") :]
     assert f"around_the_model:{name}" in told
-    if name in ("twice", "shifty"):  # shards run at once: either file may be the first to fail
+    if name in ("twice", "shifty", "leaves"):  # shards run at once: either file may be the first to fail
         fragments = [fragment for fragment in fragments if not fragment.startswith("part-")]
     assert all(fragment in told for fragment in fragments), told
 

@@ -53,7 +53,7 @@ def _find(name: str) -> tuple[BatchFunction, str]:
         raise InvalidRequest(f"{name!r} names no function", expected="module:function", found=name)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # the user's module may raise whatever it likes
+    except (Exception, SystemExit) as error:  # the user's module may raise whatever it likes, and a script leaves
         raise InvalidRequest(
             f"The module {module_name} cannot be imported",
             expected="a module on this process's path",
@@ -121,7 +121,7 @@ class AppliedFunction:
     def _call(self, batch: pa.RecordBatch, rows: str, cure: str = "") -> pa.RecordBatch:
         try:
             result = self._function(batch)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(
                 f"{self._name} fails on {rows}",
                 expected="a record batch",
@@ -159,7 +159,7 @@ def _shown(schema: pa.Schema, other: pa.Schema) -> str:
     return ", ".join(f"{field.name}: {field.type}" for field in fields) or "no other column"
 
 
-def _line_of(error: Exception) -> str:
+def _line_of(error: BaseException) -> str:
     """Where in the user's code it was raised: of the frames below ours, the deepest that lies in the function's file."""
     frame = error.__traceback__.tb_next if error.__traceback__ else None
     if frame is None:
