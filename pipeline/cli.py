@@ -13,7 +13,8 @@ import traceback
 from contextlib import nullcontext
 from dataclasses import replace
 
-from pipeline.accelerator import set_up_workers
+from pipeline.accelerator import is_dataflow, set_up_workers
+from pipeline.dataflow import check_dataflow, tell_dataflow
 from pipeline.options import COMMANDS, PredictOptions, help_text, parse_flags, runner_of
 from pipeline.quiet import quiet_stderr
 from pipeline.request import Request, parse_request
@@ -43,6 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         elif options.device == "gpu":  # of the job's workers; here it is as it can be
             options.device = "auto"
         request = parse_request(options, command)
+        if command in ("run", "plan"):
+            check_dataflow(options, request)
         if command != "verify" or request.sample is not None:
             with nullcontext() if verbose else quiet_stderr():
                 here = command != "inspect" and runner_of(options) is None
@@ -59,8 +62,8 @@ def main(argv: list[str] | None = None) -> int:
             return _plan(request) if command == "plan" else _run(request, options)
     except HeadraceError as error:
         return _tell("Cannot start", error, verbose, 2)
-    except KeyboardInterrupt:
-        print(f"\n{stopped_text(overwrites='--overwrite' in argv)}", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"\n{str(stopped) or stopped_text(overwrites='--overwrite' in argv)}", file=sys.stderr)
         return STOPPED
 
 
@@ -90,7 +93,8 @@ def _start_tensorflow(device: str, *, check: bool) -> None:
 
 
 def _run(request: Request, options: PredictOptions) -> int:
-    from pipeline.launch import launch, open_pipeline
+    from pipeline.launch import detach, launch, open_pipeline
+    from pipeline.own_package import own_package
     from pipeline.preflight import prepare
     from pipeline.report import summary_text
     from pipeline.standing import claim_output, examine_output
@@ -110,12 +114,18 @@ def _run(request: Request, options: PredictOptions) -> int:
         print(f"Going on: {standing.done:,} shards stand in {output} already.", file=sys.stderr)
     if standing.superseded:
         print(f"{standing.superseded:,} outputs are of inputs that changed or vanished, and will go.", file=sys.stderr)
-    pipeline = open_pipeline(options, request.packages)
-    claim_output(prepared, standing, overwrite=request.overwrite)
-    try:
-        done = launch(prepared.job, pipeline)
-    except HeadraceError as error:
-        return _tell("The job failed", error, options.verbose, 1)
+    if is_dataflow(options):
+        options = tell_dataflow(options, sum(spec.nbytes for spec in prepared.specs))
+    with own_package(options, gpu=request.loading.device == "gpu") as wheels:
+        pipeline = open_pipeline(options, request.packages, own=wheels)
+        claim_output(prepared, standing, overwrite=request.overwrite)
+        try:
+            if options.no_wait:
+                print(detach(prepared.job, pipeline))
+                return 0
+            done = launch(prepared.job, pipeline)
+        except HeadraceError as error:
+            return _tell("The job failed", error, options.verbose, 1)
     print(summary_text(prepared, done, time.monotonic() - started))
     return 0
 

@@ -11,11 +11,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import apache_beam as beam
 from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions
 
+from pipeline.accelerator import is_dataflow
+from pipeline.dataflow import left_running_text, submitted_text
 from pipeline.graph import build_graph
 from pipeline.options import runner_of
 from pipeline.user_package import UserPackage
@@ -28,6 +32,7 @@ from transforms.storage.base import take_retries
 
 _OURS = re.compile(r"^(?:transforms\.errors\.)(\w+): (.*?)(?: \[while running .*)?$", re.MULTILINE)
 _LINE_EVERY_SECONDS = 5.0
+_REMOTE_LINE_EVERY_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +48,18 @@ class Done:
     retries: int
 
 
-def open_pipeline(options: PipelineOptions, packages: Sequence[UserPackage] = ()) -> beam.Pipeline:
-    """`packages` are staged for workers elsewhere; processes of this machine have them on their path.
+def open_pipeline(
+    options: PipelineOptions, packages: Sequence[UserPackage] = (), own: Sequence[Path] = ()
+) -> beam.Pipeline:
+    """`packages`, and headrace's own wheel, are staged for workers elsewhere; processes of this machine have them on their
+    path.
 
     Raises `InvalidRequest` where Beam knows no such runner, or it lacks an option."""
     try:
         if runner_of(options) is not None:
             setup = options.view_as(SetupOptions)
-            if packages:
-                setup.extra_packages = [*(setup.extra_packages or ()), *(str(package.wheel) for package in packages)]
+            if wheels := [*own, *(package.wheel for package in packages)]:
+                setup.extra_packages = [*(setup.extra_packages or ()), *map(str, wheels)]
             return beam.Pipeline(options=options)
         # Named, since Beam's default for local runs first tries to download another runner.
         from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -70,11 +78,9 @@ def launch(job: Job, pipeline: beam.Pipeline) -> Done:
         build_graph(pipeline, job)
         with _shown_progress() if _in_this_process(pipeline.options) else nullcontext():
             result = pipeline.run()
+        with nullcontext() if runner_of(pipeline.options) is None else _told(pipeline.options, result):
             result.wait_until_finish()
-        named = MetricsFilter().with_namespace(NAMESPACE).with_names(["rows", "bad_rows", "storage_retries"])
-        counted = Counter[str]()
-        for one in result.metrics().query(named)["counters"]:
-            counted[one.key.metric.name] += one.result
+        counted = counters(result)
         store = open_store(job.output, job.storage)
         mark = json.loads(store.read(store.stat(f"{job.output}/{SUCCESS}")))
         computed = counted["rows"] + counted["bad_rows"]
@@ -87,6 +93,30 @@ def launch(job: Job, pipeline: beam.Pipeline) -> Done:
         if "KeyboardInterrupt" in str(error):  # raised in the middle of a bundle, handed on as text
             raise KeyboardInterrupt from error
         raise workers_error(error) from error
+
+
+def detach(job: Job, pipeline: beam.Pipeline) -> str:
+    """Submits the job to Dataflow and tells where it is seen. Raises `JobError` where it is not taken."""
+    try:
+        build_graph(pipeline, job)
+        return submitted_text(pipeline.options, pipeline.run())
+    except Exception as error:
+        raise workers_error(error) from error
+
+
+@contextmanager
+def _told(options: PipelineOptions, result: Any) -> Iterator[None]:
+    """Says where a job that runs elsewhere is seen, and what it has counted, until the context ends."""
+    if not is_dataflow(options):
+        with _shown_counts(result):
+            yield
+        return
+    print(submitted_text(options, result), file=sys.stderr, flush=True)
+    try:
+        with _shown_counts(result):
+            yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(left_running_text(options, result)) from None
 
 
 def _in_this_process(options: PipelineOptions) -> bool:
@@ -105,6 +135,55 @@ def workers_error(error: Exception) -> HeadraceError:
         found=f"{type(error).__name__}: {last[0].strip()}",
         cure="Run the same command again to go on from what is done; --verbose shows the traceback",
     )
+
+
+@contextmanager
+def _shown_counts(result: Any) -> Iterator[None]:
+    """A line for the job's counters, where they changed, and one at its end."""
+    stop, started, shown = threading.Event(), time.monotonic(), ""
+
+    def show() -> None:
+        nonlocal shown
+        try:
+            line = describe_counts(counters(result))
+        except Exception as error:  # of a runner or its network: the job does not depend on it
+            line = f"no counters at the moment: {type(error).__name__}"
+        if line != shown:
+            print(f"{line}, {time.monotonic() - started:,.0f} s", file=sys.stderr, flush=True)
+            shown = line
+
+    def poll() -> None:
+        while not stop.wait(_REMOTE_LINE_EVERY_SECONDS):
+            show()
+
+    thread = threading.Thread(target=poll, name="headrace-counters", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    show()
+
+
+def counters(result: Any) -> Counter[str]:
+    """headrace's counters by name, as Beam's result has them now."""
+    counted = Counter[str]()
+    for one in result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]:
+        counted[one.key.metric.name] += one.result or 0
+    return counted
+
+
+def describe_counts(counted: Counter[str]) -> str:
+    """One line of what workers elsewhere have counted; the plan's size is known to them alone."""
+    if not counted["shards"] + counted["shards_found_done"]:
+        return "no shard is done yet"
+    parts = [f"{counted['shards']:,} shards", f"{counted['rows']:,} rows predicted"]
+    if found := counted["shards_found_done"]:
+        parts.append(f"{found:,} shards found done")
+    if bad := counted["bad_rows"]:
+        parts.append(f"{bad:,} rows to dead letters")
+    return ", ".join(parts)
 
 
 @contextmanager

@@ -219,6 +219,11 @@ class PredictOptions(PipelineOptions):
             help="replace another job's output: removes what that job's own records name, and nothing else",
         )
         how.add_argument(
+            "--no_wait",
+            action="store_true",
+            help="Dataflow: end once the job is submitted, and print its id and its page (default: wait, showing progress)",
+        )
+        how.add_argument(
             "--clean",
             action="store_true",
             help="first remove what interrupted uploads left hidden in the output folder; only while no other job writes there",

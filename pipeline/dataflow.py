@@ -1,0 +1,107 @@
+"""A job on Dataflow: what it lacks is refused early, what it is told beside its user's own options, where one sees it.
+
+Runner v2 is what Beam 2.77 asks for by itself; GPUs and processes are pipeline/accelerator.py's.
+"""
+
+from __future__ import annotations
+
+import re
+from copy import deepcopy
+from typing import Any
+
+from apache_beam.options.pipeline_options import (
+    GoogleCloudOptions,
+    PipelineOptions,
+    StandardOptions,
+    WorkerOptions,
+)
+
+from pipeline.accelerator import is_dataflow
+from pipeline.options import PredictOptions, runner_of
+from pipeline.request import Request
+from transforms.errors import InvalidRequest
+from transforms.listing import scheme_of
+from transforms.versions import __version__
+
+LABEL = "headrace"
+# TensorFlow, Beam, the runner's own process and some batches; beside it the weights, and half of them again while they load.
+_BASE_BYTES = 3 << 30
+_OF_THIS_MACHINE = ("file", "memory")
+
+
+def check_dataflow(options: PredictOptions, request: Request) -> None:
+    """Raises `InvalidRequest` for what workers elsewhere could not reach, for a missing project or region, and for --no_wait
+    where nobody would be left to run the job.
+    """
+    if not is_dataflow(options):
+        if options.no_wait:
+            raise InvalidRequest(
+                "--no_wait is for Dataflow alone",
+                expected="--runner=DataflowRunner",
+                found=f"--runner={runner_of(options) or 'none: the job runs in this process'}",
+                cure="Leave it out: the job needs this process to its end",
+            )
+        return
+    cloud = options.view_as(GoogleCloudOptions)
+    for name in ("project", "region"):
+        if not getattr(cloud, name):
+            raise InvalidRequest(
+                f"--{name} is missing",
+                expected="--runner=DataflowRunner --project=… --region=…",
+                cure="Add it; gcloud config list shows your defaults",
+            )
+    named = [("--model", model.uri) for model in request.models]
+    named += [("--weights", model.weights) for model in request.models if model.weights]
+    named += [("--input", uri) for uri in request.inputs]
+    named += [("--output", request.output), ("--dead_letters", request.on_error.dead_letters or request.output)]
+    for flag, uri in named:
+        if scheme_of(uri.removeprefix("@")) in _OF_THIS_MACHINE:
+            raise InvalidRequest(
+                f"{flag}={uri} lies on this machine, which Dataflow's workers do not see",
+                expected="a bucket, as in gs://bucket/…",
+                found=uri,
+                cure=f"gcloud storage cp --recursive {uri.removeprefix('@')} gs://…"
+                if flag != "--output"
+                else "Name a folder in a bucket",
+            )
+
+
+def tell_dataflow(options: PredictOptions, model_bytes: int) -> PredictOptions:
+    """The options with a label and, where nobody chose the machines, the memory that they need. What was given stays."""
+    changed = deepcopy(options)
+    cloud, standard = changed.view_as(GoogleCloudOptions), changed.view_as(StandardOptions)
+    labels = list(cloud.labels or ())
+    if not any(re.match(rf"{LABEL}(=|$)|.*['\"]{LABEL}['\"]\s*:", label) for label in labels):
+        cloud.labels = [*labels, f"{LABEL}={version_label()}"]
+    hints = list(standard.resource_hints or ())
+    chosen = changed.view_as(WorkerOptions).machine_type or cloud.flexrs_goal
+    # A hint turns right fitting on, which would exclude the service option.
+    by_service = any(one.startswith("worker_accelerator=") for one in cloud.dataflow_service_options or ())
+    if not (chosen or by_service or any(re.match(r"min_?ram=", hint, re.IGNORECASE) for hint in hints)):
+        standard.resource_hints = [*hints, f"min_ram={min_ram_gb(model_bytes)}GB"]
+    return changed
+
+
+def min_ram_gb(model_bytes: int) -> int:
+    """Gigabytes (10⁹ bytes) of a worker that has one process, rounded up."""
+    return -(-(_BASE_BYTES + model_bytes * 3 // 2) // 10**9)
+
+
+def version_label() -> str:
+    """Labels have neither dots nor capitals."""
+    return re.sub(r"[^a-z0-9_-]", "-", __version__.lower())
+
+
+def submitted_text(options: PipelineOptions, result: Any) -> str:
+    """`result` is what Beam's Dataflow runner returns."""
+    cloud = options.view_as(GoogleCloudOptions)
+    if not result.has_job:
+        return f"Nothing was started: the job's description lies at {cloud.template_location}"
+    page = f"https://console.cloud.google.com/dataflow/jobs/{cloud.region}/{result.job_id()}?project={cloud.project}"
+    return f"Job {result.job_id()} is with Dataflow: {page}"
+
+
+def left_running_text(options: PipelineOptions, result: Any) -> str:
+    cloud = options.view_as(GoogleCloudOptions)
+    cancel = f"gcloud dataflow jobs cancel {result.job_id()} --project={cloud.project} --region={cloud.region}"
+    return f"The job goes on without this command. {cancel} ends it; the same command then goes on from what is done."

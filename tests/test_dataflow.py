@@ -1,0 +1,193 @@
+"""A job submitted to a Dataflow on loopback: what it is told, what it is handed, and that this runs and is right."""
+
+from __future__ import annotations
+
+import json
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.cli import main
+from pipeline.dataflow import min_ram_gb
+from tests.dataflow_checks import faults
+from tests.fake_dataflow import FakeDataflow, pool, staged_files
+from tests.jobs import names_in, put_inputs, put_model, read_output
+
+GPU = ("--worker_accelerator=nvidia-l4:2", "--machine_type=g2-standard-24")
+MORE = ("--max_num_workers=7", "--labels=team=search", "--experiments=enable_prime", "--batch_size=16", "--keep=id")
+
+
+@dataclass(frozen=True)
+class Data:
+    """A bucket with a model in m and inputs in in/; `service` takes jobs."""
+
+    uri: str
+    service: FakeDataflow
+
+    def flags(self, output: str, *more: str) -> list[str]:
+        job = [f"--model={self.uri}/m", f"--input={self.uri}/in/*.parquet", f"--output={self.uri}/{output}"]
+        where = ["--project=my-project", "--region=europe-west4", f"--temp_location={self.uri}/tmp"]
+        there = [f"--dataflow_endpoint={self.service.endpoint}", "--no_auth"]
+        # Else Beam runs `pip freeze` for each job.
+        there.append("--experiments=disable_logging_submission_environment")
+        return [*job, "--runner=DataflowRunner", *where, *there, *more]
+
+    def submit(self, *more: str) -> tuple[Any, list[str]]:
+        """The job as sent, and the command line."""
+        flags = self.flags(f"out-{len(self.service.jobs)}", "--no_wait", *more)
+        assert main(flags) == 0
+        return list(self.service.jobs.values())[-1], flags
+
+
+@pytest.fixture(scope="module")
+def data(emulator: str) -> Iterator[Data]:
+    from google.cloud import storage
+
+    client = storage.Client(project="test")
+    client.create_bucket("test-dataflow")
+    put_model("saved_model", "gs://test-dataflow/m")
+    put_inputs("gs://test-dataflow/in", [30, 20])
+    with FakeDataflow() as service:
+        yield Data("gs://test-dataflow", service)
+
+
+def test_the_graph_that_was_sent_runs_on_what_was_staged_and_gives_what_a_local_run_gives(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = data.flags("remote")
+    assert main(flags) == 0
+    told = capsys.readouterr()
+    job = list(data.service.jobs.values())[-1]
+    assert faults(job, flags, staged_files(job, tmp_path)) == []
+    page = f"https://console.cloud.google.com/dataflow/jobs/europe-west4/{job.id}?project=my-project"
+    assert f"Job {job.id} is with Dataflow: {page}" in told.err
+    assert "2 shards, 50 rows predicted, " in told.err
+    assert "50 rows computed" in told.out
+    imported = json.loads(data.service.output_of(job).splitlines()[-1])["modules"]
+    assert {"transforms.predict", "transforms.finalize", "pipeline.graph"} <= imported.keys()
+    local = data.flags("local")
+    assert main([flag for flag in local if flag.startswith(("--model", "--input", "--output"))]) == 0
+    assert read_output(f"{data.uri}/remote").equals(read_output(f"{data.uri}/local"))
+    remotely, locally = (
+        {name for name in names_in(f"{data.uri}/{output}") if not name.startswith("_manifest/")}  # holds timings
+        for output in ("remote", "local")
+    )
+    assert remotely == locally
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        (*MORE, "--resource_hints=min_ram=9GB"),
+        ("--experiments=use_multiple_sdk_containers", "--machine_type=n2-highmem-8", "--labels=headrace=mine"),
+        ("--sdk_container_image=europe-docker.pkg.dev/p/r/headrace:1",),
+    ],
+    ids=["more", "overridden", "image"],
+)
+def test_what_is_sent_is_what_was_asked_for(
+    data: Data, tmp_path: Path, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = len(data.service.requests)
+    job, flags = data.submit(*more)
+    assert faults(job, flags, staged_files(job, tmp_path)) == []
+    page = f"https://console.cloud.google.com/dataflow/jobs/europe-west4/{job.id}?project=my-project"
+    assert capsys.readouterr().out == f"Job {job.id} is with Dataflow: {page}\n"
+    assert data.service.requests[before:] == ["POST job"]
+
+
+def test_memory_grows_with_the_model() -> None:
+    assert [min_ram_gb(size) for size in (0, 1 << 30, 10 << 30)] == [4, 5, 20]
+
+
+def _drop(name: str) -> Callable[[Any, list[Path]], None]:
+    def change(job: Any, _: list[Path]) -> None:
+        del type(job).pb(job).environment.sdk_pipeline_options["options"][name]
+
+    return change
+
+
+def _service(option: str) -> Callable[[Any, list[Path]], None]:
+    def change(job: Any, _: list[Path]) -> None:
+        job.environment.service_options = [option]
+
+    return change
+
+
+def _without_module(name: str) -> Callable[[Any, list[Path]], None]:
+    def change(_: Any, staged: list[Path]) -> None:
+        (wheel,) = (path for path in staged if path.suffix == ".whl")
+        with zipfile.ZipFile(wheel) as archive:
+            kept = {entry: archive.read(entry) for entry in archive.namelist() if entry != name}
+        with zipfile.ZipFile(wheel, "w") as archive:
+            for entry, content in kept.items():
+                archive.writestr(entry, content)
+
+    return change
+
+
+def _experiments(change: Callable[[list[str]], list[str]]) -> Callable[[Any, list[Path]], None]:
+    def apply(job: Any, _: list[Path]) -> None:
+        job.environment.experiments = change(list(job.environment.experiments))
+
+    return apply
+
+
+CHANGES: dict[str, Callable[[Any, list[Path]], Any]] = {
+    **{f"--{name} dropped": _drop(name) for name in ("output", "keep", "batch_size", "region", "worker_accelerator")},
+    "--device dropped": _drop("device"),
+    "no GPU": lambda job, _: setattr(job.environment, "service_options", []),
+    "no driver": _service("worker_accelerator=type:nvidia-l4;count:2"),
+    "another count": _service("worker_accelerator=type:nvidia-l4;count:1;install-nvidia-driver"),
+    "a type that is none": _service("worker_accelerator=type:nvidia-l40;count:2;install-nvidia-driver"),
+    "= for :": _service("worker_accelerator=type=nvidia-l4;count=2;install-nvidia-driver"),
+    "another option's name": _service("worker_accelerators=type:nvidia-l4;count:2;install-nvidia-driver"),
+    "a process for each core": _experiments(lambda given: [one for one in given if "containers" not in one]),
+    "another hint": lambda job, _: (
+        type(job).pb(job).environment.sdk_pipeline_options["options"].update({"resource_hints": ["min_ram=4GB"]})
+    ),
+    "no runner v2": _experiments(lambda given: [one for one in given if one != "use_runner_v2"]),
+    "machines dropped": lambda job, _: setattr(pool(job), "machine_type", ""),
+    "label dropped": lambda job, _: setattr(job, "labels", {}),
+    "a label with dots": lambda job, _: setattr(job, "labels", {"headrace": "0.1.0"}),
+    "a module missing": _without_module("transforms/paths.py"),
+    "py.typed missing": _without_module("pipeline/py.typed"),
+    "nothing staged": lambda _, staged: staged.clear(),
+    "not installed": lambda _, staged: next(p for p in staged if p.suffix == ".txt" and "extra" in p.name).write_text(
+        ""
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def with_gpu(data: Data) -> tuple[Any, list[str]]:
+    return data.submit(*GPU, "--keep=id", "--batch_size=16")
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_these_checks_see_what_is_wrong(
+    with_gpu: tuple[Any, list[str]], tmp_path: Path, change: Callable[[Any, list[Path]], Any]
+) -> None:
+    sent, flags = with_gpu
+    job, staged = type(sent)(), staged_files(sent, tmp_path)
+    type(job).copy_from(job, sent)
+    assert faults(job, flags, staged) == []
+    change(job, staged)
+    assert len(faults(job, flags, staged)) >= 1
+
+
+def test_a_worker_without_a_module_fails_the_job_by_its_name(
+    data: Data, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as a person sees it: through Dataflow's messages."""
+    data.service.damage = lambda site: (site / "transforms" / "predict_shard.py").unlink()
+    try:
+        assert main(data.flags("damaged")) == 1
+    finally:
+        data.service.damage = None
+    assert "No module named 'transforms.predict_shard'" in capsys.readouterr().err
+    assert "transforms.predict_shard" in sys.modules
