@@ -43,6 +43,7 @@ DEV = [
     "pytest>=9.0",
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",
+    "python-hcl2>=8.0",  # reads templates/terraform
     "ruff>=0.17",
     "setuptools>=77",
     "tf-keras>=2.21",  # makes the files of Keras 2 that tests read
