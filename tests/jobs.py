@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +25,7 @@ def model_folder() -> Path:
     import keras
 
     folder = Path(tempfile.mkdtemp(prefix="headrace-test-models-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     keras.utils.set_random_seed(7)
     x = inputs = keras.Input((FEATURES,), name="x")
     x = keras.layers.Dense(16, activation="relu")(x)
