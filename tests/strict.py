@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ def strict_model() -> str:
                 return {"y": 2 * tf.reduce_sum(x, axis=1)}
 
     folder = tempfile.mkdtemp(prefix="headrace-test-strict-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     module = Strict()
     tf.saved_model.save(module, folder, signatures=module.__call__.get_concrete_function())
     return folder
