@@ -64,7 +64,7 @@ def read_footer(store: Store, source: ObjectRef) -> Footer:
         # A column chunk's own size would be exact, but pyarrow 25 ends the process on some that are damaged.
         data_bytes, whole = max(0, source.size - metadata.serialized_size - 12), sum(unpacked) or 1
         sizes = [data_bytes * size // whole for size in unpacked]
-        return Footer(file.schema_arrow, rows, sizes, dict(metadata.metadata or {}))
+        return Footer(_without_views(file.schema_arrow), rows, sizes, dict(metadata.metadata or {}))
 
 
 def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
@@ -76,7 +76,7 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
     constant = dict(shard.partitions)
     stored = [name for name in columns if name not in constant]
     with _open(store, shard.source) as (file, guard):
-        schema = file.schema_arrow
+        schema = _without_views(file.schema_arrow)
         if missing := sorted(set(stored) - set(schema.names)):
             raise ColumnError(
                 f"{shard.source.uri} lacks the column {missing[0]!r}",
@@ -96,8 +96,7 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
             for batch in _full(count(_decoded(file, guard, shard, stored, batch_rows)), shard.skip, batch_rows):
                 part = batch if batch.num_rows <= left else batch.slice(0, left)
                 left -= part.num_rows
-                part = _with_constants(part, columns, constant)
-                yield part
+                yield _with_constants(_cast(part, schema), columns, constant)
                 if not left:
                     return
         except MemoryError as error:
@@ -120,6 +119,40 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
             found=f"{shard.rows - left} rows",
             cure="Write that file again",
         )
+
+
+def _without_views(schema: pa.Schema) -> pa.Schema:
+    """The schema with plain strings within structs: pyarrow 25 cannot write slices of views there."""
+    for i, field in enumerate(schema):
+        if (kind := _plain(field.type)) != field.type:
+            schema = schema.set(i, field.with_type(kind))
+    return schema
+
+
+def _plain(kind: pa.DataType, *, in_struct: bool = False) -> pa.DataType:
+    def field(of: pa.Field) -> pa.Field:
+        return of.with_type(_plain(of.type, in_struct=in_struct or pa.types.is_struct(kind)))
+
+    if in_struct and (pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)):
+        return pa.string() if pa.types.is_string_view(kind) else pa.binary()
+    if pa.types.is_struct(kind):
+        return pa.struct([field(member) for member in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(field(kind.key_field), field(kind.item_field), kind.keys_sorted)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(field(kind.value_field), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(field(kind.value_field))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(field(kind.value_field))
+    return kind
+
+
+def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    for i, field in enumerate(batch.schema):
+        if (wanted := schema.field(field.name)).type != field.type:
+            batch = batch.set_column(i, wanted, batch.column(i).cast(wanted.type))
+    return batch
 
 
 def _decoded(
