@@ -213,8 +213,11 @@ def _pairs(flag: str, values: list[str] | None) -> Iterator[tuple[str, str]]:
     form = _FORMS[flag]
     seen: set[str] = set()
     for value in values or ():
-        name, equals, rest = (part.strip() for part in value.partition("="))
-        if not equals or not name or (not rest and flag not in ("--fill", "--pad")):
+        name, equals, rest = value.partition("=")
+        name = name.strip()
+        # A blank is as good a text to fill in as any.
+        rest = rest if flag in _VALUES else rest.strip()
+        if not equals or not name or (not rest and flag not in _VALUES):
             raise InvalidRequest(f"{flag} {value} has no meaning", expected=form, found=value)
         if flag == "--feature" and not all(_names(rest, blank=True)):
             raise InvalidRequest(f"{flag} {value} has no meaning", expected=form, found=value)
@@ -224,6 +227,7 @@ def _pairs(flag: str, values: list[str] | None) -> Iterator[tuple[str, str]]:
         yield name, rest
 
 
+_VALUES = ("--fill", "--pad")
 _FORMS = {
     "--feature": "TENSOR=COLUMN or TENSOR=COLUMN,COLUMN",
     "--prediction": "OUTPUT=COLUMN",
