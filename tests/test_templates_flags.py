@@ -27,7 +27,7 @@ OTHERS = ("gcloud", "airflow dags", "systemctl", "docker")  # commands with flag
 
 def names(page: Path) -> Iterator[str]:
     """Flags in the lines of a text that are not another program's."""
-    for line in page.read_text("utf-8").splitlines():
+    for line in page.read_text("utf-8").replace("\\\n", "").splitlines():
         if not any(other in line for other in OTHERS):
             yield from re.findall(r"(?<![\w-])--([a-z]\w*)(?![\w-])", line)
 
