@@ -30,7 +30,7 @@ FLAGS = {
     "input": "{{ params.inputs }}/dt={{ ds }}/*.parquet",
     "output": "{{ params.outputs }}/dt={{ ds }}",
 }
-# Fixed for a day, since Dataflow runs no two jobs of one name at once.
+# Fixed for a day: Dataflow has one active job of a name at most.
 JOB_NAME = "headrace-{{ ds_nodash }}"
 
 
