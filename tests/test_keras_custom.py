@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests import keras_zoo
+from tests.around import write_module
 from tests.keras_saved import assert_same_bits, by_name
 from transforms.errors import InvalidRequest, UnsupportedModel
 from transforms.models.load import describe_model, load_model
@@ -98,9 +99,16 @@ def test_without_them(folder: Path) -> None:
         assert "--custom_objects=module:name" in line
 
 
-def test_what_cannot_be_imported(tmp_path: Path) -> None:
+def test_what_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     keras_zoo.mlp().model.save(tmp_path / "x.keras")
-    for given in ("no_such_module:x", "json:no_such_name", ":x", ""):
+    for name, source in {
+        "half_written": "def f(:",
+        "failing": "raise RuntimeError",
+        "leaving": "raise SystemExit(0)",
+    }.items():
+        write_module(tmp_path, f"{name}_objects", source, monkeypatch)
+    own = ("half_written_objects:x", "failing_objects:x", "leaving_objects")
+    for given in (*own, "no_such_module:x", "json:no_such_name", ":x", ""):
         with pytest.raises(InvalidRequest, match="cannot be imported"):
             describe_model(str(tmp_path / "x.keras"), custom_objects=[given])
 

@@ -148,7 +148,7 @@ def custom_objects(names: Sequence[str]) -> dict[str, Any]:
             value: Any = importlib.import_module(module)
             for part in filter(None, path.split(".")):
                 value = getattr(value, part)
-        except (ImportError, AttributeError, ValueError, TypeError) as error:
+        except (Exception, SystemExit) as error:  # the user's module may raise whatever it likes, and a script leaves
             raise InvalidRequest(
                 f"The custom object {given!r} cannot be imported",
                 expected="module:name, e.g. my_package.layers:Scale",
