@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -62,6 +63,7 @@ def verify_sample(verdict: Verdict, job: Job, manifest: pa.Table, count: int) ->
 def _again(job: Job, predictor: Predictor, store: Store, row: dict[str, Any], number: int) -> pa.RecordBatch:
     source = ObjectRef(row["input"], row["input_bytes"], row["input_version"])
     shard = next(shard for shard in _shards(job, store, source) if shard.first_row == row["first_row"])
+    shard = replace(shard, rows=row["rows"])  # of a job with a limit, the last one is cut
     batches = read_batches(store, shard, input_columns(job), job.batch_rows)
     batch = next(islice(batches, number, None))
     return predictor(batch, source.uri, shard.first_row + number * job.batch_rows)

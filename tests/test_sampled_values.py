@@ -78,3 +78,6 @@ def test_a_sound_output_with_kept_columns_of_every_kind_is_sound(
     ]
     assert main(command) == 0
     assert main(["verify", *command, "--sample=12"]) == 0, capfd.readouterr().out
+    limited = [*command, f"--output={tmp_path}/limited", "--limit=11"]
+    assert main(limited) == 0
+    assert main(["verify", *limited, "--sample=12"]) == 0, capfd.readouterr().out
