@@ -161,6 +161,7 @@ def test_more_bad_rows_than_the_bound_fail_the_shard_or_the_job(
     assert code == 1
     assert "Too many rows cannot be predicted " + told.format(tmp_path) in err
     assert f"row {bad[0]} (features): " in err
+    assert ("with another --max_bad_rows" in err) == (most != "100%"), "none lets a job through that predicts nothing"
     assert "_SUCCESS" not in names_in(f"{tmp_path}/out")
 
 

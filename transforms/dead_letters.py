@@ -143,7 +143,9 @@ def too_many_bad_rows(job: Job, among: str, allowed: int | None, found: int, exa
         if allowed is not None
         else "not all of them",
         found=f"{found:,}, as {'; '.join(examples)}",
-        cure="Look at these rows first; if they may be left out, run the same command with another --max_bad_rows",
+        cure="Look at these rows first; if they may be left out, run the same command with another --max_bad_rows"
+        if allowed is not None
+        else "Mend what all rows fail on: no --max_bad_rows lets a job through that predicts nothing",
     )
 
 
