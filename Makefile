@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test faults chaos lint check venv bench-load constraints clean
-.PHONY: schedule test-airflow
+.PHONY: schedule test-airflow run-dataflow template
 .PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-scale bench-smoke bench-peers
 .DEFAULT_GOAL := help
 
@@ -27,6 +27,34 @@ run: venv
 else
 run:
 	@echo "make run has $(GIVEN:%=%=…) but lacks $(MISSING:%=%=…). Give MODEL, INPUT and OUTPUT, or none for the demo." >&2; exit 2
+endif
+
+# As for `make run`; ARGS may hold any further flag of headrace or Beam.
+DATAFLOW := PROJECT REGION MODEL INPUT OUTPUT
+typed = $(strip $(foreach name,$(1),$(if $(filter command,$(firstword $(origin $(name)))),$(name))))
+lacking = $(filter-out $(call typed,$(1)),$(1))
+
+ifeq ($(call lacking,$(DATAFLOW)),)
+run-dataflow: venv ## on Dataflow: PROJECT=… REGION=… MODEL=… INPUT=… OUTPUT=… [ARGS=…]
+	$(BIN)/python -m pipeline --runner=DataflowRunner --project=$(call quoted,PROJECT) --region=$(call quoted,REGION) \
+	  --model=$(call quoted,MODEL) --input=$(call quoted,INPUT) --output=$(call quoted,OUTPUT) $(ARGS)
+else
+run-dataflow:
+	@echo "make run-dataflow lacks $(patsubst %,%=…,$(call lacking,$(DATAFLOW))). docs/dataflow.md has an example." >&2; exit 2
+endif
+
+TEMPLATE := BUCKET IMAGE
+
+ifeq ($(call lacking,$(TEMPLATE)),)
+template: venv ## the flex template's image and spec: BUCKET=… IMAGE=LOCATION-docker.pkg.dev/PROJECT/REPOSITORY/NAME:TAG [GPU=1]
+	@mkdir -p build/flex
+	$(BIN)/python -m pipeline.template spec $(call quoted,IMAGE) > build/flex/headrace.json
+	docker build --file=templates/flex/Dockerfile --build-arg=IMAGE=$(call quoted,IMAGE) $(if $(GPU),--build-arg=EXTRAS=gpu) --tag=$(call quoted,IMAGE) .
+	docker push $(call quoted,IMAGE)
+	gcloud storage cp build/flex/headrace.json gs://$(call quoted,BUCKET)/templates/headrace.json
+else
+template:
+	@echo "make template lacks $(patsubst %,%=…,$(call lacking,$(TEMPLATE))). templates/flex/README.md has an example." >&2; exit 2
 endif
 
 test: venv ## every test; PYTEST_ARGS=… for some of them

@@ -1,0 +1,128 @@
+"""Dataflow jobs submitted without a checkout: by the flex template's launcher, and by an installed headrace."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.own_package import build_wheel
+from pipeline.template import metadata
+from tests.dataflow_checks import do_fns, faults, graph_of
+from tests.fake_dataflow import FakeDataflow, read, sent_options, staged_files
+from tests.jobs import put_inputs, put_model
+from tests.test_dataflow import Data
+from tests.test_packaging import ROOT
+
+IMAGE = "europe-docker.pkg.dev/my-project/headrace/headrace:1"
+PARAMETERS = {"keep": "id", "incremental": "true", "overwrite": "false", "batch_size": "16", "limit": ""}
+
+
+@dataclass(frozen=True)
+class Launched:
+    """A launcher that ended with exit code 0: what it printed, the command line it stands for, the job, and the wheel that it
+    was installed from.
+    """
+
+    out: str
+    flags: list[str]
+    job: Any
+    package: bytes
+
+
+def start(work: Path, *command: str, **environment: str) -> subprocess.Popen[str]:
+    """In a process that has the packages of this environment and an installed headrace, apart from the checkout."""
+    env = {
+        name: os.environ[name] for name in ("STORAGE_EMULATOR_HOST", "PATH", "NO_GCE_CHECK", "CLOUDSDK_CONFIG", "HOME")
+    }
+    env |= {"PYTHONPATH": str(work / "site"), "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
+    return subprocess.Popen(
+        [sys.executable, "-P", *command], cwd=work, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def environment_of_the_image() -> dict[str, str]:
+    text = (ROOT / "templates" / "flex" / "Dockerfile").read_text("utf-8")
+    return {
+        name: value.replace("${IMAGE}", IMAGE) for name, value in re.findall(r"^ENV (\w+)=(.*)$", text, re.MULTILINE)
+    }
+
+
+@pytest.fixture(scope="module")
+def launched(emulator: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Launched]]:
+    from google.cloud import dataflow, storage
+
+    storage.Client(project="test").create_bucket("test-launchers")
+    uri = "gs://test-launchers"
+    put_model("saved_model", f"{uri}/m")
+    put_inputs(f"{uri}/in", [30, 20])
+    work = tmp_path_factory.mktemp("launcher")
+    os.environ.setdefault("CLOUDSDK_CONFIG", str(work / "no-gcloud"))
+    package = build_wheel(work)
+    zipfile.ZipFile(package).extractall(work / "site")
+    image = environment_of_the_image()
+    main = work / image.pop("FLEX_TEMPLATE_PYTHON_PY_FILE").lstrip("/")
+    main.parent.mkdir()
+    shutil.copy(ROOT / "templates" / "flex" / "main.py", main)
+    with FakeDataflow() as service:
+        data = Data(uri, service)
+        # As the launcher's log shows it: parameters beside what the launch itself says.
+        spec = f"{uri}/staging/job_object"
+        asked = data.flags("flex", f"--template_location={spec}", "--job_name=nightly", "--max_num_workers=5")
+        flex = start(work, str(main), *asked, *(f"--{name}={value}" for name, value in PARAMETERS.items()), **image)
+        typed = data.flags("wheel", "--no_wait", "--keep=id")
+        entry = "from pipeline.start import entry; import pipeline; print(pipeline.__file__); entry()"
+        wheel = start(work, "-c", entry, *typed)
+        outs = {}
+        for name, run in {"flex": flex, "wheel": wheel}.items():
+            out, err = run.communicate(timeout=240)
+            assert run.returncode == 0, err
+            outs[name] = out
+        described = dataflow.Job.from_json(read(spec).decode())
+        asked += ["--keep=id", "--incremental", "--batch_size=16", f"--sdk_container_image={IMAGE}", "--no_wait"]
+        sent = next(iter(service.jobs.values()))
+        yield {
+            "flex": Launched(
+                outs["flex"], asked, service.create(described, "my-project", "europe-west4"), package.read_bytes()
+            ),
+            "wheel": Launched(outs["wheel"], typed, sent, package.read_bytes()),
+        }
+
+
+@pytest.mark.parametrize("launcher", ["flex", "wheel"])
+def test_what_is_sent_is_what_was_asked_for(launched: dict[str, Launched], launcher: str, tmp_path: Path) -> None:
+    one = launched[launcher]
+    assert faults(one.job, one.flags, staged_files(one.job, tmp_path)) == []
+
+
+def test_the_launcher_writes_the_job_and_submits_none(launched: dict[str, Launched]) -> None:
+    one = launched["flex"]
+    assert "gs://test-launchers/staging/job_object" in one.out
+    assert one.job.name == "nightly"
+    assert "limit" not in sent_options(one.job)
+    assert sent_options(one.job)["overwrite"] is False
+    job = do_fns(graph_of(one.job))["transforms.predict._PredictShard"]._job
+    assert (job.keep, job.batch_rows, job.incremental) == (("id",), 16, True)
+
+
+def test_an_installed_headrace_hands_over_what_a_checkout_does(launched: dict[str, Launched], tmp_path: Path) -> None:
+    """And what a checkout hands over runs: tests/test_dataflow.py."""
+    one = launched["wheel"]
+    assert str(ROOT) not in one.out
+    (wheel,) = (path for path in staged_files(one.job, tmp_path) if path.suffix == ".whl")
+    assert wheel.read_bytes() == one.package
+
+
+def test_the_parameters_tried_are_parameters() -> None:
+    assert PARAMETERS.keys() <= {one["name"] for one in metadata()["parameters"]}
+    assert json.loads((ROOT / "templates" / "flex" / "metadata.json").read_text("utf-8")) == metadata()
