@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
-from pipeline.options import PredictOptions, parse_flags
+from pipeline.options import parse_flags
 from pipeline.request import Request, parse_request
+from pipeline.template import launcher_flags, parameters
 
-SWITCHES = {name for name, value in PredictOptions([]).get_all_options().items() if value is False}
 
-
-def request_of(parameters: Mapping[str, str]) -> Request:
-    """Raises `InvalidRequest` for a parameter that is no flag, or a value that is none of its kind."""
-    flags = [
-        f"--{name}" if name in SWITCHES and value == "true" else f"--{name}={value}"
-        for name, value in parameters.items()
-    ]
-    return parse_request(parse_flags(flags), "run")
+def request_of(given: Mapping[str, str]) -> Request:
+    """Raises `AssertionError` for a parameter that the flex template has not, or of another form; `InvalidRequest` for a value
+    that is none of its flag's."""
+    offered = {one["name"]: one for one in parameters()}
+    assert given.keys() <= offered.keys()
+    assert {name for name, one in offered.items() if not one["isOptional"]} <= given.keys()
+    for name, value in given.items():
+        assert all(re.fullmatch(form, value) for form in offered[name]["regexes"]), (name, value)
+    return parse_request(parse_flags(launcher_flags([f"--{name}={value}" for name, value in given.items()])), "run")

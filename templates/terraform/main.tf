@@ -65,8 +65,9 @@ resource "google_storage_bucket_object" "template" {
   name         = "templates/headrace.json"
   content_type = "application/json"
   content = jsonencode({
-    image   = var.image
-    sdkInfo = { language = "PYTHON" }
+    image    = var.image
+    sdkInfo  = { language = "PYTHON" }
+    metadata = jsondecode(file("${path.module}/../flex/metadata.json"))
   })
 }
 
