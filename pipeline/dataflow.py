@@ -19,7 +19,7 @@ from apache_beam.options.pipeline_options import (
 from pipeline.accelerator import is_dataflow
 from pipeline.options import PredictOptions, runner_of
 from pipeline.request import Request
-from transforms.errors import InvalidRequest
+from transforms.errors import InvalidRequest, JobError
 from transforms.listing import scheme_of
 from transforms.versions import __version__
 
@@ -99,6 +99,21 @@ def submitted_text(options: PipelineOptions, result: Any) -> str:
         return f"Nothing was started: the job's description lies at {cloud.template_location}"
     page = f"https://console.cloud.google.com/dataflow/jobs/{cloud.region}/{result.job_id()}?project={cloud.project}"
     return f"Job {result.job_id()} is with Dataflow: {page}"
+
+
+def not_taken(error: Exception) -> JobError:
+    """Of what Beam raises where staging or submitting fails; the service's answers have their status as `code`."""
+    cures = {
+        403: "Grant this account roles/dataflow.developer on the project and roles/iam.serviceAccountUser on the workers' one",
+        409: "Wait for that job, or give this one another --job_name",
+    }
+    text = str(error).strip().splitlines() or [""]
+    return JobError(
+        "Dataflow did not take the job",
+        expected="a job of that project and region",
+        found=f"{type(error).__name__}: {text[0]}",
+        cure=cures.get(getattr(error, "code", 0), "docs/dataflow.md tells what goes wrong, and its cure"),
+    )
 
 
 def left_running_text(options: PipelineOptions, result: Any) -> str:

@@ -19,7 +19,7 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions
 
 from pipeline.accelerator import is_dataflow
-from pipeline.dataflow import left_running_text, submitted_text
+from pipeline.dataflow import left_running_text, not_taken, submitted_text
 from pipeline.graph import build_graph
 from pipeline.options import runner_of
 from pipeline.user_package import UserPackage
@@ -77,7 +77,7 @@ def launch(job: Job, pipeline: beam.Pipeline) -> Done:
     try:
         build_graph(pipeline, job)
         with _shown_progress() if _in_this_process(pipeline.options) else nullcontext():
-            result = pipeline.run()
+            result = _submit(pipeline)
         with nullcontext() if runner_of(pipeline.options) is None else _told(pipeline.options, result):
             result.wait_until_finish()
         counted = counters(result)
@@ -99,9 +99,21 @@ def detach(job: Job, pipeline: beam.Pipeline) -> str:
     """Submits the job to Dataflow and tells where it is seen. Raises `JobError` where it is not taken."""
     try:
         build_graph(pipeline, job)
-        return submitted_text(pipeline.options, pipeline.run())
+        return submitted_text(pipeline.options, _submit(pipeline))
+    except HeadraceError:
+        raise
     except Exception as error:
         raise workers_error(error) from error
+
+
+def _submit(pipeline: beam.Pipeline) -> Any:
+    """Where the job runs in this process, to its end."""
+    try:
+        return pipeline.run()
+    except Exception as error:
+        if is_dataflow(pipeline.options):
+            raise not_taken(error) from error
+        raise
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -109,6 +110,9 @@ def _packages(job: Any, staged: Sequence[Path]) -> Iterator[str]:
         if any(name.startswith("headrace") for name in names):
             yield "the image has headrace, which is staged all the same"
         return
+    if sent_options(job).get("setup_file"):
+        yield from _source_archive(staged)
+        return
     listed = next((path.read_text().split() for path in staged if path.name == "extra_packages.txt"), [])
     wheels = [path for path in staged if re.match(r"headrace-.*\.whl", path.name) and path.name in listed]
     if len(wheels) != 1:
@@ -121,6 +125,18 @@ def _packages(job: Any, staged: Sequence[Path]) -> Iterator[str]:
     for name in ("tensorflow", "keras", "pyarrow"):
         if not re.search(rf"^Requires-Dist: {name}(\[[\w-]+\])?==[\w.]+$", metadata, re.MULTILINE):
             yield f"the wheel does not say which {name}"
+
+
+def _source_archive(staged: Sequence[Path]) -> Iterator[str]:
+    archives = [path for path in staged if path.name == "workflow.tar.gz"]
+    if len(staged_code := [path for path in staged if path.suffix != ".txt"]) != 1 or len(archives) != 1:
+        yield f"workers would install {[path.name for path in staged_code]}"
+        return
+    with tarfile.open(archives[0]) as archive:
+        if missing := (SHIPPED | {"setup.py", "pyproject.toml"}) - {
+            name.partition("/")[2] for name in archive.getnames()
+        }:
+            yield f"the source archive lacks {sorted(missing)}"
 
 
 def graph_of(job: Any) -> Any:

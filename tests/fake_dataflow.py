@@ -29,15 +29,21 @@ _PATH = re.compile(
 )
 
 
+class Refused(Exception):
+    """Status and text."""
+
+
 class FakeDataflow:
     """`jobs` are what was sent, by id. `image` is what workers have on their path where a job names a container of that name;
-    `damage`, where it is given, is done to the folder that a worker starts with.
+    `damage`, where it is given, is done to the folder that a worker starts with. `refuses` is the status and the text with
+    which no job is taken.
     """
 
     def __init__(self, image: Path | None = None) -> None:
         self.jobs: dict[str, Any] = {}
         self.requests: list[str] = []
         self.damage: Callable[[Path], object] | None = None
+        self.refuses: tuple[int, str] | None = None
         self._image = image
         self._runs: dict[str, subprocess.Popen[str]] = {}
         self._ended: dict[str, tuple[int, str, str]] = {}
@@ -65,6 +71,8 @@ class FakeDataflow:
         if match is None:
             raise LookupError(path)
         self.requests.append(f"{method} {match['of'] or 'job'}")
+        if method == "POST" and self.refuses:
+            raise Refused(*self.refuses)
         if method == "POST":
             job = dataflow.Job.from_json(body.decode(), ignore_unknown_fields=False)
             return self.create(job, match["project"], match["region"])
@@ -188,6 +196,9 @@ def _handler(service: FakeDataflow) -> type[BaseHTTPRequestHandler]:
             try:
                 answer = service.answer(self.command, self.path, body)
                 code, data = 200, type(answer).to_json(answer).encode()
+            except Refused as error:
+                code, text = error.args
+                data = json.dumps({"error": {"code": code, "message": text}}).encode()
             except Exception as error:  # whatever is wrong with a request is told to whoever sent it
                 text = f"{type(error).__name__}: {error}"
                 code, data = 400, json.dumps({"error": {"code": 400, "message": text}}).encode()

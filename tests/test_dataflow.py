@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import json
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -14,9 +16,11 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.dataflow import min_ram_gb
+from pipeline.stopping import STOPPED
 from tests.dataflow_checks import faults
 from tests.fake_dataflow import FakeDataflow, pool, staged_files
 from tests.jobs import names_in, put_inputs, put_model, read_output
+from tests.test_packaging import ROOT
 
 GPU = ("--worker_accelerator=nvidia-l4:2", "--machine_type=g2-standard-24")
 MORE = ("--max_num_workers=7", "--labels=team=search", "--experiments=enable_prime", "--batch_size=16", "--keep=id")
@@ -98,6 +102,51 @@ def test_what_is_sent_is_what_was_asked_for(
     page = f"https://console.cloud.google.com/dataflow/jobs/europe-west4/{job.id}?project=my-project"
     assert capsys.readouterr().out == f"Job {job.id} is with Dataflow: {page}\n"
     assert data.service.requests[before:] == ["POST job"]
+
+
+def test_a_setup_file_stands_for_the_wheel(data: Data, tmp_path: Path) -> None:
+    """As a launcher passes on what FLEX_TEMPLATE_PYTHON_SETUP_FILE names. Beam builds it in its own folder: in a copy here."""
+    source = tmp_path / "source"
+    for package in ("pipeline", "transforms"):
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    job, flags = data.submit(f"--setup_file={source}/setup.py")
+    staged = staged_files(job, tmp_path / "staged")
+    assert faults(job, flags, staged) == []
+    assert faults(job, flags, [path for path in staged if path.name != "workflow.tar.gz"]) != []
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [(403, "roles/dataflow.developer"), (409, "--job_name"), (400, "docs/dataflow.md")],
+)
+def test_a_job_that_is_not_taken(
+    data: Data, status: int, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data.service, "refuses", (status, "the service's own words"))
+    assert main(data.flags(f"refused-{status}", "--no_wait")) == 1
+    text = capsys.readouterr().err
+    assert "The job failed: Dataflow did not take the job" in text
+    assert "the service's own words" in text
+    assert told in text
+
+
+def test_who_stops_waiting_is_told_how_to_end_the_job(
+    data: Data, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from google.cloud.dataflow import JobState
+
+    def stop(site: Path) -> None:
+        shutil.rmtree(site)  # the worker ends at once
+        _thread.interrupt_main()
+
+    monkeypatch.setattr(data.service, "damage", stop)
+    assert main(data.flags("left")) == STOPPED
+    job = list(data.service.jobs.values())[-1]
+    job.requested_state = JobState.JOB_STATE_CANCELLED  # Beam's own thread asks on until it sees an end
+    cancel = f"gcloud dataflow jobs cancel {job.id} --project=my-project --region=europe-west4"
+    assert f"The job goes on without this command. {cancel} ends it" in capsys.readouterr().err
 
 
 def test_memory_grows_with_the_model() -> None:
@@ -184,10 +233,7 @@ def test_a_worker_without_a_module_fails_the_job_by_its_name(
     data: Data, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As far as a person sees it: through Dataflow's messages."""
-    data.service.damage = lambda site: (site / "transforms" / "predict_shard.py").unlink()
-    try:
-        assert main(data.flags("damaged")) == 1
-    finally:
-        data.service.damage = None
+    monkeypatch.setattr(data.service, "damage", lambda site: (site / "transforms" / "predict_shard.py").unlink())
+    assert main(data.flags("damaged")) == 1
     assert "No module named 'transforms.predict_shard'" in capsys.readouterr().err
     assert "transforms.predict_shard" in sys.modules
