@@ -20,10 +20,11 @@ from pipeline.preflight import prepare
 from pipeline.request import parse_request
 from tests.jobs import expected_scores, model_folder, names_in, put_inputs, read_output, rows, scores
 from transforms import Predict
-from transforms.errors import InvalidRequest, NotAModel, ObjectNotFound
+from transforms.errors import HeadraceError, InvalidRequest, NotAModel, ObjectNotFound
 from transforms.finalize import finalize
 from transforms.predict_shard import Cancelled, predict_shard
 from transforms.predictor import load_predictor
+from transforms.rules import ColumnRules
 from transforms.storage import open_store
 
 logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
@@ -80,9 +81,26 @@ def test_features_may_be_named() -> None:
 def test_mistakes_are_told_when_it_is_constructed(tmp_path: Path) -> None:
     with pytest.raises((NotAModel, ObjectNotFound), match="nothing-here"):
         Predict(f"{tmp_path}/nothing-here")
-    for wrong in (0, -1, "many", 1.5):
+    for wrong in (0, -1, "many", 1.5, True):
         with pytest.raises(InvalidRequest, match="batch_rows"):
             Predict(str(model_folder() / "saved_model"), batch_rows=wrong)
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ({"signature": "nope"}, "no signature 'nope'"),
+        ({"features": {"pixels": "x"}}, "no input 'pixels'"),
+        ({"predictions": {"score": "p"}}, "no output 'score'"),
+        ({"rules": ColumnRules(cast=("y",))}, "'y'"),
+        ({"rules": ColumnRules(fill=(("x", "none"),))}, "none"),
+        ({"rules": ColumnRules(prediction_type="zz")}, "zz"),
+        ({"keep": "id"}, "keep is one text"),
+    ],
+)
+def test_what_the_model_lacks_is_told_when_it_is_constructed(how: Any, told: str) -> None:
+    with pytest.raises(HeadraceError, match=told):
+        Predict(str(model_folder() / "saved_model"), **how)
 
 
 def prepared_job(folder: Path, *more: Any) -> Any:

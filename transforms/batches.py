@@ -35,9 +35,13 @@ def request_batches(
     batch_rows: int | str,
     rules: ColumnRules,
 ) -> BatchRequest:
-    """The arguments of `Predict` as values. Raises `InvalidRequest` where `batch_rows` is no number of rows, nor "auto"."""
-    if not (batch_rows == "auto" or (isinstance(batch_rows, int) and batch_rows > 0)):
+    """The arguments of `Predict` as values. Raises `InvalidRequest` where one is no value of its kind."""
+    if batch_rows != "auto" and (not isinstance(batch_rows, int) or isinstance(batch_rows, bool) or batch_rows < 1):
         raise InvalidRequest("batch_rows is out of range", expected="1 or more, or 'auto'", found=repr(batch_rows))
+    if isinstance(keep, str):
+        raise InvalidRequest(
+            "keep is one text", expected="a list of columns", found=repr(keep), cure=f"keep=[{keep!r}]"
+        )
     columns = ColumnChoice(
         features=tuple(
             (tensor, (columns,) if isinstance(columns, str) else tuple(columns))

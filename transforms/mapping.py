@@ -10,7 +10,8 @@ import pyarrow as pa
 
 from transforms.errors import ColumnError, InvalidRequest
 from transforms.models.spec import Signature, TensorSpec
-from transforms.tensors import ColumnRules, InputPlan, OutputPlan, plan_inputs, plan_outputs
+from transforms.rules import ColumnRules
+from transforms.tensors import InputPlan, OutputPlan, check_inputs, plan_inputs, plan_outputs
 
 _BATCH_BYTES = 1 << 20
 _MOST_BATCH_ROWS = 4096
@@ -123,6 +124,14 @@ def _plan_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice, w
         plan_outputs(outputs, predictions, rules=choice.rules),
         rows,
     )
+
+
+def check_choice(signature: Signature, choice: ColumnChoice) -> None:
+    """What the signature alone tells of a choice. Raises `ColumnError` for names and values, `UnsupportedModel` for outputs."""
+    check_inputs(signature.inputs, dict(choice.features), choice.rules)
+    rows = fixed_batch(signature)
+    outputs = {name: _varying(spec, rows) for name, spec in signature.outputs.items()}
+    plan_outputs(outputs, dict(choice.predictions), rules=choice.rules)
 
 
 def fixed_batch(signature: Signature) -> int | None:

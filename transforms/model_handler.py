@@ -12,7 +12,7 @@ from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 
 from transforms.batches import BatchPredictor, BatchRequest, request_batches
 from transforms.devices import least_busy
-from transforms.errors import DataError, InvalidRequest, UnsupportedModel
+from transforms.errors import DataError, HeadraceError, InvalidRequest, UnsupportedModel
 from transforms.job import Loading
 from transforms.mapping import fixed_batch, rows_that_fit
 from transforms.metrics import NAMESPACE
@@ -178,6 +178,13 @@ def _predict_rows(rows: Sequence[Row], fixed: int | None, predictor: BatchPredic
     """The rows in one call; a model that is fixed to a batch gets the last row again until there are enough."""
     model, full = predictor.models[0], fixed or len(rows)
     padded = [*rows, *[rows[-1]] * (full - len(rows))]
+    if strange := [row for row in rows if not isinstance(row, Mapping)]:
+        raise DataError(
+            f"An element for {model.ref.uri} is neither a row nor a batch",
+            expected="{" + ", ".join(model.inputs) + "}, or a pyarrow.RecordBatch",
+            found=type(strange[0]).__name__,
+            cure="Map the elements first",
+        )
     names = rows[0].keys()
     try:
         arrays = {name: np.stack([row[name] for row in padded]) for name in names}
@@ -189,7 +196,17 @@ def _predict_rows(rows: Sequence[Row], fixed: int | None, predictor: BatchPredic
             cure="Make them alike, for instance by padding, or give record batches with rules=ColumnRules(pad=…)",
         ) from error
     with least_busy(predictor.devices) as i:
-        found = predictor.models[i].predict(arrays)
+        try:
+            found = predictor.models[i].predict(arrays)
+        except HeadraceError:
+            raise
+        except Exception as error:
+            raise DataError(
+                f"{model.ref.uri} fails on a batch of {len(rows)} rows",
+                expected="values that it can compute with",
+                found=f"{type(error).__name__}: {error}",
+                cure="Give record batches: they are narrowed down to the row",
+            ) from error
     for name, values in found.items():
         if values.shape[:1] != (full,):
             raise UnsupportedModel(

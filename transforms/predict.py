@@ -23,7 +23,9 @@ from transforms.dead_letters import dead_letter, dead_letter_schema
 from transforms.devices import cores, least_busy
 from transforms.errors import InvalidRequest
 from transforms.job import Job, Loading
+from transforms.mapping import check_choice
 from transforms.metrics import count_batch, count_load, count_result, count_retries, count_traces
+from transforms.models.load import describe_model
 from transforms.models.ref import ModelRef, pin_model
 from transforms.predict_shard import predict_shard
 from transforms.predictor import devices_for, load_predictors, load_shared
@@ -166,8 +168,8 @@ class Predict(beam.PTransform):
     record batch of its columns and of those that `transforms.dead_letters` tells; what comes back is then a tuple of both,
     `.predictions` and `.dead_letters`. No bound holds there: count the latter.
 
-    Raises `ModelError`, `StorageError` and `InvalidRequest` when it is constructed, `ColumnError` and `NullFeature` where a
-    batch does not fit.
+    Raises `ModelError`, `StorageError`, `InvalidRequest`, and `ColumnError` for names that the model lacks, when it is
+    constructed; `ColumnError` and `NullFeature` where a batch does not fit.
 
         batches | Predict("gs://bucket/model", features={"pixels": "image"}, keep=["id"])
     """
@@ -192,6 +194,7 @@ class Predict(beam.PTransform):
             raise InvalidRequest("on_error has no such value", expected="'fail' or 'dead_letter'", found=repr(on_error))
         self._dead_letters = on_error == "dead_letter"
         self._ref = model if isinstance(model, ModelRef) else pin_model(model, options)
+        check_choice(describe_model(self._ref, signature).signatures[signature], self._request.columns)
         self._loading = loading
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Any:

@@ -9,7 +9,7 @@ name is that wins. Casts happen only where no value can change, bool becomes 0 a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -122,12 +122,7 @@ def plan_inputs(
     A tensor that `features` does not name takes the column of its own name; a single tensor without such a column takes
     the only column that fits it, times and structs aside. Raises `ColumnError`.
     """
-    for tensor in features:
-        if tensor not in inputs:
-            raise ColumnError(
-                f"The model has no input '{tensor}'", found=listed("inputs", inputs), cure=nearest(tensor, inputs)
-            )
-    ruled = tensor_rules(rules, inputs)
+    ruled = check_inputs(inputs, features, rules)
     names = {tensor: tuple(features.get(tensor) or (tensor,)) for tensor in inputs}
     if len(inputs) == 1 and not features and path_of(schema, next(iter(inputs))) is None:
         ((tensor, spec),) = inputs.items()
@@ -135,6 +130,18 @@ def plan_inputs(
     return InputPlan(
         tuple(_input(schema, inputs[tensor], columns, ruled[tensor], where) for tensor, columns in names.items())
     )
+
+
+def check_inputs(
+    inputs: Mapping[str, TensorSpec], features: Iterable[str], rules: ColumnRules
+) -> dict[str, TensorRule]:
+    """What is to be done to each tensor's values. Raises `ColumnError` for a name or value that does not suit the model."""
+    for tensor in features:
+        if tensor not in inputs:
+            raise ColumnError(
+                f"The model has no input '{tensor}'", found=listed("inputs", inputs), cure=nearest(tensor, inputs)
+            )
+    return tensor_rules(rules, inputs)
 
 
 def plan_outputs(
