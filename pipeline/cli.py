@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from pipeline.accelerator import is_dataflow, set_up_workers
-from pipeline.dataflow import check_dataflow, tell_dataflow
+from pipeline.dataflow import check_dataflow, detached, tell_dataflow
 from pipeline.options import COMMANDS, PredictOptions, help_text, parse_flags, runner_of
 from pipeline.quiet import quiet_stderr
 from pipeline.request import Request, parse_request
@@ -120,7 +120,7 @@ def _run(request: Request, options: PredictOptions) -> int:
         pipeline = open_pipeline(options, request.packages, own=wheels)
         claim_output(prepared, standing, overwrite=request.overwrite)
         try:
-            if options.no_wait:
+            if detached(options):
                 print(detach(prepared.job, pipeline))
                 return 0
             done = launch(prepared.job, pipeline)

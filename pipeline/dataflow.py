@@ -82,6 +82,11 @@ def tell_dataflow(options: PredictOptions, model_bytes: int) -> PredictOptions:
     return changed
 
 
+def detached(options: PredictOptions) -> bool:
+    """Nobody waits for the job: that was asked for, or only its description is written, as a template."""
+    return options.no_wait or bool(options.view_as(GoogleCloudOptions).template_location)
+
+
 def min_ram_gb(model_bytes: int) -> int:
     """Gigabytes (10⁹ bytes) of a worker that has one process, rounded up."""
     return -(-(_BASE_BYTES + model_bytes * 3 // 2) // 10**9)

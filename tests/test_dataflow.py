@@ -18,7 +18,7 @@ from pipeline.cli import main
 from pipeline.dataflow import min_ram_gb
 from pipeline.stopping import STOPPED
 from tests.dataflow_checks import faults
-from tests.fake_dataflow import FakeDataflow, pool, staged_files
+from tests.fake_dataflow import FakeDataflow, pool, read, staged_files
 from tests.jobs import names_in, put_inputs, put_model, read_output
 from tests.test_packaging import ROOT
 
@@ -130,6 +130,14 @@ def test_a_job_that_is_not_taken(
     assert "The job failed: Dataflow did not take the job" in text
     assert "the service's own words" in text
     assert told in text
+
+
+def test_a_template_is_written_and_not_waited_for(data: Data, capsys: pytest.CaptureFixture[str]) -> None:
+    before = len(data.service.requests)
+    assert main(data.flags("template", f"--template_location={data.uri}/templates/job")) == 0
+    assert f"{data.uri}/templates/job" in capsys.readouterr().out
+    assert json.loads(read(f"{data.uri}/templates/job"))["type"] == "JOB_TYPE_BATCH"
+    assert len(data.service.requests) == before
 
 
 def test_who_stops_waiting_is_told_how_to_end_the_job(
