@@ -242,9 +242,13 @@ def test_a_name_that_is_no_text(capfd: Capture, here: Path) -> None:
     refused(capfd, ["--input=in/*", "--output=out", "--model=model"], "no UTF-8", "udcff.parquet", "Rename")
 
 
-@pytest.mark.parametrize("runner", ["NoSuchRunner", "DataflowRunner"])
-def test_a_runner_that_cannot_be_is_told_before_anything_is_written(capfd: Capture, here: Path, runner: str) -> None:
-    refused(capfd, ["--input=in/*", "--output=out", "--model=model", f"--runner={runner}"], "Beam refuses")
+@pytest.mark.parametrize(
+    ("runner", "told"), [("NoSuchRunner", "Beam refuses"), ("DataflowRunner", "--project is missing")]
+)
+def test_a_runner_that_cannot_be_is_told_before_anything_is_written(
+    capfd: Capture, here: Path, runner: str, told: str
+) -> None:
+    refused(capfd, ["--input=in/*", "--output=out", "--model=model", f"--runner={runner}"], told)
     assert not (here / "out").exists()
 
 

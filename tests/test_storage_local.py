@@ -215,7 +215,9 @@ for verb in (lambda: writer.write(bytes(2 << 20)), writer.commit):
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     first, second = done.stdout.splitlines()
-    assert first == f"Cannot write {tmp_path}/x. Found: {os.strerror(errno.EFBIG)}. Raise this user's limit (ulimit -f)."
+    assert (
+        first == f"Cannot write {tmp_path}/x. Found: {os.strerror(errno.EFBIG)}. Raise this user's limit (ulimit -f)."
+    )
     assert "committed or aborted before" in second
     assert os.listdir(tmp_path) == []
 
