@@ -74,7 +74,7 @@ class File:
         return self.layout.name.decode().replace("\0", "@")
 
     def stream(self, store: LocalStore, options: StreamOptions = SMALL_PIECES) -> MachineStream:
-        return MachineStream(store, self.slots, options, self.identity)
+        return MachineStream(store, self.slots, options, identity=self.identity)
 
     def load(self, store: LocalStore, options: StreamOptions = SMALL_PIECES) -> dict[str, Any]:
         with self.stream(store, options) as stream:
@@ -208,7 +208,7 @@ def test_other_models_layouts_and_versions_do_not_meet(file: File, tmp_path: Pat
     changed = [*file.slots[:-1], TensorSlot(**{**_fields(file.slots[-1]), "dtype": "int8"})]
     for slots, identity in ((file.slots, "another model"), (changed, file.identity), (file.slots[1:], file.identity)):
         store = Wire()
-        with MachineStream(store, slots, SMALL_PIECES, identity) as stream:
+        with MachineStream(store, slots, SMALL_PIECES, identity=identity) as stream:
             stream.take("t3")
         assert store.reads
     file.check(arrays)

@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 
 from transforms.errors import CorruptModel, NotAModel, UnsupportedModel
+from transforms.models.composed_crc import CheckedSpan
 from transforms.models.ranges import RangeFile, Ranges
 
 # Fetched at once when an archive is opened: the end, where the directory lies, and the start, where Keras puts
@@ -83,6 +84,12 @@ class Archive:
                 f"{info.compress_size} bytes",
             )
         return self._data_offset(info), info.file_size
+
+    def checksum(self, name: str) -> CheckedSpan:
+        """That of a stored member's data, as the directory has it."""
+        info = self.members[name]
+        start = self._data_offset(info)
+        return CheckedSpan(self._ranges.ref, start, start + info.file_size, info.CRC, "CRC-32")
 
     def read(self, name: str, limit: int) -> bytearray:
         """A whole member of at most `limit` bytes, checked against the archive's CRC-32."""

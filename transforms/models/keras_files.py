@@ -8,15 +8,14 @@ which group of variables lies in which of the HDF5 files beside it.
 from __future__ import annotations
 
 import json
-import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from typing import Protocol
 
 from transforms.errors import CorruptModel, NotAModel, UnsupportedModel
 from transforms.models.archive import Archive
+from transforms.models.composed_crc import CheckedSpan
 from transforms.models.keras_weights import HEAD_BYTES, Placed, SavedWeights, open_weights
 from transforms.models.ranges import Ranges, Resident
 from transforms.models.whole import read_whole
@@ -32,8 +31,6 @@ SHARD_INDEX_BYTES = 64 << 20
 _METADATA_BYTES, _INFLATED_BYTES = 1 << 20, 1 << 40
 _SHARD_NAME = re.compile(r"[^/\\\0]+\.weights\.h5")
 _MAX_SHARDS = 10_000
-
-_log = logging.getLogger(__name__)
 
 
 class Files(Protocol):
@@ -69,8 +66,8 @@ class ZipFiles:
         if located is None or located[1] <= WHOLE_BYTES:
             data = self._archive.read(name, _INFLATED_BYTES)
             return Placed(name, self._ranges.ref, Resident(data), 0, len(data))
-        say_unchecked(self.uri)
-        return Placed(name, self._ranges.ref, self._ranges, *located)
+        member = self._archive.checksum(name)
+        return Placed(name, self._ranges.ref, self._ranges, *located, (*whole_object(self._ranges.ref), member))
 
 
 class ObjectFiles:
@@ -98,13 +95,13 @@ class ObjectFiles:
         ref = self._objects[name]
         if ref.size <= WHOLE_BYTES:
             return Placed(name, ref, Resident(read_whole(self.store, ref)), 0, ref.size)
-        say_unchecked(ref.uri)
-        return Placed(name, ref, self._opened.enter_context(Ranges(self.store, ref)), 0, ref.size)
+        ranges = self._opened.enter_context(Ranges(self.store, ref))
+        return Placed(name, ref, ranges, 0, ref.size, whole_object(ref))
 
 
-@cache
-def say_unchecked(uri: str) -> None:
-    _log.info("%s: no checksum covers just the bytes of the weights that are read: TLS and length alone", uri)
+def whole_object(ref: ObjectRef) -> tuple[CheckedSpan, ...]:
+    """The checksum that a store keeps of the object, if it does."""
+    return () if ref.crc32c is None else (CheckedSpan(ref, 0, ref.size, ref.crc32c, "CRC-32C"),)
 
 
 def assets(files: Files) -> dict[str, bytes | bytearray]:

@@ -71,7 +71,7 @@ def load(store: Store, ref: ModelRef, signature: str = SIGNATURE, stream: Stream
 
         def fetch(opened: ExitStack) -> TensorStream:
             slots = saved.weights.slots(saved.weights.guess())
-            return opened.enter_context(open_stream(saved.store, slots, stream))
+            return opened.enter_context(open_stream(saved.store, slots, stream, saved.weights.spans(slots)))
 
         # Keras takes as long over a large model's graph as its weights take to come, with their index before them.
         with ExitStack() as opened, ThreadPoolExecutor(1, "headrace-index") as pool:

@@ -7,18 +7,21 @@ the older one, a group for each layer, with the names of layers and weights in a
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from transforms.errors import CorruptModel
+from transforms.models.composed_crc import CheckedSpan
 from transforms.models.dlpack import aligned_empty, to_tensor
 from transforms.models.hdf5 import Dataset, Hdf5File
 from transforms.models.ranges import RangeFile, Ranges, Resident
-from transforms.models.stream import TensorSlot, TensorStream, numpy_dtype
+from transforms.models.stream import TensorSlot, TensorStream, numpy_dtype, read_of
 from transforms.storage import ObjectRef, Store
 
 _TEXTS = re.compile(r"(layer_names|weight_names)\d*|model_config|keras_version")
@@ -28,16 +31,22 @@ _LAYERS_ONCE = "_layer_checkpoint_dependencies"
 _FILES_AT_ONCE = 8
 HEAD_BYTES = 16 << 10
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """An HDF5 file that lies from byte `offset` of an object on, or in memory."""
+    """An HDF5 file that lies from byte `offset` of an object on, or in memory.
+
+    `checksums` cover its bytes, perhaps with others, the quickest first.
+    """
 
     name: str
     ref: ObjectRef
     source: Ranges | Resident
     offset: int
     size: int
+    checksums: tuple[CheckedSpan, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +162,17 @@ class SavedWeights:
         self._streamed = {slot.name for slot in slots}
         return slots
 
+    def spans(self, slots: Sequence[TensorSlot]) -> list[CheckedSpan]:
+        """The checksums that hold for what is read with these slots, as far as there are such."""
+        found: dict[CheckedSpan, None] = {}
+        for placed, _ in self._files:
+            usable = (span for span in placed.checksums if span.besides(read_of(span, slots)) is not None)
+            if (span := next(usable, None)) is not None:
+                found[span] = None
+            elif isinstance(placed.source, Ranges):
+                _say_unchecked(placed.ref.uri)
+        return list(found)
+
     def take(self, tensor: Tensor, stream: TensorStream) -> Any:
         """The value as a `tf.Tensor`: from the stream, from memory, or fetched now where it was not planned."""
         dataset, (placed, hdf5) = tensor.dataset, self._files[tensor.file]
@@ -219,6 +239,11 @@ def open_weights(
         with ThreadPoolExecutor(_FILES_AT_ONCE, "headrace-shards") as pool:
             list(pool.map(_fetch_head, files))
         yield SavedWeights(store, [enter(placed) for placed in files], shards)
+
+
+@cache
+def _say_unchecked(uri: str) -> None:
+    _log.info("%s: no checksum covers just the bytes of the weights that are read: TLS and length alone", uri)
 
 
 def _is_for_inference(name: str) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from transforms.models import segment
+from transforms.models.composed_crc import CheckedSpan
 from transforms.models.machine import Host, meet, receive
 from transforms.models.ref import ModelRef
 from transforms.models.segment import Unshared
@@ -60,8 +61,16 @@ class MachineStream(TensorStream):
     fetches into memory of its own. `identity` tells models apart.
     """
 
-    def __init__(self, store: Store, slots: Sequence[TensorSlot], options: StreamOptions, identity: str) -> None:
-        super().__init__(store, slots, options)
+    def __init__(
+        self,
+        store: Store,
+        slots: Sequence[TensorSlot],
+        options: StreamOptions,
+        spans: Sequence[CheckedSpan] = (),
+        *,
+        identity: str,
+    ) -> None:
+        super().__init__(store, slots, options, spans)
         self._layout = segment.lay_out(self._slots, identity)
         self._joining = threading.Lock()
         self._connection: socket.socket | None = None
@@ -87,9 +96,14 @@ class MachineStream(TensorStream):
     ) -> None:
         whole = False
         try:
-            whole = self._filled is not None and kind is None and self._take_rest()
+            try:
+                whole = self._filled is not None and kind is None and self._take_rest()
+            finally:
+                super().__exit__(kind, error, trace)
+        except BaseException:
+            whole = False
+            raise
         finally:
-            super().__exit__(kind, error, trace)
             if self._connection is not None:
                 self._connection.close()
             if self._filled is not None:

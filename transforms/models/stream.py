@@ -4,8 +4,9 @@ Formats know nothing of networks, stores nothing of tensors, and this file nothi
 
 What counts as in flight is every byte that has been asked for and has not arrived yet. Bytes that have arrived lie
 in their tensor's own final buffer, which becomes the weight itself; so the memory beyond the weights is bounded by the
-gaps between joined neighbours. Nothing waits for `take`: the caller may take in any order. Only with `host_bytes`, where
-buffers are on their way to a device, does what nobody has taken hold back what is asked for next.
+gaps between joined neighbours, and by what is read for a checksum's sake. Nothing waits for `take`: the caller may take
+in any order. Only with `host_bytes`, where buffers are on their way to a device, does what nobody has taken hold back
+what is asked for next.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import logging
 import math
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,6 +24,7 @@ from typing import Any, Self
 import numpy as np
 
 from transforms.errors import CorruptModel
+from transforms.models.composed_crc import CheckedSpan, ComposedCrc
 from transforms.models.dlpack import aligned_empty
 from transforms.storage import ObjectRef, Store
 
@@ -48,7 +51,7 @@ class StreamOptions:
     in_flight_bytes: int = 256 << 20
     piece_bytes: int = 8 << 20
     progress: Progress | None = None
-    place: Callable[[Store, Sequence[TensorSlot], StreamOptions], TensorStream] | None = None
+    place: Callable[[Store, Sequence[TensorSlot], StreamOptions, Sequence[CheckedSpan]], TensorStream] | None = None
     host_bytes: int | None = None
 
     def __post_init__(self) -> None:
@@ -121,19 +124,35 @@ def stream_tensors(
     return TensorStream(store, slots, StreamOptions(connections, in_flight_bytes, piece_bytes, progress))
 
 
-def open_stream(store: Store, slots: Sequence[TensorSlot], options: StreamOptions) -> TensorStream:
+def open_stream(
+    store: Store, slots: Sequence[TensorSlot], options: StreamOptions, spans: Sequence[CheckedSpan] = ()
+) -> TensorStream:
     """As `stream_tensors`, in the place that the options choose."""
-    return (options.place or TensorStream)(store, slots, options)
+    return (options.place or TensorStream)(store, slots, options, spans)
 
 
 class TensorStream:
-    """Tensors on their way; leaving the `with` block cancels what was not yet asked for and ends every thread."""
+    """Tensors on their way; leaving the `with` block ends every thread.
 
-    def __init__(self, store: Store, slots: Sequence[TensorSlot], options: StreamOptions) -> None:
+    It cancels what was not yet asked for, unless there are `spans`: these are read to their end and checked then, whatever
+    was taken, and `CorruptModel` is raised out of the block where one is damaged.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        slots: Sequence[TensorSlot],
+        options: StreamOptions,
+        spans: Sequence[CheckedSpan] = (),
+    ) -> None:
         _check(slots)
         self._store, self._slots, self._options = store, list(slots), options
         piece_bytes = min(options.piece_bytes, options.in_flight_bytes)
-        self._requests: Iterator[_Request] = iter(requests := _plan(self._slots, piece_bytes))
+        self._requests: Iterator[_Request] = iter(requests := _plan(self._slots, piece_bytes, spans))
+        self._composed: dict[ObjectRef, list[ComposedCrc]] = defaultdict(list)
+        for span in spans:
+            self._composed[span.source].append(ComposedCrc(span))
+        self._unread, self._settling = len(requests), False
         self._index = {slot.name: i for i, slot in enumerate(self._slots)}
         self._buffers: dict[int, Any] = {}
         self._missing = [slot.nbytes for slot in self._slots]
@@ -163,12 +182,16 @@ class TensorStream:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
-        self._buffers.clear()
+        try:
+            if kind is None and self._threads:
+                self._check_spans()
+        finally:
+            with self._changed:
+                self._closed = True
+                self._changed.notify_all()
+            for thread in self._threads:
+                thread.join()
+            self._buffers.clear()
 
     def take(self, name: str) -> Any:
         """The tensor as an aligned array, once it is whole and checked; it is the caller's from then on.
@@ -210,17 +233,44 @@ class TensorStream:
                             self._held += part.stop - part.start
                     buffers = [self._memory(part) for part in request.parts]
                 self._store.read_into(request.source, request.offset, buffers)
+                self._sum_up(request, buffers)
                 for part in request.parts:
                     if part.slot >= 0:
                         self._arrive(part)
+                with self._changed:
+                    self._unread -= 1
+                    self._changed.notify_all()
         except BaseException as error:
             # Kept for the caller's thread, whose `take` raises it: nothing may end a fetch in silence.
             with self._changed:
                 self._failure = self._failure or error
                 self._changed.notify_all()
 
+    def _sum_up(self, request: _Request, buffers: Sequence[memoryview]) -> None:
+        offset = request.offset
+        for buffer in buffers if request.source in self._composed else ():
+            for composed in self._composed[request.source]:
+                composed.add(offset, buffer)
+            offset += buffer.nbytes
+
+    def _check_spans(self) -> None:
+        if not self._composed:
+            return
+        with self._changed:
+            self._settling = True
+            self._changed.notify_all()
+            while self._unread and self._failure is None:
+                self._changed.wait()
+            if self._failure is not None:
+                raise self._failure
+        for several in self._composed.values():
+            for composed in several:
+                composed.check()
+
     def _holds_enough(self) -> bool:
         limit = self._options.host_bytes
+        if self._settling:
+            return False
         return limit is not None and self._held >= limit and not any(self._unasked[i] for i in self._awaited)
 
     def _memory(self, part: _Part) -> memoryview:
@@ -314,25 +364,45 @@ def _check_crc(slot: TensorSlot, buffer: Any) -> None:
         )
 
 
-def _plan(slots: Sequence[TensorSlot], piece_bytes: int) -> list[_Request]:
+def _plan(slots: Sequence[TensorSlot], piece_bytes: int, spans: Sequence[CheckedSpan] = ()) -> list[_Request]:
     """Requests in the order of the bytes: neighbours joined across gaps up to `MAX_GAP`, then cut at `piece_bytes`.
 
-    A small tensor is cut, too, where it comes to that: a request of its own would cost a round trip.
+    A small tensor is cut, too, where it comes to that: a request of its own would cost a round trip. Of `spans`, what no
+    slot holds is read as a gap is.
     """
-    order = sorted(range(len(slots)), key=lambda i: (slots[i].source.uri, slots[i].offset))
+    extents = [(slot.source, slot.offset, slot.offset + slot.nbytes, i) for i, slot in enumerate(slots)]
+    extents += [(span.source, start, stop, -1) for span in spans for start, stop in _besides(span, slots)]
     requests: list[_Request] = []
-    for i in order:
-        slot, done = slots[i], 0
-        while done < slot.nbytes:
+    for source, start, end, i in sorted(extents, key=lambda extent: (extent[0].uri, extent[1])):
+        at = start
+        while at < end:
             last = requests[-1] if requests else None
-            at = slot.offset + done
-            gap = at - (last.offset + last.nbytes) if last is not None and last.source == slot.source else -1
+            gap = at - (last.offset + last.nbytes) if last is not None and last.source == source else -1
             if last is None or not 0 <= gap <= MAX_GAP or last.nbytes + gap >= piece_bytes:
-                requests.append(last := _Request(slot.source, at, []))
+                requests.append(last := _Request(source, at, []))
                 gap = 0
             if gap:
                 last.add(_Part(-1, 0, gap))
-            stop = min(slot.nbytes, done + piece_bytes - last.nbytes)
-            last.add(_Part(i, done, stop))
-            done = stop
+            stop = min(end, at + piece_bytes - last.nbytes)
+            last.add(_Part(i, at - start, stop - start))
+            at = stop
     return requests
+
+
+def _besides(span: CheckedSpan, slots: Sequence[TensorSlot]) -> list[tuple[int, int]]:
+    left = span.besides(read_of(span, slots))
+    if left is None:
+        raise ValueError(f"the checksum of bytes {span.start} to {span.stop} of {span.source.uri} cannot be composed")
+    return left
+
+
+def read_of(span: CheckedSpan, slots: Sequence[TensorSlot]) -> list[tuple[int, int]]:
+    """The (start, stop) of the slots that have bytes in the span."""
+    return [
+        (slot.offset, slot.offset + slot.nbytes)
+        for slot in slots
+        if slot.nbytes
+        and slot.source == span.source
+        and slot.offset < span.stop
+        and span.start < slot.offset + slot.nbytes
+    ]
