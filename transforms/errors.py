@@ -36,8 +36,9 @@ _LINES = re.compile(r"\s*\n\s*")
 
 
 class HeadraceError(Exception):
-    """`what` is a whole sentence naming the object; `expected`, `found` and `cure` are phrases and may be empty.
+    """Every error that headrace raises on purpose.
 
+    `what` is a whole sentence naming the object; `expected`, `found` and `cure` are phrases and may be empty.
     The whole paragraph is the exception's one argument, since Beam raises a worker's exception anew from that alone.
     Of web addresses it shows neither user nor query.
     """
@@ -69,82 +70,144 @@ def _rebuild(kind: type[HeadraceError], what: str, expected: str, found: str, cu
 
 
 class StorageError(HeadraceError):
-    pass
+    """A store could not do what was asked, for good: what may pass was tried again before.
+
+    Cure: the text names the object and the service's own answer; most are a network, quota or configuration of the store.
+    """
 
 
 class ObjectNotFound(StorageError):
-    pass
+    """No such bucket, folder or object; an `--input` that matches nothing.
+
+    Cure: look at the spelling, and quote a glob, so that the shell does not expand it. The text names what stands beside it.
+    """
 
 
 class AlreadyExists(StorageError):
-    pass
+    """A create-only write met an object that stands there.
+
+    Cure: another run wrote it meanwhile; start the same command again, which goes on from there.
+    """
 
 
 class ObjectChanged(StorageError):
-    pass
+    """An object is no longer at the version that was pinned: somebody replaced the model or an input while the job ran.
+
+    Cure: start again; leave inputs and models alone while a job runs. `--incremental` where inputs are meant to change between
+    runs.
+    """
 
 
 class AccessDenied(StorageError):
-    pass
+    """No credentials, or credentials without the permission.
+
+    Cure: `gcloud auth application-default login` on your own machine; else grant the named principal the named permission:
+    the page on security lists what a job needs.
+    """
 
 
 class ModelError(HeadraceError):
-    pass
+    """The model cannot be used as it is."""
 
 
 class NotAModel(ModelError):
-    pass
+    """The URI leads to nothing that headrace can load.
+
+    Cure: name the folder that holds `saved_model.pb`, the `.keras`, `.h5` or `.tflite` file, or a `config.json` with
+    `--weights`. The text names what stands there or beside it.
+    """
 
 
 class CorruptModel(ModelError):
-    pass
+    """Truncated, a wrong checksum, or sizes that contradict each other.
+
+    Cure: upload or export the model again.
+    """
 
 
 class UnsupportedModel(ModelError):
-    pass
+    """A sound model with a part that cannot be streamed, or that needs what was not given: a class of your own, code of its
+    own.
+
+    Cure: the text names the part. `--custom_objects` for your own classes, `--unsafe_model` for a lambda that you trust, or
+    export the model as a SavedModel.
+    """
 
 
 class SignatureNotFound(ModelError):
-    pass
+    """The model has no signature of that name.
+
+    Cure: `headrace inspect --model=URI` lists them; `--signature=NAME` chooses one.
+    """
 
 
 class DataError(HeadraceError):
-    """`stage` is where a batch's way ended, while that is known: "preprocess", "features", "model", …"""
+    """The data cannot be used as it is.
+
+    `stage` is where a batch's way ended, while that is known: "preprocess", "features", "model", …
+    """
 
     stage: str = ""
 
 
 class NotParquet(DataError):
-    pass
+    """Not a Parquet file, or a truncated or damaged one.
+
+    Cure: write the file again, or leave it out of `--input`.
+    """
 
 
 class ColumnError(DataError):
-    pass
+    """A column is missing, or its type or length does not fit the model's input.
+
+    Cure: `--feature TENSOR=COLUMN` names the column; `--cast`, `--pad` or `--decode_image` let a value change on its way. The
+    text names the nearest columns.
+    """
 
 
 class NullFeature(DataError):
-    pass
+    """A null where the model needs a value.
+
+    Cure: `--fill TENSOR=VALUE` says what stands for it, or `--on_error=dead_letter` leaves the row out, with its reason.
+    """
 
 
 class JobError(HeadraceError):
-    pass
+    """The job cannot be done as it was asked for."""
 
 
 class InvalidRequest(JobError):
-    pass
+    """Flags that are wrong or contradict each other.
+
+    Cure: the text names the flag, and the nearest that there is.
+    """
 
 
 class OutputConflict(JobError):
-    pass
+    """The output folder holds another job's output: of another model, mapping, input or plan.
+
+    Cure: another `--output`; or `--overwrite` replaces it, or `--incremental` where only inputs changed. The text names what
+    differs.
+    """
 
 
 class OutputIncomplete(JobError):
-    pass
+    """A shard of the plan is not accounted for.
+
+    Cure: start the same command again: it computes what is missing.
+    """
 
 
 class WorkerMismatch(JobError):
-    pass
+    """A worker has other versions of TensorFlow, Keras, pyarrow, headrace or Python than the launcher.
+
+    Cure: start the job from the image that the workers run (`--sdk_container_image`), or install the launcher's versions on
+    them (`--requirements_file`).
+    """
 
 
 class TooManyBadRows(JobError):
-    pass
+    """More rows cannot be predicted than `--max_bad_rows` lets go to dead letters.
+
+    Cure: look at the dead letters' `headrace_error`; mend the data or the flags, or raise the bound.
+    """
