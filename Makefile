@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test faults chaos lint check venv bench-load constraints clean
+.PHONY: help run test faults chaos lint check venv bench-load constraints clean docs coverage test-pythons
 .PHONY: schedule test-airflow run-dataflow template
 .PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-scale bench-smoke bench-peers
 .DEFAULT_GOAL := help
@@ -60,6 +60,23 @@ endif
 test: venv ## every test; PYTEST_ARGS=… for some of them
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
+coverage: venv ## every test, and how much of the code they run; fails below the floor in pyproject.toml
+	@mkdir -p build/coverage
+	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-report=html:build/coverage/html $(PYTEST_ARGS)
+
+PYTHONS ?= python3.11 python3.12 python3.13
+FAST := tests/test_import_floors.py $(wildcard tests/test_columns_*.py tests/test_storage_*.py) \
+  tests/test_tensors.py tests/test_keras_archive.py tests/test_shard.py tests/test_plan.py tests/test_job.py
+
+test-pythons: ## the fast tests on each of PYTHONS that is here; [PYTEST_ARGS=…]; minutes and 3 GB for each, removed again
+	@failed=; for python in $(PYTHONS); do \
+	  command -v $$python >/dev/null || { echo "There is no $$python here: not tried."; continue; }; \
+	  version=$$($$python -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])'); echo "Python $$version:"; \
+	  $(MAKE) --no-print-directory test PYTHON=$$python VENV=build/pythons/$$version PYTEST_ARGS='$(or $(PYTEST_ARGS),$(FAST))' \
+	    || failed="$$failed $$version"; \
+	  rm -rf build/pythons/$$version; \
+	done; test -z "$$failed" || { echo "Failed on Python$$failed." >&2; exit 1; }
+
 faults: venv ## 1,000 loads of small models under random faults; LOADS=… SEED=…
 	HEADRACE_FAULT_LOADS=$(or $(LOADS),1000) HEADRACE_FAULT_SEED=$(or $(SEED),1) $(BIN)/python -m pytest tests/test_load_faults.py -s -k each_load
 
@@ -71,8 +88,12 @@ lint: venv ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: lint ## the same, and who imports whom, and the README's examples
-	$(BIN)/python -m pytest tests/test_import_floors.py tests/test_readme.py
+check: lint ## the same, and who imports whom, and the documents' examples
+	$(BIN)/python -m pytest tests/test_import_floors.py tests/test_readme.py tests/test_documents.py
+
+docs: venv ## the documents as a site, with no warning, into build/site
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --conf-dir=docs --doctree-dir=build/doctrees . build/site
+	@echo "The site is build/site/index.html."
 
 PEERS ?= .venv-peers
 IN_WORK = $(if $(WORK),--work=$(call quoted,WORK))

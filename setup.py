@@ -36,16 +36,22 @@ DEV = [
     "flask-cors>=5.0",
     "google-api-python-client>=2.150",  # with google-cloud-scheduler: hold templates/ against the services' own messages
     "google-cloud-scheduler>=2.16",
+    "furo>=2025.12",  # how the documents' site looks
     "hypothesis>=6.100",
+    "markdown-it-py>=4.0",  # finds the documents' examples
     "moto[s3]>=5.1",
     "mypy>=2.0",
+    "myst-parser>=5.0",  # reads the documents for Sphinx
     "pyarrow-stubs>=20.0",
     "pytest>=9.0",
+    "pytest-cov>=7.0",
     "pytest-timeout>=2.4",
     "pytest-xdist>=3.8",
     "python-hcl2>=8.0",  # reads templates/terraform
+    "pyyaml>=6.0",
     "ruff>=0.17",
     "setuptools>=77",
+    "sphinx>=9.0",  # builds the documents' site
     "tf-keras>=2.21",  # makes the files of Keras 2 that tests read
 ]
 

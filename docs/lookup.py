@@ -1,0 +1,107 @@
+"""Tables for the site, made from the code: each flag, error, metric and public name, so that no page can be out of date."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import re
+from collections.abc import Callable, Iterator
+
+import transforms
+from pipeline.options import PredictOptions
+from transforms import errors
+from transforms.errors import HeadraceError
+
+# Not of `transforms` itself, but what its names take and give.
+BESIDE = (
+    "transforms.models.spec.ModelSpec",
+    "transforms.models.spec.Signature",
+    "transforms.rules.ColumnRules",
+    "transforms.job.Loading",
+    "transforms.storage.base.StoreOptions",
+    "transforms.storage.base.Store",
+    "transforms.storage.base.Writer",
+    "transforms.storage.base.ObjectRef",
+)
+
+
+def flags() -> str:
+    parser = argparse.ArgumentParser(add_help=False)
+    PredictOptions._add_argparse_args(parser)
+    lines: list[str] = []
+    for group in parser._action_groups:
+        if group._group_actions and group.title not in ("options", "positional arguments"):
+            lines += [f"## {str(group.title).capitalize()}", "", "| flag | meaning |", "|---|---|"]
+            for action in group._group_actions:
+                lines.append(f"| {_typed(action)} | {_cell(_help(action))} |")
+            lines.append("")
+    return "\n".join(lines)
+
+
+def _typed(action: argparse.Action) -> str:
+    value = action.metavar or ("|".join(map(str, action.choices)) if action.choices else "")
+    return " ".join(f"`{flag}{f'={value}' if value else ''}`" for flag in action.option_strings).replace("|", r"\|")
+
+
+def _help(action: argparse.Action) -> str:
+    return (action.help or "") % {"default": action.default, "prog": "headrace"}
+
+
+def _cell(text: str) -> str:
+    """What stands for itself in a Markdown table."""
+    text = re.sub(r"([|\\<*])", r"\\\1", text)
+    return re.sub(r"(?<![`\w-])(--\w+(?:=(?!\s))?|'[^' ]+')", r"`\1`", text)
+
+
+def error_tree() -> str:
+    lines: list[str] = []
+    for error, level in _tree(HeadraceError, 2):
+        bases = "" if error is HeadraceError else f"A `{error.__bases__[0].__name__}`. "
+        lines += [f"{'#' * min(level, 4)} {error.__name__}", "", bases + inspect.cleandoc(error.__doc__ or ""), ""]
+    return "\n".join(lines)
+
+
+def _tree(error: type[HeadraceError], level: int) -> Iterator[tuple[type[HeadraceError], int]]:
+    yield error, level
+    for child in error.__subclasses__():
+        if child.__module__ == errors.__name__:
+            yield from _tree(child, level + 1)
+
+
+def metrics() -> str:
+    """Read, not imported: the metrics are those of its text, and its text lists them by name, two spaces, meaning."""
+    path = inspect.getsourcefile(transforms) or ""
+    with open(path.replace("__init__.py", "metrics.py"), encoding="utf-8") as file:
+        text = ast.get_docstring(ast.parse(file.read())) or ""
+    lines = ["| metric | meaning |", "|---|---|"]
+    for names, meaning in re.findall(r"^(\S.*?) {2,}(\S.*)$", text, re.MULTILINE):
+        told = ", ".join(f"`{name}`" for name in _spelled_out(names))
+        lines.append(f"| {told} | {_cell(meaning)} |")
+    return "\n".join([*lines, ""])
+
+
+def _spelled_out(names: str) -> Iterator[str]:
+    """`read_/write_seconds` are two names."""
+    for name in names.split(", "):
+        *starts, last = name.split("/")
+        stem = last[last.index("_") :] if starts else ""
+        yield from (start.rstrip("_") + stem for start in starts)
+        yield last
+
+
+def api() -> str:
+    lines = ["```{eval-rst}"]
+    for name in [*(f"transforms.{name}" for name in transforms.__all__), *BESIDE]:
+        module, _, last = name.rpartition(".")
+        home = transforms._HOME[last] if module == "transforms" else module
+        thing = getattr(__import__(home, fromlist=[last]), last)
+        if inspect.isclass(thing):
+            lines += [f".. autoclass:: {name}", "   :members:", ""]
+        else:
+            lines += [f".. autofunction:: {name}", ""]
+    return "\n".join([*lines, "```", ""])
+
+
+# What a page asks for by `<!-- name -->`.
+MADE: dict[str, Callable[[], str]] = {"flags": flags, "errors": error_tree, "metrics": metrics, "api": api}
