@@ -81,7 +81,8 @@ faults: venv ## 1,000 loads of small models under random faults; LOADS=… SEED=
 	HEADRACE_FAULT_LOADS=$(or $(LOADS),1000) HEADRACE_FAULT_SEED=$(or $(SEED),1) $(BIN)/python -m pytest tests/test_load_faults.py -s -k each_load
 
 chaos: venv ## jobs killed, doubled and fed with faults, held against undisturbed ones; RUNS=… SEED=…; rewrites docs/faults.md
-	HEADRACE_CHAOS_RUNS=$(or $(RUNS),20) HEADRACE_CHAOS_SEED=$(or $(SEED),1) HEADRACE_CHAOS_TABLE=docs/faults.md $(BIN)/python -m pytest tests/test_chaos.py -s
+	rm -f docs/faults.md
+	HEADRACE_CHAOS_RUNS=$(or $(RUNS),20) HEADRACE_CHAOS_SEED=$(or $(SEED),1) HEADRACE_CHAOS_TABLE=docs/faults.md $(BIN)/python -m pytest -n 2 tests/test_chaos.py
 
 lint: venv ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -30,7 +30,7 @@ IMPORTED = (
 
 
 class Warm:
-    """A context: `start` gives a process number, `wait` its exit code."""
+    """A context: `start` gives a process number, which is that of its process group too, `wait` its exit code."""
 
     def __init__(self) -> None:
         self._server = subprocess.Popen(
@@ -84,6 +84,7 @@ def _serve() -> None:
         if number:
             print(number, flush=True)
             continue
+        os.setpgid(0, 0)  # so that what it starts can be ended with it
         log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(log, 1)
         os.dup2(log, 2)

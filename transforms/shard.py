@@ -27,14 +27,6 @@ _SPANS_OF_A_ROW_GROUP = 3
 
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
-# Stands for what a stem leaves out; in a segment itself it is quoted, so that different inputs have different stems.
-_MARK = "@"
-
-# A reader decodes a row group from its start, so that n spans of one cost (n + 1) / 2 times its decoding: twice, for 3.
-_SPANS_OF_A_ROW_GROUP = 3
-
-_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
-
 
 @dataclass(frozen=True, slots=True, order=True)
 class Shard:
