@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test faults chaos lint check venv bench-load constraints clean docs coverage test-pythons
 .PHONY: schedule test-airflow run-dataflow template
-.PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-scale bench-smoke bench-peers
+.PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-scale bench-gpu bench-smoke bench-peers
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -98,7 +98,7 @@ docs: venv ## the documents as a site, with no warning, into build/site
 
 PEERS ?= .venv-peers
 IN_WORK = $(if $(WORK),--work=$(call quoted,WORK))
-BENCHES := throughput images startup memory gil scale
+BENCHES := throughput images startup memory gil scale gpu
 
 bench-throughput: venv ## rows per second beside six peers; [WORK=folder] [RUNS=5] [ARGS=--svg=FILE]; half an hour
 	-@$(MAKE) --no-print-directory bench-peers
@@ -119,6 +119,9 @@ bench-gil: venv $(VENV)/.bench ## how often a running job holds the interpreter'
 bench-scale: venv ## planning at 10^6 files, memory and files per second; [RUNS=1]; half an hour
 	$(BIN)/python -m benchmarks.scale $(IN_WORK) --runs=$(or $(RUNS),1) $(ARGS)
 
+bench-gpu: venv $(VENV)/.gpu ## on a GPU, beside the native model: loading, a job, too little memory; [WORK=folder] [RUNS=3]
+	$(BIN)/python -m benchmarks.gpu $(IN_WORK) --runs=$(or $(RUNS),3) $(ARGS)
+
 bench-smoke: venv $(VENV)/.bench ## that the benches run, on little work, two at a time; without Spark and Ray
 	@$(MAKE) --no-print-directory -j2 $(BENCHES:%=smoke-%)
 
@@ -136,6 +139,10 @@ $(PEERS)/.installed: benchmarks/peers/requirements.txt
 
 $(VENV)/.bench: $(INSTALLED)
 	@$(BIN)/python -m pip install --quiet --constraint=constraints.txt --editable '.[bench]'
+	@touch $@
+
+$(VENV)/.gpu: $(INSTALLED)
+	@$(BIN)/python -m pip install --quiet --constraint=constraints.txt --editable '.[gpu]'
 	@touch $@
 
 bench-load: venv ## time, memory and bytes to a ready model, beside copying it first; [WORK=folder] [RUNS=3] [ARGS=--quick]

@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if asked.quick:
         asked.size, asked.runs = 16, 1
     with _folder(asked.work) as folder:
-        width = _make(f"{folder}/models-{asked.size}", asked.size)
+        width = make_models(f"{folder}/models-{asked.size}", asked.size)
         with _bucket(f"{folder}/models-{asked.size}", asked) as url:
             runs = list(_rounds(asked, url, folder, width))
     figures = _figures(asked, runs)
@@ -139,7 +139,7 @@ def _folder(given: str | None) -> Iterator[str]:
         yield folder
 
 
-def _make(folder: str, mebibytes: int) -> int:
+def make_models(folder: str, mebibytes: int) -> int:
     """Layers of one width whose kernels are as large as was asked; made once in each work folder."""
     width = math.isqrt(mebibytes * (1 << 20) // (4 * LAYERS))
     if not os.path.isdir(folder):

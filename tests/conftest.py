@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# What is expected to the bit is computed on the CPU, on a machine that has GPUs too; test_devices.py lets one be seen.
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 # Read when google.auth is imported: no test waits for, or finds, a metadata server.
 os.environ["NO_GCE_CHECK"] = "true"
 

@@ -1,6 +1,8 @@
-"""A process whose CPU is cut into three logical devices, before TensorFlow's first operation; told as JSON what came of it.
+"""A process whose CPU, or first GPU, is cut into three logical devices, before TensorFlow's first operation; told as JSON
+what came of it.
 
-Arguments: a folder to work in. Logical devices are all that a machine without GPUs has to try placement on.
+Arguments: a folder to work in, and CPU or GPU. Logical devices are all that a machine without GPUs has to try placement on.
+Exit code 3: TensorFlow sees no GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ import numpy as np
 
 from tests import jobs, model_zoo, zoo_v1
 
-DEVICES = ["/device:CPU:0", "/device:CPU:1", "/device:CPU:2"]
+KIND = sys.argv[2] if __name__ == "__main__" else "CPU"
+DEVICES = [f"/device:{KIND}:{i}" for i in range(3)]
 together = threading.Barrier(2)
 met: list[dict[str, int]] = []
 
@@ -37,8 +40,12 @@ def meet(batch: Any) -> Any:
 def main() -> None:
     import tensorflow as tf
 
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * len(DEVICES))
+    physical = tf.config.list_physical_devices(KIND)
+    if not physical:
+        sys.exit(3)
+    # Of a GPU each is to have 2 GiB, since only that makes logical devices of it.
+    one = tf.config.LogicalDeviceConfiguration(memory_limit=2048 if KIND == "GPU" else None)
+    tf.config.set_logical_device_configuration(physical[0], [one] * len(DEVICES))
     folder = Path(sys.argv[1])
     found = {
         "models": {name: placed(make, folder / name) for name, make in MODELS.items()},
@@ -72,12 +79,12 @@ def placed(make: Callable[[Path], Any], folder: Path) -> dict[str, Any]:
 
     signature, inputs = next(iter(make(folder).items()))
     uri = str(folder if folder.exists() else folder.with_suffix(".keras"))
-    model = load_model(uri, signature, device="cpu:1", in_flight_bytes=1000)
+    model = load_model(uri, signature, device=f"{KIND.lower()}:1", in_flight_bytes=1000)
     tensors = {name: tf.constant(array) for name, array in inputs.items()}
     with tf.device(model.device):
         # Strings are the host's in any case.
         results = [result for result in model.call(tensors).values() if result.dtype != tf.string]
-    here, there = load_model(uri, signature, device="cpu:0").predict(inputs), model.predict(inputs)
+    here, there = load_model(uri, signature, device=DEVICES[0]).predict(inputs), model.predict(inputs)
     return {
         "device": model.device,
         "variables": sorted({_short(device) for device in variables(model)}),
@@ -156,7 +163,7 @@ def refused() -> str:
     from transforms.errors import InvalidRequest
 
     try:
-        load_model(str(jobs.model_folder() / "saved_model"), device="GPU:0")
+        load_model(str(jobs.model_folder() / "saved_model"), device="GPU:7")
     except InvalidRequest as error:
         return str(error)
     return ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import os
 import subprocess
 import sys
 from contextlib import suppress
@@ -28,27 +30,34 @@ from transforms.storage import open_store
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def worker(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a process with three logical devices tells."""
-    command = [sys.executable, "-m", "tests.device_worker", str(tmp_path_factory.mktemp("devices"))]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+needs_gpu = pytest.mark.skipif(not glob.glob("/dev/nvidia[0-9]*"), reason="needs an NVIDIA GPU, and there is none")
+
+
+@pytest.fixture(scope="module", params=["CPU", pytest.param("GPU", marks=needs_gpu)])
+def worker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a process with three logical devices tells; its `kind` is what was cut into these."""
+    command = [sys.executable, "-m", "tests.device_worker", str(tmp_path_factory.mktemp("devices")), request.param]
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    if run.returncode == 3:
+        pytest.skip(f"there is a GPU that TensorFlow does not see: {run.stderr[-1000:]}")
     assert run.returncode == 0, run.stderr[-4000:]
-    return dict(json.loads(run.stdout.splitlines()[-1]))
+    return {"kind": request.param, **json.loads(run.stdout.splitlines()[-1])}
 
 
 @pytest.mark.parametrize("name", ["exported", "table", "v1", "v1_reference", "keras"])
 def test_a_model_lives_and_computes_on_the_device_named(worker: dict[str, Any], name: str) -> None:
-    found = worker["models"][name]
-    assert found["device"] == "/device:CPU:1"
-    assert found["computed"] == ["/device:CPU:1"]
+    found, device = worker["models"][name], f"/device:{worker['kind']}:1"
+    assert found["device"] == device
+    if name != "table" or worker["kind"] == "CPU":  # tables of a checkpoint are the host's
+        assert found["computed"] == [device]
     assert found["equal"], "another device, other numbers"
     # Reference variables of TensorFlow 1, and tables, are no variables that a function captures.
-    assert found["variables"] == ([] if name in ("v1_reference", "table") else ["/device:CPU:1"])
+    assert found["variables"] == ([] if name in ("v1_reference", "table") else [device])
 
 
 def test_a_process_has_one_replica_for_each_device(worker: dict[str, Any]) -> None:
-    assert worker["shared"] == ["/device:CPU:0", "/device:CPU:1", "/device:CPU:2"]
+    assert worker["shared"] == [f"/device:{worker['kind']}:{i}" for i in range(3)]
 
 
 def test_a_few_calls_at_once_are_let_through_to_a_device(worker: dict[str, Any]) -> None:
@@ -60,14 +69,14 @@ def test_a_job_spreads_its_shards_and_says_what_computed_them(worker: dict[str, 
     job = worker["job"]
     assert job["code"] == 0
     assert job["equal"]
-    assert job["kinds"] == ["cpu"] * 4
+    assert job["kinds"] == [worker["kind"].lower()] * 4
     assert job["met"]
     assert all(sum(counts.values()) >= 2 and max(counts.values()) == 1 for counts in job["met"]), job["met"]
 
 
 def test_a_device_that_is_not_there_is_told_with_those_that_are(worker: dict[str, Any]) -> None:
-    assert "'GPU:0'" in worker["no such device"]
-    assert "/device:CPU:2" in worker["no such device"]
+    assert "'GPU:7'" in worker["no such device"]
+    assert f"/device:{worker['kind']}:2" in worker["no such device"]
 
 
 def test_the_device_least_in_use_is_taken_and_the_first_of_equals() -> None:
