@@ -1,4 +1,6 @@
-"""templates/terraform, read by python-hcl2; by Terraform itself where there is one. Its provider cannot be had in the tests."""
+"""templates/terraform, read by HashiCorp's own parser; by Terraform itself where there is one. Its provider cannot be had in
+the tests.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import hcl2
+import pygohcl
 import pytest
 from google.cloud.dataflow_v1beta3 import LaunchFlexTemplateRequest
 from google.cloud.scheduler_v1 import Job
@@ -26,28 +28,18 @@ WORKER, SCHEDULER = "google_service_account.worker.member", "google_service_acco
 needs_terraform = pytest.mark.skipif(not TERRAFORM, reason="there is neither terraform nor tofu")
 
 
-def plain(node: Any) -> Any:
-    """Without python-hcl2's quotes around text and braces around expressions."""
-    if isinstance(node, dict):
-        return {plain(key): plain(value) for key, value in node.items() if not key.startswith("__")}
-    if isinstance(node, list):
-        return [plain(value) for value in node]
-    if isinstance(node, str) and (match := re.fullmatch(r'"(.*)"|\$\{(.*)\}', node, re.DOTALL)):
-        return match[1] if match[1] is not None else match[2]
-    return node
-
-
 @pytest.fixture(scope="module")
 def stack() -> dict[str, Any]:
-    """`kind.name` -> the block, of resources; `var.NAME` and `local.NAME` likewise."""
+    """`kind.name` -> the block, of resources; `var.NAME` and `local.NAME` likewise. Expressions are their own text, without
+    the braces of those within text.
+    """
     found: dict[str, Any] = {}
     for path in FOLDER.glob("*.tf"):
-        with path.open() as file:
-            parsed = plain(hcl2.load(file))
-        for resource in parsed.get("resource", []):
-            found |= {f"{kind}.{name}": block for kind, named in resource.items() for name, block in named.items()}
-        found |= {f"var.{name}": block for variable in parsed.get("variable", []) for name, block in variable.items()}
-        found |= {f"local.{name}": value for block in parsed.get("locals", []) for name, value in block.items()}
+        parsed = pygohcl.loads(path.read_text())
+        for kind, named in parsed.get("resource", {}).items():
+            found |= {f"{kind}.{name}": block for name, block in named.items()}
+        found |= {f"var.{name}": block for name, block in parsed.get("variable", {}).items()}
+        found |= {f"local.{name}": value for name, value in parsed.get("locals", {}).items()}
     return found
 
 
@@ -62,16 +54,16 @@ def test_every_name_that_is_used_is_defined_and_every_variable_is_used(stack: di
 
 def test_nobody_may_do_more_than_is_needed(stack: dict[str, Any]) -> None:
     granted = {
-        (block["member"], block["role"], *[condition["expression"] for condition in block.get("condition", [])])
+        (block["member"], block["role"], *([block["condition"]["expression"]] if "condition" in block else []))
         for name, block in stack.items()
         if "_iam_" in name
     }
-    objects = "resource.name.startsWith('projects/_/buckets/${google_storage_bucket.data.name}/objects/"
+    objects = "resource.name.startsWith('projects/_/buckets/google_storage_bucket.data.name/objects/"
     assert granted == {
         (WORKER, "roles/dataflow.worker"),
         (WORKER, "roles/artifactregistry.reader"),
         (WORKER, "roles/storage.objectViewer"),
-        (WORKER, "roles/storage.objectUser", objects + "${each.key}/')"),
+        (WORKER, "roles/storage.objectUser", objects + "each.key/')"),
         (SCHEDULER, "roles/dataflow.developer"),
         (SCHEDULER, "roles/iam.serviceAccountUser"),
         (SCHEDULER, "roles/storage.objectViewer", objects + "templates/')"),
@@ -83,9 +75,9 @@ def test_nobody_may_do_more_than_is_needed(stack: dict[str, Any]) -> None:
 def test_the_bucket_is_not_public_and_forgets_temporary_files_alone(stack: dict[str, Any]) -> None:
     bucket = stack["google_storage_bucket.data"]
     assert (bucket["uniform_bucket_level_access"], bucket["public_access_prevention"]) == (True, "enforced")
-    (rule,) = bucket["lifecycle_rule"]
-    assert rule == {"condition": [{"age": 7, "matches_prefix": ["tmp/"]}], "action": [{"type": "Delete"}]}
-    assert stack["local.values"]["TEMP"] == "${local.root}/tmp"
+    rule = bucket["lifecycle_rule"]
+    assert rule == {"condition": {"age": 7, "matches_prefix": ["tmp/"]}, "action": {"type": "Delete"}}
+    assert stack["local.values"]["TEMP"] == "local.root/tmp"
 
 
 def test_it_gives_every_value_that_the_scheduled_bodies_ask_for(stack: dict[str, Any]) -> None:
@@ -93,6 +85,11 @@ def test_it_gives_every_value_that_the_scheduled_bodies_ask_for(stack: dict[str,
     for name in ("launch", "job"):
         asked |= set(re.findall(r"\$\{(\w+)\}", (ROOT / "templates" / "scheduler" / f"{name}.json").read_text()))
     assert set(stack["local.values"]) == asked
+
+
+def test_what_is_no_terraform_is_found() -> None:
+    with pytest.raises(pygohcl.HCLParseError, match="Missing newline after argument"):
+        pygohcl.loads((FOLDER / "main.tf").read_text().replace("= 7", "= 7 days"))
 
 
 @needs_terraform
@@ -132,8 +129,10 @@ def without_provider(folder: Path, stack: dict[str, Any]) -> Path:
     shutil.copytree(ROOT / "templates", folder / "templates", ignore=shutil.ignore_patterns("*.tf"))
     out = folder / "templates" / "terraform"
     shutil.copy(FOLDER / "variables.tf", out)
-    (block,) = re.findall(r"^locals \{\n.*?^\}$", (FOLDER / "main.tf").read_text(), re.MULTILINE | re.DOTALL)
-    block += f"\nlocals {{\n  spec = {stack['google_storage_bucket_object.template']['content']}\n}}\n"
+    text = (FOLDER / "main.tf").read_text()
+    (block,) = re.findall(r"^locals \{\n.*?^\}$", text, re.MULTILINE | re.DOTALL)
+    (content,) = re.findall(r"^  content = (jsonencode\(\{\n.*?^  \}\))$", text, re.MULTILINE | re.DOTALL)
+    block += f"\nlocals {{\n  spec = {content}\n}}\n"
     for resource, value in (
         ("storage_bucket.data.name", "var.bucket"),
         ("storage_bucket_object.template.name", json.dumps(stack["google_storage_bucket_object.template"]["name"])),
