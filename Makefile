@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test faults chaos lint check venv bench-load constraints clean docs coverage test-pythons
-.PHONY: schedule test-airflow run-dataflow template
+.PHONY: schedule test-airflow run-dataflow template template-classic
 .PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-scale bench-gpu bench-smoke bench-peers
 .DEFAULT_GOAL := help
 
@@ -55,6 +55,18 @@ template: venv ## the flex template's image and spec: BUCKET=… IMAGE=LOCATION-
 else
 template:
 	@echo "make template lacks $(patsubst %,%=…,$(call lacking,$(TEMPLATE))). templates/flex/README.md has an example." >&2; exit 2
+endif
+
+CLASSIC := BUCKET PROJECT REGION
+
+ifeq ($(call lacking,$(CLASSIC)),)
+template-classic: venv ## the classic template, staged without data: BUCKET=… PROJECT=… REGION=… [ARGS=…]
+	$(BIN)/python -m pipeline.classic --project=$(call quoted,PROJECT) --region=$(call quoted,REGION) \
+	  --temp_location=gs://$(call quoted,BUCKET)/tmp --template_location=gs://$(call quoted,BUCKET)/templates/headrace-classic $(ARGS)
+	gcloud storage cp templates/classic/metadata.json gs://$(call quoted,BUCKET)/templates/headrace-classic_metadata
+else
+template-classic:
+	@echo "make template-classic lacks $(patsubst %,%=…,$(call lacking,$(CLASSIC))). templates/classic/README.md has an example." >&2; exit 2
 endif
 
 test: venv ## every test; PYTEST_ARGS=… for some of them

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
         print(help_text())
         return 0
     verbose = "--verbose" in argv
-    _set_up_logs(verbose)
+    set_up_logs(verbose)
     try:
         options = parse_flags(argv)
         if command in ("run", "plan"):
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         return STOPPED
 
 
-def _set_up_logs(verbose: bool) -> None:
+def set_up_logs(verbose: bool) -> None:
     level = logging.INFO if verbose else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     if not verbose:

@@ -42,6 +42,12 @@ def check_dataflow(options: PredictOptions, request: Request) -> None:
                 cure="Leave it out: the job needs this process to its end",
             )
         return
+    check_place(options)
+    check_reachable(options, request)
+
+
+def check_place(options: PredictOptions) -> None:
+    """Raises `InvalidRequest` where no project or region is named."""
     cloud = options.view_as(GoogleCloudOptions)
     for name in ("project", "region"):
         if not getattr(cloud, name):
@@ -50,10 +56,15 @@ def check_dataflow(options: PredictOptions, request: Request) -> None:
                 expected="--runner=DataflowRunner --project=… --region=…",
                 cure="Add it; gcloud config list shows your defaults",
             )
+
+
+def check_reachable(options: PredictOptions, request: Request) -> None:
+    """Raises `InvalidRequest` for the first of the places that are given which lies on a machine's own disk."""
     named = [("--model", model.uri) for model in request.models]
     named += [("--weights", model.weights) for model in request.models if model.weights]
     named += [("--input", uri) for uri in request.inputs]
-    named += [("--output", request.output), ("--dead_letters", request.on_error.dead_letters or request.output)]
+    named += [("--output", request.output)] if request.output else []
+    named += [("--dead_letters", options.dead_letters)] if options.dead_letters else []
     for flag, uri in named:
         if scheme_of(uri.removeprefix("@")) in _OF_THIS_MACHINE:
             raise InvalidRequest(
@@ -66,8 +77,11 @@ def check_dataflow(options: PredictOptions, request: Request) -> None:
             )
 
 
-def tell_dataflow(options: PredictOptions, model_bytes: int) -> PredictOptions:
-    """The options with a label and, where nobody chose the machines, the memory that they need. What was given stays."""
+def tell_dataflow(options: PredictOptions, model_bytes: int | None) -> PredictOptions:
+    """The options with a label and, where nobody chose the machines, the memory that they need. What was given stays.
+
+    `model_bytes` is None where the model is not known yet, and with it the memory.
+    """
     changed = deepcopy(options)
     cloud, standard = changed.view_as(GoogleCloudOptions), changed.view_as(StandardOptions)
     labels = list(cloud.labels or ())
@@ -77,7 +91,9 @@ def tell_dataflow(options: PredictOptions, model_bytes: int) -> PredictOptions:
     chosen = changed.view_as(WorkerOptions).machine_type or cloud.flexrs_goal
     # A hint turns right fitting on, which would exclude the service option.
     by_service = any(one.startswith("worker_accelerator=") for one in cloud.dataflow_service_options or ())
-    if not (chosen or by_service or any(re.match(r"min_?ram=", hint, re.IGNORECASE) for hint in hints)):
+    if model_bytes is not None and not (
+        chosen or by_service or any(re.match(r"min_?ram=", hint, re.IGNORECASE) for hint in hints)
+    ):
         standard.resource_hints = [*hints, f"min_ram={min_ram_gb(model_bytes)}GB"]
     return changed
 

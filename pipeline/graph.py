@@ -12,23 +12,31 @@ from transforms.dead_letters import StandingDeadLetters, list_dead_letters
 from transforms.finalize import Finalize
 from transforms.job import Job
 from transforms.manifest import Finished, list_finished
-from transforms.plan import PlanShards
+from transforms.plan import GivenJob, PlanShards
 from transforms.predict import PredictShards
 from transforms.predict_shard import found_result
 from transforms.shard import WorkUnit
 
 
-def build_graph(pipeline: beam.Pipeline, job: Job) -> beam.PCollection[dict[str, object]]:
+def build_graph(pipeline: beam.Pipeline, job: GivenJob) -> beam.PCollection[dict[str, object]]:
     """Plan, drop what stands in the output already, predict the rest, account for all of it."""
     units = pipeline | "Plan" >> PlanShards(job)
     shards = units | "Shards" >> beam.FlatMap(iter)
-    finished = pipeline | "Output" >> beam.Create([job.output]) | "ListOutput" >> beam.Map(list_finished, job.storage)
-    dead = pipeline | "DeadLetters" >> beam.Create([job]) | "ListDeadLetters" >> beam.Map(list_dead_letters)
-    drop = beam.ParDo(_DropDone(job), AsSingleton(finished), AsSingleton(dead))
+    finished = pipeline | "Output" >> beam.Create([None]) | "ListOutput" >> beam.Map(_finished, job)
+    dead = pipeline | "DeadLetters" >> beam.Create([None]) | "ListDeadLetters" >> beam.Map(_dead_letters, job)
+    drop = beam.ParDo(_DropDone(), job, AsSingleton(finished), AsSingleton(dead))
     split = units | "Resume" >> drop.with_outputs("done", main="todo")
     computed = split.todo | "Spread" >> beam.Reshuffle() | "Predict" >> PredictShards(job)
     results = (split.done, computed) | "Results" >> beam.Flatten()
     return (shards, results) | "Finalize" >> Finalize(job)
+
+
+def _finished(_: None, job: Job) -> Finished:
+    return list_finished(job.output, job.storage)
+
+
+def _dead_letters(_: None, job: Job) -> StandingDeadLetters:
+    return list_dead_letters(job)
 
 
 class _DropDone(beam.DoFn):
@@ -36,11 +44,8 @@ class _DropDone(beam.DoFn):
     the footers of files whose shards have dead letters.
     """
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
     def process(
-        self, unit: WorkUnit, finished: Finished, dead_letters: StandingDeadLetters
+        self, unit: WorkUnit, job: Job, finished: Finished, dead_letters: StandingDeadLetters
     ) -> Iterator[WorkUnit | TaggedOutput]:
         left = []
         for shard in unit:
@@ -48,7 +53,7 @@ class _DropDone(beam.DoFn):
             if there is None:
                 left.append(shard)
                 continue
-            result = found_result(self._job, there, shard, dead_letters)
+            result = found_result(job, there, shard, dead_letters)
             progress.add(shards_done=1, rows_found=shard.rows, bad_rows=result.bad_rows)
             yield TaggedOutput("done", result)
         if left:

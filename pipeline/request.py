@@ -72,8 +72,8 @@ class Request:
 
 
 def parse_request(options: PredictOptions, command: str) -> Request:
-    """Raises `InvalidRequest` where a flag is missing or is no value of its kind."""
-    needed = {"inspect": ("model",)}.get(command, ("model", "input", "output"))
+    """Raises `InvalidRequest` where a flag is missing or is no value of its kind. A template is staged without data."""
+    needed = {"inspect": ("model",), "stage": ()}.get(command, ("model", "input", "output"))
     if command == "verify" and options.sample is None:
         needed = ("output",)
     if command != "verify" and options.sample is not None:

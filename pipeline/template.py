@@ -1,7 +1,8 @@
-"""The flex template's side of the flags: its parameters, made of PredictOptions, and back from parameters to flags.
+"""The templates' side of the flags: their parameters, made of PredictOptions, and back from parameters to flags.
 
 The forms are those of https://cloud.google.com/dataflow/docs/reference/rest/v1b3/ContainerSpec. `python -m pipeline.template
-metadata` prints templates/flex/metadata.json, and `… spec IMAGE` the file that a launch names.
+metadata` prints templates/flex/metadata.json, `… spec IMAGE` the file that a launch names, and `… classic` prints
+templates/classic/metadata.json.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.options import PredictOptions
@@ -20,6 +21,8 @@ IMAGE_VARIABLE = "HEADRACE_IMAGE"
 _NEEDED = ("model", "input", "output")
 # verify's own; always given; and a folder of the launcher's machine, which has nobody's files: bake modules into the image.
 _NOT_OFFERED = ("sample", "no_wait", "user_package")
+# What kind of machines, and how much is told by the command that stages.
+_STAGED = ("worker_accelerator", "verbose")
 # A semicolon within a value has a backslash before it.
 _PART = r"([^;\\]|\\.)"
 _URI = rf"[a-z][a-z0-9+.-]*://{_PART}+"
@@ -51,17 +54,24 @@ def parameters() -> list[dict[str, Any]]:
     return [_parameter(title, action) for title, action in _offered()]
 
 
-def metadata() -> dict[str, Any]:
+def classic_parameters() -> list[dict[str, Any]]:
+    """All but the machines', which are part of a staged graph; and there an empty text is as good as none."""
+    given = [one for one in parameters() if one["name"] not in _STAGED]
+    told = {"keep": ("--keep= for none", "a comma alone for none")}
+    return [one | {"helpText": one["helpText"].replace(*told.get(one["name"], ("", "")))} for one in given]
+
+
+def metadata(of: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "name": "headrace",
         "description": "Predictions of a TensorFlow or Keras model over sharded Parquet; the model never touches a disk.",
         "streaming": False,
-        "parameters": parameters(),
+        "parameters": of,
     }
 
 
 def container_spec(image: str) -> dict[str, Any]:
-    return {"image": image, "sdkInfo": {"language": "PYTHON"}, "metadata": metadata()}
+    return {"image": image, "sdkInfo": {"language": "PYTHON"}, "metadata": metadata(parameters())}
 
 
 def launcher_flags(argv: Sequence[str]) -> list[str]:
@@ -69,28 +79,48 @@ def launcher_flags(argv: Sequence[str]) -> list[str]:
 
     The workers run in the launcher's own image where it says which that is.
     """
-    actions = {action.dest: action for _, action in _offered()}
+    offered = {action.dest for _, action in _offered()}
     flags = []
     for one in argv:
         name, _, value = one.removeprefix("--").partition("=")
-        action = actions.get(name)
-        if action is None or not one.startswith(f"--{name}="):
-            flags.append(one)
-        elif not value and name not in _MAY_BE_EMPTY:
-            continue
-        elif action.nargs == 0:
-            flags += {"true": [f"--{name}"], "false": []}.get(value.lower(), [one])
-        elif _repeatable(action):
-            parts = (part.replace("\\;", ";").strip() for part in re.split(r"(?<!\\);", value))
-            flags += [f"--{name}={part}" for part in parts if part]
-        else:
-            flags.append(one)
+        flags += as_flags({name: value}) if name in offered and one.startswith(f"--{name}=") else [one]
     image = os.environ.get(IMAGE_VARIABLE)
     if image and not any(flag.startswith("--sdk_container_image") for flag in flags):
         flags.append(f"--sdk_container_image={image}")
     if not any(flag.startswith("--runner") for flag in flags):
         flags.append("--runner=DataflowRunner")
     return [*flags, "--no_wait"]
+
+
+def as_flags(given: Mapping[str, str]) -> list[str]:
+    """Parameters by their names as flags."""
+    flags = []
+    actions = {action.dest: action for _, action in _offered()}
+    for name, value in given.items():
+        action, one = actions[name], f"--{name}={value}"
+        if not value and name not in _MAY_BE_EMPTY:
+            continue
+        if action.nargs == 0:
+            flags += {"true": [f"--{name}"], "false": []}.get(value.lower(), [one])
+        elif _repeatable(action):
+            parts = (part.replace("\\;", ";").strip() for part in re.split(r"(?<!\\);", value))
+            flags += [f"--{name}={part}" for part in parts if part]
+        else:
+            flags.append(one)
+    return flags
+
+
+def as_parameters(options: PredictOptions) -> dict[str, str]:
+    """Flags that were given as parameters by their names; those that have their defaults are left out."""
+    given = {}
+    for _, action in _offered():
+        value = getattr(options, action.dest)
+        if value == action.default:
+            continue
+        if isinstance(value, list):
+            value = ";".join(part.replace(";", "\\;") for part in value)
+        given[action.dest] = "true" if value is True else str(value)
+    return given
 
 
 def _offered() -> Iterator[tuple[str, argparse.Action]]:
@@ -129,11 +159,16 @@ def _repeatable(action: argparse.Action) -> bool:
 
 def main(argv: Sequence[str]) -> int:
     if list(argv) == ["metadata"]:
-        made = metadata()
+        made = metadata(parameters())
+    elif list(argv) == ["classic"]:
+        made = metadata(classic_parameters())
     elif len(argv) == 2 and argv[0] == "spec":
         made = container_spec(argv[1])
     else:
-        print("python -m pipeline.template metadata, or python -m pipeline.template spec IMAGE", file=sys.stderr)
+        print(
+            "python -m pipeline.template metadata, or python -m pipeline.template spec IMAGE, or … classic",
+            file=sys.stderr,
+        )
         return 2
     print(json.dumps(made, indent=2, ensure_ascii=False))
     return 0

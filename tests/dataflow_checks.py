@@ -42,7 +42,7 @@ STAGES = {"Plan", "Shards", "Output", "ListOutput", "DeadLetters", "ListDeadLett
 
 def faults(job: Any, flags: Sequence[str], staged: Sequence[Path]) -> list[str]:
     """`staged` are the files that the job names, downloaded. Empty where all is right."""
-    return [*_options(job, flags), *_workers(job, flags), *_packages(job, staged), *_graph(job)]
+    return [*_options(job, flags), *workers(job, flags), *packages(job, staged), *_graph(job)]
 
 
 def _options(job: Any, flags: Sequence[str]) -> Iterator[str]:
@@ -62,7 +62,7 @@ def _options(job: Any, flags: Sequence[str]) -> Iterator[str]:
         yield f"--device was sent as {sent.get('device')}"
 
 
-def _workers(job: Any, flags: Sequence[str]) -> Iterator[str]:
+def workers(job: Any, flags: Sequence[str]) -> Iterator[str]:
     asked, environment = PredictOptions(list(flags)).get_all_options(), job.environment
     experiments = set(environment.experiments)
     if missing := {"use_runner_v2"} - experiments:
@@ -92,19 +92,19 @@ def _workers(job: Any, flags: Sequence[str]) -> Iterator[str]:
             yield "resource hints turn right fitting on, which excludes the accelerator's service option"
     elif gpus:
         yield f"nobody asked for {gpus}"
-    workers = pool(job)
+    machines = pool(job)
     for name, value in (
-        ("machine_type", workers.machine_type),
-        ("max_num_workers", workers.autoscaling_settings.max_num_workers),
-        ("num_workers", workers.num_workers),
-        ("disk_size_gb", workers.disk_size_gb),
-        ("sdk_container_image", workers.worker_harness_container_image),
+        ("machine_type", machines.machine_type),
+        ("max_num_workers", machines.autoscaling_settings.max_num_workers),
+        ("num_workers", machines.num_workers),
+        ("disk_size_gb", machines.disk_size_gb),
+        ("sdk_container_image", machines.worker_harness_container_image),
     ):
         if asked[name] and asked[name] != value:
-            yield f"--{name}={asked[name]} makes workers with {value}"
+            yield f"--{name}={asked[name]} makes machines with {value}"
 
 
-def _packages(job: Any, staged: Sequence[Path]) -> Iterator[str]:
+def packages(job: Any, staged: Sequence[Path]) -> Iterator[str]:
     names = [path.name for path in staged]
     if sent_options(job).get("sdk_container_image"):
         if any(name.startswith("headrace") for name in names):
@@ -145,8 +145,8 @@ def graph_of(job: Any) -> Any:
     return beam_runner_api_pb2.Pipeline.FromString(read(sent_options(job)["pipelineUrl"]))
 
 
-def do_fns(graph: Any) -> dict[str, Any]:
-    """Every DoFn that workers would unpickle, by its class."""
+def do_fns(graph: Any) -> dict[str, tuple[Any, ...]]:
+    """What every DoFn that workers would unpickle is called with, by its class: a stand-in for each side input."""
     from apache_beam.internal import pickler
     from apache_beam.portability import common_urns, python_urns
     from apache_beam.portability.api import beam_runner_api_pb2
@@ -156,8 +156,8 @@ def do_fns(graph: Any) -> dict[str, Any]:
         if transform.spec.urn == common_urns.primitives.PAR_DO.urn:
             payload = beam_runner_api_pb2.ParDoPayload.FromString(transform.spec.payload)
             if payload.do_fn.urn == python_urns.PICKLED_DOFN_INFO:
-                do_fn = pickler.loads(payload.do_fn.payload)[0]
-                found[f"{type(do_fn).__module__}.{type(do_fn).__qualname__}"] = do_fn
+                do_fn, arguments, *_ = pickler.loads(payload.do_fn.payload)
+                found[f"{type(do_fn).__module__}.{type(do_fn).__qualname__}"] = tuple(arguments)
     return found
 
 
@@ -170,7 +170,7 @@ def _graph(job: Any) -> Iterator[str]:
     if missing := OUR_DOFNS - there.keys():
         yield f"the graph has no {missing}, but {sorted(there)}"
         return
-    ours = there["transforms.predict._PredictShard"]._job
+    (ours,) = there["transforms.predict._PredictShard"]
     if (list(ours.inputs), ours.output) != (sent.get("input"), sent.get("output")):
         yield f"the graph predicts {ours.inputs} into {ours.output}"
     environments = graph.components.environments.values()

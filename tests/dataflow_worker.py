@@ -1,4 +1,5 @@
-"""A worker of tests/fake_dataflow.py, started with `python -I`: the staged site and the staged graph are all it has.
+"""A worker of tests/fake_dataflow.py, started with `python -I`: the staged site, the staged graph and the job's options are
+all it has. The options are taken up by what Beam's own workers start with.
 
 Runs the graph as it was sent, but for its containers, whose place this process takes. Its last line tells the counters and
 where each module of ours came from.
@@ -10,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-SITE, GRAPH = sys.argv[1:]
+SITE, GRAPH, OPTIONS = sys.argv[1:]
 sys.path.insert(0, SITE)
 
 
@@ -19,7 +20,9 @@ def main() -> None:
     from apache_beam.portability import python_urns
     from apache_beam.portability.api import beam_runner_api_pb2
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+    from apache_beam.runners.worker.sdk_worker_main import create_harness
 
+    create_harness({"PIPELINE_OPTIONS": Path(OPTIONS).read_text(), "CONTROL_API_SERVICE_DESCRIPTOR": ""}, dry_run=True)
     graph = beam_runner_api_pb2.Pipeline.FromString(Path(GRAPH).read_bytes())
     for environment in graph.components.environments.values():
         environment.urn, environment.payload = python_urns.EMBEDDED_PYTHON, b""

@@ -20,12 +20,14 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from transforms.storage import open_store
 
 WORKER = Path(__file__).with_name("dataflow_worker.py")
 _PATH = re.compile(
-    r"/v1b3/projects/(?P<project>[^/]+)/locations/(?P<region>[^/]+)/jobs(/(?P<id>[^/?]+))?(/(?P<of>\w+))?"
+    r"/v1b3/projects/(?P<project>[^/]+)/locations/(?P<region>[^/]+)/"
+    r"(jobs(/(?P<id>[^/?]+))?(/(?P<of>\w+))?|templates:launch)"
 )
 
 
@@ -73,6 +75,11 @@ class FakeDataflow:
         self.requests.append(f"{method} {match['of'] or 'job'}")
         if method == "POST" and self.refuses:
             raise Refused(*self.refuses)
+        if path.partition("?")[0].endswith("templates:launch"):
+            (template,) = parse_qs(urlsplit(path).query)["gcsPath"]
+            asked = dataflow.LaunchTemplateParameters.from_json(body.decode(), ignore_unknown_fields=False)
+            job = self.create(launched(template, asked), match["project"], match["region"])
+            return dataflow.LaunchTemplateResponse(job=job)
         if method == "POST":
             job = dataflow.Job.from_json(body.decode(), ignore_unknown_fields=False)
             return self.create(job, match["project"], match["region"])
@@ -115,12 +122,21 @@ class FakeDataflow:
             self.damage(site)
         (work / "pipeline.pb").write_bytes(read(sent_options(job)["pipelineUrl"]))
         keep = {name: os.environ[name] for name in ("STORAGE_EMULATOR_HOST", "PATH", "NO_GCE_CHECK")}
-        command = [sys.executable, "-I", str(WORKER), str(site), str(work / "pipeline.pb")]
+        # Whole numbers as Go's JSON has them, which is what starts a worker.
+        options = {
+            name: int(value) if isinstance(value, float) and value.is_integer() else value
+            for name, value in sent_options(job).items()
+        }
+        (work / "options.json").write_text(json.dumps({"options": options}))
+        command = [sys.executable, "-I", str(WORKER), str(site), str(work / "pipeline.pb"), str(work / "options.json")]
         files = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         return subprocess.Popen(command, cwd=work, env=keep, text=True, **files)  # type: ignore[call-overload]
 
     def output_of(self, job: Any) -> str:
         return self._ended[job.id][1]
+
+    def errors_of(self, job: Any) -> str:
+        return self._ended[job.id][2]
 
     def _messages(self, job: Any) -> list[dict[str, Any]]:
         code, _, errors = self._ended.get(job.id, (0, "", ""))
@@ -145,6 +161,35 @@ class FakeDataflow:
             for tentative in ({}, {"tentative": "true"})
         ]
         return JobMetrics.from_json(json.dumps({"metrics": updates}))
+
+
+def launched(template: str, asked: Any) -> Any:
+    """The job of a classic template. Raises `ValueError` for parameters that are not as its metadata say.
+
+    https://cloud.google.com/dataflow/docs/guides/templates/creating-templates#metadata
+    """
+    from google.cloud import dataflow
+
+    job = dataflow.Job.from_json(read(template).decode(), ignore_unknown_fields=False)
+    metadata = dataflow.TemplateMetadata.from_json(read(f"{template}_metadata").decode(), ignore_unknown_fields=False)
+    known = {one.name: one for one in metadata.parameters}
+    given = dict(asked.parameters)
+    if strange := given.keys() - known.keys():
+        raise ValueError(f"Found unexpected parameters: {sorted(strange)}")
+    if missing := {name for name, one in known.items() if not one.is_optional} - given.keys():
+        raise ValueError(f"Missing required parameters: {sorted(missing)}")
+    for name, value in given.items():
+        if not all(re.search(form, value) for form in known[name].regexes):
+            raise ValueError(f"{name}={value} is of another form than {list(known[name].regexes)}")
+    type(job).pb(job).environment.sdk_pipeline_options["options"].update(given)
+    job.name = asked.job_name
+    workers, environment = job.environment.worker_pools[0], asked.environment
+    workers.machine_type = environment.machine_type or workers.machine_type
+    if environment.max_workers:
+        workers.autoscaling_settings.max_num_workers = environment.max_workers
+    job.environment.service_account_email = environment.service_account_email
+    job.labels.update(dict(environment.additional_user_labels))
+    return job
 
 
 def pool(job: Any) -> Any:

@@ -135,6 +135,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
         ("run-dataflow", ("PROJECT=p", "REGION=r", "MODEL=m"), "INPUT=… OUTPUT=…"),
         ("template", ("BUCKET=b",), "IMAGE=…"),
         ("template", (), "BUCKET=… IMAGE=…"),
+        ("template-classic", ("BUCKET=b", "REGION=r"), "PROJECT=…"),
     ],
 )
 def test_make_tells_what_it_lacks(target: str, given: tuple[str, ...], lacks: str) -> None:

@@ -25,6 +25,7 @@ from transforms.errors import AlreadyExists, ObjectNotFound, OutputConflict, Out
 from transforms.job import MANIFEST_FOLDER, SUCCESS, Job
 from transforms.manifest import each_finished, manifest_dead_letters, manifest_outputs
 from transforms.parquet import read_footer
+from transforms.plan import GivenJob
 from transforms.shard import Shard, ShardResult, parse_output_name
 from transforms.storage import ObjectRef, Store, open_store
 from transforms.storage.same import create_same
@@ -316,19 +317,13 @@ def _to_part(result: ShardResult, begins: list[str]) -> tuple[int, ShardResult]:
 
 
 class _WritePart(beam.DoFn):
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
-    def process(self, part: tuple[int, Iterable[ShardResult]]) -> Iterator[ManifestPart]:
-        yield write_part(self._job, *part)
+    def process(self, part: tuple[int, Iterable[ShardResult]], job: Job) -> Iterator[ManifestPart]:
+        yield write_part(job, *part)
 
 
 class _Finish(beam.DoFn):
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
-    def process(self, parts: list[ManifestPart]) -> Iterator[dict[str, Any]]:
-        yield finish(self._job, parts)
+    def process(self, parts: list[ManifestPart], job: Job) -> Iterator[dict[str, Any]]:
+        yield finish(job, parts)
 
 
 class Finalize(beam.PTransform):
@@ -336,7 +331,7 @@ class Finalize(beam.PTransform):
     manifest than one part.
     """
 
-    def __init__(self, job: Job, part_rows: int = 50_000) -> None:
+    def __init__(self, job: GivenJob, part_rows: int = 50_000) -> None:
         super().__init__()
         self._job, self._part_rows = job, part_rows
 
@@ -353,7 +348,7 @@ class Finalize(beam.PTransform):
             accounted
             | "ToPart" >> beam.Map(_to_part, AsSingleton(begins))
             | "Parts" >> beam.GroupByKey()
-            | "WritePart" >> beam.ParDo(_WritePart(self._job))
+            | "WritePart" >> beam.ParDo(_WritePart(), self._job)
             | "Gather" >> beam.CombineGlobally(ToListCombineFn())
-            | "Finish" >> beam.ParDo(_Finish(self._job))
+            | "Finish" >> beam.ParDo(_Finish(), self._job)
         )

@@ -6,10 +6,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.pvalue import AsSingleton
 
 from transforms import progress
 from transforms.errors import ColumnError
@@ -24,6 +25,8 @@ _FOOTERS_AT_ONCE = 16
 _MOST_FILES_A_UNIT = 64
 
 Part = TypeVar("Part", ObjectRef, Shard)
+# A job as a step is given it: known when the graph is built, or found out by an earlier step, as in a template.
+GivenJob: TypeAlias = Job | AsSingleton
 
 
 def input_files(job: Job) -> Iterator[ObjectRef]:
@@ -156,23 +159,17 @@ def list_outputs(folder: str, options: StoreOptions) -> Outputs:
 class _ListInputs(beam.DoFn):
     """One element for each few files; with a limit one element for all, since the first rows need the order."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
-    def process(self, _: None) -> Iterator[tuple[ObjectRef, ...]]:
-        files = input_files(self._job)
-        if self._job.limit is not None:
+    def process(self, _: None, job: Job) -> Iterator[tuple[ObjectRef, ...]]:
+        files = input_files(job)
+        if job.limit is not None:
             yield tuple(files)
         else:
-            yield from join_small(files, lambda ref: ref.size, self._job.shard_bytes)
+            yield from join_small(files, lambda ref: ref.size, job.shard_bytes)
 
 
 class _ReadFooters(beam.DoFn):
-    def __init__(self, job: Job) -> None:
-        self._job = job
-
-    def process(self, files: tuple[ObjectRef, ...]) -> Iterator[WorkUnit]:
-        for unit in plan_units(self._job, files):
+    def process(self, files: tuple[ObjectRef, ...], job: Job) -> Iterator[WorkUnit]:
+        for unit in plan_units(job, files):
             progress.add(shards_planned=len(unit), rows_planned=sum(shard.rows for shard in unit))
             yield unit
 
@@ -180,7 +177,7 @@ class _ReadFooters(beam.DoFn):
 class PlanShards(beam.PTransform):
     """PBegin to PCollection[WorkUnit], each a tuple of Shards: lists once, then reads the footers in parallel."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: GivenJob) -> None:
         super().__init__()
         self._job = job
 
@@ -188,7 +185,7 @@ class PlanShards(beam.PTransform):
         return (
             begin
             | "Start" >> beam.Create([None])
-            | "List" >> beam.ParDo(_ListInputs(self._job))
+            | "List" >> beam.ParDo(_ListInputs(), self._job)
             | "Spread" >> beam.Reshuffle()
-            | "Footers" >> beam.ParDo(_ReadFooters(self._job))
+            | "Footers" >> beam.ParDo(_ReadFooters(), self._job)
         )

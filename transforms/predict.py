@@ -27,6 +27,7 @@ from transforms.mapping import check_choice
 from transforms.metrics import count_batch, count_load, count_result, count_retries, count_traces
 from transforms.models.load import describe_model
 from transforms.models.ref import ModelRef, pin_model
+from transforms.plan import GivenJob
 from transforms.predict_shard import predict_shard
 from transforms.predictor import devices_for, load_predictors, load_shared
 from transforms.rules import ColumnRules
@@ -46,40 +47,45 @@ def _shard_threads() -> ThreadPoolExecutor:
 class _PredictShard(beam.DoFn):
     """Runners hand out elements one by one and bundles unevenly; the process-wide pool keeps all cores busy anyway."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self) -> None:
         self._pending: deque[Future[ShardResult]] = deque()
         self._cancelled = threading.Event()
+        self._ready = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._job,)
-
-    def setup(self) -> None:
-        started = time.perf_counter()
-        self._devices, self._predictors = load_predictors(self._job)
-        self._load_seconds = time.perf_counter() - started
-        self._traces_told = 0
-        self._store = open_store(self._job.folder, self._job.storage)
-        self._sink = open_store(self._job.output, self._job.storage)
+        return type(self), ()
 
     def start_bundle(self) -> None:
         self._abandon()
         self._cancelled = threading.Event()
-        count_load(self._load_seconds)
 
-    def process(self, unit: WorkUnit) -> Iterator[ShardResult]:
+    def process(self, unit: WorkUnit, job: Job) -> Iterator[ShardResult]:
+        if not self._ready:  # setup() would not know the job
+            self._load(job)
         for shard in unit:
-            self._pending.append(_shard_threads().submit(self._on_a_device, shard, self._cancelled))
+            self._pending.append(_shard_threads().submit(self._on_a_device, job, shard, self._cancelled))
             while len(self._pending) > 2 * cores():
                 yield self._oldest()
 
-    def _on_a_device(self, shard: Shard, cancelled: threading.Event) -> ShardResult:
+    def _load(self, job: Job) -> None:
+        started = time.perf_counter()
+        self._devices, self._predictors = load_predictors(job)
+        self._load_seconds = time.perf_counter() - started
+        self._traces_told = 0
+        self._store = open_store(job.folder, job.storage)
+        self._sink = open_store(job.output, job.storage)
+        self._ready = True
+
+    def _on_a_device(self, job: Job, shard: Shard, cancelled: threading.Event) -> ShardResult:
         with least_busy(self._devices) as i:
-            return predict_shard(self._job, self._predictors[i], self._store, self._sink, shard, cancelled)
+            return predict_shard(job, self._predictors[i], self._store, self._sink, shard, cancelled)
 
     def finish_bundle(self) -> Iterator[Any]:
         while self._pending:
             yield GlobalWindows.windowed_value(self._oldest())
+        if not self._ready:  # an empty bundle
+            return
+        count_load(self._load_seconds)
         traces = sum(predictor.traces for predictor in self._predictors)
         count_traces(traces - self._traces_told)
         count_retries(take_retries())
@@ -108,14 +114,16 @@ class _PredictShard(beam.DoFn):
 class PredictShards(beam.PTransform):
     """PCollection[WorkUnit] to PCollection[ShardResult]: each shard becomes one prediction file in the job's output."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: GivenJob) -> None:
         super().__init__()
         self._job = job
 
     def expand(self, units: beam.PCollection[WorkUnit]) -> beam.PCollection[ShardResult]:
-        return units | "Predict" >> beam.ParDo(_PredictShard(self._job)).with_output_types(ShardResult)
+        return units | "Predict" >> beam.ParDo(_PredictShard(), self._job).with_output_types(ShardResult)
 
     def display_data(self) -> dict[str, Any]:
+        if not isinstance(self._job, Job):
+            return {}
         models = [(model.ref, model.signature) for model in self._job.models]
         return _shown(models, self._job.batch_rows, self._job.loading)
 
