@@ -7,15 +7,15 @@ from collections.abc import Mapping
 
 from pipeline.options import parse_flags
 from pipeline.request import Request, parse_request
-from pipeline.template import launcher_flags, parameters
+from pipeline.template import as_flags, classic_parameters, parameters
 
 
-def request_of(given: Mapping[str, str]) -> Request:
-    """Raises `AssertionError` for a parameter that the flex template has not, or of another form; `InvalidRequest` for a value
+def request_of(given: Mapping[str, str], *, classic: bool = False) -> Request:
+    """Raises `AssertionError` for a parameter that the template has not, or of another form; `InvalidRequest` for a value
     that is none of its flag's."""
-    offered = {one["name"]: one for one in parameters()}
+    offered = {one["name"]: one for one in (classic_parameters() if classic else parameters())}
     assert given.keys() <= offered.keys()
     assert {name for name, one in offered.items() if not one["isOptional"]} <= given.keys()
     for name, value in given.items():
         assert all(re.fullmatch(form, value) for form in offered[name]["regexes"]), (name, value)
-    return parse_request(parse_flags(launcher_flags([f"--{name}={value}" for name, value in given.items()])), "run")
+    return parse_request(parse_flags(as_flags(given)), "run")

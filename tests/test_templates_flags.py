@@ -52,7 +52,8 @@ def test_a_text_names_no_flag_that_there_is_not(page: Path) -> None:
 
 def test_bodies_name_no_flag_that_there_is_not() -> None:
     launch = json.loads((TEMPLATES / "scheduler" / "launch.json").read_text())
-    for given in (set(launch["launchParameter"]["parameters"]), keys("FLAGS"), keys("pipeline_options")):
+    classic = json.loads((TEMPLATES / "scheduler" / "classic.json").read_text())["launchParameters"]["parameters"]
+    for given in (set(launch["launchParameter"]["parameters"]), set(classic), keys("FLAGS"), keys("pipeline_options")):
         assert given
         assert given <= KNOWN
 

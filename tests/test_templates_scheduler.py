@@ -9,11 +9,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 from zoneinfo import ZoneInfo
 
 import pytest
 from google.auth.credentials import AnonymousCredentials
-from google.cloud.dataflow_v1beta3 import LaunchFlexTemplateRequest
+from google.cloud.dataflow_v1beta3 import (
+    LaunchFlexTemplateRequest,
+    LaunchTemplateParameters,
+    LaunchTemplateRequest,
+)
 from google.cloud.scheduler_v1 import HttpMethod, Job
 from googleapiclient.discovery import build
 from googleapiclient.discovery_cache import get_static_doc
@@ -30,6 +35,14 @@ def render(values: Path, out: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(FOLDER / "render.py"), str(values), str(out)], capture_output=True, text=True, timeout=60
     )
+
+
+@pytest.fixture(scope="module")
+def classic(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The texts of `classic-job.json` and `classic-pipeline.json`."""
+    out = tmp_path_factory.mktemp("rendered")
+    assert render(FOLDER / "values.env", out).returncode == 0
+    return (out / "classic-job.json").read_text(), (out / "classic-pipeline.json").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +116,43 @@ def test_a_data_pipeline_launches_the_same(rendered: tuple[str, str, str]) -> No
     assert asked.launch_parameter == LaunchFlexTemplateRequest.from_json(job.http_target.body).launch_parameter
 
 
+def test_the_classic_template_is_launched_by_a_body_of_its_own_at_the_same_time(
+    classic: tuple[str, str], rendered: tuple[str, str, str]
+) -> None:
+    job, flex = Job.from_json(classic[0]), Job.from_json(rendered[0])
+    dataflow = build("dataflow", "v1b3", credentials=AnonymousCredentials())
+    launch = dataflow.projects().locations().templates().launch
+    place = {"projectId": "my-project", "location": "europe-west4", "gcsPath": values()["CLASSIC_TEMPLATE"]}
+    target = job.http_target
+    assert (unquote(launch(**place).uri).removesuffix("&alt=json"), HttpMethod[launch(**place).method]) == (
+        target.uri,
+        target.http_method,
+    )
+    asked = LaunchTemplateParameters.from_json(target.body, ignore_unknown_fields=False)
+    by_flex = LaunchFlexTemplateRequest.from_json(flex.http_target.body).launch_parameter
+    assert dict(asked.parameters) == dict(by_flex.parameters)
+    assert (asked.job_name, asked.environment.max_workers) == (by_flex.job_name, by_flex.environment.max_workers)
+    assert asked.environment.service_account_email == values()["WORKER_ACCOUNT"]
+    assert asked.environment.temp_location == values()["TEMP"]
+    assert request_of(asked.parameters, classic=True) == request_of(by_flex.parameters)
+    for one in (job, flex):
+        target = one.http_target
+        target.uri, target.body = "", b""
+    assert job == flex
+
+
+def test_a_data_pipeline_launches_the_classic_template_with_that_body(classic: tuple[str, str]) -> None:
+    pipeline = json.loads(classic[1])
+    schemas = json.loads(get_static_doc("datapipelines", "v1"))["schemas"]
+    assert list(unknown(pipeline, {"$ref": "GoogleCloudDatapipelinesV1Pipeline"}, schemas)) == []
+    workload = json.dumps(pipeline["workload"]["dataflowLaunchTemplateRequest"])
+    asked = LaunchTemplateRequest.from_json(workload, ignore_unknown_fields=False)
+    assert (asked.project_id, asked.location) == ("my-project", "europe-west4")
+    assert asked.gcs_path == values()["CLASSIC_TEMPLATE"]
+    body = Job.from_json(classic[0]).http_target.body
+    assert asked.launch_parameters == LaunchTemplateParameters.from_json(body, ignore_unknown_fields=False)
+
+
 @pytest.mark.parametrize(
     ("where", "value", "told"),
     [
@@ -135,7 +185,12 @@ def test_each_printed_command_goes_where_its_api_creates(rendered: tuple[str, st
     anonymous = AnonymousCredentials()
     jobs = build("cloudscheduler", "v1", credentials=anonymous).projects().locations().jobs()
     pipelines = build("datapipelines", "v1", credentials=anonymous).projects().locations().pipelines()
-    for name, create in (("job", jobs), ("pipeline", pipelines)):
+    for name, create in (
+        ("job", jobs),
+        ("pipeline", pipelines),
+        ("classic-job", jobs),
+        ("classic-pipeline", pipelines),
+    ):
         (url,) = re.findall(rf"--data @\S+/{name}\.json (https://\S+)$", rendered[2], re.MULTILINE)
         assert f"{url}?alt=json" == create.create(parent=PLACE, body={}).uri
 

@@ -3,7 +3,8 @@
     python templates/scheduler/render.py templates/scheduler/values.env build/scheduler
 
 writes `job.json` for Cloud Scheduler, whose request body is base64 of `launch.json`, and `pipeline.json` for Dataflow's data
-pipelines; it prints the command that creates each.
+pipelines; `classic-job.json` and `classic-pipeline.json` likewise, of `classic.json`, for the classic template. It prints the
+command that creates each.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from string import Template
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+_CLASSIC = (
+    "https://dataflow.googleapis.com/v1b3/projects/{projectId}/locations/{location}/templates:launch?gcsPath={gcsPath}"
+)
 _APIS = {"job": "https://cloudscheduler.googleapis.com/v1", "pipeline": "https://datapipelines.googleapis.com/v1"}
 
 
@@ -43,17 +47,28 @@ def _filled(node: Any, values: dict[str, str]) -> Any:
         ) from None
 
 
+def _encoded(launch: Any) -> str:
+    return base64.b64encode(json.dumps(launch).encode()).decode()
+
+
 def main(values_file: str, out: str) -> None:
     values = read_values(Path(values_file))
-    launch, job, pipeline = (body(name, values) for name in ("launch", "job", "pipeline"))
-    job["httpTarget"]["body"] = base64.b64encode(json.dumps(launch).encode()).decode()
+    launch, classic, job, pipeline = (body(name, values) for name in ("launch", "classic", "job", "pipeline"))
+    flex = {"body": _encoded(launch)}
+    other = {"uri": _CLASSIC.format_map(classic), "body": _encoded(classic["launchParameters"])}
     pipeline["workload"]["dataflowFlexTemplateRequest"] |= launch
+    made = {
+        "job": job | {"httpTarget": job["httpTarget"] | flex},
+        "pipeline": pipeline,
+        "classic-job": job | {"httpTarget": job["httpTarget"] | other},
+        "classic-pipeline": pipeline | {"workload": {"dataflowLaunchTemplateRequest": classic}},
+    }
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in (("job", job), ("pipeline", pipeline)):
+    for name, content in made.items():
         path = folder / f"{name}.json"
         path.write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-        url = f"{_APIS[name]}/{content['name'].rpartition('/')[0]}"
+        url = f"{_APIS[name.rpartition('-')[2]]}/{content['name'].rpartition('/')[0]}"
         sys.stdout.write(
             f"""
 # {content["name"]}
