@@ -66,7 +66,11 @@ setup(
     # TensorFlow 2.21 has wheels for CPython 3.10 to 3.13; headrace uses what 3.11 brought. The Makefile says the same.
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["pipeline", "pipeline.*", "transforms", "transforms.*"]),
-    package_data={"pipeline": ["py.typed"], "transforms": ["py.typed"]},
+    package_data={
+        "pipeline": ["py.typed"],
+        "transforms": ["py.typed"],
+        "transforms.report": ["page.css", "page.js", "uplot/*"],
+    },
     entry_points={"console_scripts": ["headrace = pipeline.start:entry"]},
     install_requires=REQUIRES,
     extras_require={

@@ -97,6 +97,7 @@ def _run(request: Request, options: PredictOptions) -> int:
     from pipeline.own_package import own_package
     from pipeline.preflight import prepare
     from pipeline.report import summary_text
+    from pipeline.report_place import report_line
     from pipeline.standing import claim_output, examine_output
     from transforms.storage import open_store
 
@@ -127,6 +128,8 @@ def _run(request: Request, options: PredictOptions) -> int:
         except HeadraceError as error:
             return _tell("The job failed", error, options.verbose, 1)
     print(summary_text(prepared, done, time.monotonic() - started))
+    if prepared.job.report is not None:
+        print(report_line(prepared.job))
     return 0
 
 

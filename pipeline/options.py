@@ -10,7 +10,7 @@ from typing import NoReturn
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, _BeamArgumentParser
 
 from transforms.errors import InvalidRequest
-from transforms.job import DEAD_LETTERS_FOLDER, Loading
+from transforms.job import DEAD_LETTERS_FOLDER, REPORT, Loading
 
 DEFAULT_SIGNATURE = "serving_default"
 DEFAULT_SHARD_BYTES = 128 << 20
@@ -199,6 +199,16 @@ class PredictOptions(PipelineOptions):
             metavar="N|P%",
             help="how many rows may go there, of each shard and of the job, before it fails (default: "
             f"{DEFAULT_MAX_BAD_ROWS.replace('%', '%%')})",
+        )
+        how.add_argument(
+            "--report",
+            metavar="URI",
+            help=f"a page that says what became of the run and of its predictions (default: OUTPUT/{REPORT}), or none",
+        )
+        how.add_argument(
+            "--compare",
+            metavar="URI",
+            help="an earlier run's report to hold the predictions against (default: the one that --report replaces)",
         )
         how.add_argument(
             "--shard_bytes",

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
+from pipeline.report_place import check_report
 from pipeline.request import ModelRequest, Request
 from transforms.dead_letters import dead_letter_schema
 from transforms.errors import ColumnError, InvalidRequest
@@ -71,6 +72,7 @@ def prepare(request: Request) -> Prepared:
     # A function may look at any column.
     read = schema.names if preprocess is not None else columns.columns
     check_dead_letters(request, pa.schema([schema.field(name) for name in read]))
+    check_report(request.report, request.compare, request.storage)
     job = Job(
         models=tuple(
             JobModel(ref, model.signature, plan.resolved(choice))
@@ -95,6 +97,8 @@ def prepare(request: Request) -> Prepared:
         storage=request.storage,
         loading=request.loading,
         on_error=request.on_error,
+        report=request.report,
+        compare=request.compare,
     )
     return Prepared(job, specs, inputs, columns, schema, output_schema)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pipeline.options import DEFAULT_MAX_BAD_ROWS, DEFAULT_SIGNATURE, PredictOptions
+from pipeline.report_place import report_place
 from pipeline.user_package import UserPackage
 from transforms.errors import InvalidRequest
 from transforms.job import DEAD_LETTERS_FOLDER, Loading, OnError
@@ -62,6 +63,8 @@ class Request:
     storage: StoreOptions
     loading: Loading
     on_error: OnError
+    report: str | None
+    compare: str | None
     packages: tuple[UserPackage, ...] = ()
 
     @property
@@ -129,6 +132,8 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         storage=StoreOptions(options.billing_project, options.kms_key),
         loading=Loading(options.connections, options.in_flight_bytes, options.model_sharing, options.device),
         on_error=_on_error(options, output),
+        report=report_place(options, output),
+        compare=None if options.compare is None else absolute_uri(options.compare),
     )
 
 

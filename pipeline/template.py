@@ -33,6 +33,8 @@ _FORMS = {
     "input": "@?" + _URI,
     "output": r"[a-z][a-z0-9+.-]*://.+",
     "dead_letters": r"[a-z][a-z0-9+.-]*://.+",
+    "report": r"none|[a-z][a-z0-9+.-]*://.+\.html",
+    "compare": r"[a-z][a-z0-9+.-]*://.+",
     "custom_objects": r"[\w.]+:\w+",
     "preprocess": r"[\w.]+:\w+",
     "postprocess": r"[\w.]+:\w+",

@@ -26,6 +26,8 @@ from transforms.job import MANIFEST_FOLDER, SUCCESS, Job
 from transforms.manifest import each_finished, manifest_dead_letters, manifest_outputs
 from transforms.parquet import read_footer
 from transforms.plan import GivenJob
+from transforms.report.account import Account, account_of
+from transforms.report.write import write_report
 from transforms.shard import Shard, ShardResult, parse_output_name
 from transforms.storage import ObjectRef, Store, open_store
 from transforms.storage.same import create_same
@@ -105,10 +107,12 @@ class ManifestPart:
     shards: int
     rows: int
     bad_rows: int
+    account: Account | None = None
 
 
 def write_part(job: Job, number: int, results: Iterable[ShardResult]) -> ManifestPart:
     """The results whose names lie between those of the parts before and after."""
+    results = list(results)
     table = manifest_table(results)
     sink = io.BytesIO()
     record = {b"headrace.job": json.dumps(job.record(), sort_keys=True).encode()}
@@ -116,7 +120,9 @@ def write_part(job: Job, number: int, results: Iterable[ShardResult]) -> Manifes
     data = sink.getvalue()
     name = f"{MANIFEST_FOLDER}/part-{number:05d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
     create_same(open_store(job.output, job.storage), f"{job.output}/{name}", data)
-    return ManifestPart(number, name, table.num_rows, *(pc.sum(table[name]).as_py() for name in ("rows", "bad_rows")))
+    account = account_of(job, results) if job.report is not None else None
+    rows, bad_rows = (pc.sum(table[name]).as_py() for name in ("rows", "bad_rows"))
+    return ManifestPart(number, name, table.num_rows, rows, bad_rows, account)
 
 
 def finish(job: Job, parts: Iterable[ManifestPart]) -> dict[str, Any]:
@@ -150,6 +156,8 @@ def finish(job: Job, parts: Iterable[ManifestPart]) -> dict[str, Any]:
     for ref in store.list(f"{job.output}/{MANIFEST_FOLDER}/"):
         if ref.uri.removeprefix(f"{job.output}/") not in summary["manifest"]:
             store.delete(ref)
+    if job.report is not None:
+        write_report(job, summary["manifest"], [part.account for part in parts if part.account is not None])
     return summary
 
 

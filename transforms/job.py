@@ -18,6 +18,7 @@ from transforms.tensors import ColumnRules
 
 JOB_RECORD = "_headrace/job.json"
 SUCCESS = "_SUCCESS"
+REPORT = "_headrace/report.html"
 MANIFEST_FOLDER = "_manifest"
 DEAD_LETTERS_FOLDER = "_dead_letters"
 FORMAT = 1
@@ -94,6 +95,7 @@ class Job:
     `inputs` are globs, URIs and `@` lists of them; `folder` is the deepest above all of them, with its trailing slash.
     `partitions` are the columns that the folders below it tell. `user_packages` are names and digests of contents.
     `incremental` lets outputs of inputs that changed or vanished give way; it is no part of what the job is.
+    `report` is the page that is written at the end, `compare` another one to hold it against; neither is part of it either.
     `output` has no trailing slash. `batch_rows` and `limit` are rows, `shard_bytes` compressed bytes.
     """
 
@@ -117,6 +119,8 @@ class Job:
     storage: StoreOptions = StoreOptions()
     loading: Loading = Loading()
     on_error: OnError = OnError()
+    report: str | None = None
+    compare: str | None = None
 
     def record(self) -> dict[str, Any]:
         """What `_headrace/job.json` holds. Two jobs with equal fingerprints write equal predictions."""

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -30,6 +31,7 @@ from transforms.models.ref import ModelRef, pin_model
 from transforms.plan import GivenJob
 from transforms.predict_shard import predict_shard
 from transforms.predictor import devices_for, load_predictors, load_shared
+from transforms.report.told import timed_load
 from transforms.rules import ColumnRules
 from transforms.shard import Shard, ShardResult, WorkUnit
 from transforms.storage import StoreOptions, open_store
@@ -45,22 +47,30 @@ def _shard_threads() -> ThreadPoolExecutor:
 
 
 class _PredictShard(beam.DoFn):
-    """Runners hand out elements one by one and bundles unevenly; the process-wide pool keeps all cores busy anyway."""
+    """Runners hand out elements one by one and bundles unevenly; the process-wide pool keeps all cores busy anyway.
 
-    def __init__(self) -> None:
+    The model is loaded in `setup`, unless the job is found out by an earlier step, as in a template.
+    """
+
+    def __init__(self, job: Job | None) -> None:
+        self._job = job
         self._pending: deque[Future[ShardResult]] = deque()
         self._cancelled = threading.Event()
         self._ready = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), ()
+        return type(self), (self._job,)
+
+    def setup(self) -> None:
+        if self._job is not None:
+            self._load(self._job)
 
     def start_bundle(self) -> None:
         self._abandon()
         self._cancelled = threading.Event()
 
     def process(self, unit: WorkUnit, job: Job) -> Iterator[ShardResult]:
-        if not self._ready:  # setup() would not know the job
+        if not self._ready:
             self._load(job)
         for shard in unit:
             self._pending.append(_shard_threads().submit(self._on_a_device, job, shard, self._cancelled))
@@ -68,9 +78,7 @@ class _PredictShard(beam.DoFn):
                 yield self._oldest()
 
     def _load(self, job: Job) -> None:
-        started = time.perf_counter()
-        self._devices, self._predictors = load_predictors(job)
-        self._load_seconds = time.perf_counter() - started
+        (self._devices, self._predictors), self._process = timed_load(lambda: load_predictors(job))
         self._traces_told = 0
         self._store = open_store(job.folder, job.storage)
         self._sink = open_store(job.output, job.storage)
@@ -78,14 +86,15 @@ class _PredictShard(beam.DoFn):
 
     def _on_a_device(self, job: Job, shard: Shard, cancelled: threading.Event) -> ShardResult:
         with least_busy(self._devices) as i:
-            return predict_shard(job, self._predictors[i], self._store, self._sink, shard, cancelled)
+            result = predict_shard(job, self._predictors[i], self._store, self._sink, shard, cancelled)
+        return result if result.told is None else replace(result, told=replace(result.told, process=self._process))
 
     def finish_bundle(self) -> Iterator[Any]:
         while self._pending:
             yield GlobalWindows.windowed_value(self._oldest())
         if not self._ready:  # an empty bundle
             return
-        count_load(self._load_seconds)
+        count_load(self._process.load_seconds)
         traces = sum(predictor.traces for predictor in self._predictors)
         count_traces(traces - self._traces_told)
         count_retries(take_retries())
@@ -119,7 +128,8 @@ class PredictShards(beam.PTransform):
         self._job = job
 
     def expand(self, units: beam.PCollection[WorkUnit]) -> beam.PCollection[ShardResult]:
-        return units | "Predict" >> beam.ParDo(_PredictShard(), self._job).with_output_types(ShardResult)
+        known = self._job if isinstance(self._job, Job) else None
+        return units | "Predict" >> beam.ParDo(_PredictShard(known), self._job).with_output_types(ShardResult)
 
     def display_data(self) -> dict[str, Any]:
         if not isinstance(self._job, Job):

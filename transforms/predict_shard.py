@@ -18,6 +18,7 @@ from transforms.job import Job
 from transforms.parquet import read_batches, read_footer, write_batches
 from transforms.predictor import Predictor, input_columns
 from transforms.read_ahead import read_ahead
+from transforms.report.told import STATISTICS, ShardTold, Telling
 from transforms.shard import Shard, ShardResult
 from transforms.storage import ObjectRef, Store, open_store
 
@@ -37,6 +38,7 @@ def predict_shard(
         return found
     columns, schema = input_columns(job), pa.ipc.read_schema(pa.BufferReader(job.input_schema))
     clock, threads = _Clock(), intra_op_threads()
+    telling = Telling(predictor.output_schema, predictor.predictions) if job.report is not None else None
     letters = DeadLetters(job, shard, schema) if job.on_error.dead_letters is not None else None
     bisection = Bisection(predictor, shard.source.uri, job.batch_rows, letters.add if letters else None)
     committed: CommittedDeadLetters | None = None
@@ -51,6 +53,8 @@ def predict_shard(
                     if cancelled is not None and cancelled.is_set():
                         raise Cancelled
                     progress.add(rows_done=result.num_rows)
+                    if telling is not None:
+                        telling.add(result, clock.last)
                     yield result
                 if bad := bisection.bad_rows - bad_before:
                     progress.add(rows_done=bad, bad_rows=bad)
@@ -68,7 +72,7 @@ def predict_shard(
             )
         if letters is not None and job.on_error.dead_letters is not None:
             committed = letters.commit(open_store(job.on_error.dead_letters, job.storage))
-        return _outcome(bisection, committed)
+        return _outcome(bisection, committed) | (telling.key_values() if telling is not None else {})
 
     started = time.perf_counter()
     try:
@@ -98,6 +102,7 @@ def predict_shard(
         batches_halved=bisection.halved,
         read_bytes=shard.nbytes,
         seconds=spent,
+        told=telling.told() if telling is not None else None,
     )
 
 
@@ -165,6 +170,7 @@ def standing_result(job: Job, sink: Store, there: ObjectRef, shard: Shard) -> Sh
         bad_rows=int(kept.get("headrace.bad_rows", "0")),
         dead_letters=kept.get("headrace.dead_letters"),
         batch_splits=tuple((row, rows) for row, rows in json.loads(kept.get("headrace.batch_splits", "[]"))),
+        told=ShardTold(kept.get(STATISTICS)),
     )
 
 
@@ -178,9 +184,10 @@ def found_result(job: Job, there: ObjectRef, shard: Shard, standing: StandingDea
 class _Clock:
     def __init__(self) -> None:
         self.seconds = {"read": 0.0, "predict": 0.0, "write": 0.0}
+        self.last = 0.0
 
     def time(self, stage: str) -> _Span:
-        return _Span(self.seconds, stage)
+        return _Span(self, stage)
 
     def time_each(self, stage: str, items: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         iterator = iter(items)
@@ -193,11 +200,12 @@ class _Clock:
 
 
 class _Span:
-    def __init__(self, seconds: dict[str, float], stage: str) -> None:
-        self._seconds, self._stage = seconds, stage
+    def __init__(self, clock: _Clock, stage: str) -> None:
+        self._clock, self._stage = clock, stage
 
     def __enter__(self) -> None:
         self._start = time.perf_counter()
 
     def __exit__(self, *_: object) -> None:
-        self._seconds[self._stage] += time.perf_counter() - self._start
+        self._clock.last = time.perf_counter() - self._start
+        self._clock.seconds[self._stage] += self._clock.last

@@ -75,6 +75,11 @@ class Predictor:
         ]
 
     @property
+    def predictions(self) -> tuple[str, ...]:
+        """The columns of `output_schema` that are not kept ones."""
+        return tuple(name for name in self.output_schema.names if name not in self._plan.keep)
+
+    @property
     def traces(self) -> int:
         """How many graphs were traced to serve the batches so far; one for each compiled model is as it should be."""
         return sum(part.traces() for part in self._parts)

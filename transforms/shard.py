@@ -8,9 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import takewhile
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from transforms.storage.base import ObjectRef, split_glob
+
+if TYPE_CHECKING:
+    from transforms.report.told import ShardTold
 
 _OUTPUT_NAME = re.compile(
     r"(?P<stem>.*)-(?P<first>\d{12})-(?P<end>\d{12})-(?P<job>[0-9a-f]{8})(?P<source>[0-9a-f]{12})"
@@ -61,6 +65,7 @@ class ShardResult:
 
     Its rows are `predicted_rows`, and `bad_rows` in the file `dead_letters` (its URI). `batch_splits` tells where batches
     were of other than the planned size: from row (inclusive), at most so many rows; see `transforms.bisect`.
+    `told` is for the report, where one is wanted.
     """
 
     shard: Shard
@@ -78,6 +83,7 @@ class ShardResult:
     batches_halved: int = 0
     read_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    told: ShardTold | None = None
 
 
 def common_folder(patterns: tuple[str, ...]) -> str:

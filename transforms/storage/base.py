@@ -44,7 +44,7 @@ class StoreOptions:
 
 
 _lock = threading.Lock()
-_untold_retries = 0
+_untold_retries = _retries = 0
 
 
 def take_retries() -> int:
@@ -55,10 +55,16 @@ def take_retries() -> int:
     return taken
 
 
+def retries_so_far() -> int:
+    """Requests that any store of this process ever tried again."""
+    return _retries
+
+
 def _note_retries(retries: int) -> None:
-    global _untold_retries
+    global _untold_retries, _retries
     with _lock:
         _untold_retries += retries
+        _retries += retries
 
 
 class Counters:

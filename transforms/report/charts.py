@@ -1,0 +1,153 @@
+"""Charts as numbers: what the page's script draws, and what its tables say."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from transforms.report.account import STAGES, TimeLine
+from transforms.report.shift import is_text
+from transforms.statistics import Column, Numbers
+
+MOST_BARS = 40
+_ONE_BAR = 0.8
+_RARE = 0.005
+_MOST_POINTS = 400
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Shares (0 to 1) of this run and of the one before. `labels` name each bar, or where `between` is set, each edge
+    between and beside them.
+    """
+
+    title: str
+    labels: tuple[str, ...]
+    now: tuple[float, ...]
+    before: tuple[float, ...] | None
+    between: bool = False
+
+    def names(self) -> list[str]:
+        if not self.between:
+            return list(self.labels)
+        return [f"{low} to {high}" for low, high in zip(self.labels, self.labels[1:], strict=False)]
+
+
+@dataclass(frozen=True, slots=True)
+class Areas:
+    """Threads at work, stage over stage, at each of `seconds` since the run began."""
+
+    seconds: tuple[float, ...]
+    stages: tuple[tuple[float, ...], ...]
+
+
+def column_charts(now: Column, before: Column | None) -> list[Bars]:
+    """The first says most of the column."""
+    if now.classes is not None:
+        old = before.classes if before is not None else None
+        counted = _numbered(now.classes), None if old is None else _numbered(old)
+        chart = _categories("Class with the largest score", *counted)
+        largest = histogram("Largest score of a row", now.largest, before.largest if before else None)
+        return [chart] if largest is None else [chart, largest]
+    old_values = before.values if before is not None else None
+    if now.values and (len(now.values) <= MOST_BARS or now.numbers is None):
+        return [_categories("Values", now.values, old_values)]
+    if now.numbers is None:
+        return []
+    values = histogram("Length in bytes" if is_text(now) else "Values", now.numbers, before.numbers if before else None)
+    return [values] if values is not None else []
+
+
+def histogram(title: str, now: Numbers | None, before: Numbers | None) -> Bars | None:
+    """Equally wide bars. Where nearly all numbers would be in one of them, bars that each double, if all are above 0; else the
+    outermost bars reach out to what is rare.
+    """
+    if now is None or not now.count:
+        return None
+    both = [now] if before is None or not before.count else [now, before]
+    least, most = min(one.least for one in both), max(one.most for one in both)
+    spans = [list(one.spans()) for one in both]
+
+    def linear(low: float, high: float) -> tuple[list[dict[int, int]], list[float]]:
+        inside = [(a, b) for some in spans for a, b, _ in some if b > low and a < high]
+        width = max((high - low) / MOST_BARS, *(b - a for a, b in inside), sys.float_info.min)
+        width = 2.0 ** min(1000, math.ceil(math.log2(width)))
+        first, last = math.floor(low / width), max(math.floor(low / width), math.ceil(high / width) - 1)
+        counted = [_counted(some, lambda at: min(last, max(first, math.floor(at / width)))) for some in spans]
+        return counted, [width * at for at in range(first, last + 2)]
+
+    counted, edges = linear(least, most)
+    if max(counted[0].values()) > _ONE_BAR * now.count and least < most / 64:
+        if least > 0:
+            step = math.ceil(math.log2(most / least) / MOST_BARS)
+            counted = [_counted(some, lambda at: math.floor(math.log2(at) / step)) for some in spans]
+            first, last = (pick(pick(some) for some in counted) for pick in (min, max))
+            edges = [2.0 ** (step * at) for at in range(first, last + 2)]
+        else:
+            usual = [one.quantile(share) or 0.0 for one in both for share in (_RARE, 1 - _RARE)]
+            counted, edges = linear(min(usual), max(usual))
+            edges[0], edges[-1] = min(least, edges[0]), max(most, edges[-1])
+    first = min(min(some) for some in counted)
+    bars = range(first, first + len(edges) - 1)
+    shares = [tuple(some.get(at, 0) / one.count for at in bars) for some, one in zip(counted, both, strict=True)]
+    return Bars(title, tuple(map(number, edges)), shares[0], shares[1] if len(shares) > 1 else None, between=True)
+
+
+def _counted(spans: Sequence[tuple[float, float, int]], bar: Callable[[float], int]) -> dict[int, int]:
+    counts: dict[int, int] = {}
+    for low, high, count in spans:
+        at = bar(low / 2 + high / 2)
+        counts[at] = counts.get(at, 0) + count
+    return counts
+
+
+def _numbered(counts: np.ndarray) -> dict[str, int]:
+    return {str(at): int(count) for at, count in enumerate(counts)}
+
+
+def _categories(title: str, now: dict[str, int], before: dict[str, int] | None) -> Bars:
+    """In their order where all have a bar, else the most frequent of both runs, most first."""
+    totals = [max(1, sum(some.values())) for some in (now, before or {})]
+    names = list(now) + [name for name in before or {} if name not in now]
+    if all(name.lstrip("-").isdigit() for name in names):
+        names.sort(key=int)
+
+    def share(name: str) -> float:
+        return max(now.get(name, 0) / totals[0], (before or {}).get(name, 0) / totals[1])
+
+    if len(names) > MOST_BARS:
+        title = f"{title}, the {MOST_BARS} most frequent of {len(names):,}"
+        names = sorted(names, key=share, reverse=True)[:MOST_BARS]
+    return Bars(
+        title,
+        tuple(names),
+        tuple(now.get(name, 0) / totals[0] for name in names),
+        None if before is None else tuple(before.get(name, 0) / totals[1] for name in names),
+    )
+
+
+def time_line(line: TimeLine, began: float) -> Areas:
+    if not line.spans:
+        return Areas((), tuple(() for _ in STAGES))
+    first, last = min(line.spans), max(line.spans)
+    nothing = [0.0] * len(STAGES)
+    spans = [line.spans.get(at, nothing) for at in range(first, last + 1)][:_MOST_POINTS]
+    seconds = tuple(round(at * line.width - began, 3) for at in range(first, first + len(spans)))
+    return Areas(seconds, tuple(tuple(round(span[i] / line.width, 3) for span in spans) for i in range(len(STAGES))))
+
+
+def number(value: float | None) -> str:
+    """Four digits of it, as a person writes them."""
+    if value is None or not math.isfinite(value):
+        return "\N{EN DASH}"
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e6:
+        text = f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
+        return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-", "\N{MINUS SIGN}")
+    digits, _, power = f"{value:.3e}".partition("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(power)}".replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,376 @@
+"""The page: one HTML text that loads nothing, says what matters first, and holds what the next run compares itself with."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+from transforms.job import Job
+from transforms.report.account import STAGES, Account
+from transforms.report.charts import Areas, Bars, column_charts, histogram, number, time_line
+from transforms.report.elements import (
+    answer,
+    areas_figure,
+    bars_figure,
+    bytes_text,
+    count_text,
+    cut,
+    drawn,
+    duration_text,
+    facts_table,
+    rows_text,
+    say,
+    seconds_text,
+    stage_keys,
+    table_html,
+    tail,
+    track,
+)
+from transforms.report.previous import Kept, embedded
+from transforms.report.shift import GROUPS, MARKED, SLIGHT, Shift, shifts, worst
+from transforms.statistics import Column
+
+_NAMES_SHOWN = 12
+_MOST_CHARTS = 80
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """All that a page says. `compared` is why there is no `before`, or where it lay."""
+
+    job: Job
+    account: Account
+    kept: Kept
+    before: Kept | None
+    compared: str
+
+
+def page(run: Run) -> str:
+    charts: list[Bars | Areas] = []
+    found = _shifts(run)
+    body = "\n".join(
+        [
+            *_head(run, found),
+            *_predictions(run, found, charts),
+            *_time(run, charts),
+            *_dead_letters(run),
+            *_what_ran(run),
+            *_how_to_read(run),
+        ]
+    )
+    assets = files("transforms.report")
+    script = "\n".join(
+        [
+            f"/* uPlot\n{assets.joinpath('uplot/LICENSE').read_text('utf-8').strip()}\n*/",
+            assets.joinpath("uplot/uPlot.iife.min.js").read_text("utf-8").strip(),
+            assets.joinpath("page.js").read_text("utf-8").strip(),
+        ]
+    )
+    style = assets.joinpath("uplot/uPlot.min.css").read_text("utf-8") + assets.joinpath("page.css").read_text("utf-8")
+    allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
+    title = f"{run.account.rows - run.account.bad_rows:,} rows predicted, headrace"
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>{say(title)}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+<script type="application/json" id="headrace-report">{embedded(run.kept.dump())}</script>
+<script type="application/json" id="charts">{embedded([drawn(chart) for chart in charts])}</script>
+<script>{script}</script>
+</body>
+</html>
+"""
+
+
+def _shifts(run: Run) -> dict[str, list[Shift]]:
+    """By the name of a column that both runs have."""
+    before = {column.name: column for column in run.before.columns} if run.before else {}
+    return {
+        column.name: list(shifts(column, before[column.name])) for column in run.kept.columns if column.name in before
+    }
+
+
+def _head(run: Run, found: dict[str, list[Shift]]) -> Iterator[str]:
+    account, job = run.account, run.job
+    yield "<header>"
+    yield f'<p class="eyebrow">headrace, {say(run.kept.written)}</p>'
+    yield f"<h1>Predictions in {say(job.output)}</h1>"
+    yield "</header>"
+    yield '<dl class="answers">'
+    if account.bad_rows:
+        share = account.bad_rows / max(1, account.rows)
+        yield answer(
+            "Did it work?",
+            "Yes, but",
+            f"{rows_text(account.bad_rows)} ({number(100 * share)} %) could not be predicted and lie in dead letters; at most "
+            f"{job.on_error.most} may. Every other row is predicted.",
+            "warn",
+        )
+    else:
+        yield answer("Did it work?", "Yes", "Every row of the input is accounted for, and none failed.", "good")
+    trial = f" A trial: only the first {job.limit:,} rows (--limit)." if job.limit is not None else ""
+    yield answer("How many rows?", f"{account.rows - account.bad_rows:,}", f"{_done(account)}{trial}", "")
+    yield answer("Is it like the previous run?", *_like(run, found))
+    yield "</dl>"
+
+
+def _done(account: Account) -> str:
+    found = account.rows - account.computed_rows
+    parts = []
+    if account.computed_shards:
+        lasted = account.ended - account.began
+        rate = account.computed_rows / max(lasted, 1e-3)
+        parts.append(f"{rows_text(account.computed_rows)} computed in {duration_text(lasted)}, {rate:,.0f} a second")
+    if found or not account.computed_shards:
+        parts.append(f"{rows_text(found)} found done from earlier runs")
+    return f"{'; '.join(parts)}."
+
+
+def _like(run: Run, found: dict[str, list[Shift]]) -> tuple[str, str, str]:
+    before = run.before
+    if before is None:
+        return "Nothing to compare", run.compared, ""
+    change = ""
+    if before.rows:
+        more = 100 * (run.account.rows / before.rows - 1)
+        change = (
+            f" {abs(more):.3g} % {'more' if more > 0 else 'fewer'} rows." if abs(more) >= 0.05 else " As many rows."
+        )
+    model = "" if before.model == run.kept.model else " Another model."
+    said = f"Compared with the run of {before.written}.{change}{model}"
+    bad = {name: one for name, some in found.items() if (one := worst(some)) is not None and one.grade != "steady"}
+    if bad:
+        top = max(bad, key=lambda name: bad[name].distance)
+        others = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        grade = "bad" if any(one.grade == "marked" for one in bad.values()) else "warn"
+        shifted = f"{top}{others} shifted: {bad[top].of} lie {bad[top].distance:.2f} apart."
+        return "No" if grade == "bad" else "Nearly", f"{shifted} {said}", grade
+    if not found:
+        return "Nothing to compare", f"No column is in both runs. {said}", ""
+    return "Yes", f"No column shifted. {said}", "good"
+
+
+def _predictions(run: Run, found: dict[str, list[Shift]], charts: list[Bars | Areas]) -> Iterator[str]:
+    account = run.account
+    yield "<section>"
+    yield "<h2>What was predicted</h2>"
+    if not run.kept.columns:
+        yield f"<p>{'No statistics of the predictions are known.' if account.shards else 'There were no rows.'}</p>"
+        yield "</section>"
+        return
+    yield f'<p class="soft">{_coverage(account)}</p>'
+    before = {column.name: column for column in run.before.columns} if run.before else {}
+    for column in run.kept.columns:
+        old = before.get(column.name)
+        yield f"<h3>{say(column.name)} <small>{say(column.kind)}</small> {_mark(found.get(column.name, []))}</h3>"
+        made = column_charts(column, old) if len(charts) < _MOST_CHARTS else []
+        if made:
+            yield f'<div class="charts">{"".join(bars_figure(chart, charts) for chart in made)}</div>'
+        yield _column_table(column, old, found.get(column.name, []))
+    yield "</section>"
+
+
+def _coverage(account: Account) -> str:
+    if account.described == account.shards:
+        read = f"; what was found done of them, {account.footers:,}, says so in its own file" if account.footers else ""
+        return (
+            f"Of all {count_text(account.shards, 'shard')}{read}. Bars are shares of this run, lines of the one before."
+        )
+    return (
+        f"Of {account.described:,} of {count_text(account.shards, 'shard')} only: those that this run computed, and "
+        f"{account.footers:,} of those found done, whose files hold their own statistics. The others were not read again."
+    )
+
+
+def _mark(found: Sequence[Shift]) -> str:
+    one = worst(found)
+    if one is None:
+        return ""
+    said, kind = {"steady": ("steady", "good"), "slight": ("shifted", "warn"), "marked": ("shifted much", "bad")}[
+        one.grade
+    ]
+    return f'<span class="mark {kind}">{said}</span>'
+
+
+def _column_table(column: Column, old: Column | None, found: Sequence[Shift]) -> str:
+    head = ["", "rows", "null", "NaN", "infinite", "least", "mean", "median", "most", "deviation"]
+    if column.numbers is None:
+        head = head[:3]
+    rows = [_column_row("This run", column)] + ([_column_row("Before", old)] if old is not None else [])
+    table = table_html(head, [row[: len(head)] for row in rows], "t" + "n" * len(head))
+    told = "; ".join(
+        f"{shift.of} {shift.distance:.3f} ({shift.grade}; chance alone {shift.chance:.3f})" for shift in found
+    )
+    return table + (f'<p class="soft">Jensen-Shannon distance to the previous run: {told}.</p>' if told else "")
+
+
+def _column_row(name: str, column: Column) -> list[str]:
+    row = [name, f"{column.rows:,}", f"{column.nulls:,}"]
+    if (some := column.numbers) is None:
+        return row
+    numbers = (some.least, some.mean, some.quantile(0.5), some.most, some.deviation)
+    return [*row, f"{some.nan:,}", f"{some.infinite:,}", *(number(value) for value in numbers)]
+
+
+def _time(run: Run, charts: list[Bars | Areas]) -> Iterator[str]:
+    account = run.account
+    yield "<section>"
+    yield "<h2>Where the time went</h2>"
+    if not account.computed_shards:
+        yield "<p>This run computed nothing: every shard stood in the output already.</p></section>"
+        return
+    began, lasted = account.began, max(account.ended - account.began, 1e-3)
+    load = sum(process.load_seconds for process in account.loads())
+    spent = [load, *account.seconds]
+    yield '<div class="charts">'
+    yield areas_figure(time_line(account.time_line, began), charts, spent)
+    if (latency := histogram("Time of a batch, in seconds", account.batch_seconds, None)) is not None:
+        yield bars_figure(latency, charts)
+    yield "</div>"
+    batch = account.batch_seconds
+    quantiles = ", ".join(
+        f"{share * 100:g} % within {seconds_text(batch.quantile(share))}" for share in (0.5, 0.95, 0.99)
+    )
+    longest = seconds_text(batch.most if batch.count else None)
+    halved = (
+        f" {count_text(account.batches_halved, 'batch', 'batches')} did not fit into memory and were halved."
+        if account.batches_halved
+        else ""
+    )
+    yield facts_table(
+        [
+            (
+                "Threads' time",
+                ", ".join(f"{stage} {duration_text(one)}" for stage, one in zip(STAGES, spent, strict=True)),
+            ),
+            (
+                "Batches",
+                f"{count_text(account.batches, 'batch', 'batches')}: {quantiles}, {longest} at most.{halved}",
+            ),
+            ("Bytes", f"{bytes_text(account.read_bytes)} of Parquet read, {bytes_text(account.written_bytes)} written"),
+            (
+                "Requests tried again",
+                f"{account.retries:,} to stores, in {count_text(len(account.processes), 'process', 'processes')}",
+            ),
+        ]
+    )
+    every = account.computed_shards <= len(account.slowest)
+    slow = sorted(account.slowest, key=lambda slow: slow.began) if every else account.slowest
+    some = (
+        "Each shard, in the order of their beginnings"
+        if every
+        else f"The {len(slow)} slowest of {account.computed_shards:,} shards"
+    )
+    yield f"<h3>{some}</h3>"
+    yield '<p class="soft">A bar lies where the shard ran; its colours are the shares of reading, predicting and writing.</p>'
+    yield f'<p class="keys">{stage_keys()}</p>'
+    rows = []
+    for one in slow:
+        bar = track(one.began - began, one.lasted, lasted, one.seconds)
+        rows.append([f"<code>{say(one.output)}</code>", f"{one.rows:,}", seconds_text(one.lasted), bar])
+    yield table_html(["shard", "rows", "lasted", f"0 to {duration_text(lasted)}"], rows, "tnnt", raw=True)
+    yield "</section>"
+
+
+def _dead_letters(run: Run) -> Iterator[str]:
+    account, folder = run.account, run.job.on_error.dead_letters
+    if folder is None or not account.bad_rows:
+        return
+    yield "<section>"
+    yield "<h2>Rows that could not be predicted</h2>"
+    yield f"<p>{rows_text(account.bad_rows)} lie in <code>{say(folder)}</code>, as they were read.</p>"
+    looked = (
+        "" if account.bad_looked_at == account.bad_rows else f" (of the {account.bad_looked_at:,} that were looked at)"
+    )
+    yield f"<h3>Reasons{looked}</h3>"
+    reasons = account.reasons.most_common(_NAMES_SHOWN)
+    yield table_html(["rows", "stage", "reason"], [[f"{count:,}", *key] for key, count in reasons], "ntc")
+    yield "<h3>Examples</h3>"
+    examples = [[tail(bad.where), f"{bad.row:,}", bad.stage, cut(bad.error, 500)] for bad in account.examples]
+    yield table_html(["file", "row", "stage", "error"], examples, "cntc")
+    yield "</section>"
+
+
+def _what_ran(run: Run) -> Iterator[str]:
+    job, account = run.job, run.account
+    record = job.record()
+    facts: list[tuple[str, str]] = []
+    for name, model in record["models"].items():
+        of = f" {name}" if name else ""
+        facts.append((f"Model{of}", f"{model['uri']} ({model['format']}, signature {model['signature']})"))
+        facts.append((f"Digest{of}", model["digest"]))
+        facts.append(
+            (
+                f"Features{of}",
+                "; ".join(f"{tensor} ← {', '.join(columns)}" for tensor, columns in model["feature"].items()),
+            )
+        )
+        facts.append(
+            (f"Predictions{of}", "; ".join(f"{output} → {column}" for output, column in model["prediction"].items()))
+        )
+        rules = {key: value for key, value in model.items() if key not in _OF_A_MODEL}
+        facts += [(f"{key.replace('_', ' ').capitalize()}{of}", str(value)) for key, value in rules.items()]
+    facts += [
+        ("Kept columns", ", ".join(job.keep) or "none"),
+        (
+            "Around the model",
+            " and ".join(f"{one.name}" for one in (job.preprocess, job.postprocess) if one) or "nothing",
+        ),
+        ("Input", ", ".join(record["input"][:_NAMES_SHOWN]) + (" …" if len(record["input"]) > _NAMES_SHOWN else "")),
+        ("Output", f"{job.output}: {count_text(account.shards, 'file')}, {bytes_text(account.output_bytes)}"),
+        ("Batches", f"of {job.batch_rows:,} rows ({job.batch_rule}){', compiled with XLA' if job.jit_compile else ''}"),
+        (
+            "Device",
+            ", ".join(f"{device} ({count_text(shards, 'shard')})" for device, shards in account.devices.most_common())
+            or "none: nothing was computed",
+        ),
+        (
+            "Bad rows",
+            f"at most {job.on_error.most}, to {job.on_error.dead_letters}"
+            if job.on_error.dead_letters
+            else "fail the job",
+        ),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in job.versions)),
+        ("Job", job.fingerprint),
+        (
+            "Manifest",
+            ", ".join(run.kept.manifest[:_NAMES_SHOWN]) + (" …" if len(run.kept.manifest) > _NAMES_SHOWN else ""),
+        ),
+    ]
+    yield "<section>"
+    yield "<h2>What ran</h2>"
+    yield facts_table(facts)
+    yield "</section>"
+
+
+_OF_A_MODEL = ("uri", "format", "digest", "signature", "feature", "prediction")
+
+
+_READING = """Histograms count every value of the shards that they are of, in bins of a sixteenth of an octave; medians are
+within one. Times are of one thread each; reading and writing of some shards overlap the predicting of others."""
+_COMPARING = f"""The Jensen-Shannon distance of two distributions p and q is the root of H((p + q)/2) &minus; (H(p) + H(q))/2,
+with H Shannon's entropy in bits: 0 where they are equal, 1 where they share nothing (J. Lin, IEEE Transactions on
+Information Theory 37(1), 1991). Numbers are compared in {GROUPS} bins of about equal shares of both runs. From {SLIGHT} on
+a column has shifted, from {MARKED} on much: for small shifts, a population stability index of 0.1 and 0.25. &ldquo;Chance
+alone&rdquo; is what as many rows of one and the same distribution would show; twice as much must be exceeded."""
+_NO_SCRIPT = "Charts are drawn by a script, which this viewer does not run. The numbers stand below each."
+
+
+def _how_to_read(run: Run) -> Iterator[str]:
+    yield f"<footer><p>{_READING}</p>"
+    if run.before is not None:
+        yield f"<p>{_COMPARING}</p><p>{say(run.compared)}</p>"
+    yield f"<noscript><p>{_NO_SCRIPT}</p></noscript></footer>"

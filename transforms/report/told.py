@@ -1,0 +1,90 @@
+"""What a shard tells for the report beside its result. No Beam."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from transforms.statistics import Columns, Numbers
+from transforms.storage.base import retries_so_far
+
+STATISTICS = "headrace.statistics"
+"""The key of a prediction file's metadata that holds its columns' statistics; see `transforms.statistics`."""
+
+
+_BATCHES_AT_ONCE = 4096
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Where shards are predicted. `began` (seconds since 1970) and `load_seconds` are of getting the models ready;
+    `retries_before` are requests to stores that this process had tried again until then.
+    """
+
+    name: str
+    began: float
+    load_seconds: float
+    retries_before: int
+
+
+def timed_load(load: Callable[[], Loaded]) -> tuple[Loaded, Process]:
+    """What it loads, and this process, which loaded it."""
+    began, started, retries = time.time(), time.perf_counter(), retries_so_far()
+    loaded = load()
+    return loaded, Process(f"{socket.gethostname()}:{os.getpid()}", began, time.perf_counter() - started, retries)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTold:
+    """`columns` are the statistics of its predictions, encoded; None where they are not known.
+
+    `began` and `ended` are seconds since 1970, `batch_seconds` the time of each batch, and `retries` those of its process
+    when the shard ended. Of a shard that this run found done, there are at most columns.
+    """
+
+    columns: str | None
+    began: float = 0.0
+    ended: float = 0.0
+    batch_seconds: Numbers = field(default_factory=Numbers)
+    process: Process | None = None
+    retries: int = 0
+
+
+class Telling:
+    """Collects while a shard is predicted."""
+
+    def __init__(self, schema: pa.Schema, predictions: Iterable[str]) -> None:
+        """`predictions` are the columns of it to describe."""
+        self._columns, self._encoded = Columns(schema, predictions), ""
+        self._began, self._batch_seconds, self._untold = time.time(), Numbers(), array("d")
+
+    def add(self, batch: pa.RecordBatch, seconds: float) -> None:
+        """Predictions, and what they took."""
+        self._columns.add(batch)
+        self._untold.append(seconds)
+        if len(self._untold) >= _BATCHES_AT_ONCE:
+            self._count_seconds()
+
+    def key_values(self) -> dict[str, str]:
+        """What the prediction file keeps of it; nothing is added afterwards."""
+        self._encoded = self._columns.encode()
+        return {STATISTICS: self._encoded}
+
+    def told(self) -> ShardTold:
+        self._count_seconds()
+        self._batch_seconds.settle()
+        return ShardTold(self._encoded, self._began, time.time(), self._batch_seconds, retries=retries_so_far())
+
+    def _count_seconds(self) -> None:
+        self._batch_seconds.add(np.frombuffer(self._untold))
+        self._untold = array("d")

@@ -1,0 +1,87 @@
+"""The report written at its place, once the run is done; an earlier one that stands there is what it is held against."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+
+from transforms.errors import AlreadyExists, HeadraceError, InvalidRequest, ObjectNotFound
+from transforms.job import Job
+from transforms.report.account import Account, merged
+from transforms.report.page import Run, page
+from transforms.report.previous import Kept, embedded, read_report
+from transforms.statistics import Column
+from transforms.storage import ObjectRef, Store, open_store
+from transforms.storage.base import public_uri
+
+_MOST_KEPT_LETTERS = 400_000
+
+
+def write_report(job: Job, manifest: Sequence[str], accounts: Iterable[Account]) -> str | None:
+    """Where it lies, or None where it could not be written: what was predicted stands all the same, and the log says why."""
+    assert job.report is not None
+    try:
+        return _write(job, job.report, tuple(manifest), merged(accounts))
+    except HeadraceError as error:
+        logging.getLogger(__name__).warning("The report could not be written: %s", error)
+        return None
+
+
+def _write(job: Job, place: str, manifest: tuple[str, ...], account: Account) -> str:
+    store = open_store(place, job.storage)
+    standing, earlier = _standing(store, place)
+    if earlier is not None and earlier.manifest == manifest:  # a runner runs the last step again
+        return place
+    before, compared = earlier, f"There is no report of an earlier run at {public_uri(place)}."
+    if earlier is not None:
+        compared = f"The previous run is that of the report that stood at {public_uri(place)}."
+    if job.compare is not None:
+        before, compared = _named(job, job.compare)
+    lasted = account.ended - account.began
+    kept = Kept(
+        manifest,
+        time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        job.model_digests,
+        account.rows,
+        account.bad_rows,
+        account.computed_rows / lasted if account.computed_shards and lasted > 0 else None,
+        tuple(_few(account.columns)),
+    )
+    data = page(Run(job, account, kept, before, compared)).encode()
+    if standing is not None:
+        store.delete(standing)
+    try:
+        with store.create(place) as writer:
+            writer.write(data)
+            writer.commit()
+    except AlreadyExists:  # an equal job, started at the same time, was first
+        read_report(store, store.stat(place))
+    return place
+
+
+def _standing(store: Store, place: str) -> tuple[ObjectRef | None, Kept | None]:
+    try:
+        ref = store.stat(place)
+    except ObjectNotFound:
+        return None, None
+    return ref, read_report(store, ref)
+
+
+def _named(job: Job, place: str) -> tuple[Kept | None, str]:
+    store = open_store(place, job.storage)
+    try:
+        found = read_report(store, store.stat(place))
+    except (ObjectNotFound, InvalidRequest) as error:
+        return None, f"The report to compare with could not be read: {error}"
+    return found, f"The previous run is that of {public_uri(place)}."
+
+
+def _few(columns: Iterable[Column]) -> Iterable[Column]:
+    """As many as the page has room for."""
+    left = _MOST_KEPT_LETTERS
+    for column in columns:
+        left -= len(embedded(column.dump()))
+        if left < 0:
+            return
+        yield column

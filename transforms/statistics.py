@@ -1,0 +1,398 @@
+"""What a column of predictions holds, in little: made while a shard is written, kept with it, merged over shards. No Beam.
+
+A number's bin is the upper 16 bits of its float64: sign, exponent and the first four bits of the fraction, so that a bin is a
+sixteenth of an octave wide and bins of any shards merge exactly. Where too many are filled, fraction bits are dropped, which
+merges neighbours: that too gives the same whatever is merged first. Nothing here looks at one row after the other.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import sys
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+FRACTION_BITS = 4
+MOST_COLUMNS = 64
+MOST_CLASSES = 1000
+MOST_VALUES = 256
+MOST_VALUE_BYTES = 64
+_MOST_BINS = 1024
+_MOST_ENCODED = 64 << 10
+_MOST_DECODED = 4 << 20
+
+
+_NOTHING = np.zeros(0, np.int64)
+
+
+@dataclass(slots=True)
+class Numbers:
+    """`count` finite numbers, their `least`, `most`, `total` and sum of `squares`; beside them `nan` and `infinite` ones.
+
+    Finite ones are counted by key: the float64's upper 16 bits, of which all fraction bits but the first `bits` are 0. `keys`
+    (ascending) and `counts`, both int64, lack what was added since they were last settled.
+    """
+
+    count: int = 0
+    nan: int = 0
+    infinite: int = 0
+    least: float = math.inf
+    most: float = -math.inf
+    total: float = 0.0
+    squares: float = 0.0
+    bits: int = FRACTION_BITS
+    keys: np.ndarray = field(default_factory=lambda: _NOTHING)
+    counts: np.ndarray = field(default_factory=lambda: _NOTHING)
+    _counting: np.ndarray | None = None
+
+    def add(self, values: np.ndarray) -> None:
+        """`values` are numbers of any dtype and shape [n]."""
+        if not len(values):
+            return
+        wide = np.ascontiguousarray(values, np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = float(wide.sum())
+            if not math.isfinite(total) and not (finite := np.isfinite(wide)).all():
+                nan = int(np.isnan(wide).sum())
+                self.nan += nan
+                self.infinite += len(wide) - int(finite.sum()) - nan
+                self.add(wide[finite])
+                return
+            self.squares += float(np.einsum("i,i->", wide, wide))
+        self.count += len(wide)
+        self.total += total
+        self.least, self.most = min(self.least, float(wide.min())), max(self.most, float(wide.max()))
+        keys = wide.view(np.uint16)[_UPPER::4].copy()
+        base = int(keys.min())
+        keys -= np.uint16(base)
+        counts = np.bincount(keys)
+        self._dense()[base : base + len(counts)] += counts
+
+    def merge(self, other: Numbers) -> None:
+        other.settle()
+        self.count, self.nan = self.count + other.count, self.nan + other.nan
+        self.infinite += other.infinite
+        self.least, self.most = min(self.least, other.least), max(self.most, other.most)
+        self.total, self.squares = self.total + other.total, self.squares + other.squares
+        self.bits = min(self.bits, other.bits)
+        self._dense()[other.keys] += other.counts
+
+    def settle(self) -> None:
+        """Puts what was added into `keys` and `counts`, where everything else looks."""
+        if self._counting is None:
+            return
+        (keys,) = self._counting.nonzero()
+        counts, self._counting = self._counting[keys], None
+        while True:
+            self.keys, back = np.unique(keys & -1 << FRACTION_BITS - self.bits, return_inverse=True)
+            self.counts = np.bincount(back, counts, len(self.keys)).astype(np.int64)
+            if len(self.keys) <= _MOST_BINS or not self.bits:
+                return
+            self.bits -= 1
+
+    def spans(self) -> Iterator[tuple[float, float, int]]:
+        """(lower edge, upper edge, count) of each bin in ascending order, edges in the numbers' own unit."""
+        self.settle()
+        step = 1 << FRACTION_BITS - self.bits
+        negative = self.keys >= _SIGN
+        order = np.concatenate([np.nonzero(negative)[0][::-1], np.nonzero(~negative)[0]])
+        for at in order.tolist():
+            key, count = int(self.keys[at]), int(self.counts[at])
+            near, far = _number(key % _SIGN), _number(min(key % _SIGN + step, _INFINITE))
+            yield (near, far, count) if key < _SIGN else (-far, -near, count)
+
+    @property
+    def mean(self) -> float | None:
+        return self.total / self.count if self.count and math.isfinite(self.total) else None
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of all the numbers, not an estimate for more of them."""
+        if (mean := self.mean) is None or not math.isfinite(self.squares):
+            return None
+        return math.sqrt(max(0.0, self.squares / self.count - mean * mean))
+
+    def quantile(self, share: float) -> float | None:
+        """A number that `share` (0 to 1) of them are at most, to within its bin."""
+        left = share * self.count
+        for low, high, count in self.spans():
+            if left <= count:
+                return min(self.most, max(self.least, low + (high - low) * left / count))
+            left -= count
+        return self.most if self.count else None
+
+    def dump(self) -> dict[str, Any]:
+        self.settle()
+        told: dict[str, Any] = {"count": self.count, "nan": self.nan, "infinite": self.infinite, "bits": self.bits}
+        told |= {"bins": [np.diff(self.keys, prepend=0).tolist(), self.counts.tolist()]}
+        sums = {"least": self.least, "most": self.most, "total": self.total, "squares": self.squares}
+        return told | {name: value for name, value in sums.items() if math.isfinite(value)}
+
+    @classmethod
+    def load(cls, told: dict[str, Any]) -> Self:
+        """Raises as `Column.load`."""
+        steps, counts = (np.array(some, np.int64) for some in told["bins"])
+        keys, bits = steps.cumsum(), _whole(told["bits"])
+        whole = keys.ndim == counts.ndim == 1 and len(keys) == len(counts)
+        if not whole or bits > FRACTION_BITS or (len(keys) and not 0 <= keys.min() <= keys.max() < 1 << 16):
+            raise ValueError("bins out of range")
+        if (counts < 0).any() or (steps[1:] <= 0).any() or (keys & ~(-1 << FRACTION_BITS - bits)).any():
+            raise ValueError("bins out of order")
+        return cls(
+            _whole(told["count"]),
+            _whole(told["nan"]),
+            _whole(told["infinite"]),
+            float(told.get("least", math.inf)),
+            float(told.get("most", -math.inf)),
+            float(told.get("total", math.inf)),
+            float(told.get("squares", math.inf)),
+            bits,
+            keys,
+            counts,
+        )
+
+    def _dense(self) -> np.ndarray:
+        """Counts by all 16 bits, for as long as more are added."""
+        if self._counting is None:
+            self._counting = np.zeros(1 << 16, np.int64)
+            self._counting[self.keys] = self.counts
+        return self._counting
+
+
+# Which of a float64's four 16-bit parts has its sign.
+_UPPER = 3 if sys.byteorder == "little" else 0
+_SIGN = 1 << 15
+_INFINITE = 0x7FF0
+
+
+def _number(key: int) -> float:
+    """Where the bins of that key begin; instead of infinity, the largest finite number."""
+    number = float(np.array([key << 48], np.uint64).view(np.float64)[0])
+    return number if math.isfinite(number) else sys.float_info.max
+
+
+@dataclass(slots=True)
+class Column:
+    """`rows` of one column, of which `nulls` are null as a whole.
+
+    `numbers` are its numbers, of lists each one, or its texts' lengths in bytes. `classes` counts, of rows of one to
+    `MOST_CLASSES` scores, where in the row the largest is (of equal ones the first), and `largest` are these.
+    `values` counts each value, None where that is too much: whole numbers, bools and texts of few different values alone.
+    """
+
+    name: str
+    kind: str
+    rows: int = 0
+    nulls: int = 0
+    numbers: Numbers | None = None
+    classes: np.ndarray | None = None
+    largest: Numbers | None = None
+    values: dict[str, int] | None = None
+
+    @classmethod
+    def of(cls, name: str, kind: pa.DataType) -> Self:
+        leaf, depth = _leaf(kind), 0 if _storage(kind) is _leaf(kind) else 1
+        told = f"{kind}"[:200]
+        if pa.types.is_boolean(leaf):
+            return cls(name, told, values={})
+        if pa.types.is_integer(leaf):
+            return cls(name, told, numbers=Numbers(), values={})
+        if _is_text(leaf):
+            return cls(name, told, numbers=Numbers(), values={})
+        if not pa.types.is_floating(leaf):
+            return cls(name, told)
+        of_scores = depth and pa.types.is_fixed_size_list(kind) and kind.value_type == leaf
+        if of_scores and 2 <= kind.list_size <= MOST_CLASSES:
+            return cls(name, told, numbers=Numbers(), classes=np.zeros(kind.list_size, np.int64), largest=Numbers())
+        return cls(name, told, numbers=Numbers())
+
+    def add(self, array: pa.Array) -> None:
+        self.rows += len(array)
+        self.nulls += array.null_count
+        if self.numbers is None and self.values is None:
+            return
+        lists = len(array) - array.null_count
+        flat = _flat(array)
+        if flat.null_count:
+            flat = flat.drop_null()
+        if _is_text(flat.type):
+            lengths = pc.binary_length(flat)
+            self._count_values(flat, long=(pc.max(lengths).as_py() or 0) > MOST_VALUE_BYTES)
+            flat = lengths
+        elif not pa.types.is_floating(flat.type):
+            self._count_values(flat)
+        if self.numbers is None:
+            return
+        numbers = flat.to_numpy(zero_copy_only=False)
+        if self.classes is not None and self.largest is not None and len(numbers) == lists * len(self.classes):
+            self._count_classes(numbers.reshape(lists, len(self.classes)))
+        self.numbers.add(numbers)
+
+    def _count_classes(self, scores: np.ndarray) -> None:
+        assert self.classes is not None
+        assert self.largest is not None
+        at = scores.argmax(axis=1)
+        largest = scores.reshape(-1)[np.arange(0, scores.size, scores.shape[1]) + at]
+        if (missing := np.isnan(largest)).any():  # argmax gives the first NaN
+            at, largest = at[~missing], largest[~missing]
+        self.largest.add(largest)
+        self.classes += np.bincount(at, minlength=len(self.classes))
+
+    def _count_values(self, flat: pa.Array, *, long: bool = False) -> None:
+        if self.values is None or long:
+            self.values = None
+            return
+        counted = pc.value_counts(flat)
+        if len(counted) > MOST_VALUES:
+            self.values = None
+            return
+        values, counts = counted.field("values").to_pylist(), counted.field("counts").to_pylist()
+        self._add_values(zip(map(_shown, values), counts, strict=True))
+
+    def _add_values(self, counted: Iterable[tuple[str, int]]) -> None:
+        assert self.values is not None
+        for value, count in counted:
+            self.values[value] = self.values.get(value, 0) + count
+        if len(self.values) > MOST_VALUES:
+            self.values = None
+
+    def merge(self, other: Column) -> None:
+        """Raises `ValueError` where it is a column of another type."""
+        if (self.name, self.kind) != (other.name, other.kind):
+            raise ValueError(f"{other.name} of {other.kind} is not {self.name} of {self.kind}")
+        self.rows, self.nulls = self.rows + other.rows, self.nulls + other.nulls
+        for mine, theirs in ((self.numbers, other.numbers), (self.largest, other.largest)):
+            if mine is not None and theirs is not None:
+                mine.merge(theirs)
+        if self.classes is not None and other.classes is not None:
+            self.classes = self.classes + other.classes
+        if self.values is None or other.values is None:
+            self.values = None
+        else:
+            self._add_values(other.values.items())
+
+    def dump(self) -> dict[str, Any]:
+        told: dict[str, Any] = {"name": self.name, "kind": self.kind, "rows": self.rows, "nulls": self.nulls}
+        for name in ("numbers", "largest"):
+            if (numbers := getattr(self, name)) is not None:
+                told[name] = numbers.dump()
+        if self.classes is not None:
+            told["classes"] = self.classes.tolist()
+        if self.values is not None:
+            told["values"] = self.values
+        return told
+
+    @classmethod
+    def load(cls, told: dict[str, Any]) -> Self:
+        """Raises `ValueError`, `KeyError`, `TypeError` or `AttributeError` where `dump` gave no such thing."""
+        return cls(
+            str(told["name"]),
+            str(told["kind"]),
+            _whole(told["rows"]),
+            _whole(told["nulls"]),
+            Numbers.load(told["numbers"]) if "numbers" in told else None,
+            np.array([_whole(count) for count in told["classes"]], np.int64) if "classes" in told else None,
+            Numbers.load(told["largest"]) if "largest" in told else None,
+            {str(value): _whole(count) for value, count in told["values"].items()} if "values" in told else None,
+        )
+
+
+class Columns:
+    """The columns of a shard's predictions, the first `MOST_COLUMNS` of them."""
+
+    def __init__(self, schema: pa.Schema, names: Iterable[str]) -> None:
+        some = [name for _, name in zip(range(MOST_COLUMNS), names, strict=False)]
+        self.columns = [Column.of(name, schema.field(name).type) for name in some]
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        for column in self.columns:
+            column.add(batch.column(column.name))
+
+    def encode(self) -> str:
+        return encode(self.columns)
+
+
+def encode(columns: Iterable[Column]) -> str:
+    """As text of some kilobytes, 64 KiB at most: what would not fit is left out, beginning with the last."""
+    told = [column.dump() for column in columns]
+    while True:
+        text = base64.b64encode(zlib.compress(json.dumps(told, separators=(",", ":")).encode(), 6)).decode()
+        if len(text) <= _MOST_ENCODED or not told:
+            return text
+        told.pop()
+
+
+def decode(text: str) -> list[Column]:
+    """Raises `ValueError` where `encode` did not give it."""
+    try:
+        unpacker = zlib.decompressobj()
+        data = unpacker.decompress(base64.b64decode(text, validate=True), _MOST_DECODED)
+        return [Column.load(told) for told in json.loads(data)]
+    except (ValueError, zlib.error, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"no statistics: {type(error).__name__}: {error}") from error
+
+
+def merge(into: list[Column], more: Iterable[Column]) -> None:
+    """Columns by their name; one that `into` lacks is added to it. Raises `ValueError` where a type differs."""
+    by_name = {column.name: column for column in into}
+    for column in more:
+        if (mine := by_name.get(column.name)) is not None:
+            mine.merge(column)
+        else:
+            into.append(column)
+            by_name[column.name] = column
+
+
+def _storage(kind: pa.DataType) -> pa.DataType:
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def _leaf(kind: pa.DataType) -> pa.DataType:
+    kind = _storage(kind)
+    while _is_list(kind):
+        kind = _storage(kind.value_type)
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _flat(array: pa.Array) -> pa.Array:
+    """All values of it, in order; those of null lists are none."""
+    while True:
+        if isinstance(array, pa.ExtensionArray):
+            array = array.storage
+        elif pa.types.is_dictionary(array.type):
+            array = array.dictionary_decode()
+        elif _is_list(array.type):
+            array = array.flatten()
+        else:
+            return array
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return any(
+        is_kind(kind)
+        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _whole(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
