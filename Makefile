@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test faults chaos lint check venv bench-load constraints clean docs coverage test-pythons
+.PHONY: help run test faults chaos lint check venv bench-load constraints clean docs coverage test-pythons picture-report
 .PHONY: schedule test-airflow run-dataflow template template-classic
 .PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-scale bench-gpu bench-smoke bench-peers
 .DEFAULT_GOAL := help
@@ -95,6 +95,9 @@ faults: venv ## 1,000 loads of small models under random faults; LOADS=… SEED=
 chaos: venv ## jobs killed, doubled and fed with faults, held against undisturbed ones; RUNS=… SEED=…; rewrites docs/faults.md
 	rm -f docs/faults.md
 	HEADRACE_CHAOS_RUNS=$(or $(RUNS),20) HEADRACE_CHAOS_SEED=$(or $(SEED),1) HEADRACE_CHAOS_TABLE=docs/faults.md $(BIN)/python -m pytest -n 2 tests/test_chaos.py
+
+picture-report: venv ## docs/report-light.png and -dark.png, of a real run; needs chromium and chromium-driver
+	$(BIN)/python -m tests.report_picture docs
 
 lint: venv ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -50,6 +50,7 @@ DEV = [
     "pytest-xdist>=3.8",
     "pyyaml>=6.0",
     "ruff>=0.17",
+    "selenium>=4.40",  # looks at the report in a browser
     "setuptools>=77",
     "sphinx>=9.0",  # builds the documents' site
     "tf-keras>=2.21",  # makes the files of Keras 2 that tests read

@@ -25,7 +25,7 @@ MOST_COLUMNS = 64
 MOST_CLASSES = 1000
 MOST_VALUES = 256
 MOST_VALUE_BYTES = 64
-_MOST_BINS = 1024
+_MOST_BINS = 1024  # and 4094, without fraction bits, where numbers are of every exponent
 _MOST_ENCODED = 64 << 10
 _MOST_DECODED = 4 << 20
 

@@ -296,7 +296,7 @@ def _bad_rows(store: Store, uri: str) -> Iterator[Bad]:
 
 def _reason(error: str) -> str:
     """What is alike in messages of the same mistake: without numbers, and without the places that they name."""
-    text = re.sub(r"\b\w+:///?\S+", "…", error)
+    text = re.sub(r"\b\w+:///?\S+|(?<![\w.])/\S+", "…", error)
     text = re.sub(r"\d+", "#", text)
     return text[:_REASON_LETTERS]
 

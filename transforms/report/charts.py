@@ -72,26 +72,25 @@ def histogram(title: str, now: Numbers | None, before: Numbers | None) -> Bars |
     least, most = min(one.least for one in both), max(one.most for one in both)
     spans = [list(one.spans()) for one in both]
 
-    def linear(low: float, high: float) -> tuple[list[dict[int, int]], list[float]]:
-        inside = [(a, b) for some in spans for a, b, _ in some if b > low and a < high]
-        width = max((high - low) / MOST_BARS, *(b - a for a, b in inside), sys.float_info.min)
-        width = 2.0 ** min(1000, math.ceil(math.log2(width)))
+    def linear(low: float, high: float) -> tuple[list[dict[int, int]], list[float], int]:
+        inside = [b - a for some in spans for a, b, _ in some if b > low and a < high]
+        width = max(high / MOST_BARS - low / MOST_BARS, *inside, sys.float_info.min)
+        width = 2.0 ** min(1023, math.ceil(math.log2(width)))
         first, last = math.floor(low / width), max(math.floor(low / width), math.ceil(high / width) - 1)
         counted = [_counted(some, lambda at: min(last, max(first, math.floor(at / width)))) for some in spans]
-        return counted, [width * at for at in range(first, last + 2)]
+        return counted, [width * at for at in range(first, last + 2)], first
 
-    counted, edges = linear(least, most)
+    counted, edges, first = linear(least, most)
     if max(counted[0].values()) > _ONE_BAR * now.count and least < most / 64:
         if least > 0:
-            step = math.ceil(math.log2(most / least) / MOST_BARS)
+            step = math.ceil((math.log2(most) - math.log2(least)) / MOST_BARS)
             counted = [_counted(some, lambda at: math.floor(math.log2(at) / step)) for some in spans]
             first, last = (pick(pick(some) for some in counted) for pick in (min, max))
-            edges = [2.0 ** (step * at) for at in range(first, last + 2)]
+            edges = [2.0 ** min(1023, step * at) for at in range(first, last + 2)]
         else:
             usual = [one.quantile(share) or 0.0 for one in both for share in (_RARE, 1 - _RARE)]
-            counted, edges = linear(min(usual), max(usual))
+            counted, edges, first = linear(min(usual), max(usual))
             edges[0], edges[-1] = min(least, edges[0]), max(most, edges[-1])
-    first = min(min(some) for some in counted)
     bars = range(first, first + len(edges) - 1)
     shares = [tuple(some.get(at, 0) / one.count for at in bars) for some, one in zip(counted, both, strict=True)]
     return Bars(title, tuple(map(number, edges)), shares[0], shares[1] if len(shares) > 1 else None, between=True)
@@ -115,6 +114,8 @@ def _categories(title: str, now: dict[str, int], before: dict[str, int] | None) 
     names = list(now) + [name for name in before or {} if name not in now]
     if all(name.lstrip("-").isdigit() for name in names):
         names.sort(key=int)
+    else:
+        names.sort(key=lambda name: (-now.get(name, 0), name))
 
     def share(name: str) -> float:
         return max(now.get(name, 0) / totals[0], (before or {}).get(name, 0) / totals[1])

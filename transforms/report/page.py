@@ -221,7 +221,10 @@ def _column_row(name: str, column: Column) -> list[str]:
     row = [name, f"{column.rows:,}", f"{column.nulls:,}"]
     if (some := column.numbers) is None:
         return row
-    numbers = (some.least, some.mean, some.quantile(0.5), some.most, some.deviation)
+    middle = some.quantile(0.5)
+    if middle is not None and not any(kind in column.kind for kind in ("float", "double")):
+        middle = round(middle)
+    numbers = (some.least, some.mean, middle, some.most, some.deviation)
     return [*row, f"{some.nan:,}", f"{some.infinite:,}", *(number(value) for value in numbers)]
 
 
