@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -18,27 +18,25 @@ def read_ahead(items: Iterator[Item], depth: int) -> Iterator[Iterator[Item]]:
 
     Leaving the block stops the thread and closes `items`, whether they were used up or not.
     """
-    ready: queue.Queue[object] = queue.Queue(depth)
+    # A queue.Queue of bounded size is written in Python, and so runs under the interpreter's lock; these two are not.
+    ready: SimpleQueue[object] = SimpleQueue()
+    free: SimpleQueue[None] = SimpleQueue()
+    for _ in range(depth):
+        free.put(None)
     stopped = threading.Event()
 
-    def put(item: object) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
-
     def run() -> None:
+        last: object = _END
         try:
             for item in items:
-                if not put(item):
+                free.get()
+                if stopped.is_set():
                     return
-            put(_END)
+                ready.put(item)
         except BaseException as error:  # raised again by the consumer
-            put(_Failure(error))
+            last = _Failure(error)
         finally:
+            ready.put(last)
             close = getattr(items, "close", None)
             if close is not None:
                 close()
@@ -47,6 +45,7 @@ def read_ahead(items: Iterator[Item], depth: int) -> Iterator[Iterator[Item]]:
         while (item := ready.get()) is not _END:
             if isinstance(item, _Failure):
                 raise item.error
+            free.put(None)
             yield item  # type: ignore[misc]
 
     thread = threading.Thread(target=run, name="headrace-read", daemon=True)
@@ -55,6 +54,7 @@ def read_ahead(items: Iterator[Item], depth: int) -> Iterator[Iterator[Item]]:
         yield drain()
     finally:
         stopped.set()
+        free.put(None)
         thread.join()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from transforms.errors import NotAModel, SignatureNotFound
 from transforms.models import keras_files, keras_signature
+from transforms.models.direct_call import direct
 from transforms.models.keras_build import Built, Recipe, build
 from transforms.models.keras_fill import Weights, allocate, fill, legacy_fill, legacy_pairs, saved_paths
 from transforms.models.keras_weights import SavedWeights, Tensor, open_weights
@@ -115,7 +116,7 @@ def _serve(model: Any, ref: ModelRef, nbytes: int, traced: tuple[Any, Any]) -> M
         SIGNATURE,
         inputs,
         {name: keras_signature.tensor_spec(name, output) for name, output in concrete.structured_outputs.items()},
-        call,
+        direct(concrete, list(inputs), call) if function is concrete else call,
         parameters=_parameters(model),
         nbytes=nbytes,
         keep=(model, concrete, function),

@@ -16,6 +16,7 @@ from typing import Any
 
 from transforms.errors import CorruptModel, UnsupportedModel
 from transforms.models import saved_model_v1
+from transforms.models.direct_call import by_keywords
 from transforms.models.dlpack import to_tensor
 from transforms.models.model import Model
 from transforms.models.ref import ModelRef
@@ -99,7 +100,7 @@ def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> 
         signature,
         spec.inputs,
         spec.outputs,
-        lambda inputs: function(**inputs),
+        by_keywords(function),
         parameters=_parameters(weights),
         nbytes=_nbytes(weights),
         keep=(loaded, folder),

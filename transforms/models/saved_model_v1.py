@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from transforms.errors import HeadraceError
+from transforms.models.direct_call import by_keywords
 from transforms.models.dlpack import to_tensor
 from transforms.models.graph_v1 import Graph, Output, Step
 from transforms.models.machine_stream import say_once
@@ -66,7 +67,7 @@ def load(store: Store, ref: ModelRef, proto: Any, signature: str, stream: Stream
         signature,
         spec.inputs,
         spec.outputs,
-        lambda inputs: function(**inputs),
+        by_keywords(function),
         parameters=_parameters(values.values()),
         nbytes=_nbytes(values.values()),
         keep=loaded,
