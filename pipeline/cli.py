@@ -16,6 +16,7 @@ from dataclasses import replace
 from pipeline.accelerator import is_dataflow, set_up_workers
 from pipeline.dataflow import check_dataflow, detached, tell_dataflow
 from pipeline.options import COMMANDS, PredictOptions, help_text, parse_flags, runner_of
+from pipeline.portable import check_portable
 from pipeline.quiet import quiet_stderr
 from pipeline.request import Request, parse_request
 from pipeline.start import loaded
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         request = parse_request(options, command)
         if command in ("run", "plan"):
             check_dataflow(options, request)
+            check_portable(options)
         if command != "verify" or request.sample is not None:
             with nullcontext() if verbose else quiet_stderr():
                 here = command != "inspect" and runner_of(options) is None
@@ -74,6 +76,14 @@ def set_up_logs(verbose: bool) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         # It logs each traceback before we tell what it means.
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+        # So do portable runners, by the root logger.
+        logging.getLogger().addFilter(_not_of_a_portable_runner)
+        # Beam has this one log all that Prism says, whatever the level.
+        logging.getLogger("PrismJobServer").addFilter(lambda _: False)
+
+
+def _not_of_a_portable_runner(record: logging.LogRecord) -> bool:
+    return record.module != "portable_runner"
 
 
 def _tell(what: str, error: HeadraceError, verbose: bool, code: int) -> int:

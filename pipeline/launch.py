@@ -22,6 +22,7 @@ from pipeline.accelerator import is_dataflow
 from pipeline.dataflow import left_running_text, not_taken, submitted_text
 from pipeline.graph import build_graph
 from pipeline.options import runner_of
+from pipeline.portable import portable_error
 from pipeline.user_package import UserPackage
 from transforms import errors, progress
 from transforms.errors import HeadraceError, InvalidRequest, JobError
@@ -141,6 +142,8 @@ def workers_error(error: Exception) -> HeadraceError:
     if found:
         kind, message = found[-1]
         return getattr(errors, kind, JobError)(message)
+    if told := portable_error(str(error)):
+        return told
     last = [line for line in str(error).strip().splitlines() if line.strip()][-1:] or [""]
     return JobError(
         "Beam could not run it to its end",
