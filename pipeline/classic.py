@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -19,10 +20,10 @@ from apache_beam.options.value_provider import RuntimeValueProvider
 from apache_beam.pvalue import AsSingleton
 
 from pipeline.accelerator import is_dataflow, set_up_workers
-from pipeline.cli import set_up_logs
 from pipeline.dataflow import check_place, check_reachable, not_taken, submitted_text, tell_dataflow
 from pipeline.graph import build_graph
 from pipeline.launch import open_pipeline
+from pipeline.log import set_up_logs, tell_error, wants_json
 from pipeline.options import parse_flags, runner_of
 from pipeline.own_package import own_package
 from pipeline.preflight import Prepared, prepare
@@ -123,11 +124,12 @@ def stage(argv: Sequence[str]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    set_up_logs("--verbose" in argv)
+    set_up_logs(as_json=wants_json(argv), verbose="--verbose" in argv)
     try:
         print(stage(argv))
     except HeadraceError as error:
-        print(f"Cannot stage: {error}", file=sys.stderr)
+        verbose = "--verbose" in argv
+        tell_error("Cannot stage", error, 2, "".join(traceback.format_exception(error)) if verbose else None)
         return 2
     return 0
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import sys
 import time
 import traceback
@@ -14,7 +13,9 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from pipeline.accelerator import is_dataflow, set_up_workers
+from pipeline.answer import Answer
 from pipeline.dataflow import check_dataflow, detached, tell_dataflow
+from pipeline.log import is_json, set_up_logs, tell, tell_error, wants_json
 from pipeline.options import COMMANDS, PredictOptions, help_text, parse_flags, runner_of
 from pipeline.portable import check_portable
 from pipeline.quiet import quiet_stderr
@@ -22,7 +23,7 @@ from pipeline.request import Request, parse_request
 from pipeline.start import loaded
 from pipeline.stopping import STOPPED, stop_on_signals, stopped_text
 from pipeline.user_package import open_user_packages
-from transforms.errors import HeadraceError
+from transforms.errors import ColumnError, HeadraceError
 
 
 def entry() -> None:
@@ -37,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         print(help_text())
         return 0
     verbose = "--verbose" in argv
-    set_up_logs(verbose)
+    set_up_logs(as_json=wants_json(argv), verbose=verbose)
     try:
         options = parse_flags(argv)
         if command in ("run", "plan"):
@@ -57,39 +58,22 @@ def main(argv: list[str] | None = None) -> int:
         loaded()
         with open_user_packages(request.user_packages, request.named_modules) as packages:
             request = replace(request, packages=packages)
+            as_json = options.json or is_json()
             if command == "inspect":
-                return _inspect(request)
+                return _inspect(request, as_json)
             if command == "verify":
-                return _verify(request)
-            return _plan(request) if command == "plan" else _run(request, options)
+                return _verify(request, as_json)
+            return _plan(request, as_json) if command == "plan" else _run(request, options, as_json)
     except HeadraceError as error:
         return _tell("Cannot start", error, verbose, 2)
     except KeyboardInterrupt as stopped:
-        print(f"\n{str(stopped) or stopped_text(overwrites='--overwrite' in argv)}", file=sys.stderr)
+        text = str(stopped) or stopped_text(overwrites="--overwrite" in argv)
+        tell("stopped", text if is_json() else f"\n{text}", logging.WARNING, exit_code=STOPPED)
         return STOPPED
 
 
-def set_up_logs(verbose: bool) -> None:
-    level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-    if not verbose:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        # It logs each traceback before we tell what it means.
-        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-        # So do portable runners, by the root logger.
-        logging.getLogger().addFilter(_not_of_a_portable_runner)
-        # Beam has this one log all that Prism says, whatever the level.
-        logging.getLogger("PrismJobServer").addFilter(lambda _: False)
-
-
-def _not_of_a_portable_runner(record: logging.LogRecord) -> bool:
-    return record.module != "portable_runner"
-
-
 def _tell(what: str, error: HeadraceError, verbose: bool, code: int) -> int:
-    if verbose:
-        traceback.print_exception(error)
-    print(f"{what}: {error}", file=sys.stderr)
+    tell_error(what, error, code, "".join(traceback.format_exception(error)) if verbose else None)
     return code
 
 
@@ -102,12 +86,11 @@ def _start_tensorflow(device: str, *, check: bool) -> None:
         choose_devices(device)
 
 
-def _run(request: Request, options: PredictOptions) -> int:
+def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
     from pipeline.launch import detach, launch, open_pipeline
     from pipeline.own_package import own_package
     from pipeline.preflight import prepare
-    from pipeline.report import summary_text
-    from pipeline.report_place import report_line
+    from pipeline.report import report_nothing_to_do, report_summary
     from pipeline.standing import claim_output, examine_output
     from transforms.storage import open_store
 
@@ -117,14 +100,13 @@ def _run(request: Request, options: PredictOptions) -> int:
     output = prepared.job.output
     if request.clean:
         left = open_store(output, request.storage).clean(f"{output}/")
-        print(f"{left:,} interrupted uploads removed from {output}.", file=sys.stderr)
+        tell("note", f"{left:,} interrupted uploads removed from {output}.")
     if standing.complete:
-        print(f"Nothing to do: all {standing.done:,} shards stand in {output}, and none of their inputs changed.")
-        return 0
+        return _show_end(report_nothing_to_do(prepared, standing), as_json)
     if standing.done:
-        print(f"Going on: {standing.done:,} shards stand in {output} already.", file=sys.stderr)
+        tell("note", f"Going on: {standing.done:,} shards stand in {output} already.")
     if standing.superseded:
-        print(f"{standing.superseded:,} outputs are of inputs that changed or vanished, and will go.", file=sys.stderr)
+        tell("note", f"{standing.superseded:,} outputs are of inputs that changed or vanished, and will go.")
     if is_dataflow(options):
         options = tell_dataflow(options, sum(spec.nbytes for spec in prepared.specs))
     with own_package(options, gpu=request.loading.device == "gpu") as wheels:
@@ -132,44 +114,54 @@ def _run(request: Request, options: PredictOptions) -> int:
         claim_output(prepared, standing, overwrite=request.overwrite)
         try:
             if detached(options):
-                print(detach(prepared.job, pipeline))
-                return 0
+                submitted = detach(prepared.job, pipeline)
+                return _show_end(Answer(submitted, {"output": output, "submitted": submitted}), as_json)
             done = launch(prepared.job, pipeline)
         except HeadraceError as error:
             return _tell("The job failed", error, options.verbose, 1)
-    print(summary_text(prepared, done, time.monotonic() - started))
-    if prepared.job.report is not None:
-        print(report_line(prepared.job))
+    return _show_end(report_summary(prepared, done, time.monotonic() - started), as_json)
+
+
+def _show_end(answer: Answer, as_json: bool) -> int:
+    """On standard output; with --log_format=json, also as the last line of the log."""
+    if is_json():
+        tell("summary", answer.text, **answer.document)
+    return _show(answer, as_json)
+
+
+def _show(answer: Answer, as_json: bool) -> int:
+    print(answer.shown(as_json=as_json, one_line=is_json()), flush=True)
     return 0
 
 
-def _plan(request: Request) -> int:
+def _plan(request: Request, as_json: bool) -> int:
+    from pipeline.look import look
     from pipeline.preflight import prepare
-    from pipeline.report import plan_text
+    from pipeline.report import report_look, report_plan
     from pipeline.standing import examine_output
     from transforms.plan import input_files, plan_shards
 
-    prepared = prepare(request)
+    try:
+        prepared = prepare(request)
+    except ColumnError:
+        # Beside the error, what fits and what does not.
+        _show(report_look(look(request)), as_json)
+        raise
     standing = examine_output(prepared, overwrite=request.overwrite)
-    print(plan_text(prepared, standing, plan_shards(prepared.job, input_files(prepared.job))))
-    return 0
+    return _show(report_plan(prepared, standing, plan_shards(prepared.job, input_files(prepared.job))), as_json)
 
 
-def _inspect(request: Request) -> int:
-    from pipeline.preflight import pin_requested
-    from pipeline.report import inspect_text
-    from transforms.models.load import describe_model
+def _inspect(request: Request, as_json: bool) -> int:
+    from pipeline.look import look
+    from pipeline.report import report_look
 
-    for model in request.models:
-        ref = pin_requested(request, model)
-        print(inspect_text(ref, describe_model(ref)))
-    return 0
+    return _show(report_look(look(request)), as_json)
 
 
-def _verify(request: Request) -> int:
+def _verify(request: Request, as_json: bool) -> int:
     from pipeline.preflight import prepare
     from pipeline.sample import verify_sample
-    from pipeline.verify import verdict_text, verify
+    from pipeline.verify import verdict_document, verdict_text, verify
     from transforms.job import check_same_job
 
     job = prepare(request).job if request.sample is not None else None
@@ -177,5 +169,5 @@ def _verify(request: Request) -> int:
     if job is not None and request.sample is not None:
         check_same_job(request.output, record, job.record())
         verify_sample(verdict, job, manifest, request.sample)
-    print(verdict_text(verdict))
+    _show(Answer(verdict_text(verdict), verdict_document(verdict)), as_json)
     return 1 if verdict.problems else 0

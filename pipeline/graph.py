@@ -12,6 +12,7 @@ from transforms.dead_letters import StandingDeadLetters, list_dead_letters
 from transforms.finalize import Finalize
 from transforms.job import Job
 from transforms.manifest import Finished, list_finished
+from transforms.metrics import count_result
 from transforms.plan import GivenJob, PlanShards
 from transforms.predict import PredictShards
 from transforms.predict_shard import found_result
@@ -54,7 +55,8 @@ class _DropDone(beam.DoFn):
                 left.append(shard)
                 continue
             result = found_result(job, there, shard, dead_letters)
-            progress.add(shards_done=1, rows_found=shard.rows, bad_rows=result.bad_rows)
+            progress.add(shards_done=1, shards_found=1, rows_found=shard.rows, bad_rows_found=result.bad_rows)
+            count_result(result)
             yield TaggedOutput("done", result)
         if left:
             yield tuple(left)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import threading
 import time
 from collections import Counter
@@ -21,9 +20,11 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from pipeline.accelerator import is_dataflow
 from pipeline.dataflow import left_running_text, not_taken, submitted_text
 from pipeline.graph import build_graph
+from pipeline.log import tell
 from pipeline.options import runner_of
 from pipeline.portable import portable_error
 from pipeline.user_package import UserPackage
+from pipeline.watch import watched
 from transforms import errors, progress
 from transforms.errors import HeadraceError, InvalidRequest, JobError
 from transforms.job import SUCCESS, Job
@@ -32,7 +33,6 @@ from transforms.storage import open_store
 from transforms.storage.base import take_retries
 
 _OURS = re.compile(r"^(?:transforms\.errors\.)(\w+): (.*?)(?: \[while running .*)?$", re.MULTILINE)
-_LINE_EVERY_SECONDS = 5.0
 _REMOTE_LINE_EVERY_SECONDS = 10.0
 
 
@@ -77,7 +77,7 @@ def launch(job: Job, pipeline: beam.Pipeline) -> Done:
     progress.reset()
     try:
         build_graph(pipeline, job)
-        with _shown_progress() if _in_this_process(pipeline.options) else nullcontext():
+        with watched() if _in_this_process(pipeline.options) else nullcontext():
             result = _submit(pipeline)
         with nullcontext() if runner_of(pipeline.options) is None else _told(pipeline.options, result):
             result.wait_until_finish()
@@ -124,7 +124,7 @@ def _told(options: PipelineOptions, result: Any) -> Iterator[None]:
         with _shown_counts(result):
             yield
         return
-    print(submitted_text(options, result), file=sys.stderr, flush=True)
+    tell("submitted", submitted_text(options, result))
     try:
         with _shown_counts(result):
             yield
@@ -159,12 +159,15 @@ def _shown_counts(result: Any) -> Iterator[None]:
 
     def show() -> None:
         nonlocal shown
+        counted = Counter[str]()
         try:
-            line = describe_counts(counters(result))
+            counted = counters(result)
+            line = describe_counts(counted)
         except Exception as error:  # of a runner or its network: the job does not depend on it
             line = f"no counters at the moment: {type(error).__name__}"
         if line != shown:
-            print(f"{line}, {time.monotonic() - started:,.0f} s", file=sys.stderr, flush=True)
+            seconds = time.monotonic() - started
+            tell("progress", f"{line}, {seconds:,.0f} s", seconds=round(seconds, 3), **counted)
             shown = line
 
     def poll() -> None:
@@ -198,52 +201,4 @@ def describe_counts(counted: Counter[str]) -> str:
         parts.append(f"{found:,} shards found done")
     if bad := counted["bad_rows"]:
         parts.append(f"{bad:,} rows to dead letters")
-    return ", ".join(parts)
-
-
-@contextmanager
-def _shown_progress() -> Iterator[None]:
-    stop = threading.Event()
-    terminal = sys.stderr.isatty()
-
-    def show() -> None:
-        started, shown, spoke = time.monotonic(), "", 0.0
-        while not stop.wait(0.25):
-            line = describe(progress.snapshot(), time.monotonic() - started)
-            if terminal:
-                sys.stderr.write(f"\r\x1b[2K{line}")
-                sys.stderr.flush()
-            elif line != shown and time.monotonic() - spoke >= _LINE_EVERY_SECONDS:
-                print(line, file=sys.stderr, flush=True)
-                shown, spoke = line, time.monotonic()
-        line = describe(progress.snapshot(), time.monotonic() - started)
-        sys.stderr.write(f"\r\x1b[2K{line}\n" if terminal else f"{line}\n")
-        sys.stderr.flush()
-
-    thread = threading.Thread(target=show, name="headrace-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def describe(now: progress.Snapshot, seconds: float) -> str:
-    """One line: the plan, the model until it is ready, then rows."""
-    if not now.shards_planned:
-        return f"planning, {seconds:.0f} s"
-    done = now.rows_done + now.rows_found
-    parts = [f"{now.shards_done:,} of {now.shards_planned:,} shards", f"{done:,} of {now.rows_planned:,} rows"]
-    if now.model_bytes_total and not now.model_ready:
-        parts.insert(0, f"model {now.model_bytes / 2**20:,.1f} of {now.model_bytes_total / 2**20:,.1f} MiB")
-    if now.rows_found:
-        parts.append(f"{now.rows_found:,} found done")
-    if now.bad_rows:
-        parts.append(f"{now.bad_rows:,} to dead letters")
-    if now.rows_done and seconds:
-        rate = now.rows_done / seconds
-        parts.append(f"{rate:,.0f} rows/s")
-        if left := now.rows_planned - done:
-            parts.append(f"{left / rate:,.0f} s left")
     return ", ".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import NoReturn
@@ -17,14 +18,28 @@ DEFAULT_SHARD_BYTES = 128 << 20
 DEFAULT_MAX_BAD_ROWS = "1%"  # stray rows pass; a wrong column or a changed format, which hits most rows, does not
 COMMANDS = ("run", "plan", "inspect", "verify")
 
+_DESCRIPTION = """\
+Predictions of a TensorFlow or Keras model over sharded Parquet.
+
+commands:
+  run       does the job (default); the same command again goes on
+  plan      does every check, shows what would be done, and writes nothing
+  inspect   shows a model, an input, or how the one is fed from the other
+  verify    reads a finished output back, and holds it against its inputs
+"""
 _EXAMPLES = """\
 examples:
-  headrace --model=gs://bucket/model --input='gs://bucket/in/*.parquet' --output=gs://bucket/out
-  headrace --model=model.keras --input='in/*.parquet' --output=out --feature image=pixels --keep=id
-  headrace inspect --model=gs://bucket/model
-  headrace verify --output=gs://bucket/out
+  Does the data fit the model?
+    headrace inspect --model=gs://b/model --input='gs://b/in/*.parquet'
+  Predict, here, on all cores:
+    headrace --model=m.keras --input='in/*.parquet' --output=out --keep=id
+  The same on Dataflow, with a column of another name than the model's input:
+    headrace --runner=DataflowRunner --project=p --region=europe-west4 \\
+      --model=gs://b/model --input='gs://b/in/*.parquet' --output=gs://b/out \\
+      --feature=image=pixels --keep=id
 
-Every option of Apache Beam is taken too (--runner, --project, --region, …). With no --runner the job runs in this process.
+Every option of Apache Beam is taken too (--runner, --project, --region, …).
+With no --runner the job runs in this process.
 """
 
 
@@ -238,7 +253,20 @@ class PredictOptions(PipelineOptions):
             action="store_true",
             help="first remove what interrupted uploads left hidden in the output folder; only while no other job writes there",
         )
-        how.add_argument("--verbose", action="store_true", help="log more, and show tracebacks")
+        told = parser.add_argument_group("what is told")
+        told.add_argument(
+            "--json",
+            action="store_true",
+            help="one JSON document on standard output: of run its summary, of plan, inspect and verify what they found",
+        )
+        told.add_argument(
+            "--log_format",
+            choices=("text", "json"),
+            default="text",
+            help="json: one JSON object on each line of standard error, progress and errors too; --json follows. text "
+            "(default): a live display on a terminal, else lines",
+        )
+        told.add_argument("--verbose", action="store_true", help="log more, and show tracebacks")
         loading = parser.add_argument_group("how a worker loads the model")
         loading.add_argument(
             "--model_sharing",
@@ -268,15 +296,20 @@ class PredictOptions(PipelineOptions):
 def help_text() -> str:
     parser = argparse.ArgumentParser(
         prog="headrace",
-        usage=f"headrace [{'|'.join(COMMANDS)}] --model=URI --input=GLOB --output=URI [flags]",
-        description="Predictions of a TensorFlow or Keras model over sharded Parquet. "
-        "run (default) does the job; plan checks everything and writes nothing; inspect shows a model's signatures; verify "
-        "reads a finished output back and holds it against its manifest and its inputs.",
+        usage="headrace [COMMAND] --model=URI --input=GLOB --output=URI [FLAG ...]",
+        description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     PredictOptions._add_argparse_args(parser)
     return parser.format_help()
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Lines of prose are hard to follow when they are longer, however wide the terminal."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26, width=min(80, shutil.get_terminal_size().columns))
 
 
 def parse_flags(argv: Sequence[str]) -> PredictOptions:

@@ -33,7 +33,8 @@ Value = TypeVar("Value")
 class Prepared:
     """A job that passed every check, with what the checks read. `specs` are of the job's models, in their order.
 
-    `schema` is the input's; `output_schema` that of every prediction file.
+    `schema` is the input's, `seen` what features choose from, which --preprocess may make another; `output_schema` is that
+    of every prediction file.
     """
 
     job: Job
@@ -41,6 +42,7 @@ class Prepared:
     inputs: Survey
     columns: ColumnPlan
     schema: pa.Schema
+    seen: pa.Schema
     output_schema: pa.Schema
 
 
@@ -53,13 +55,8 @@ def prepare(request: Request) -> Prepared:
     signatures = [spec.signatures[model.signature] for spec, model in zip(specs, request.models, strict=True)]
     patterns = expand_lists(request.inputs, request.storage)
     inputs = survey_inputs(patterns, request.storage, _OutputApart(request.output, patterns).check)
-    first = inputs.first
-    stored = read_footer(open_store(first.uri, request.storage), first).schema
-    partitions = tuple(
-        key for key in inputs.partitions if key not in stored.names and request.partition_columns == "auto"
-    )
-    schema = pa.schema([*stored, *(pa.field(key, pa.string()) for key in partitions)], stored.metadata)
-    seen, where = schema, first.uri
+    schema, partitions = input_schema(request, inputs)
+    seen, where = schema, inputs.first.uri
     if preprocess is not None:
         seen, where = AppliedFunction(preprocess.load(), preprocess.name, schema).output_schema, preprocess.name
     choices = choose_columns(request, signatures)
@@ -100,7 +97,16 @@ def prepare(request: Request) -> Prepared:
         report=request.report,
         compare=request.compare,
     )
-    return Prepared(job, specs, inputs, columns, schema, output_schema)
+    return Prepared(job, specs, inputs, columns, schema, seen, output_schema)
+
+
+def input_schema(request: Request, inputs: Survey) -> tuple[pa.Schema, tuple[str, ...]]:
+    """That of the first file, with the columns that folders tell, and the names of these."""
+    stored = read_footer(open_store(inputs.first.uri, request.storage), inputs.first).schema
+    partitions = tuple(
+        key for key in inputs.partitions if key not in stored.names and request.partition_columns == "auto"
+    )
+    return pa.schema([*stored, *(pa.field(key, pa.string()) for key in partitions)], stored.metadata), partitions
 
 
 def pin_requested(request: Request, model: ModelRequest) -> ModelRef:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from pipeline.log import tell_raw
+
 
 @contextmanager
 def quiet_stderr() -> Iterator[None]:
@@ -20,7 +22,7 @@ def quiet_stderr() -> Iterator[None]:
         os.dup2(real, 2)
         os.lseek(kept, 0, os.SEEK_SET)
         with open(kept, "rb", closefd=False) as held:
-            os.write(2, held.read())
+            tell_raw(held.read())
         raise
     finally:
         os.dup2(real, 2)

@@ -60,11 +60,19 @@ def check_report(place: str | None, compare: str | None, options: StoreOptions) 
             ) from error
 
 
-def report_line(job: Job) -> str:
-    """What the summary says of it."""
+def report_written(job: Job) -> bool:
+    """Whether the report that the job asks for stands at its place."""
     assert job.report is not None
     try:
         open_store(job.report, job.storage).stat(job.report)
     except ObjectNotFound:
+        return False
+    return True
+
+
+def report_line(job: Job, written: bool) -> str:
+    """What the summary says of it."""
+    assert job.report is not None
+    if not written:
         return "No report could be written; the predictions are complete all the same"
     return f"Report   {public_uri(job.report)}"

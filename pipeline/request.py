@@ -76,7 +76,9 @@ class Request:
 
 def parse_request(options: PredictOptions, command: str) -> Request:
     """Raises `InvalidRequest` where a flag is missing or is no value of its kind. A template is staged without data."""
-    needed = {"inspect": ("model",), "stage": ()}.get(command, ("model", "input", "output"))
+    needed: tuple[str, ...] = () if command == "stage" else ("model", "input", "output")
+    if command == "inspect":
+        needed = () if options.input else ("model",)
     if command == "verify" and options.sample is None:
         needed = ("output",)
     if command != "verify" and options.sample is not None:

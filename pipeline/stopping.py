@@ -4,12 +4,34 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
+from pipeline.log import tell_at_once
 from transforms import progress
 
 STOPPED = 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_Announce = Callable[[str], None]
+
+
+def _announce_at_once(text: str) -> None:
+    tell_at_once("stopping", text)
+
+
+_announce: _Announce = _announce_at_once
+
+
+@contextmanager
+def announced_by(announce: _Announce) -> Iterator[None]:
+    """While a display stands, it says that the job stops. `announce` is called in a signal's handler."""
+    global _announce
+    _announce = announce
+    try:
+        yield
+    finally:
+        _announce = _announce_at_once
 
 
 def stop_on_signals() -> None:
@@ -21,11 +43,12 @@ def stop_on_signals() -> None:
 def _stop(*_: object) -> NoReturn:
     for number in _SIGNALS:
         signal.signal(number, _end_now)
-    os.write(2, b"\nStopping. Once more ends it at once.\n")
+    _announce("Stopping. Once more ends it at once.")
     raise KeyboardInterrupt
 
 
 def _end_now(*_: object) -> NoReturn:
+    _announce("Ended at once.")
     # Nothing is lost by that: what is not committed was never visible.
     os._exit(STOPPED)
 

@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import crc32c
@@ -272,6 +272,21 @@ def _check_dead_letters(verdict: Verdict, storage: StoreOptions, rows: list[dict
         span = range(row["first_row"], row["first_row"] + row["rows"])
         if len(set(numbers)) != bad or any(number not in span for number in numbers):
             verdict.add("dead letters", uri, f"{bad} rows between {span.start} and {span.stop}", f"{len(numbers)} rows")
+
+
+def verdict_document(verdict: Verdict) -> dict[str, Any]:
+    """What --json prints."""
+    wrong = Counter(problem.check for problem in verdict.problems)
+    checks = {check: {"looked_at": verdict.looked_at[check], "wrong": wrong[check]} for check in CHECKS}
+    return {
+        "output": verdict.output,
+        "sound": not verdict.problems,
+        "rows": verdict.rows,
+        "bad_rows": verdict.bad_rows,
+        "checks": checks,
+        "problems": [asdict(problem) for problem in verdict.problems],
+        "notes": verdict.notes,
+    }
 
 
 def verdict_text(verdict: Verdict) -> str:

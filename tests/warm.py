@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 IMPORTED = (
+    "pipeline.display",
     "apache_beam.runners.portability.fn_api_runner",
     "google.cloud.storage",
     "keras",

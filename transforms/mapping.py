@@ -112,32 +112,36 @@ def plan_columns(
 
 
 def _plan_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice, where: str) -> ModelPlan:
-    rows = fixed_batch(signature)
-    inputs, outputs = (
-        {name: _varying(spec, rows) for name, spec in specs.items()} for specs in (signature.inputs, signature.outputs)
-    )
+    inputs, outputs = varying_batch(signature)
     predictions = dict(choice.predictions)
     if choice.name:
         predictions = {output: f"{choice.name}_{output}" for output in outputs} | predictions
     return ModelPlan(
         plan_inputs(schema, inputs, dict(choice.features), rules=choice.rules, where=where),
         plan_outputs(outputs, predictions, rules=choice.rules),
-        rows,
+        fixed_batch(signature),
     )
 
 
 def check_choice(signature: Signature, choice: ColumnChoice) -> None:
     """What the signature alone tells of a choice. Raises `ColumnError` for names and values, `UnsupportedModel` for outputs."""
     check_inputs(signature.inputs, dict(choice.features), choice.rules)
-    rows = fixed_batch(signature)
-    outputs = {name: _varying(spec, rows) for name, spec in signature.outputs.items()}
-    plan_outputs(outputs, dict(choice.predictions), rules=choice.rules)
+    plan_outputs(varying_batch(signature)[1], dict(choice.predictions), rules=choice.rules)
 
 
 def fixed_batch(signature: Signature) -> int | None:
     """The batch that a model of static shapes asks for: every input's first dimension, where all have the same one."""
     first = {spec.shape[0] if spec.shape else None for spec in signature.inputs.values()}
     return first.pop() if len(first) == 1 else None
+
+
+def varying_batch(signature: Signature) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+    """The inputs and outputs as columns are held against them: what is fixed of the batch alone is filled up later."""
+    rows = fixed_batch(signature)
+    inputs, outputs = (
+        {name: _varying(spec, rows) for name, spec in specs.items()} for specs in (signature.inputs, signature.outputs)
+    )
+    return inputs, outputs
 
 
 def _varying(spec: TensorSpec, rows: int | None) -> TensorSpec:

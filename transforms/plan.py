@@ -16,6 +16,7 @@ from transforms import progress
 from transforms.errors import ColumnError
 from transforms.job import Job
 from transforms.listing import PassedOver, each_input, expand_lists
+from transforms.metrics import count_planned
 from transforms.parquet import Footer, read_footer
 from transforms.shard import Shard, WorkUnit, output_name, partition_values, relative_stem, split_file
 from transforms.storage import ObjectRef, StoreOptions, open_store
@@ -170,7 +171,9 @@ class _ListInputs(beam.DoFn):
 class _ReadFooters(beam.DoFn):
     def process(self, files: tuple[ObjectRef, ...], job: Job) -> Iterator[WorkUnit]:
         for unit in plan_units(job, files):
-            progress.add(shards_planned=len(unit), rows_planned=sum(shard.rows for shard in unit))
+            rows = sum(shard.rows for shard in unit)
+            progress.add(shards_planned=len(unit), rows_planned=rows)
+            count_planned(len(unit), rows)
             yield unit
 
 

@@ -18,6 +18,7 @@ from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.typehints import with_input_types, with_output_types
 
+from transforms import progress
 from transforms.batches import BatchPredictor, BatchRequest, request_batches
 from transforms.bisect import BadRow
 from transforms.dead_letters import dead_letter, dead_letter_schema
@@ -25,7 +26,15 @@ from transforms.devices import cores, least_busy
 from transforms.errors import InvalidRequest
 from transforms.job import Job, Loading
 from transforms.mapping import check_choice
-from transforms.metrics import count_batch, count_load, count_result, count_retries, count_traces
+from transforms.metrics import (
+    count_batch,
+    count_load,
+    count_model_bytes,
+    count_result,
+    count_retries,
+    count_started,
+    count_traces,
+)
 from transforms.models.load import describe_model
 from transforms.models.ref import ModelRef, pin_model
 from transforms.plan import GivenJob
@@ -73,6 +82,7 @@ class _PredictShard(beam.DoFn):
         if not self._ready:
             self._load(job)
         for shard in unit:
+            count_started()
             self._pending.append(_shard_threads().submit(self._on_a_device, job, shard, self._cancelled))
             while len(self._pending) > 2 * cores():
                 yield self._oldest()
@@ -85,8 +95,12 @@ class _PredictShard(beam.DoFn):
         self._ready = True
 
     def _on_a_device(self, job: Job, shard: Shard, cancelled: threading.Event) -> ShardResult:
-        with least_busy(self._devices) as i:
-            result = predict_shard(job, self._predictors[i], self._store, self._sink, shard, cancelled)
+        progress.add(shards_in_flight=1)
+        try:
+            with least_busy(self._devices) as i:
+                result = predict_shard(job, self._predictors[i], self._store, self._sink, shard, cancelled)
+        finally:
+            progress.add(shards_in_flight=-1)
         return result if result.told is None else replace(result, told=replace(result.told, process=self._process))
 
     def finish_bundle(self) -> Iterator[Any]:
@@ -95,6 +109,7 @@ class _PredictShard(beam.DoFn):
         if not self._ready:  # an empty bundle
             return
         count_load(self._process.load_seconds)
+        count_model_bytes(progress.take_model_bytes())
         traces = sum(predictor.traces for predictor in self._predictors)
         count_traces(traces - self._traces_told)
         count_retries(take_retries())
@@ -151,6 +166,7 @@ class _PredictBatch(beam.DoFn):
 
     def start_bundle(self) -> None:
         count_load(self._load_seconds)
+        count_model_bytes(progress.take_model_bytes())
 
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | TaggedOutput]:
         if self._dead_letters:

@@ -145,7 +145,7 @@ def _already_written(job: Job, sink: Store, uri: str, shard: Shard) -> ShardResu
     except ObjectNotFound:
         return None
     result = standing_result(job, sink, there, shard)
-    progress.add(shards_done=1, rows_found=shard.rows, bad_rows=result.bad_rows)
+    progress.add(shards_done=1, shards_found=1, rows_found=shard.rows, bad_rows_found=result.bad_rows)
     return result
 
 

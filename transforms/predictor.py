@@ -242,7 +242,7 @@ def _cut(tensor: tf.Tensor, filled: int, rows: int) -> tf.Tensor:
 def load_shared(ref: ModelRef, signature: str, loading: Loading = Loading(), device: Device | None = None) -> Model:
     """The process's one copy of the model on the device, loaded by whoever asks first; the first device where none is named."""
     device = device or devices_for([ref], loading)[0]
-    model = shared_model(ref, signature, device=device.name, progress=progress.model_progress, **loading.how)
+    model = shared_model(ref, signature, device=device.name, progress=progress.ModelProgress(), **loading.how)
     progress.model_ready()
     return model
 

@@ -8,23 +8,27 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Bytes of the model; shards and rows of the plan. `rows_found` stood in the output already; `rows_done` were predicted
-    or are among the `bad_rows`.
+    """Bytes of the models; shards and rows of the plan. `shards_found` of the `shards_done` stood in the output already, with
+    `rows_found`, of which `bad_rows_found` lie in dead letters. `rows_done` were predicted by this run, or are its `bad_rows`.
     """
 
     model_bytes: int = 0
     model_bytes_total: int = 0
     shards_planned: int = 0
     shards_done: int = 0
+    shards_found: int = 0
+    shards_in_flight: int = 0
     rows_planned: int = 0
     rows_done: int = 0
     rows_found: int = 0
     bad_rows: int = 0
+    bad_rows_found: int = 0
     model_ready: bool = False
 
 
 _lock = threading.Lock()
 _now = Snapshot()
+_model_bytes_told = 0
 
 
 def snapshot() -> Snapshot:
@@ -32,9 +36,9 @@ def snapshot() -> Snapshot:
 
 
 def reset() -> None:
-    global _now
+    global _now, _model_bytes_told
     with _lock:
-        _now = Snapshot()
+        _now, _model_bytes_told = Snapshot(), 0
 
 
 def add(**amounts: int) -> None:
@@ -43,13 +47,26 @@ def add(**amounts: int) -> None:
         _now = replace(_now, **{name: getattr(_now, name) + amount for name, amount in amounts.items()})
 
 
-def model_progress(done: int, total: int) -> None:
-    global _now
-    with _lock:
-        _now = replace(_now, model_bytes=done, model_bytes_total=total)
+class ModelProgress:
+    """What a loader tells of one model, added to what it told of others. Called by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._done = self._total = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        add(model_bytes=done - self._done, model_bytes_total=total - self._total)
+        self._done, self._total = done, total
 
 
 def model_ready() -> None:
     global _now
     with _lock:
         _now = replace(_now, model_ready=True)
+
+
+def take_model_bytes() -> int:
+    """Bytes of models that arrived since this was last asked."""
+    global _model_bytes_told
+    with _lock:
+        taken, _model_bytes_told = _now.model_bytes - _model_bytes_told, _now.model_bytes
+    return taken

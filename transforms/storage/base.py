@@ -44,26 +44,25 @@ class StoreOptions:
 
 
 _lock = threading.Lock()
-_untold_retries = _retries = 0
-
-
-def take_retries() -> int:
-    """Requests that any store of this process tried again since this was last asked."""
-    global _untold_retries
-    with _lock:
-        taken, _untold_retries = _untold_retries, 0
-    return taken
+_retries = _retries_taken = 0
 
 
 def retries_so_far() -> int:
-    """Requests that any store of this process ever tried again."""
+    """Requests that any store of this process tried again since it began."""
     return _retries
 
 
-def _note_retries(retries: int) -> None:
-    global _untold_retries, _retries
+def take_retries() -> int:
+    """Those since this was last asked."""
+    global _retries_taken
     with _lock:
-        _untold_retries += retries
+        taken, _retries_taken = _retries - _retries_taken, _retries
+    return taken
+
+
+def _note_retries(retries: int) -> None:
+    global _retries
+    with _lock:
         _retries += retries
 
 
