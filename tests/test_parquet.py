@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transforms.errors import AlreadyExists, ColumnError, NotParquet, NullFeature, ObjectChanged, ObjectNotFound
-from transforms.parquet import read_batches, read_footer, write_batches
+from transforms.parquet import fixed_row_bytes, read_batches, read_footer, write_batches
 from transforms.shard import Shard
 from transforms.storage import open_store
 
@@ -159,6 +159,46 @@ def test_row_groups_are_bounded_in_bytes(tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     ref, _ = write_batches(store, f"{tmp_path}/a.parquet", schema, [batch.slice(0, 256)] * 20, {})
     assert len(read_footer(store, ref).row_group_rows) == 5
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pa.int8(),
+        pa.float64(),
+        pa.timestamp("us"),
+        pa.decimal128(9, 2),
+        pa.binary(3),
+        pa.list_(pa.float32(), 10),
+        pa.list_(pa.list_(pa.int16(), 3), 2),
+        pa.fixed_shape_tensor(pa.float32(), [2, 3]),
+    ],
+    ids=str,
+)
+def test_bytes_of_rows_of_one_size_are_what_arrow_counts(kind: Any) -> None:
+    schema = pa.schema([("id", pa.int64()), ("x", kind)])
+    batch = pa.record_batch([pa.nulls(64, field.type) for field in schema], schema=schema)
+    validity = sum(64 // 8 * nested for nested in (1, 1, *_nested_values(kind)))
+    row_bytes = fixed_row_bytes(schema)
+    assert row_bytes is not None
+    assert batch.nbytes - validity <= 64 * row_bytes <= batch.nbytes
+
+
+def _nested_values(kind: Any) -> Any:
+    """Values per row of each level within, which may have a bitmap of their own."""
+    kind, count = getattr(kind, "storage_type", kind), 1
+    while pa.types.is_fixed_size_list(kind):
+        kind, count = kind.value_type, count * kind.list_size
+        yield count
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [pa.string(), pa.list_(pa.int8()), pa.dictionary(pa.int8(), pa.string()), pa.struct([("a", pa.string())])],
+    ids=str,
+)
+def test_rows_that_vary_have_no_size_of_their_own(kind: Any) -> None:
+    assert fixed_row_bytes(pa.schema([("id", pa.int64()), ("x", kind)])) is None
 
 
 def test_rows_rewritten_in_place_while_they_are_read_are_no_mixture(tmp_path: Path) -> None:

@@ -6,12 +6,17 @@ import json
 import random
 import subprocess
 import sys
+import tracemalloc
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.hostile_parquet import crafted, mutated, ordinary
+from transforms.parquet_guard import parse_footer
 
 MEMORY = 4 << 30
 MUTATED = 300
@@ -74,3 +79,17 @@ def test_bytes_changed_at_random_are_told_or_harmless(tmp_path: Path) -> None:
     assert not raw
     assert sum(told["outcome"].startswith("NotParquet") for told in found.values()) > MUTATED // 2
     assert max(told["seconds"] for told in found.values()) < 30
+
+
+def test_a_footer_of_many_row_groups_takes_little_memory() -> None:
+    """With all that it tells it took 35 times its bytes, which grew with the shard."""
+    file = BytesIO()
+    pq.write_table(pa.table({name: pa.array(range(2_000)) for name in "ab"}), file, row_group_size=4)
+    data = file.getvalue()
+    tracemalloc.start()
+    try:
+        parse_footer("many.parquet", file, len(data))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 12 * int.from_bytes(data[-8:-4], "little")

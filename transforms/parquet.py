@@ -84,6 +84,7 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
                 found=f"columns {', '.join(schema.names)}",
                 cure="Leave this file out of --input, or write it again with that column",
             )
+        schema = pa.schema([field for field in schema if field.name in stored])
         left, decoded = shard.rows, 0
 
         def count(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -149,6 +150,8 @@ def _plain(kind: pa.DataType, *, in_struct: bool = False) -> pa.DataType:
 
 
 def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    if batch.schema.equals(schema):
+        return batch
     for i, field in enumerate(batch.schema):
         if (wanted := schema.field(field.name)).type != field.type:
             batch = batch.set_column(i, wanted, batch.column(i).cast(wanted.type))
@@ -172,9 +175,10 @@ def _decoded(
                 batch_size=rows, row_groups=list(range(*shard.row_groups)), columns=columns, use_threads=False
             ):
                 fresh = batch.slice(min(done - passed, batch.num_rows)) if passed < done else batch
-                held = batch.nbytes + (held if passed % batch_rows else 0)
-                if held > BATCH_BYTES and rows < batch_rows:
-                    raise MemoryError(f"{held:,} bytes")
+                if rows < batch_rows:
+                    held = batch.nbytes + (held if passed % batch_rows else 0)
+                    if held > BATCH_BYTES:
+                        raise MemoryError(f"{held:,} bytes")
                 passed += batch.num_rows
                 done = max(done, passed)
                 if fresh.num_rows:
@@ -246,7 +250,8 @@ def write_batches(
     Its CRC-32C is that of the bytes as they were written, whether the store keeps one or not.
     Raises `AlreadyExists` where an object of that name stands. An exception out of `batches` leaves nothing behind.
     """
-    rows = held_bytes = 0
+    rows, held_bytes = 0, 0.0
+    row_bytes = fixed_row_bytes(schema)
     held: list[pa.RecordBatch] = []
     with store.create(uri) as sink:
         summed = _Summed(sink)
@@ -260,16 +265,34 @@ def write_batches(
             for batch in batches:
                 held.append(batch)
                 rows += batch.num_rows
-                held_bytes += batch.nbytes
+                held_bytes += batch.nbytes if row_bytes is None else batch.num_rows * row_bytes
                 if held_bytes >= _ROW_GROUP_BYTES:
                     writer.write_table(pa.Table.from_batches(held, schema))
-                    held, held_bytes = [], 0
+                    held, held_bytes = [], 0.0
                     pa.default_memory_pool().release_unused()
             if held:
                 writer.write_table(pa.Table.from_batches(held, schema))
             if more := at_end(rows):
                 writer.add_key_value_metadata(more)
         return replace(sink.commit(), crc32c=summed.crc32c), rows
+
+
+def fixed_row_bytes(schema: pa.Schema) -> float | None:
+    """Bytes of a row in memory, validity aside; None where rows vary. Asking each batch hands the interpreter's lock over."""
+
+    def bits(kind: pa.DataType) -> int:
+        if isinstance(kind, pa.BaseExtensionType):
+            return bits(kind.storage_type)
+        if pa.types.is_fixed_size_list(kind):
+            return int(kind.list_size) * bits(kind.value_type)
+        if pa.types.is_dictionary(kind):
+            raise ValueError("its values are not counted")
+        return int(kind.bit_width)
+
+    try:
+        return sum(bits(field.type) for field in schema) / 8
+    except ValueError:
+        return None
 
 
 class _Summed:
