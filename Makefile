@@ -72,7 +72,7 @@ endif
 test: venv ## every test; PYTEST_ARGS=… for some of them
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
-coverage: venv ## every test, and how much of the code they run; fails below the floor in pyproject.toml
+coverage: venv ## every test, and how much of the code they run; [PYTEST_ARGS=…]; a page of it in build/coverage/html
 	@mkdir -p build/coverage
 	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-report=html:build/coverage/html $(PYTEST_ARGS)
 
@@ -140,7 +140,7 @@ bench-gpu: venv $(VENV)/.gpu ## on a GPU, beside the native model: loading, a jo
 bench-smoke: venv $(VENV)/.bench ## that the benches run, on little work, two at a time; without Spark and Ray
 	@$(MAKE) --no-print-directory -j2 $(BENCHES:%=smoke-%)
 
-smoke-%:
+smoke-%: venv
 	$(BIN)/python -m benchmarks.$* --quick
 
 bench-peers: $(PEERS)/.installed ## the environment of Spark and Ray, which bench-throughput asks for

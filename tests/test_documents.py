@@ -144,6 +144,19 @@ def test_the_text_names_no_flag_that_there_is_not(page: Path) -> None:
     assert named <= ours | THEIRS | {"help"}
 
 
+def test_every_link_within_the_repository_leads_to_something() -> None:
+    """On the site, `tests/test_docs_site.py` looks at them again, with what they name within a page."""
+    broken = {
+        (str(page.relative_to(ROOT)), link)
+        for page in PAGES
+        for token in MARKDOWN.parse(page.read_text("utf-8"))
+        for child in token.children or []
+        for link in [str(child.attrs.get("href") or child.attrs.get("src") or "#").partition("#")[0]]
+        if link and "://" not in link and not (page.parent / link).exists()
+    }
+    assert not broken
+
+
 @pytest.mark.parametrize(
     ("language", "content"),
     [

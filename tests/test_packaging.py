@@ -64,8 +64,11 @@ def test_the_version_is_written_once(wheel: Path) -> None:
     assert not any(pipeline.__version__ in re.findall(r"\b\d+\.\d+\.\d+\b", text) for text in texts)
 
 
-def test_the_command_works_outside_the_checkout(wheel: Path, tmp_path: Path) -> None:
-    _python("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target=site", str(wheel), cwd=tmp_path)
+@pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"], ids=["wheel", "sdist"])
+def test_the_command_works_outside_the_checkout(wheel: Path, kind: str, tmp_path: Path) -> None:
+    (built,) = wheel.parent.glob(kind)
+    offline = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation")
+    _python("-m", "pip", "install", *offline, "--target=site", str(built), cwd=tmp_path)
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     where = _python(
         "-c", "import pipeline, transforms; print(pipeline.__file__, transforms.__file__)", cwd=tmp_path, env=env
