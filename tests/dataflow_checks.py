@@ -42,10 +42,10 @@ STAGES = {"Plan", "Shards", "Output", "ListOutput", "DeadLetters", "ListDeadLett
 
 def faults(job: Any, flags: Sequence[str], staged: Sequence[Path]) -> list[str]:
     """`staged` are the files that the job names, downloaded. Empty where all is right."""
-    return [*_options(job, flags), *workers(job, flags), *packages(job, staged), *_graph(job)]
+    return [*options(job, flags), *workers(job, flags), *packages(job, staged), *_graph(job)]
 
 
-def _options(job: Any, flags: Sequence[str]) -> Iterator[str]:
+def options(job: Any, flags: Sequence[str]) -> Iterator[str]:
     asked, sent = PredictOptions(list(flags)), sent_options(job)
     for name, value in asked.get_all_options(drop_default=True).items():
         if name not in _BEAMS_OWN and sent.get(name) != value:

@@ -17,13 +17,20 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.dataflow import min_ram_gb
+from pipeline.options import PredictOptions
 from pipeline.stopping import STOPPED
-from tests.dataflow_checks import faults
+from tests.dataflow_checks import do_fns, faults, graph_of, options
 from tests.fake_dataflow import FakeDataflow, pool, read, staged_files
 from tests.jobs import names_in, put_inputs, put_model, read_output
 from tests.test_packaging import ROOT
+from transforms.job import Loading, OnError
 
 GPU = ("--worker_accelerator=nvidia-l4:2", "--machine_type=g2-standard-24")
+OURS = (
+    *("--feature=x=x", "--prediction=output_0=score", "--fill=x=0", "--prediction_type=list", "--jit_compile"),
+    *("--limit=40", "--shard_bytes=1000000", "--incremental", "--on_error=dead_letter", "--max_bad_rows=5%"),
+    *("--model_sharing=process", "--connections=3", "--in_flight_bytes=2000000"),
+)
 MORE = ("--max_num_workers=7", "--labels=team=search", "--experiments=enable_prime", "--batch_size=16", "--keep=id")
 
 
@@ -236,6 +243,26 @@ def test_these_checks_see_what_is_wrong(
     assert faults(job, flags, staged) == []
     change(job, staged)
     assert len(faults(job, flags, staged)) >= 1
+
+
+def test_any_flag_that_is_dropped_is_missed_and_each_has_come_to_the_workers(data: Data, tmp_path: Path) -> None:
+    job, flags = data.submit(*MORE, *OURS, *GPU, f"--dead_letters={data.uri}/dead")
+    assert faults(job, flags, staged_files(job, tmp_path)) == []
+    given = PredictOptions(flags).get_all_options(drop_default=True).keys()
+    assert {one.partition("=")[0].removeprefix("--") for one in (*MORE, *OURS)} <= given
+    for name in given:
+        changed = type(job)()
+        type(job).copy_from(changed, job)
+        _drop(name)(changed, [])
+        assert list(options(changed, flags)) != [], name
+    (ours,) = do_fns(graph_of(job))["transforms.predict._PredictShard"]
+    (model,) = ours.models
+    assert (model.columns.features, model.columns.predictions) == ((("x", ("x",)),), (("output_0", "score"),))
+    assert (model.columns.rules.fill, model.columns.rules.prediction_type) == ((("x", "0"),), "list")
+    assert (ours.keep, ours.batch_rows, ours.shard_bytes, ours.limit) == (("id",), 16, 1000000, 40)
+    assert (ours.jit_compile, ours.incremental) == (True, True)
+    assert ours.loading == Loading(3, 2000000, "process", "gpu")
+    assert ours.on_error == OnError(f"{data.uri}/dead", "5%")
 
 
 def test_a_worker_without_a_module_fails_the_job_by_its_name(
