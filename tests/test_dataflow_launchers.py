@@ -1,13 +1,12 @@
-"""Dataflow jobs submitted without a checkout: by the flex template's launcher, and by an installed headrace."""
+"""Dataflow jobs submitted without a checkout, from what the flex template's image has of headrace: by that template's launcher,
+and by the command headrace.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
-import sys
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,14 @@ from typing import Any
 
 import pytest
 
+from pipeline.cli import main
 from pipeline.own_package import build_wheel
 from pipeline.template import parameters
 from tests.dataflow_checks import do_fns, faults, graph_of
 from tests.fake_dataflow import FakeDataflow, read, sent_options, staged_files
-from tests.jobs import put_inputs, put_model
+from tests.flex_image import build_image
+from tests.jobs import put_inputs, put_model, read_output
 from tests.test_dataflow import Data
-from tests.test_packaging import ROOT
 
 IMAGE = "europe-docker.pkg.dev/my-project/headrace/headrace:1"
 PARAMETERS = {"keep": "id", "incremental": "true", "overwrite": "false", "batch_size": "16", "limit": ""}
@@ -29,32 +29,20 @@ PARAMETERS = {"keep": "id", "incremental": "true", "overwrite": "false", "batch_
 
 @dataclass(frozen=True)
 class Launched:
-    """A launcher that ended with exit code 0: what it printed, the command line it stands for, the job, and the wheel that it
-    was installed from.
-    """
+    """A launcher that ended with exit code 0: what it printed, the command line it stands for, and the job."""
 
     out: str
     flags: list[str]
     job: Any
-    package: bytes
 
 
-def start(work: Path, *command: str, **environment: str) -> subprocess.Popen[str]:
-    """In a process that has the packages of this environment and an installed headrace, apart from the checkout."""
+def start(work: Path, *command: str | Path, **environment: str) -> subprocess.Popen[str]:
+    """Apart from the checkout, and without what tells a process of it."""
     env = {
         name: os.environ[name] for name in ("STORAGE_EMULATOR_HOST", "PATH", "NO_GCE_CHECK", "CLOUDSDK_CONFIG", "HOME")
     }
-    env |= {"PYTHONPATH": str(work / "site"), "TF_CPP_MIN_LOG_LEVEL": "3", **environment}
-    return subprocess.Popen(
-        [sys.executable, "-P", *command], cwd=work, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def environment_of_the_image() -> dict[str, str]:
-    text = (ROOT / "templates" / "flex" / "Dockerfile").read_text("utf-8")
-    return {
-        name: value.replace("${IMAGE}", IMAGE) for name, value in re.findall(r"^ENV (\w+)=(.*)$", text, re.MULTILINE)
-    }
+    env |= {"TF_CPP_MIN_LOG_LEVEL": "3", **environment}
+    return subprocess.Popen(command, cwd=work, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 @pytest.fixture(scope="module")
@@ -67,34 +55,28 @@ def launched(emulator: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     put_inputs(f"{uri}/in", [30, 20])
     work = tmp_path_factory.mktemp("launcher")
     os.environ.setdefault("CLOUDSDK_CONFIG", str(work / "no-gcloud"))
-    package = build_wheel(work)
-    zipfile.ZipFile(package).extractall(work / "site")
-    image = environment_of_the_image()
-    main = work / image.pop("FLEX_TEMPLATE_PYTHON_PY_FILE").lstrip("/")
-    main.parent.mkdir()
-    shutil.copy(ROOT / "templates" / "flex" / "main.py", main)
+    image = build_image(work, IMAGE)
+    program = work / image.variables["FLEX_TEMPLATE_PYTHON_PY_FILE"].lstrip("/")
     with FakeDataflow() as service:
         data = Data(uri, service)
         # As the launcher's log shows it: parameters beside what the launch itself says.
         spec = f"{uri}/staging/job_object"
         asked = data.flags("flex", f"--template_location={spec}", "--job_name=nightly", "--max_num_workers=5")
-        flex = start(work, str(main), *asked, *(f"--{name}={value}" for name, value in PARAMETERS.items()), **image)
-        typed = data.flags("wheel", "--no_wait", "--keep=id")
-        entry = "from pipeline.start import entry; import pipeline; print(pipeline.__file__); entry()"
-        wheel = start(work, "-c", entry, *typed)
+        given = [f"--{name}={value}" for name, value in PARAMETERS.items()]
+        flex = start(work, image.bin / "python", program, *asked, *given, **image.variables)
+        typed = data.flags("wheel", "--keep=id")
+        wheel = start(work, image.bin / "headrace", *typed)
         outs = {}
         for name, run in {"flex": flex, "wheel": wheel}.items():
-            out, err = run.communicate(timeout=240)
+            out, err = run.communicate(timeout=900)
             assert run.returncode == 0, err
             outs[name] = out
         described = dataflow.Job.from_json(read(spec).decode())
         asked += ["--keep=id", "--incremental", "--batch_size=16", f"--sdk_container_image={IMAGE}", "--no_wait"]
         sent = next(iter(service.jobs.values()))
         yield {
-            "flex": Launched(
-                outs["flex"], asked, service.create(described, "my-project", "europe-west4"), package.read_bytes()
-            ),
-            "wheel": Launched(outs["wheel"], typed, sent, package.read_bytes()),
+            "flex": Launched(outs["flex"], asked, service.create(described, "my-project", "europe-west4")),
+            "wheel": Launched(outs["wheel"], typed, sent),
         }
 
 
@@ -114,12 +96,18 @@ def test_the_launcher_writes_the_job_and_submits_none(launched: dict[str, Launch
     assert (job.keep, job.batch_rows, job.incremental) == (("id",), 16, True)
 
 
-def test_an_installed_headrace_hands_over_what_a_checkout_does(launched: dict[str, Launched], tmp_path: Path) -> None:
-    """And what a checkout hands over runs: tests/test_dataflow.py."""
+def test_an_installed_headrace_hands_over_what_a_checkout_does_and_that_runs(
+    launched: dict[str, Launched], tmp_path: Path
+) -> None:
     one = launched["wheel"]
-    assert str(ROOT) not in one.out
+    assert "50 rows computed" in one.out
     (wheel,) = (path for path in staged_files(one.job, tmp_path) if path.suffix == ".whl")
-    assert wheel.read_bytes() == one.package
+    assert wheel.read_bytes() == build_wheel(tmp_path).read_bytes()
+    assert (
+        main([*(flag for flag in one.flags if re.match("--(model|input|keep)=", flag)), f"--output={tmp_path}/out"])
+        == 0
+    )
+    assert read_output("gs://test-launchers/wheel").equals(read_output(f"{tmp_path}/out"))
 
 
 def test_the_parameters_tried_are_parameters() -> None:
