@@ -87,6 +87,7 @@ class RangeReader:
         self._lock = threading.Lock()
         self._pid = os.getpid()
         self._idle: dict[tuple[str, str], list[http.client.HTTPConnection]] = defaultdict(list)
+        self._proxies: dict[tuple[str, str], urllib.parse.SplitResult | None] = {}
         self._tls: ssl.SSLContext | None = None
 
     def ask(self, name: str, url: str, headers: Header) -> tuple[int, Message, str]:
@@ -204,7 +205,7 @@ class RangeReader:
             try:
                 if connection is None:
                     connection = self._connect(url)
-                target, extra = _target(url)
+                target, extra = _target(url, self._proxy(url))
                 connection.request("GET", target, headers={**headers, **extra})
                 meanwhile()
                 return connection, connection.getresponse()
@@ -239,8 +240,15 @@ class RangeReader:
                     return
         connection.close()
 
+    def _proxy(self, url: str) -> urllib.parse.SplitResult | None:
+        """As it was at the first request to that host: finding out reads the whole environment."""
+        host = urllib.parse.urlsplit(url)[:2]
+        if host not in self._proxies:
+            self._proxies[host] = _proxy(url)
+        return self._proxies[host]
+
     def _connect(self, url: str) -> http.client.HTTPConnection:
-        parts, proxy = urllib.parse.urlsplit(url), _proxy(url)
+        parts, proxy = urllib.parse.urlsplit(url), self._proxy(url)
         via = proxy or parts
         timeout = self._policy.connect_timeout_s
         if parts.scheme == "https":
@@ -318,9 +326,9 @@ def _retry_after_s(response: http.client.HTTPResponse) -> float:
         return 0.0
 
 
-def _target(url: str) -> tuple[str, Header]:
+def _target(url: str, proxy: urllib.parse.SplitResult | None) -> tuple[str, Header]:
     """What to ask for, and what a proxy must be told besides: with TLS it sees neither (RFC 9112, section 3.2)."""
-    parts, proxy = urllib.parse.urlsplit(url), _proxy(url)
+    parts = urllib.parse.urlsplit(url)
     if parts.scheme == "http" and proxy:
         return url, _proxy_login(proxy)
     return urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, "")), {}
