@@ -50,7 +50,7 @@ class Footer:
 
 def read_footer(store: Store, source: ObjectRef) -> Footer:
     """Raises `NotParquet` where the object is none, is cut short, or contradicts itself."""
-    with _open(store, source) as (file, _):
+    with _open(store, source) as (file, _, schema):
         metadata = file.metadata
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         rows, unpacked = [group.num_rows for group in groups], [group.total_byte_size for group in groups]
@@ -64,7 +64,7 @@ def read_footer(store: Store, source: ObjectRef) -> Footer:
         # A column chunk's own size would be exact, but pyarrow 25 ends the process on some that are damaged.
         data_bytes, whole = max(0, source.size - metadata.serialized_size - 12), sum(unpacked) or 1
         sizes = [data_bytes * size // whole for size in unpacked]
-        return Footer(_without_views(file.schema_arrow), rows, sizes, dict(metadata.metadata or {}))
+        return Footer(schema, rows, sizes, dict(metadata.metadata or {}))
 
 
 def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
@@ -75,8 +75,7 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
     """
     constant = dict(shard.partitions)
     stored = [name for name in columns if name not in constant]
-    with _open(store, shard.source) as (file, guard):
-        schema = _without_views(file.schema_arrow)
+    with _open(store, shard.source) as (file, guard, schema):
         if missing := sorted(set(stored) - set(schema.names)):
             raise ColumnError(
                 f"{shard.source.uri} lacks the column {missing[0]!r}",
@@ -332,8 +331,10 @@ def _repetitive(schema: pa.Schema) -> list[str]:
 
 
 @contextmanager
-def _open(store: Store, source: ObjectRef) -> Iterator[tuple[pq.ParquetFile, GuardedFile]]:
-    """Closes the source too, which `ParquetFile` leaves open: a local file tells only then that it was rewritten."""
+def _open(store: Store, source: ObjectRef) -> Iterator[tuple[pq.ParquetFile, GuardedFile, pa.Schema]]:
+    """And the schema as it is read. Closes the source too, which `ParquetFile` leaves open: a local file tells only then that
+    it was rewritten.
+    """
     if source.size < 12:
         raise NotParquet(
             f"{source.uri} is no Parquet file",
@@ -344,9 +345,7 @@ def _open(store: Store, source: ObjectRef) -> Iterator[tuple[pq.ParquetFile, Gua
     with closing(store.open_arrow(source)) as opened:
         guard = GuardedFile(source.uri, opened)
         file = _parquet_file(store, source, guard)
-        if max((_depth(field.type) for field in file.schema_arrow), default=0) > MOST_NESTED:
-            raise nested_too_deep(source.uri)
-        yield file, guard
+        yield file, guard, _schemas.read(source, file.schema_arrow)
 
 
 def _parquet_file(store: Store, source: ObjectRef, guard: GuardedFile) -> pq.ParquetFile:
@@ -376,6 +375,25 @@ def _parquet_file(store: Store, source: ObjectRef, guard: GuardedFile) -> pq.Par
             found=found,
             cure="Leave it out of --input, or write it again",
         ) from error
+
+
+class _Schemas:
+    """Schemas as they are read; of a file whose schema is that of the file before, as most are, nothing is looked at again."""
+
+    def __init__(self) -> None:
+        self._last: tuple[pa.Schema, pa.Schema] = pa.schema([]), pa.schema([])
+
+    def read(self, source: ObjectRef, stored: pa.Schema) -> pa.Schema:
+        before, schema = self._last
+        if not stored.equals(before, check_metadata=True):
+            if max((_depth(field.type) for field in stored), default=0) > MOST_NESTED:
+                raise nested_too_deep(source.uri)
+            schema = _without_views(stored)
+            self._last = stored, schema
+        return schema
+
+
+_schemas = _Schemas()
 
 
 def _depth(kind: pa.DataType) -> int:
