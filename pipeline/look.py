@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.fit import Link, fit
-from pipeline.preflight import choose_columns, input_schema, pin_requested
+from pipeline.preflight import choose_columns, pin_requested, with_partitions
 from pipeline.request import Request
 from transforms.functions import AppliedFunction, find_function
 from transforms.listing import Survey, expand_lists, survey_inputs
@@ -39,7 +39,7 @@ def look(request: Request) -> Looked:
         return Looked(models, None, None, None, ())
     inputs = survey_inputs(expand_lists(request.inputs, request.storage), request.storage, _anywhere)
     first = read_footer(open_store(inputs.first.uri, request.storage), inputs.first)
-    schema, _ = input_schema(request, inputs)
+    schema, _ = with_partitions(request, inputs, first.schema)
     if request.preprocess is not None:
         function = find_function(request.preprocess, "--preprocess")
         schema = AppliedFunction(function.load(), function.name, schema).output_schema

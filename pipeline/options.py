@@ -233,6 +233,12 @@ class PredictOptions(PipelineOptions):
             help="files above this many compressed bytes are split, small ones read together up to as many (default: 128 MiB)",
         )
         how.add_argument(
+            "--compact",
+            action="store_true",
+            help="join the rows of small files of one folder into outputs of up to --shard_bytes of input (default: each file "
+            "has an output of its own)",
+        )
+        how.add_argument(
             "--incremental",
             action="store_true",
             help="go on though inputs changed or vanished: predict what is new or changed, then remove the outputs of the "

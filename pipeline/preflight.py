@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,9 +13,9 @@ import pyarrow as pa
 from pipeline.report_place import check_report
 from pipeline.request import ModelRequest, Request
 from transforms.dead_letters import dead_letter_schema
-from transforms.errors import ColumnError, InvalidRequest
-from transforms.functions import AppliedFunction, find_function
-from transforms.job import Job, JobModel
+from transforms.errors import ColumnError, HeadraceError, InvalidRequest
+from transforms.functions import AppliedFunction, FunctionRef, find_function
+from transforms.job import JOB_RECORD, FirstInput, Job, JobModel
 from transforms.listing import Survey, expand_lists, survey_inputs
 from transforms.mapping import ColumnChoice, ColumnPlan, choose_batch_rows, plan_columns
 from transforms.models.load import describe_model
@@ -48,15 +50,61 @@ class Prepared:
 
 def prepare(request: Request) -> Prepared:
     """Raises a `HeadraceError` for every mistake that can be known now. Writes nothing."""
-    preprocess = find_function(request.preprocess, "--preprocess") if request.preprocess else None
-    postprocess = find_function(request.postprocess, "--postprocess") if request.postprocess else None
+    around = tuple(
+        find_function(name, flag) if name else None
+        for name, flag in ((request.preprocess, "--preprocess"), (request.postprocess, "--postprocess"))
+    )
     refs = [pin_requested(request, model) for model in request.models]
     specs = tuple(describe_model(ref, model.signature) for ref, model in zip(refs, request.models, strict=True))
-    signatures = [spec.signatures[model.signature] for spec, model in zip(specs, request.models, strict=True)]
     patterns = expand_lists(request.inputs, request.storage)
-    inputs = survey_inputs(patterns, request.storage, _OutputApart(request.output, patterns).check)
-    schema, partitions = input_schema(request, inputs)
-    seen, where = schema, inputs.first.uri
+    apart = _OutputApart(request.output, patterns)
+    inputs = survey_inputs(patterns, request.storage, apart.check, request.shard_bytes if request.compact else None)
+    if (kept := _kept_schema(request, inputs.first)) is not None:
+        prepared = _hold_together(request, around, refs, specs, patterns, inputs, kept[0])
+        if prepared.job.fingerprint == kept[1]:
+            return prepared
+    stored = read_footer(open_store(inputs.first.uri, request.storage), inputs.first).schema
+    return _hold_together(request, around, refs, specs, patterns, inputs, stored)
+
+
+def _kept_schema(request: Request, first: ObjectRef) -> tuple[pa.Schema, str] | None:
+    """What the record of the job that stands in the output says of the first file's schema, and that job's fingerprint, where
+    it was learned from this very version of it. It saves reading a footer; what else the record says, `standing` judges.
+    """
+    store = open_store(request.output, request.storage)
+    try:
+        record = json.loads(store.read(store.stat(f"{request.output}/{JOB_RECORD}")))
+        said = record["first_input"]
+        if (said["uri"], said["version"]) != (first.uri, first.version):
+            return None
+        schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(said["schema"])))
+        return schema, str(record["fingerprint"])
+    except (
+        HeadraceError,
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # no record, or none that can be read
+        return None
+
+
+def _hold_together(
+    request: Request,
+    around: tuple[FunctionRef | None, ...],
+    refs: Sequence[ModelRef],
+    specs: tuple[ModelSpec, ...],
+    patterns: tuple[str, ...],
+    inputs: Survey,
+    stored: pa.Schema,
+) -> Prepared:
+    """`stored` is the schema of the first file; `around` are the functions before and after the models."""
+    preprocess, postprocess = around
+    first = inputs.first
+    signatures = [spec.signatures[model.signature] for spec, model in zip(specs, request.models, strict=True)]
+    schema, partitions = with_partitions(request, inputs, stored)
+    seen, where = schema, first.uri
     if preprocess is not None:
         seen, where = AppliedFunction(preprocess.load(), preprocess.name, schema).output_schema, preprocess.name
     choices = choose_columns(request, signatures)
@@ -90,6 +138,8 @@ def prepare(request: Request) -> Prepared:
         postprocess=postprocess,
         user_packages=tuple(sorted((package.name, package.digest) for package in request.packages)),
         jit_compile=request.jit_compile,
+        compact=request.compact,
+        first_input=FirstInput(first.uri, first.version, stored.serialize().to_pybytes()),
         incremental=request.incremental,
         storage=request.storage,
         loading=request.loading,
@@ -100,9 +150,8 @@ def prepare(request: Request) -> Prepared:
     return Prepared(job, specs, inputs, columns, schema, seen, output_schema)
 
 
-def input_schema(request: Request, inputs: Survey) -> tuple[pa.Schema, tuple[str, ...]]:
-    """That of the first file, with the columns that folders tell, and the names of these."""
-    stored = read_footer(open_store(inputs.first.uri, request.storage), inputs.first).schema
+def with_partitions(request: Request, inputs: Survey, stored: pa.Schema) -> tuple[pa.Schema, tuple[str, ...]]:
+    """The columns that folders tell behind those of the first file, and the names of these."""
     partitions = tuple(
         key for key in inputs.partitions if key not in stored.names and request.partition_columns == "auto"
     )

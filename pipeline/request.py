@@ -57,6 +57,7 @@ class Request:
     shard_bytes: int
     limit: int | None
     sample: int | None
+    compact: bool
     incremental: bool
     overwrite: bool
     clean: bool
@@ -102,6 +103,13 @@ def parse_request(options: PredictOptions, command: str) -> Request:
     check_one_store(pattern for pattern in inputs if not pattern.startswith("@"))
     if options.incremental and options.overwrite:
         raise InvalidRequest("--incremental and --overwrite contradict each other", cure="Leave one of them out")
+    if options.compact and options.limit is not None:
+        raise InvalidRequest(
+            "--compact and --limit contradict each other",
+            expected="--limit for a trial of few rows, --compact for many small files",
+            found="both",
+            cure="Leave --compact out of a trial: predictions are the same with and without it",
+        )
     output = absolute_uri(options.output or "").rstrip("/")
     if output.endswith(":") or (not output and "output" in needed):  # nothing but a scheme, or the root
         raise InvalidRequest(f"--output={options.output} is no folder of its own", cure="Name a folder below it")
@@ -128,6 +136,7 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         shard_bytes=options.shard_bytes,
         limit=options.limit,
         sample=options.sample,
+        compact=options.compact,
         incremental=options.incremental,
         overwrite=options.overwrite,
         clean=options.clean,

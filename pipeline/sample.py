@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.verify import Verdict
+from pipeline.verify import Verdict, input_spans
 from transforms.errors import HeadraceError
 from transforms.job import Job
 from transforms.parquet import read_batches, read_footer
@@ -30,7 +30,9 @@ def verify_sample(verdict: Verdict, job: Job, manifest: pa.Table, count: int) ->
     Files whose batches were cut otherwise than planned (bad rows, batches too large for memory) are passed over.
     """
     rows = [
-        row for row in manifest.to_pylist() if row["rows"] and not row.get("bad_rows") and not row.get("batch_splits")
+        row
+        for row in input_spans(one for one in manifest.to_pylist() if not one.get("bad_rows"))
+        if row["rows"] and not row.get("batch_splits")
     ]
     if not rows:
         verdict.notes.append("No file has batches as planned: nothing was computed again.")
@@ -44,7 +46,7 @@ def verify_sample(verdict: Verdict, job: Job, manifest: pa.Table, count: int) ->
         first = row["first_row"] + batch * job.batch_rows
         try:
             expected = _again(job, predictor, store, row, batch)
-            found = _standing(sink, where, job.batch_rows, batch)
+            found = _standing(sink, where, row, job.batch_rows, batch)
         except HeadraceError as error:
             verdict.add("sample", where, f"rows from {first} on to compute again", error)
             continue
@@ -73,10 +75,11 @@ def _shards(job: Job, store: Store, source: ObjectRef) -> Iterator[Shard]:
     return shards_of_file(job, source, read_footer(store, source))
 
 
-def _standing(sink: Store, uri: str, rows: int, number: int) -> pa.RecordBatch:
+def _standing(sink: Store, uri: str, row: dict[str, Any], rows: int, number: int) -> pa.RecordBatch:
     file = sink.stat(uri)
     footer = read_footer(sink, file)
-    whole = Shard("", file, 0, footer.rows, (0, len(footer.row_group_rows)), file.size)
+    skipped = row["before"]
+    whole = Shard("", file, skipped, row["rows"], (0, len(footer.row_group_rows)), file.size, skipped)
     return next(islice(read_batches(sink, whole, footer.schema.names, rows), number, None))
 
 

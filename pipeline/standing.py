@@ -17,7 +17,7 @@ from transforms.errors import AlreadyExists, NotParquet, ObjectNotFound, OutputC
 from transforms.job import DEAD_LETTERS_FOLDER, JOB_RECORD, MANIFEST_FOLDER, SUCCESS, Job, check_same_job, dump_record
 from transforms.manifest import NamesDigest, manifest_outputs
 from transforms.parquet import read_footer
-from transforms.shard import OutputName, output_name, parse_output_name
+from transforms.shard import OutputName, named_output, parse_output_name, source_digest
 from transforms.storage import ObjectRef, Store, open_store
 
 _NAMES_AT_ONCE = 4096
@@ -144,6 +144,14 @@ def _refuse_changed(prepared: Prepared, store: Store, name: str, output: ObjectR
             cure="Name another --output, or add --overwrite to replace all of it",
         )
     kept = read_footer(store, output).key_values
+    if b"headrace.joined" in kept:
+        raise OutputConflict(
+            f"{job.output}/{name} joins files other than --compact joins now: one was rewritten, is gone or new since",
+            expected=f"the files from {kept.get(b'headrace.input', b'?').decode()} on, as they were",
+            found=f"{prepared.inputs.files} files that match, joined otherwise",
+            cure="Add --incremental to predict only outputs whose files are new, changed or joined otherwise, or --overwrite "
+            "to predict everything again; or name another --output",
+        )
     was_uri, was_version = (kept.get(f"headrace.{key}".encode(), b"?").decode() for key in ("input", "input_version"))
     try:
         now = open_store(job.folder, job.storage).stat(was_uri).version
@@ -234,7 +242,8 @@ def _says_its_name(store: Store, ref: ObjectRef, name: str, stem: str) -> bool:
             said[f"headrace.{key}".encode()].decode()
             for key in ("input", "input_version", "first_row", "rows", "fingerprint")
         )
-        return name == output_name(stem, ObjectRef(uri, 0, version), int(first_row), int(rows), fingerprint)
+        digest = int(said.get(b"headrace.joined", b"")[:12] or f"{source_digest(ObjectRef(uri, 0, version)):x}", 16)
+        return name == named_output(stem, int(first_row), int(rows), fingerprint, digest)
     except (KeyError, ValueError):
         return False
 

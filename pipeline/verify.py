@@ -18,7 +18,7 @@ from transforms.errors import HeadraceError, NotParquet, OutputIncomplete
 from transforms.job import JOB_RECORD, MANIFEST_FOLDER, SUCCESS, fingerprint_of
 from transforms.parquet import read_footer
 from transforms.plan import list_outputs
-from transforms.shard import output_name, parse_output_name
+from transforms.shard import output_name, parse_output_name, sources_sha256
 from transforms.storage import ObjectRef, Store, StoreOptions, open_store
 
 _FILES_AT_ONCE = 8
@@ -84,7 +84,7 @@ def verify(output: str, storage: StoreOptions) -> tuple[Verdict, dict[str, Any],
     record, manifest = _read_records(verdict, store, there)
     rows = manifest.to_pylist()
     _check_presence(verdict, there, rows)
-    _check_inputs(verdict, store, rows, limited=record.get("limit") is not None)
+    _check_inputs(verdict, store, list(input_spans(rows)), limited=record.get("limit") is not None)
     with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="headrace-verify") as threads:
         standing = [row for row in rows if row["output"] in there]
         for problems in threads.map(lambda row: _check_file(store, there[row["output"]], row, record), standing):
@@ -158,6 +158,15 @@ def _check_presence(verdict: Verdict, there: dict[str, ObjectRef], rows: list[di
             verdict.add("files", f"{verdict.output}/{name}", "no file that the manifest does not name", "one")
 
 
+def input_spans(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The manifest's rows, one for each input of an output: `before` are the output's rows that come before its own."""
+    for row in rows:
+        before = 0
+        for part in row.get("joined") or [row]:
+            yield {**row, **part, "before": before}
+            before += part["rows"]
+
+
 def _check_inputs(verdict: Verdict, outputs: Store, rows: list[dict[str, Any]], *, limited: bool) -> None:
     """Within an input, spans follow one another from 0 to its end. A version that is gone has only its spans to show."""
     spans: dict[tuple[str, str], list[tuple[int, int]]] = {}
@@ -219,12 +228,15 @@ def _check_file(store: Store, ref: ObjectRef, row: dict[str, Any], record: dict[
         "first_row": str(row["first_row"]),
         "rows": str(row["rows"]),
     }
+    sources = [ObjectRef(span["input"], span["input_bytes"], span["input_version"]) for span in input_spans([row])]
+    if len(sources) > 1:
+        wanted["joined"] = sources_sha256(*sources)
     for key, value in wanted.items():
         verdict.expect("identity", ref.uri, key, value, said.get(f"headrace.{key}"))
     made = parse_output_name(row["output"])
-    source = ObjectRef(row["input"], row["input_bytes"], row["input_version"])
+    first, *others = sources
     if made is None or row["output"] != output_name(
-        made.stem, source, row["first_row"], row["rows"], record["fingerprint"]
+        made.stem, first, row["first_row"], row["rows"], record["fingerprint"], others
     ):
         verdict.add("identity", ref.uri, "the name that input, rows and job lead to", row["output"])
     verdict.expect("rows", ref.uri, "rows", row["rows"] - (row.get("bad_rows") or 0), footer.rows)
@@ -264,14 +276,19 @@ def _check_dead_letters(verdict: Verdict, storage: StoreOptions, rows: list[dict
         try:
             store = open_store(uri, storage)
             ref = store.stat(uri)
-            table = pq.read_table(store.open_arrow(ref), columns=["headrace_row"])
-            numbers = table["headrace_row"].to_pylist()
+            table = pq.read_table(store.open_arrow(ref), columns=["headrace_input", "headrace_row"])
+            found = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
         except (HeadraceError, pa.ArrowException, OSError, KeyError) as error:
             verdict.add("dead letters", uri, f"{bad} rows of {name}", error)
             continue
-        span = range(row["first_row"], row["first_row"] + row["rows"])
-        if len(set(numbers)) != bad or any(number not in span for number in numbers):
-            verdict.add("dead letters", uri, f"{bad} rows between {span.start} and {span.stop}", f"{len(numbers)} rows")
+        for span in input_spans([row]):
+            bad, within = span.get("bad_rows") or 0, range(span["first_row"], span["first_row"] + span["rows"])
+            numbers = [number for source, number in found if source == span["input"]]
+            if len(set(numbers)) != bad or any(number not in within for number in numbers):
+                wanted = f"{bad} rows of {span['input']} between {within.start} and {within.stop}"
+                verdict.add("dead letters", uri, wanted, f"{len(numbers)} rows")
+        if len(found) != (row.get("bad_rows") or 0):
+            verdict.add("dead letters", uri, f"{row['bad_rows']} rows of {name}", f"{len(found)} rows")
 
 
 def verdict_document(verdict: Verdict) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -100,6 +101,79 @@ def test_records_name_dead_letters_and_account_for_every_row(capfd: Capture, tmp
     capfd.readouterr()
     assert main(["verify", f"--output={tmp_path}/out"]) == 0
     assert "101, 5 of them in dead letters" in capfd.readouterr().out
+
+
+def put_drifting(folder: str) -> None:
+    """Three files, of which the second lacks a column that is read, and has one that is not."""
+    put_mixed(folder, [40, 6, 60], {7: "value"})
+    store, uri = open_store(folder), f"{folder}/part-00001.parquet"
+    store.delete(store.stat(uri))
+    put_table(uri, pa.table({"other": [str(i) for i in range(6)], "id": pa.array(range(40, 46), pa.int32())}))
+
+
+def test_all_rows_of_a_file_with_another_schema_go_to_dead_letters_with_their_own_columns(
+    capfd: Capture, bucket: str
+) -> None:
+    put_drifting(f"{bucket}/in")
+    flags = ("--max_bad_rows=7", "--keep=id")
+    code, out, err = run(capfd, bucket, *flags)
+    assert code == 0, err
+    assert "7 rows could not be predicted" in out
+    assert read_output(f"{bucket}/out")["id"].to_pylist() == [i for i in range(106) if i != 7 and not 40 <= i < 46]
+    ordinary, own = dead_letters_in(f"{bucket}/out/_dead_letters").values()
+    assert ordinary.schema.names[:2] == ["id", "x"]
+    assert own.schema.names == ["other", "id", "headrace_input", "headrace_row", "headrace_stage", "headrace_error"]
+    assert own["other"].to_pylist() == [str(i) for i in range(6)]
+    assert own["headrace_row"].to_pylist() == list(range(6))
+    assert set(own["headrace_input"].to_pylist()) == {f"{bucket}/in/part-00001.parquet"}
+    assert set(own["headrace_stage"].to_pylist()) == {"schema"}
+    (told,) = set(own["headrace_error"].to_pylist())
+    assert told.endswith("in column 'id'. Expected: id: int64. Found: id: int32.")
+    manifest = records(f"{bucket}/out")[1]
+    assert [(row["predicted_rows"], row["bad_rows"]) for row in manifest] == [(39, 1), (0, 6), (60, 0)]
+    assert main(["verify", f"--output={bucket}/out"]) == 0
+    assert (
+        main(
+            [
+                *(f"--model={strict_model()}", f"--input={bucket}/in/*.parquet", f"--output={bucket}/out"),
+                *flags,
+                "--batch_size=16",
+                "--on_error=dead_letter",
+            ]
+        )
+        == 0
+    )
+    assert "Nothing to do" in capfd.readouterr().out
+    store = open_store(bucket)
+    for name in ("_SUCCESS", manifest[2]["output"]):
+        store.delete(store.stat(f"{bucket}/out/{name}"))
+    code, out, err = run(capfd, bucket, *flags)
+    assert code == 0, err
+    assert "60 rows computed" in out
+    assert records(f"{bucket}/out")[1][1]["dead_letters"] == manifest[1]["dead_letters"]
+    assert main(["verify", f"--output={bucket}/out"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (
+            [],
+            "so that none of its 6 rows can be predicted. Expected: id: int64; or 1 such rows at most (--max_bad_rows=1%)",
+        ),
+        (["--max_bad_rows=6"], "Too many rows cannot be predicted among the job's 106 rows. Expected: 6 at most"),
+    ],
+)
+def test_more_rows_of_another_schema_than_the_bound_fail_the_job(
+    capfd: Capture, tmp_path: Path, more: list[str], told: str
+) -> None:
+    put_drifting(f"{tmp_path}/in")
+    code, _, err = run(capfd, tmp_path, "--keep=id", *more)
+    assert code == 1
+    assert told in err
+    assert "with another --max_bad_rows" in err
+    # Where one file alone is too much, that is known before anything is predicted.
+    assert any(parse_output_name(name) for name in names_in(f"{tmp_path}/out")) == bool(more)
 
 
 def test_a_job_without_bad_rows_leaves_no_trace_of_dead_letters(capfd: Capture, tmp_path: Path) -> None:

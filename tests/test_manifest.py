@@ -127,7 +127,7 @@ def test_what_stands_is_found_by_name(tmp_path: Path) -> None:
     assert finished.find("0/") is finished.find("z") is None
 
 
-def test_a_finished_job_run_again_lists_twice_and_opens_one_input(
+def test_a_finished_job_run_again_lists_twice_and_opens_no_input(
     capfd: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its outputs are no Parquet files at all here: nothing but their names is looked at."""
@@ -156,7 +156,7 @@ def test_a_finished_job_run_again_lists_twice_and_opens_one_input(
     assert main(argv) == 0
     assert f"Nothing to do: all {shards:,} shards stand" in capfd.readouterr().out
     assert listed == {f"{folder}/in/": 1, f"{folder}/out/": 1}
-    assert {uri for uri in read if "/in/" in uri} == {first}
+    assert not [uri for uri in read if "/in/" in uri]
     assert {uri.split("/out/")[1].split("/")[0] for uri in read if "/out/" in uri} == {
         "_SUCCESS",
         "_manifest",

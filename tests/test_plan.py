@@ -13,8 +13,9 @@ from pipeline.cli import main
 from tests.jobs import model_folder, names_in, put_inputs, put_table, read_output, rows, scores
 from tests.plans import SCHEMA, plain_job
 from transforms.errors import ColumnError, ObjectChanged
+from transforms.listing import join_small
 from transforms.parquet import read_batches
-from transforms.plan import input_files, join_small, plan_shards, plan_units
+from transforms.plan import input_files, plan_shards, plan_units
 from transforms.storage import ObjectRef, open_store
 
 Capture = pytest.CaptureFixture[str]
@@ -27,7 +28,7 @@ def sized(sizes: list[int]) -> list[ObjectRef]:
 @given(st.lists(st.integers(0, 120), max_size=300))
 def test_small_files_are_joined_in_order_up_to_the_bounds(sizes: list[int]) -> None:
     files = sized(sizes)
-    units = list(join_small(files, lambda ref: ref.size, 100))
+    units = list(join_small(files, lambda ref: ref.size, 100, 64))
     assert [ref for unit in units for ref in unit] == files
     assert all(len(unit) == 1 or sum(ref.size for ref in unit) <= 100 for unit in units)
     assert all(0 < len(unit) <= 64 for unit in units)
@@ -96,6 +97,15 @@ def test_a_file_with_another_schema_is_told_by_its_name(tmp_path: Path, table: p
     put_table(f"{tmp_path}/b.parquet", table)
     job = plain_job(f"{tmp_path}/*.parquet")
     with pytest.raises(ColumnError, match=rf"b\.parquet .*{told}"):
+        list(plan_shards(job, input_files(job)))
+
+
+def test_several_files_of_another_schema_are_named_at_once(tmp_path: Path) -> None:
+    for name in "abcdefghi":
+        put_table(f"{tmp_path}/{name}.parquet", rows(0, 3) if name in "ac" else rows(0, 3).select(["id", "x"]))
+    job = plain_job(f"{tmp_path}/*.parquet")
+    others = ", ".join(f"{tmp_path}/{name}.parquet" for name in "defgh")
+    with pytest.raises(ColumnError, match=rf"b\.parquet .*column 'name', and {others}, … \(6 in all\) do too"):
         list(plan_shards(job, input_files(job)))
 
 

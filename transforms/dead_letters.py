@@ -1,8 +1,9 @@
 """Rows that could not be predicted: one Parquet file for each shard that has any, named by its content. No Beam.
 
 It holds the columns as they were read, before any function, and beside them `headrace_input`, `headrace_row` (from 0 in
-that input), `headrace_stage` and `headrace_error`. It is committed before the prediction file, which names it in its own
-metadata: dead letters that no prediction file names are of an attempt that came to nothing, and do not count.
+that input), `headrace_stage` and `headrace_error`. Of a file whose schema is not the job's it holds all rows, with all of that
+file's own columns: files of dead letters need not have one schema. It is committed before the prediction file, which names it
+in its own metadata: dead letters that no prediction file names are of an attempt that came to nothing, and do not count.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms.bisect import BadRow
-from transforms.errors import InvalidRequest, OutputIncomplete, TooManyBadRows
+from transforms.errors import ColumnError, DataError, InvalidRequest, OutputIncomplete, TooManyBadRows
 from transforms.job import Job
 from transforms.parquet import read_footer
 from transforms.shard import Shard
@@ -99,11 +100,26 @@ class DeadLetters:
         if self.rows > self._allowed:
             span = f"rows {self._shard.first_row} to {self._shard.end_row} (the end exclusive)"
             raise too_many_bad_rows(
-                self._job, f"among {span} of {self._shard.source.uri}", self._allowed, self.rows, self._examples
+                self._job, f"among {span} of {self._shard.where}", self._allowed, self.rows, self._examples
             )
         self._held.append(dead_letter(bad))
         if len(self._held) >= _ROWS_HELD or sum(batch.nbytes for batch in self._held) >= _BYTES_HELD:
             self._write_held()
+
+    def add_all(self, batch: pa.RecordBatch, first_row: int, error: DataError) -> None:
+        """A whole batch. Raises `TooManyBadRows` as `add` does."""
+        self.rows += batch.num_rows
+        if self.rows > self._allowed:
+            raise rows_of_another_schema(self._job, self._shard, self._allowed)
+        told = [self._shard.source.uri, None, error.stage, str(error)]
+        columns = [
+            pa.array(range(first_row, first_row + batch.num_rows), kind)
+            if value is None
+            else pa.repeat(pa.scalar(value, kind), batch.num_rows)
+            for value, kind in zip(told, COLUMNS.types, strict=True)
+        ]
+        self._held.append(pa.RecordBatch.from_arrays([*batch.columns, *columns], schema=self._schema))
+        self._write_held()
 
     def commit(self, store: Store) -> CommittedDeadLetters | None:
         """Nothing where no row is bad."""
@@ -146,6 +162,25 @@ def too_many_bad_rows(job: Job, among: str, allowed: int | None, found: int, exa
         cure="Look at these rows first; if they may be left out, run the same command with another --max_bad_rows"
         if allowed is not None
         else "Mend what all rows fail on: no --max_bad_rows lets a job through that predicts nothing",
+    )
+
+
+def of_another_schema(shard: Shard) -> ColumnError:
+    """What all rows of a shard fail on whose file has not the job's columns."""
+    what, expected, found = shard.drift
+    error = ColumnError(what, expected=expected, found=found)
+    error.stage = "schema"
+    return error
+
+
+def rows_of_another_schema(job: Job, shard: Shard, allowed: int) -> TooManyBadRows:
+    what, expected, found = shard.drift
+    return TooManyBadRows(
+        f"{what}, so that none of its {shard.rows:,} rows can be predicted",
+        expected=f"{expected}; or {allowed:,} such rows at most (--max_bad_rows={job.on_error.most})",
+        found=found,
+        cure="Leave this file out of --input, or write it again with the same schema; if its rows may be left out, run the "
+        "same command with another --max_bad_rows",
     )
 
 

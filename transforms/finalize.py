@@ -34,6 +34,17 @@ from transforms.storage.same import create_same
 
 _SAMPLE = 10_000
 
+JOINED = pa.struct(
+    [
+        ("input", pa.string()),
+        ("input_bytes", pa.int64()),
+        ("input_version", pa.string()),
+        ("rows", pa.int64()),
+        ("bad_rows", pa.int64()),
+        ("batch_splits", pa.list_(pa.struct([("row", pa.int64()), ("rows", pa.int64())]))),
+    ]
+)
+
 MANIFEST_SCHEMA = pa.schema(
     [
         ("output", pa.string()),
@@ -54,6 +65,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("read_seconds", pa.float64()),
         ("predict_seconds", pa.float64()),
         ("write_seconds", pa.float64()),
+        ("joined", pa.list_(JOINED)),
     ]
 )
 
@@ -62,7 +74,9 @@ def manifest_table(results: Iterable[ShardResult]) -> pa.Table:
     """One row per output, in input order. Times are null where the output stood there before this run.
 
     `rows` of the input are `predicted_rows` in the output and `bad_rows` in the file `dead_letters`, a URI or null.
-    `batch_splits` tells where batches were of other than the planned size; see `transforms.bisect`.
+    `batch_splits` tells where batches were of other than the planned size; see `transforms.bisect`. Where an output joins
+    files, `input` is the first of them, `rows` and `bad_rows` are of all, and `joined` are all of them in the order of their
+    rows; else it is null.
     Raises `OutputIncomplete` where rows of a shard are in neither.
     """
     rows = []
@@ -70,7 +84,7 @@ def manifest_table(results: Iterable[ShardResult]) -> pa.Table:
         shard = result.shard
         if result.predicted_rows + result.bad_rows != shard.rows:
             raise OutputIncomplete(
-                f"{shard.output} does not account for every row of {shard.source.uri}",
+                f"{shard.output} does not account for every row of {shard.where}",
                 expected=f"{shard.rows} rows",
                 found=f"{result.predicted_rows} predicted and {result.bad_rows} bad",
                 cure="Remove that file, and run the same command again",
@@ -89,13 +103,33 @@ def manifest_table(results: Iterable[ShardResult]) -> pa.Table:
                 "predicted_rows": result.predicted_rows,
                 "bad_rows": result.bad_rows,
                 "dead_letters": result.dead_letters,
-                "batch_splits": [{"row": row, "rows": rows} for row, rows in result.batch_splits] or None,
+                "batch_splits": _splits(result.batch_splits),
                 "intra_op_threads": result.intra_op_threads,
                 "device": result.device,
                 **{f"{stage}_seconds": seconds for stage, seconds in result.seconds.items()},
+                "joined": _joined(result) if shard.joined else None,
             }
         )
     return pa.Table.from_pylist(rows, MANIFEST_SCHEMA)
+
+
+def _joined(result: ShardResult) -> list[dict[str, Any]]:
+    parts = result.shard.parts
+    return [
+        {
+            "input": part.source.uri,
+            "input_bytes": part.source.size,
+            "input_version": part.source.version,
+            "rows": part.rows,
+            "bad_rows": bad,
+            "batch_splits": _splits(splits),
+        }
+        for part, (bad, splits) in zip(parts, result.of_parts or ((0, ()),) * len(parts), strict=True)
+    ]
+
+
+def _splits(splits: Iterable[tuple[int, int]]) -> list[dict[str, int]] | None:
+    return [{"row": row, "rows": rows} for row, rows in splits] or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +317,7 @@ class _Account(beam.DoFn):
         if not results:
             raise OutputIncomplete(
                 f"No worker accounts for {name}",
-                expected=f"rows {planned[0].first_row} to {planned[0].end_row} of {planned[0].source.uri}",
+                expected=f"rows {planned[0].first_row} to {planned[0].end_row} of {planned[0].where}",
                 cure="Run the same command again; it computes what is missing",
             )
         yield results[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
@@ -40,6 +41,20 @@ class Loading:
     def how(self) -> dict[str, Any]:
         """All but the device, as `load_model` takes it."""
         return {name: value for name, value in asdict(self).items() if name != "device"}
+
+
+@dataclass(frozen=True, slots=True)
+class FirstInput:
+    """The input file that told the schema, of which `schema` is the Arrow IPC form: kept, so that a job which is run again
+    reads no footer.
+    """
+
+    uri: str
+    version: str
+    schema: bytes
+
+    def record(self) -> dict[str, str]:
+        return {"uri": self.uri, "version": self.version, "schema": base64.b64encode(self.schema).decode()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +109,8 @@ class Job:
     `input_schema` is the Arrow IPC form of the columns that are read, in the order in which they are read.
     `inputs` are globs, URIs and `@` lists of them; `folder` is the deepest above all of them, with its trailing slash.
     `partitions` are the columns that the folders below it tell. `user_packages` are names and digests of contents.
+    `first_input` is what the schema was learned from; no part of what the job is.
+    `compact` joins the rows of small files into outputs of up to `shard_bytes`.
     `incremental` lets outputs of inputs that changed or vanished give way; it is no part of what the job is.
     `report` is the page that is written at the end, `compare` another one to hold it against; neither is part of it either.
     `output` has no trailing slash. `batch_rows` and `limit` are rows, `shard_bytes` compressed bytes.
@@ -115,6 +132,8 @@ class Job:
     postprocess: FunctionRef | None = None
     user_packages: tuple[tuple[str, str], ...] = ()
     jit_compile: bool = False
+    compact: bool = False
+    first_input: FirstInput | None = None
     incremental: bool = False
     storage: StoreOptions = StoreOptions()
     loading: Loading = Loading()
@@ -136,6 +155,7 @@ class Job:
             "batch_size": self.batch_rows,
             "batch_rule": self.batch_rule,
             "shard_bytes": self.shard_bytes,
+            **({"compact": True} if self.compact else {}),
             "limit": self.limit,
             "versions": dict(self.versions),
             "preprocess": asdict(self.preprocess) if self.preprocess else None,
@@ -143,6 +163,7 @@ class Job:
             "user_package": dict(self.user_packages),
             "jit_compile": self.jit_compile,
             **self._record_on_error(),
+            **({"first_input": self.first_input.record()} if self.first_input else {}),
         }
         record = json.loads(json.dumps(record))  # tuples become lists, as in the file
         record["fingerprint"] = fingerprint_of(record)
@@ -155,6 +176,11 @@ class Job:
             return {"on_error": "fail"}
         elsewhere = {} if folder == f"{self.output}/{DEAD_LETTERS_FOLDER}" else {"dead_letters": folder}
         return {"on_error": "dead_letter", **elsewhere, "max_bad_rows": self.on_error.most}
+
+    @property
+    def joined_bytes(self) -> int | None:
+        """How many bytes of small files go into one output; None where each has its own."""
+        return self.shard_bytes if self.compact else None
 
     @property
     def fingerprint(self) -> str:
@@ -171,8 +197,11 @@ class Job:
 
 
 def fingerprint_of(record: dict[str, Any]) -> str:
-    """Where a model lies is not part of what it is; its digest is. How many rows may be bad decides none of them."""
-    what = {key: value for key, value in record.items() if key not in ("fingerprint", "max_bad_rows")}
+    """Where a model lies is not part of what it is; its digest is. How many rows may be bad decides none of them, nor does
+    which file told the schema.
+    """
+    no_part = ("fingerprint", "max_bad_rows", "first_input")
+    what = {key: value for key, value in record.items() if key not in no_part}
     what["models"] = {
         name: {key: value for key, value in model.items() if key != "uri"} for name, model in record["models"].items()
     }
@@ -199,7 +228,7 @@ def check_same_job(output: str, kept: dict[str, Any], wanted: dict[str, Any]) ->
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
     """Each field by the name that a person knows it by; a model is its digest, and lies wherever it lies."""
-    flat = {key: value for key, value in record.items() if key not in ("fingerprint", "models")}
+    flat = {key: value for key, value in record.items() if key not in ("fingerprint", "models", "first_input")}
     models: dict[str, dict[str, Any]] = record.get("models", {})
     if models.keys() == {""}:
         (one,) = models.values()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from transforms.storage import ObjectRef, Store, StoreOptions, open_store
 from transforms.storage.base import public_uri, split_glob
 
 _STATS_AT_ONCE = 32
+# What an output tells of its files travels with it as one element of a runner.
+_MOST_JOINED = 4096
+
+Part = TypeVar("Part")
 _HIDDEN = re.compile(r"/[._]")
 
 
@@ -35,8 +39,8 @@ class PassedOver:
 class Survey:
     """What one pass over the listing tells, in eight bytes for each file.
 
-    `first` is the first by URI. `sources` are the `source_digest`s of all files, uint64, sorted. `partitions` are the keys
-    of the folders `key=value` that every file lies in, in that order.
+    `first` is the first by URI. `sources` are the `source_digest`s of all files, or of those that are joined together, uint64,
+    sorted. `partitions` are the keys of the folders `key=value` that every file lies in, in that order.
     """
 
     first: ObjectRef
@@ -213,21 +217,55 @@ def _what_is_near(store: Store, folder: str) -> str:
     return f"in {folder}: {', '.join(near)}, …" if near else f"nothing in {folder}"
 
 
-def survey_inputs(patterns: tuple[str, ...], options: StoreOptions, check: Callable[[ObjectRef], None]) -> Survey:
-    """Lists the input once; `check` is called with each file."""
+def together(files: Iterable[ObjectRef], joined_bytes: int | None) -> Iterator[tuple[ObjectRef, ...]]:
+    """The files of one output each: neighbours of one folder up to `joined_bytes` and 4096 files, or each alone where that is
+    None. A pure function of the listing, so that whoever lists the same files joins the same; what it gave, it gives again.
+    """
+    if joined_bytes is None:
+        yield from ((ref,) for ref in files)
+        return
+    for _, neighbours in groupby(files, key=lambda ref: ref.uri.rpartition("/")[0]):
+        yield from join_small(neighbours, lambda ref: ref.size, joined_bytes, _MOST_JOINED)
+
+
+def join_small(
+    parts: Iterable[Part], size: Callable[[Part], int], most_bytes: int, most: int
+) -> Iterator[tuple[Part, ...]]:
+    """Neighbours together, up to `most` and `most_bytes` in all; what is larger alone stays alone."""
+    unit: list[Part] = []
+    nbytes = 0
+    for part in parts:
+        if unit and (nbytes + size(part) > most_bytes or len(unit) == most):
+            yield tuple(unit)
+            unit, nbytes = [], 0
+        unit.append(part)
+        nbytes += size(part)
+    if unit:
+        yield tuple(unit)
+
+
+def survey_inputs(
+    patterns: tuple[str, ...],
+    options: StoreOptions,
+    check: Callable[[ObjectRef], None],
+    joined_bytes: int | None = None,
+) -> Survey:
+    """Lists the input once; `check` is called with each file. `joined_bytes` as in `together`."""
     folder, passed = common_folder(patterns), PassedOver()
     first: ObjectRef | None = None
     keys: tuple[str, ...] = ()
-    sources = array("Q")
-    for ref in each_input(patterns, options, passed):
-        check(ref)
-        own = tuple(key for key, _ in partition_values(ref.uri, folder))
-        if first is None:
-            first, keys = ref, own
-        elif own != keys and keys:
-            keys = keys if set(own) == set(keys) else ()
-        sources.append(source_digest(ref))
+    sources, files = array("Q"), 0
+    for refs in together(each_input(patterns, options, passed), joined_bytes):
+        for ref in refs:
+            check(ref)
+            own = tuple(key for key, _ in partition_values(ref.uri, folder))
+            if first is None:
+                first, keys = ref, own
+            elif own != keys and keys:
+                keys = keys if set(own) == set(keys) else ()
+        files += len(refs)
+        sources.append(source_digest(*refs))
     assert first is not None  # else each_input has raised
     digests = np.frombuffer(sources, np.uint64)
     digests.sort()
-    return Survey(first, len(digests), passed, digests, keys)
+    return Survey(first, files, passed, digests, keys)

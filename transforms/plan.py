@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias, TypeVar
+from itertools import chain, islice
+from operator import attrgetter
+from typing import Any, TypeAlias
 
 import apache_beam as beam
 import pyarrow as pa
 from apache_beam.pvalue import AsSingleton
 
 from transforms import progress
+from transforms.dead_letters import rows_of_another_schema
 from transforms.errors import ColumnError
 from transforms.job import Job
-from transforms.listing import PassedOver, each_input, expand_lists
+from transforms.listing import PassedOver, each_input, expand_lists, join_small, together
 from transforms.metrics import count_planned
 from transforms.parquet import Footer, read_footer
-from transforms.shard import Shard, WorkUnit, output_name, partition_values, relative_stem, split_file
+from transforms.shard import Shard, WorkUnit, join_shards, output_name, partition_values, relative_stem, split_file
 from transforms.storage import ObjectRef, StoreOptions, open_store
 
 _FOOTERS_AT_ONCE = 16
 # Enough to make little of what a runner spends on an element, and few enough to keep many workers busy.
 _MOST_FILES_A_UNIT = 64
-
-Part = TypeVar("Part", ObjectRef, Shard)
+# After a file of another schema, so many shards more are looked at, to name others.
+_LOOKED_ON = 64
+_NAMED = 5
 # A job as a step is given it: known when the graph is built, or found out by an earlier step, as in a template.
 GivenJob: TypeAlias = Job | AsSingleton
 
@@ -40,34 +44,27 @@ def input_files(job: Job) -> Iterator[ObjectRef]:
     return iter(sorted(files, key=lambda ref: (f"{relative_stem(ref.uri, job.folder)}-{0:012d}-", ref)))
 
 
-def join_small(parts: Iterable[Part], size: Callable[[Part], int], most_bytes: int) -> Iterator[tuple[Part, ...]]:
-    """Neighbours together, up to 64 and `most_bytes` in all; what is larger alone stays alone."""
-    unit: list[Part] = []
-    nbytes = 0
-    for part in parts:
-        if unit and (nbytes + size(part) > most_bytes or len(unit) == _MOST_FILES_A_UNIT):
-            yield tuple(unit)
-            unit, nbytes = [], 0
-        unit.append(part)
-        nbytes += size(part)
-    if unit:
-        yield tuple(unit)
-
-
 class _Splitter:
     """One file's footer to its shards; holds what is the same for all files."""
 
     def __init__(self, job: Job) -> None:
         self._job, self._fingerprint = job, job.fingerprint
         schema: Any = pa.ipc.read_schema(pa.BufferReader(job.input_schema))
+        self._sound: pa.Schema | None = None
         self._fields = [field for field in schema if field.name not in job.partitions]
 
     def shards(self, source: ObjectRef, footer: Footer) -> Iterator[Shard]:
-        self._check_schema(source, footer.schema)
-        partitions = self._partitions(source, footer.schema)
+        told = dict(partition_values(source.uri, self._job.folder)) if self._job.partitions else {}
+        drift = self._drift_of_columns(source, footer.schema) or self._drift_of_partitions(source, footer.schema, told)
         stem = relative_stem(source.uri, self._job.folder)
         rows, sizes = footer.row_group_rows, footer.row_group_bytes
-        return split_file(source, stem, rows, sizes, self._job.shard_bytes, self._fingerprint, partitions)
+        # Of a file that drifts, those that it has.
+        keys = [key for key in self._job.partitions if key in told and key not in footer.schema.names]
+        partitions = tuple((key, told[key]) for key in keys)
+        return split_file(source, stem, rows, sizes, self._job.shard_bytes, self._fingerprint, partitions, drift)
+
+    def joined(self, parts: list[Shard]) -> Shard:
+        return join_shards(parts, relative_stem(parts[0].source.uri, self._job.folder), self._fingerprint)
 
     def first_rows(self, shard: Shard, rows: int) -> Shard:
         """Named by what is left of it."""
@@ -75,43 +72,74 @@ class _Splitter:
         name = output_name(stem, shard.source, shard.first_row, rows, self._fingerprint)
         return replace(shard, output=name, rows=rows)
 
-    def _check_schema(self, source: ObjectRef, schema: pa.Schema) -> None:
+    def _drift_of_columns(self, source: ObjectRef, schema: pa.Schema) -> tuple[str, ...]:
         """Columns may come in another order, and others may be there too."""
+        if schema is self._sound:  # `read_footer` gives the same one again for files that are alike
+            return ()
         for field in self._fields:
             found = schema.field(field.name).type if field.name in schema.names else None
             if found != field.type:
-                raise ColumnError(
+                return (
                     f"{source.uri} differs from the first input file in column {field.name!r}",
-                    expected=f"{field.name}: {field.type}",
-                    found=f"{field.name}: {found}" if found else f"columns {', '.join(schema.names)}",
-                    cure="Leave this file out of --input, or write it again with the same schema",
+                    f"{field.name}: {field.type}",
+                    f"{field.name}: {found}" if found else f"columns {', '.join(schema.names)}",
                 )
+        self._sound = schema
+        return ()
 
-    def _partitions(self, source: ObjectRef, schema: pa.Schema) -> tuple[tuple[str, str | None], ...]:
-        if not self._job.partitions:
-            return ()
-        values = dict(partition_values(source.uri, self._job.folder))
+    def _drift_of_partitions(
+        self, source: ObjectRef, schema: pa.Schema, told: dict[str, str | None]
+    ) -> tuple[str, ...]:
         for key in self._job.partitions:
-            if key not in values or key in schema.names:
-                raise ColumnError(
+            if key not in told or key in schema.names:
+                return (
                     f"{source.uri} differs from the first input file in the partition column {key!r}",
-                    expected=f"a folder {key}=…, and no column of that name in the file",
-                    found=f"a column {key!r} in the file" if key in values else "no such folder",
-                    cure="Leave this file out of --input, or say --partition_columns=none",
+                    f"a folder {key}=…, and no column of that name in the file",
+                    f"a column {key!r} in the file" if key in told else "no such folder",
                 )
-        return tuple((key, values[key]) for key in self._job.partitions)
+        return ()
 
 
 def shards_of_file(job: Job, source: ObjectRef, footer: Footer) -> Iterator[Shard]:
-    """Raises `ColumnError` where the file's columns are not those of the job."""
     return _Splitter(job).shards(source, footer)
 
 
 def plan_shards(job: Job, files: Iterable[ObjectRef]) -> Iterator[Shard]:
-    """Footers are read by a few threads, little further ahead than the consumer takes."""
+    """Footers are read by a few threads, little further ahead than the consumer takes.
+
+    Raises `ColumnError` where a file's columns are not those of the job, naming others of the next files that differ too, and
+    `TooManyBadRows` where its rows may go to dead letters and are more than may.
+    """
     splitter = _Splitter(job)
     shards = _shards_in_order(job, splitter, files)
-    return shards if job.limit is None else _first_rows(splitter, shards, job.limit)
+    return _without_drift(job, shards if job.limit is None else _first_rows(splitter, shards, job.limit))
+
+
+def _without_drift(job: Job, shards: Iterator[Shard]) -> Iterator[Shard]:
+    """Or with as much of it as may go to dead letters."""
+    for shard in shards:
+        if shard.drift and (job.on_error.dead_letters is None or job.compact):
+            raise _differ(job, [shard, *filter(attrgetter("drift"), islice(shards, _LOOKED_ON))])
+        if shard.drift and shard.rows > (allowed := job.on_error.allowed(shard.rows)):
+            raise rows_of_another_schema(job, shard, allowed)
+        yield shard
+
+
+def _differ(job: Job, shards: Iterable[Shard]) -> ColumnError:
+    found = {shard.source.uri: shard.drift for shard in shards}
+    (what, expected, was), *others = found.values()
+    if others:
+        names = [uri for uri in found if not what.startswith(uri)]
+        more = f", … ({len(names):,} in all)" if len(names) > _NAMED else ""
+        what += f", and {', '.join(names[:_NAMED])}{more} {'does' if len(names) == 1 else 'do'} too, in some column"
+    these, them = ("these files", "them") if others else ("this file", "it")
+    cure = f"Leave {these} out of --input, or write {them} again with the same schema (of a partition: or say "
+    cure += "--partition_columns=none)"
+    letters = "let their rows go to dead letters: --on_error=dead_letter, with as many --max_bad_rows"
+    cure += (
+        f"; without --compact, which joins files of one schema, you may {letters}" if job.compact else f", or {letters}"
+    )
+    return ColumnError(what, expected=expected, found=was, cure=cure)
 
 
 def _first_rows(splitter: _Splitter, shards: Iterable[Shard], limit: int) -> Iterator[Shard]:
@@ -125,24 +153,38 @@ def _first_rows(splitter: _Splitter, shards: Iterable[Shard], limit: int) -> Ite
 
 def _shards_in_order(job: Job, splitter: _Splitter, files: Iterable[ObjectRef]) -> Iterator[Shard]:
     store = open_store(job.folder, job.storage)
-    ahead: deque[tuple[ObjectRef, Future[Footer]]] = deque()
+    ahead: deque[tuple[tuple[ObjectRef, ...], list[Future[Footer]]]] = deque()
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as threads:
-        for source in files:
-            ahead.append((source, threads.submit(read_footer, store, source)))
-            if len(ahead) == _FOOTERS_AT_ONCE:
+        reading = 0
+        for sources in together(files, job.joined_bytes):
+            ahead.append((sources, [threads.submit(read_footer, store, source) for source in sources]))
+            reading += len(sources)
+            while reading >= _FOOTERS_AT_ONCE:
+                reading -= len(ahead[0][0])
                 yield from _shards_of_the_first(splitter, ahead)
         while ahead:
             yield from _shards_of_the_first(splitter, ahead)
 
 
-def _shards_of_the_first(splitter: _Splitter, ahead: deque[tuple[ObjectRef, Future[Footer]]]) -> Iterator[Shard]:
-    source, footer = ahead.popleft()
-    return splitter.shards(source, footer.result())
+def _shards_of_the_first(
+    splitter: _Splitter, ahead: deque[tuple[tuple[ObjectRef, ...], list[Future[Footer]]]]
+) -> Iterator[Shard]:
+    """Each file's own, or one of all the files that go into one output; files of another schema are not joined."""
+    sources, footers = ahead.popleft()
+    shards = chain.from_iterable(
+        splitter.shards(source, footer.result()) for source, footer in zip(sources, footers, strict=True)
+    )
+    if len(sources) == 1:
+        yield from shards
+        return
+    parts = list(shards)
+    drifting = [part for part in parts if part.drift]
+    yield from drifting or [splitter.joined(parts)]
 
 
 def plan_units(job: Job, files: Iterable[ObjectRef]) -> Iterator[WorkUnit]:
     """`PlanShards` without Beam: small shards together, up to `shard_bytes`."""
-    return join_small(plan_shards(job, files), lambda shard: shard.nbytes, job.shard_bytes)
+    return join_small(plan_shards(job, files), lambda shard: shard.nbytes, job.shard_bytes, _MOST_FILES_A_UNIT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +206,10 @@ class _ListInputs(beam.DoFn):
         files = input_files(job)
         if job.limit is not None:
             yield tuple(files)
+        elif job.joined_bytes is not None:
+            yield from together(files, job.joined_bytes)
         else:
-            yield from join_small(files, lambda ref: ref.size, job.shard_bytes)
+            yield from join_small(files, lambda ref: ref.size, job.shard_bytes, _MOST_FILES_A_UNIT)
 
 
 class _ReadFooters(beam.DoFn):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -38,6 +38,8 @@ class Shard:
 
     `row_groups` is (first inclusive, end exclusive), of `nbytes` compressed bytes; `skip` rows of the first row group
     come before `first_row`. `partitions` are the columns that the input's folders tell: name and value, null as None.
+    `drift` says how the file's schema differs from the job's: a sentence, expected, found; () where it does not.
+    `joined` are whole files whose rows follow in the same output: `rows` and `nbytes` count theirs too.
     Shards sort in the order of their outputs' names. `source` and the row span are what the shard is; `output` follows.
     """
 
@@ -49,10 +51,30 @@ class Shard:
     nbytes: int
     skip: int = 0
     partitions: tuple[tuple[str, str | None], ...] = ()
+    drift: tuple[str, ...] = ()
+    joined: tuple[Shard, ...] = ()
 
     @property
     def end_row(self) -> int:
         return self.first_row + self.rows
+
+    @property
+    def parts(self) -> tuple[Shard, ...]:
+        """A shard for each input file, in the order of their rows; none of them has others joined to it."""
+        if not self.joined:
+            return (self,)
+        rows, nbytes = (sum(getattr(part, name) for part in self.joined) for name in ("rows", "nbytes"))
+        return replace(self, rows=self.rows - rows, nbytes=self.nbytes - nbytes, joined=()), *self.joined
+
+    @property
+    def sources(self) -> tuple[ObjectRef, ...]:
+        return self.source, *(part.source for part in self.joined)
+
+    @property
+    def where(self) -> str:
+        """The input, for a person."""
+        more = len(self.joined)
+        return self.source.uri if not more else f"{self.source.uri} and the {more} files after it"
 
 
 WorkUnit = tuple[Shard, ...]
@@ -64,7 +86,8 @@ class ShardResult:
     """What became of a shard. `seconds` are of one thread, by stage; unknown where the output stood there already.
 
     Its rows are `predicted_rows`, and `bad_rows` in the file `dead_letters` (its URI). `batch_splits` tells where batches
-    were of other than the planned size: from row (inclusive), at most so many rows; see `transforms.bisect`.
+    were of other than the planned size: from row (inclusive), at most so many rows; see `transforms.bisect`. Where the shard
+    joins files, `of_parts` are the bad rows and the batch splits of each (() where none has any), and `batch_splits` is empty.
     `told` is for the report, where one is wanted.
     """
 
@@ -77,6 +100,7 @@ class ShardResult:
     bad_rows: int = 0
     dead_letters: str | None = None
     batch_splits: tuple[tuple[int, int], ...] = ()
+    of_parts: tuple[tuple[int, tuple[tuple[int, int], ...]], ...] = ()
     intra_op_threads: int | None = None
     device: str | None = None
     batches: int = 0
@@ -130,15 +154,38 @@ def _safe_segment(segment: str) -> str:
     return f"{quoted[: _SEGMENT_BYTES - 25]}~{hashlib.sha256(segment.encode()).hexdigest()[:24]}"
 
 
-def output_name(stem: str, source: ObjectRef, first_row: int, rows: int, fingerprint: str) -> str:
+def output_name(
+    stem: str, source: ObjectRef, first_row: int, rows: int, fingerprint: str, joined: Sequence[ObjectRef] = ()
+) -> str:
     """Sorts in input order, and says what it holds: input and version, row span, and the job that made it."""
-    span = f"{first_row:012d}-{first_row + rows:012d}"
-    return f"{stem}-{span}-{fingerprint[:8]}{source_digest(source):012x}.parquet"
+    return named_output(stem, first_row, rows, fingerprint, source_digest(source, *joined))
 
 
-def source_digest(source: ObjectRef) -> int:
-    """48 bits of the SHA-256 of an input's URI and version: what an output's name says of its input."""
-    return int.from_bytes(hashlib.sha256(f"{source.uri}\t{source.version}".encode()).digest()[:6], "big")
+def named_output(stem: str, first_row: int, rows: int, fingerprint: str, sources: int) -> str:
+    """`output_name` of inputs of which only the `source_digest` is known."""
+    return f"{stem}-{first_row:012d}-{first_row + rows:012d}-{fingerprint[:8]}{sources:012x}.parquet"
+
+
+def source_digest(*sources: ObjectRef) -> int:
+    """48 bits of the SHA-256 of the inputs' URIs and versions: what an output's name says of its input."""
+    return int(sources_sha256(*sources)[:12], 16)
+
+
+def sources_sha256(*sources: ObjectRef) -> str:
+    """In hexadecimal, of the inputs' URIs and versions in their order."""
+    text = "\n".join(f"{source.uri}\t{source.version}" for source in sources)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def join_shards(parts: Sequence[Shard], stem: str, fingerprint: str) -> Shard:
+    """One shard of whole files, each a shard, in their order. `stem` is the first one's."""
+    first, *others = parts
+    if not others:
+        return first
+    rows, joined = sum(part.rows for part in parts), [part.source for part in others]
+    name = output_name(stem, first.source, first.first_row, rows, fingerprint, joined)
+    others = [replace(part, output=name) for part in others]
+    return replace(first, output=name, rows=rows, nbytes=sum(part.nbytes for part in parts), joined=tuple(others))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +215,7 @@ def split_file(
     shard_bytes: int,
     fingerprint: str,
     partitions: tuple[tuple[str, str | None], ...] = (),
+    drift: tuple[str, ...] = (),
 ) -> Iterator[Shard]:
     """Shards of whole row groups, each of at most `shard_bytes` compressed bytes unless one row group alone exceeds it;
     one of more than twice as many bytes is cut into spans of its rows.
@@ -177,7 +225,7 @@ def split_file(
 
     def shard(first_row: int, rows: int, groups: tuple[int, int], nbytes: int, skip: int = 0) -> Shard:
         name = output_name(stem, source, first_row, rows, fingerprint)
-        return Shard(name, source, first_row, rows, groups, nbytes, skip, partitions)
+        return Shard(name, source, first_row, rows, groups, nbytes, skip, partitions, drift)
 
     first_group = first_row = 0
     while first_group < len(row_group_rows) or first_row == first_group == 0:
