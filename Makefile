@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test faults chaos lint check venv bench-load constraints clean docs coverage test-pythons picture-report
-.PHONY: schedule test-airflow run-dataflow template template-classic
+.PHONY: schedule test-airflow run-dataflow template template-classic run-flink test-runners
 .PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-scale bench-gpu bench-smoke bench-peers
 .DEFAULT_GOAL := help
 
@@ -88,6 +88,12 @@ test-pythons: ## the fast tests on each of PYTHONS that is here; [PYTEST_ARGS=�
 	    || failed="$$failed $$version"; \
 	  rm -rf build/pythons/$$version; \
 	done; test -z "$$failed" || { echo "Failed on Python$$failed." >&2; exit 1; }
+
+test-runners: venv ## the demo on the Direct runner, on two machines apart, Prism and Flink, as a table; fetches what they need
+	@$(BIN)/python -m tests.runners $(RUNNERS)
+
+run-flink: venv ## the demo on a Flink of its own: a JobManager, two TaskManagers; [JOB_SERVER=the jar of Beam's job server]
+	@$(if $(JOB_SERVER),JOB_SERVER=$(call quoted,JOB_SERVER)) $(BIN)/python -m tests.runners flink
 
 faults: venv ## 1,000 loads of small models under random faults; LOADS=… SEED=…
 	HEADRACE_FAULT_LOADS=$(or $(LOADS),1000) HEADRACE_FAULT_SEED=$(or $(SEED),1) $(BIN)/python -m pytest tests/test_load_faults.py -s -k each_load

@@ -9,9 +9,12 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.launch import workers_error
+from tests.flink_cluster import Missing
 from tests.front import Gate
-from tests.jobs import put_inputs, put_model, read_output
+from tests.jobs import put_inputs, put_model, read_output, rows
 from tests.machines import Machine, can_be_apart, free_port, machines, one_endpoint, python_job_service
+from tests.runners import Ran
+from tests.runners import table as table_of
 from transforms.storage import open_store
 
 COUNTS = (30, 20, 40, 10, 50, 30)
@@ -132,3 +135,17 @@ def test_what_a_portable_runner_lacks_is_told_before_anything_is_written(
 )
 def test_what_a_runner_says_of_its_workers_is_told_by_its_cause(text: str, told: str) -> None:
     assert told in str(workers_error(RuntimeError(text)))
+
+
+def test_the_table_of_runners_tells_rows_in_another_order_and_a_failed_run() -> None:
+    table = rows(0, 20)
+    runs: dict[str, Ran | Missing] = {
+        "direct": Ran(1.0, [1], table),
+        "portable": Ran(1.0, [1, 2], rows(0, 20)),
+        "prism": Ran(1.0, [0], table.take(list(reversed(range(20))))),
+        "flink": Ran(1.0, [0], None),
+        "other": Missing("the jar"),
+    }
+    told = [line.split(" | ")[3] for line in table_of(runs).splitlines()[2:]]
+    assert told == ["the reference", "identical", "DIFFER", "DIFFER", "not run: the jar"]
+    assert "| 1, 2 |" in table_of(runs)
