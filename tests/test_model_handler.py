@@ -166,7 +166,7 @@ def test_what_beam_is_told() -> None:
     batch = rows(0, 100).to_batches()[0]
     assert one.get_num_bytes([batch, *examples(2)]) == batch.nbytes + 2 * 4 * FEATURES
     kwargs = one.batch_elements_kwargs()
-    assert kwargs["max_batch_size"] == 4096
+    assert kwargs["max_batch_size"] == 8192
     assert [kwargs["element_size_fn"](element) for element in (batch, batch[:0], *examples(1))] == [100, 1, 1]
     assert one.get_metrics_namespace() == "headrace"
     assert not one.share_model_across_processes()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
+import numpy as np
 import pyarrow as pa
 
 from transforms.errors import ColumnError, InvalidRequest
@@ -13,8 +15,8 @@ from transforms.models.spec import Signature, TensorSpec
 from transforms.rules import ColumnRules
 from transforms.tensors import InputPlan, OutputPlan, check_inputs, plan_inputs, plan_outputs
 
-_BATCH_BYTES = 1 << 20
-_MOST_BATCH_ROWS = 4096
+_BATCH_BYTES = 2 << 20
+_MOST_BATCH_ROWS = 8192
 # Rows as large as images: a few at once, so that a pass over the model's weights serves more than one.
 _LARGE_ROWS, _LARGE_BATCH_BYTES = 8, 16 << 20
 _VARIABLE_LENGTH_ROWS = 1024
@@ -167,21 +169,41 @@ def choose_batch_rows(plan: ColumnPlan, asked: int | None) -> tuple[int, str]:
 
 
 def auto_batch_rows(plan: ColumnPlan) -> tuple[int, str]:
-    """Rows per batch and the rule that gave them: a pure function of schema and signature.
-
-    A batch whose inputs and outputs stay near 1 MiB keeps a dense network's activations in a core's cache, and 4,096
-    rows are enough for the costs of a call to vanish.
-    """
+    """Rows per batch and the rule that gave them: a pure function of schema and signature."""
     if fixed := [model.batch_rows for model in plan.models if model.batch_rows is not None]:
         return max(fixed), "the batch that the model is fixed to"
     sizes = [model.inputs.row_nbytes for model in plan.models]
-    return rows_that_fit(None if None in sizes else max(size or 0 for size in sizes))
+    outputs = max(known_row_nbytes(one.spec for one in model.outputs.outputs) for model in plan.models)
+    return rows_that_fit(None if None in sizes else max(size or 0 for size in sizes), outputs)
 
 
-def rows_that_fit(row_bytes: int | None) -> tuple[int, str]:
-    """As `auto_batch_rows`, for rows of so many bytes; None where that varies."""
-    if row_bytes is None:
-        return _VARIABLE_LENGTH_ROWS, f"auto/1: {_VARIABLE_LENGTH_ROWS} rows, since a row's length varies"
-    fits = max(1, _BATCH_BYTES // max(1, row_bytes), min(_LARGE_ROWS, _LARGE_BATCH_BYTES // max(1, row_bytes)))
-    rows = min(_MOST_BATCH_ROWS, 1 << (fits.bit_length() - 1))
-    return rows, f"auto/1: the power of two at or below 1 MiB / {row_bytes} bytes a row, at most {_MOST_BATCH_ROWS}"
+def rows_that_fit(inputs: int | None, outputs: int) -> tuple[int, str]:
+    """As `auto_batch_rows`, for rows of so many bytes in a model's inputs, None where that varies, and in its outputs.
+
+    The larger of both stays near 2 MiB: a small network took equal CPU per row in batches of 2,048 to 16,384 rows of 256
+    bytes, more in larger ones, and each batch costs the interpreter's lock as much as another. The outputs count since
+    a model may make of a number or a text many times their bytes.
+    """
+    row_bytes = max(1, inputs or 0, outputs)
+    fits = max(1, _BATCH_BYTES // row_bytes, min(_LARGE_ROWS, _LARGE_BATCH_BYTES // row_bytes))
+    most = _MOST_BATCH_ROWS if inputs is not None else _VARIABLE_LENGTH_ROWS
+    rows = min(most, 1 << (fits.bit_length() - 1))
+    told = f"{row_bytes} bytes a row" if inputs is not None else f"{outputs} bytes a row of outputs (its inputs vary)"
+    return (
+        rows,
+        f"auto/2: the power of two at or below 2 MiB / {told}, at most {most}, at least {_LARGE_ROWS} within 16 MiB",
+    )
+
+
+def row_nbytes(spec: TensorSpec) -> int | None:
+    """Bytes that one row takes in the tensor; None where that varies."""
+    inner = None if spec.shape is None else spec.shape[1:]
+    if inner is None or None in inner or spec.dtype == "string":
+        return None
+    itemsize = 2 if spec.dtype == "bfloat16" else np.dtype(spec.dtype).itemsize
+    return itemsize * math.prod(dim or 0 for dim in inner)
+
+
+def known_row_nbytes(specs: Iterable[TensorSpec]) -> int:
+    """Bytes that one row takes in those of the tensors whose rows are all of one size."""
+    return sum(row_nbytes(spec) or 0 for spec in specs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,12 +13,11 @@ from transforms.batches import BatchPredictor, BatchRequest, request_batches
 from transforms.devices import least_busy
 from transforms.errors import DataError, HeadraceError, InvalidRequest, UnsupportedModel
 from transforms.job import Loading
-from transforms.mapping import fixed_batch, rows_that_fit
+from transforms.mapping import fixed_batch, known_row_nbytes, row_nbytes, rows_that_fit
 from transforms.metrics import NAMESPACE
 from transforms.models.load import describe_model, load_model
 from transforms.models.ref import ModelRef, pin_model
 from transforms.models.spec import ModelSpec, Signature
-from transforms.models.stream import numpy_dtype
 from transforms.predictor import devices_for
 from transforms.rules import ColumnRules
 from transforms.storage import StoreOptions
@@ -120,7 +118,7 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
     @property
     def _rows(self) -> int:
         signature = self._spec.signatures[self._request.signature]
-        return fixed_batch(signature) or self._request.rows or rows_that_fit(_row_bytes(signature))[0]
+        return fixed_batch(signature) or self._request.rows or _auto_rows(signature)
 
     def get_num_bytes(self, batch: Sequence[Row | pa.RecordBatch]) -> int:
         return sum(
@@ -159,15 +157,10 @@ def _rows_of(element: Row | pa.RecordBatch) -> int:
     return max(1, element.num_rows) if isinstance(element, pa.RecordBatch) else 1
 
 
-def _row_bytes(signature: Signature) -> int | None:
-    """None where it varies."""
-    total = 0
-    for spec in signature.inputs.values():
-        shape = None if spec.shape is None else spec.shape[1:]
-        if shape is None or None in shape or spec.dtype == "string":
-            return None
-        total += math.prod(d for d in shape if d is not None) * numpy_dtype(spec.dtype).itemsize
-    return total
+def _auto_rows(signature: Signature) -> int:
+    inputs = [row_nbytes(spec) for spec in signature.inputs.values()]
+    outputs = known_row_nbytes(signature.outputs.values())
+    return rows_that_fit(None if None in inputs else sum(one or 0 for one in inputs), outputs)[0]
 
 
 def _joined(parts: list[pa.RecordBatch]) -> pa.RecordBatch:

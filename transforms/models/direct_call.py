@@ -24,7 +24,7 @@ def by_keywords(function: Any) -> Call:
     """The call of a SavedModel's signature; captured variables must be in their places."""
 
     def usual(tensors: Mapping[str, Any]) -> dict[str, Any]:
-        return function(**tensors)  # type: ignore[no-any-return, unused-ignore]
+        return function(**tensors)
 
     names = function._arg_keywords
     return usual if names is None else direct(function, list(map(str, names)), usual)
