@@ -40,7 +40,7 @@ class Gate(BaseHTTPRequestHandler):
                 return
         self.answer(*self.ask())
 
-    do_GET = do_POST = do_PUT = do_DELETE = handle_one_method
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_one_method
 
     def ask(self, body: bytes | None = None, **other: str) -> tuple[int, dict[str, str], bytes]:
         behind = http.client.HTTPConnection(self.server.behind.removeprefix("http://"))
@@ -57,12 +57,15 @@ class Gate(BaseHTTPRequestHandler):
     def answer(self, status: int, headers: dict[str, str], body: bytes, *, only: int | None = None) -> None:
         """With `only`, no more than so many bytes of the body that the headers promise."""
         self.send_response(status)
+        length = str(len(body))
         for name, value in headers.items():
-            if name not in ("Date", "Content-Length", "Transfer-Encoding"):
+            if name.title() == "Content-Length" and self.command == "HEAD":
+                length = value  # of a body that is not sent
+            if name.title() not in ("Date", "Content-Length", "Transfer-Encoding"):
                 self.send_header(
                     name, value.replace(self.server.behind, self.server.url) if self.server.behind else value
                 )
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", length)
         self.end_headers()
         self.wfile.write(body[:only])
 

@@ -39,6 +39,7 @@ ROOMS = {
     "apache_beam": BEAM,
     "tensorflow": TENSORFLOW,
     "keras": TENSORFLOW,
+    "rich": ("pipeline.display",),
     **dict.fromkeys(("google.cloud", "google.auth", "google.api_core"), GOOGLE),
 }
 LAZY = ("tensorflow", "keras")
@@ -157,9 +158,10 @@ def test_what_is_allowed_is_let_through(module: str, source: str) -> None:
         ("from transforms import load_model", ("apache_beam", "tensorflow", "keras")),
         ("from transforms import open_store; open_store('gs://bucket')", ("apache_beam", "tensorflow", "keras")),
         ("from transforms import PlanShards, Predict, PredictShards, StreamingModelHandler", ("tensorflow", "keras")),
-        (HELP, ("tensorflow", "keras")),
+        (HELP, ("tensorflow", "keras", "rich")),
+        ("import pipeline.launch, pipeline.report", ("tensorflow", "keras", "rich")),
     ],
-    ids=["transforms", "load_model", "open_store", "beam-transforms", "help"],
+    ids=["transforms", "load_model", "open_store", "beam-transforms", "help", "no display"],
 )
 def test_nothing_loads_before_it_is_needed(program: str, absent: tuple[str, ...]) -> None:
     check = f"import sys; print('LOADED', sorted(set({absent!r}) & set(sys.modules)))"

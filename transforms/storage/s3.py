@@ -7,6 +7,7 @@ s3fs they would be copied several times, and all of them in one thread.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -51,7 +52,7 @@ class S3Store(FsspecStore):
             if refusal.status in (412, 416):
                 raise changed(ref, "another") from refusal
             # The answer's body tells what was signed, and with what.
-            raise self._refused(refusal.status, ref.uri) from refusal
+            raise self._refused(refusal, ref.uri) from refusal
 
     def _fetch(self, ref: ObjectRef, offset: int, buffers: Sequence[memoryview], url: str) -> None:
         headers = {"If-Match": ref.version, "Accept-Encoding": "identity"}
@@ -69,14 +70,17 @@ class S3Store(FsspecStore):
             self._signed[uri] = time.monotonic(), url
         return url
 
-    def _refused(self, status: int, uri: str) -> StorageError:
+    def _refused(self, refusal: HttpRefusal, uri: str) -> StorageError:
+        status = refusal.status
         if status == 404:
             return ObjectNotFound(f"There is no object {uri}, or no such bucket", cure="Look at the spelling.")
         if status in (401, 403):
             return AccessDenied(
                 f"Cannot read {uri}", found=f"HTTP {status}", cure="Grant this identity the permission s3:GetObject."
             )
-        cure = "Let AWS_REGION name the bucket's region." if status in (301, 307, 400) else ""
+        region = re.search(r"<Region>([a-z0-9-]+)</Region>", refusal.body)
+        cure = f"Let AWS_DEFAULT_REGION name the bucket's region{f': {region[1]}' if region else ''}."
+        cure = cure if status in (301, 307, 400) else ""
         return StorageError(f"Cannot read {uri}", found=f"HTTP {status}", cure=cure)
 
     def create(self, uri: str) -> Writer:
