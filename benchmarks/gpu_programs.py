@@ -177,7 +177,7 @@ def _against(function: Any, output: str, source: str, name: str) -> dict[str, An
     largest, kinds = 0.0, set()
     for path in sorted(glob.glob(f"{output}/*.parquet")):
         ours = pq.read_table(path)
-        told = {key.decode(): value.decode() for key, value in ours.schema.metadata.items()}
+        told = {key.decode(): value.decode() for key, value in pq.read_metadata(path).metadata.items()}
         kinds.add(told["headrace.device"])
         first, count = int(told["headrace.first_row"]), int(told["headrace.rows"])
         given = f"{source}/{os.path.basename(told['headrace.input'])[-12:]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -72,6 +73,36 @@ def test_without_a_bound_everything_comes_at_once(host_bytes: int | None) -> Non
     options = StreamOptions(connections=2, piece_bytes=1000, in_flight_bytes=2000, host_bytes=host_bytes)
     with TensorStream(store, slots, options):
         assert settled(store) == (10_000 if host_bytes is None else 1000)
+
+
+class TogetherStore(CountingStore):
+    """The first eight reads end together, so that eight threads make one each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.eight = threading.Barrier(8)
+
+    def read_into(self, ref: ObjectRef, offset: int, buffers: Sequence[memoryview]) -> None:
+        super().read_into(ref, offset, buffers)
+        if offset < 8000:
+            self.eight.wait(60)
+
+
+def test_what_was_taken_and_dropped_is_freed_though_threads_wait_to_ask_for_more() -> None:
+    slots, _ = tensors([1000] * 40)
+    store = TogetherStore()
+    options = StreamOptions(connections=8, piece_bytes=1000, in_flight_bytes=8000, host_bytes=8000)
+    with TensorStream(store, slots, options) as stream:
+        dropped = []
+        for i in range(8):
+            array = stream.take(str(i))
+            while isinstance(array.base, np.ndarray):
+                array = array.base
+            dropped.append(weakref.ref(array))
+            del array
+            settled(store)
+            # One of the eight threads went on, hardly ever the one that had fetched this.
+            assert dropped[-1]() is None
 
 
 @settings(max_examples=40, deadline=None)

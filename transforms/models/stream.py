@@ -220,26 +220,8 @@ class TensorStream:
 
     def _work(self) -> None:
         try:
-            while True:
-                with self._changed:
-                    while self._holds_enough() and not self._closed and self._failure is None:
-                        self._changed.wait()
-                    request = None if self._closed or self._failure else next(self._requests, None)
-                    if request is None:
-                        return
-                    for part in request.parts:
-                        if part.slot >= 0:
-                            self._unasked[part.slot] -= part.stop - part.start
-                            self._held += part.stop - part.start
-                    buffers = [self._memory(part) for part in request.parts]
-                self._store.read_into(request.source, request.offset, buffers)
-                self._sum_up(request, buffers)
-                for part in request.parts:
-                    if part.slot >= 0:
-                        self._arrive(part)
-                with self._changed:
-                    self._unread -= 1
-                    self._changed.notify_all()
+            while (request := self._next_request()) is not None:
+                self._fetch(request)
         except BaseException as error:
             # Kept for the caller's thread, whose `take` raises it: nothing may end a fetch in silence.
             with self._changed:
@@ -266,6 +248,30 @@ class TensorStream:
         for several in self._composed.values():
             for composed in several:
                 composed.check()
+
+    def _next_request(self) -> _Request | None:
+        with self._changed:
+            while self._holds_enough() and not self._closed and self._failure is None:
+                self._changed.wait()
+            request = None if self._closed or self._failure else next(self._requests, None)
+            for part in () if request is None else request.parts:
+                if part.slot >= 0:
+                    self._unasked[part.slot] -= part.stop - part.start
+                    self._held += part.stop - part.start
+        return request
+
+    def _fetch(self, request: _Request) -> None:
+        """Its views of the buffers end with it: a thread that waits would keep memory alive that was taken and dropped."""
+        with self._changed:
+            buffers = [self._memory(part) for part in request.parts]
+        self._store.read_into(request.source, request.offset, buffers)
+        self._sum_up(request, buffers)
+        for part in request.parts:
+            if part.slot >= 0:
+                self._arrive(part)
+        with self._changed:
+            self._unread -= 1
+            self._changed.notify_all()
 
     def _holds_enough(self) -> bool:
         limit = self._options.host_bytes
