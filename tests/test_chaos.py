@@ -27,7 +27,7 @@ from transforms.storage import open_store
 RUNS = int(os.environ.get("HEADRACE_CHAOS_RUNS", "4"))
 # Local files and a bucket have half of the runs each.
 HALF = -(-RUNS // 2)
-PAIRS = -(-RUNS // 20)
+PAIRS = -(-RUNS // 10)
 # Each starts processes that import everything.
 WORKER_RUNS = RUNS // 10
 # Each waits for its retries, by the second.
