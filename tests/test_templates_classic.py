@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from apache_beam.error import RuntimeValueProviderError
+from apache_beam.internal import pickler
+from apache_beam.options.value_provider import RuntimeValueProvider
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.dataflow import JobState
 from googleapiclient.discovery import build
 from googleapiclient.errors import HttpError
 
 from pipeline import cli
-from pipeline.classic import claimed_job, main
-from pipeline.template import classic_parameters, metadata
+from pipeline.classic import _Prepare, build_template, claimed_job, main
+from pipeline.launch import open_pipeline
+from pipeline.options import PredictOptions
+from pipeline.template import as_flags, as_parameters, classic_parameters, metadata
+from pipeline.user_package import UserPackage
 from tests.dataflow_checks import OUR_DOFNS, STAGES, do_fns, graph_of, packages, workers
 from tests.fake_dataflow import FakeDataflow, read, sent_options, staged_files
 from tests.jobs import names_in, put, put_inputs, put_model, read_output
@@ -26,6 +32,7 @@ from transforms.errors import ColumnError, HeadraceError, InvalidRequest, Output
 from transforms.storage import open_store
 
 METADATA = ROOT / "templates" / "classic" / "metadata.json"
+PARAMETERS = {one["name"] for one in classic_parameters()}
 PLACE = ("--project=my-project", "--region=europe-west4")
 # What was staged is not what is launched.
 STAGED = ("--machine_type=n2-standard-4", "--keep=name", "--batch_size=8", "--incremental")
@@ -86,6 +93,13 @@ def staged(emulator: str) -> Iterator[Staged]:
         yield Staged(uri, service, flags)
 
 
+def run_here(parameters: Mapping[str, str]) -> None:
+    """The graph in this process, where no launch gives a parameter: each is as it was staged."""
+    pipeline = open_pipeline(PredictOptions([]))
+    build_template(pipeline, {name: RuntimeValueProvider(name, str, value) for name, value in parameters.items()})
+    pipeline.run().wait_until_finish()
+
+
 def kept(folder: str) -> dict[str, str]:
     """Everything in the folder, and which version of it."""
     return {ref.uri: ref.version for ref in open_store(folder).list(f"{folder}/")}
@@ -125,8 +139,7 @@ def test_launched_with_other_parameters_it_does_what_the_command_does_and_each_g
     assert read_output(ours).num_rows == 60
 
     before = kept(plain).items()
-    state, job = staged.launch(staged.where("plain") | GIVEN)
-    assert state == "JOB_STATE_DONE", staged.service.errors_of(job)
+    run_here(staged.where("plain") | GIVEN)
     assert kept(plain).items() == before  # complete: nothing is touched
 
 
@@ -149,16 +162,13 @@ def test_a_wrong_parameter_ends_the_job_with_our_words_and_nothing_is_written(st
         ({"input": "gs://test-classic/none/*.parquet"}, HeadraceError, "none"),
         ({"model": "gs://test-classic/in"}, HeadraceError, "gs://test-classic/in"),
         ({"output": ""}, InvalidRequest, "--output is missing"),
-        ({"output": "gs://test-classic/m"}, HeadraceError, "gs://test-classic/m"),
+        ({"output": "gs://test-classic/in"}, HeadraceError, "gs://test-classic/in"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_whatever_the_command_refuses_so_does_the_worker(
     staged: Staged, more: dict[str, str], kind: type[HeadraceError], told: str
 ) -> None:
-    from pipeline.template import as_flags
-
-    put(f"{staged.uri}/m/stranger.parquet", b"") if more.get("output", "").endswith("/m") else None
     before = kept(staged.uri)
     with pytest.raises(kind, match=told):
         claimed_job(as_flags(staged.where("refused") | more))
@@ -176,6 +186,31 @@ def test_a_step_that_runs_twice_removes_nothing_of_what_came_between(staged: Sta
     before = kept(job.output)
     assert claimed_job([*flags, "--overwrite"]) == job
     assert kept(job.output) == before
+
+
+def test_a_launch_says_what_was_left_open_and_keeps_what_was_staged(
+    staged: Staged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_functions.py").write_text("def same(batch):\n    return batch\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    package = UserPackage("own", str(tmp_path), tmp_path / "own-1-py3-none-any.whl", tmp_path, "0" * 64)
+    defaults = as_parameters(
+        PredictOptions(["--keep=id", "--batch_size=8", "--incremental", "--fill=x=;", "--fill=y=1"])
+    )
+    assert defaults == {"keep": "id", "batch_size": "8", "incremental": "true", "fill": r"x=\;;y=1"}
+    del defaults["fill"]
+    providers = {name: RuntimeValueProvider(name, str, defaults.get(name)) for name in PARAMETERS}
+    step = pickler.loads(pickler.dumps(_Prepare(providers, (package,))))
+    monkeypatch.setattr(RuntimeValueProvider, "runtime_options", None)
+    with pytest.raises(RuntimeValueProviderError):
+        next(step.process(None))
+    given = {"keep": None, "limit": "", "batch_size": "16", "preprocess": "own_functions:same", "incremental": "false"}
+    monkeypatch.setattr(RuntimeValueProvider, "runtime_options", {**staged.where("open"), **given})
+    (job,) = step.process(None)
+    assert (job.keep, job.batch_rows, job.incremental, job.limit) == (("id",), 16, False, None)
+    assert job.user_packages == (("own", "0" * 64),)
+    assert job.preprocess is not None
+    assert names_in(job.output) == ["_headrace/job.json"]
 
 
 def test_a_name_a_form_or_a_lack_is_refused_by_the_service_itself(staged: Staged) -> None:
@@ -197,8 +232,7 @@ def test_what_is_staged_is_a_whole_job_of_which_the_parameters_alone_are_open(st
     flags = ["--runner=DataflowRunner", *staged.flags]
     assert [*workers(job, flags), *packages(job, staged_files(job, tmp_path))] == []
     sent = sent_options(job)
-    names = {one["name"] for one in classic_parameters()}
-    assert {name for name in names if sent[name] is not None} == set()
+    assert {name for name in PARAMETERS if sent[name] is not None} == set()
     graph = graph_of(job)
     found = {transform.unique_name.split("/")[0] for transform in graph.components.transforms.values()}
     assert {"Parameters", "Prepare", *STAGES} <= found
