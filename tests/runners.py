@@ -132,13 +132,15 @@ def run(name: str, work: Path, behind: str) -> Ran:
 
 
 def _fetched(store: Front) -> int:
-    """How often the machine behind it asked for the same range of the model's weights."""
-    weights = (
-        (path, headers.get("Range"))
+    """How often the machine behind it asked for the largest range of the model's weights; a small one, of names, is read by
+    whoever describes the model too.
+    """
+    ranges = Counter(
+        tuple(map(int, headers["Range"].removeprefix("bytes=").split("-")))
         for method, path, headers in store.seen
         if method == "GET" and "variables.data" in path and "alt=media" in path
     )
-    return max(Counter(weights).values(), default=0)
+    return ranges[max(ranges, key=lambda span: span[1] - span[0])] if ranges else 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
