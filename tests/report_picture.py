@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from pathlib import Path
 
+from pipeline.demo import emulated_bucket
 from tests.browser import browser
 from tests.report_runs import two_runs
+from transforms.storage import open_store
 
 
 def main(folder: Path) -> None:
-    with tempfile.TemporaryDirectory() as work, browser() as chromium:
-        _, today = two_runs(Path(work))
-        chromium.open(today)
+    with emulated_bucket("digits") as address, tempfile.TemporaryDirectory() as work, browser() as chromium:
+        os.environ["STORAGE_EMULATOR_HOST"] = address
+        _, today = two_runs("gs://digits")
+        store, page = open_store(today), Path(work, "report.html")
+        page.write_bytes(store.read(store.stat(today)))
+        chromium.open(page)
         for scheme in ("light", "dark"):
             chromium.media(scheme)
             chromium.screenshot(folder / f"report-{scheme}.png", height=1150)

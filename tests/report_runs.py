@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.cli import main
+from tests.jobs import put, put_table
+from transforms.job import REPORT
 
 BAD_ROWS = (17, 4_000, 4_001)
 FILES, ROWS = 6, 2_500
@@ -26,29 +28,24 @@ def best(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch.append_column("odds", pa.array(ordered[:, -1] / np.maximum(1e-12, ordered[:, -2]), pa.float64()))
 
 
-def two_runs(folder: Path) -> tuple[Path, Path]:
-    """The reports of yesterday and of today, written by the command line below `folder`."""
-    _save_model(folder / "model")
+def two_runs(place: str) -> tuple[str, str]:
+    """The reports of yesterday and of today, written by the command line below `place`, a folder of any store."""
+    _put_model(f"{place}/model")
     pixels, labels = _digits()
     random = np.random.default_rng(1)
+    more: list[str] = []
+    reports = []
     for night, chance in (("yesterday", np.ones(10)), ("today", np.where(np.isin(np.arange(10), (1, 7)), 2.5, 1.0))):
         weights = chance[labels] / chance[labels].sum()
         rows = random.choice(len(labels), FILES * ROWS, p=weights)
         noisy = np.clip(pixels[rows] + random.normal(0, 2.0, (len(rows), 64)), 0, 16).astype(np.float32)
-        _put(folder / night / "in", noisy, BAD_ROWS if night == "today" else ())
-    more: list[str] = []
-    for night in ("yesterday", "today"):
-        place = folder / night
-        flags = [
-            f"--model={folder}/model",
-            f"--input={place}/in/*.parquet",
-            f"--output={place}/out",
-            "--batch_size=256",
-        ]
+        _put_rows(f"{place}/{night}/in", noisy, BAD_ROWS if night == "today" else ())
+        flags = [f"--model={place}/model", f"--input={place}/{night}/in/*.parquet", f"--output={place}/{night}/out"]
         flags += ["--prediction=output_0=scores", "--keep=id", "--postprocess=tests.report_runs:best"]
-        assert main([*flags, "--on_error=dead_letter", *more]) == 0
-        more = [f"--compare={place}/out/_headrace/report.html"]
-    return folder / "yesterday/out/_headrace/report.html", folder / "today/out/_headrace/report.html"
+        assert main([*flags, "--batch_size=256", "--on_error=dead_letter", *more]) == 0
+        reports.append(f"{place}/{night}/out/{REPORT}")
+        more = [f"--compare={reports[0]}"]
+    return reports[0], reports[1]
 
 
 def _digits() -> tuple[Any, Any]:
@@ -57,23 +54,25 @@ def _digits() -> tuple[Any, Any]:
     return load_digits(return_X_y=True)
 
 
-def _save_model(folder: Path) -> None:
+def _put_model(uri: str) -> None:
     import keras
     from sklearn.linear_model import LogisticRegression
 
     pixels, labels = _digits()
-    fitted = LogisticRegression(C=0.01, max_iter=300).fit(pixels, labels)
+    fitted = LogisticRegression(C=0.01, max_iter=2000).fit(pixels, labels)
     inputs = keras.Input((64,), name="pixels")
     dense = keras.layers.Dense(10, activation="softmax")
     model = keras.Model(inputs, dense(inputs))
     dense.set_weights([fitted.coef_.T.astype(np.float32), fitted.intercept_.astype(np.float32)])
-    model.export(folder, verbose=False)
+    with tempfile.TemporaryDirectory() as folder:
+        model.export(folder, verbose=False)
+        for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+            put(f"{uri}/{path.relative_to(folder)}", path.read_bytes())
 
 
-def _put(folder: Path, pixels: np.ndarray, bad: tuple[int, ...]) -> None:
-    folder.mkdir(parents=True)
+def _put_rows(folder: str, pixels: np.ndarray, bad: tuple[int, ...]) -> None:
     for file in range(FILES):
         ids = np.arange(file * ROWS, (file + 1) * ROWS)
         lists = [pixels[i, : 63 if i in bad else 64] for i in ids]
         table = pa.table({"id": pa.array(ids), "pixels": pa.array(lists, pa.list_(pa.float32()))})
-        pq.write_table(table, folder / f"part-{file:05d}.parquet")
+        put_table(f"{folder}/part-{file:05d}.parquet", table)

@@ -18,7 +18,8 @@ MEDIA = [("light", "screen"), ("dark", "screen"), ("light", "print"), ("dark", "
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return two_runs(tmp_path_factory.mktemp("runs"))
+    yesterday, today = two_runs(str(tmp_path_factory.mktemp("runs")))
+    return Path(yesterday), Path(today)
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ class Bad:
 class Account:
     """Shards and rows, those of them that this run computed, and what these took.
 
-    `columns` are of `described` shards; `footers` of them were found done and had to be read for it.
+    `columns` are of `described` shards, of which `footers` were found done, and told by their own files.
     `reasons` count rows of `bad_looked_at` by stage and what is said of them; `began` and `ended` are since 1970.
     """
 
@@ -166,9 +166,10 @@ class Account:
         self.bad_rows += result.bad_rows
         self.output_bytes += result.output_bytes
         told = result.told
-        if told is not None and told.columns is not None:
+        if (columns := _known_columns(told)) is not None:
             self.described += 1
-            merge(self.columns, decode(told.columns))
+            self.footers += not result.computed
+            merge(self.columns, columns)
         if not result.computed or told is None:
             return
         self.computed_shards += 1
@@ -220,16 +221,13 @@ _SUMS = (
 def account_of(job: Job, results: Iterable[ShardResult]) -> Account:
     """Of shards that this run found done, the footers of `MOST_FOOTERS` at most are read, evenly spread over them."""
     account, results = Account(), sorted(results, key=lambda result: result.shard)
-    unknown = [result for result in results if result.told is None and not result.computed]
-    asked = {result.shard.output for result in _spread(unknown, MOST_FOOTERS)}
+    asked = _spread([result for result in results if result.told is None and not result.computed], MOST_FOOTERS)
     store = open_store(job.output, job.storage)
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as threads:
-        read = threads.map(
-            lambda result: _with_footer(job, store, result) if result.shard.output in asked else result, results
-        )
-        for result, more in zip(results, read, strict=True):
-            account.footers += more is not result
-            account.add(more)
+        read = list(threads.map(lambda result: _with_footer(job, store, result), asked))
+    known = {result.shard.output: result for result in read}
+    for result in results:
+        account.add(known.get(result.shard.output, result))
     account.slowest = heapq.nlargest(SLOWEST, account.slowest)
     _look_at_dead_letters(job, account, [result.dead_letters for result in results if result.dead_letters])
     return account
@@ -256,11 +254,20 @@ def _with_footer(job: Job, store: Store, result: ShardResult) -> ShardResult:
     """Where a file has gone since it was found, or was never whole, the job's own account of its files says so."""
     there = ObjectRef(f"{job.output}/{result.shard.output}", result.output_bytes, result.output_version)
     try:
-        kept = read_footer(store, there).key_values[STATISTICS.encode()].decode()
-        decode(kept)
-    except (ObjectNotFound, ObjectChanged, NotParquet, KeyError, ValueError):
+        kept = read_footer(store, there).key_values.get(STATISTICS.encode())
+    except (ObjectNotFound, ObjectChanged, NotParquet):
         return result
-    return replace(result, told=ShardTold(kept))
+    return replace(result, told=ShardTold(None if kept is None else kept.decode(errors="replace")))
+
+
+def _known_columns(told: ShardTold | None) -> list[Column] | None:
+    """None also where a file holds something else under that name."""
+    if told is None or told.columns is None:
+        return None
+    try:
+        return decode(told.columns)
+    except ValueError:
+        return None
 
 
 def _look_at_dead_letters(job: Job, account: Account, uris: Sequence[str]) -> None:

@@ -185,7 +185,9 @@ def _predictions(run: Run, found: dict[str, list[Shift]], charts: list[Bars | Ar
 
 def _coverage(account: Account) -> str:
     if account.described == account.shards:
-        read = f"; what was found done of them, {account.footers:,}, says so in its own file" if account.footers else ""
+        read = (
+            f"; what {account.footers:,} of them hold, found done, is known from their files" if account.footers else ""
+        )
         return (
             f"Of all {count_text(account.shards, 'shard')}{read}. Bars are shares of this run, lines of the one before."
         )
