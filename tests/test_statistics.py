@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.statistics import MOST_VALUES, Column, Columns, Numbers, decode, encode, merge
+from transforms.statistics import ALL_ROWS, EVERY, MOST_VALUES, Column, Columns, Numbers, decode, encode, merge
 
 FLOATS = st.lists(st.floats(width=64), max_size=60)
 
@@ -124,6 +124,21 @@ def test_each_kind_of_column(array: pa.Array, nulls: int, count: int | None, val
     found = column(array)
     assert (found.rows, found.nulls, found.values) == (len(array), nulls, values)
     assert (found.numbers.count if found.numbers is not None else None) == count
+
+
+def test_later_batches_stand_for_those_that_are_left_out() -> None:
+    random = np.random.default_rng(2)
+    values = np.concatenate([random.integers(0, 4, ALL_ROWS), random.integers(0, 4, 1_000 * 16)])
+    made = Columns(pa.schema([("c", pa.int64())]), ["c"])
+    for start in range(0, len(values), 1_000):
+        made.add(pa.RecordBatch.from_arrays([pa.array(values[start : start + 1_000])], ["c"]))
+    (found,) = decode(made.encode())
+    assert found.numbers is not None
+    assert found.values is not None
+    assert (found.rows, found.numbers.count, found.numbers.total) == (len(values), len(values), values.sum())
+    assert found.numbers.binned == sum(found.values.values()) == 17_000 + 2 * EVERY * 1_000
+    for value in "0123":
+        assert found.values[value] / found.numbers.binned == pytest.approx(0.25, abs=0.02)
 
 
 def test_a_tensor_is_all_its_numbers() -> None:

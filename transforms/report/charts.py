@@ -81,7 +81,7 @@ def histogram(title: str, now: Numbers | None, before: Numbers | None) -> Bars |
         return counted, [width * at for at in range(first, last + 2)], first
 
     counted, edges, first = linear(least, most)
-    if max(counted[0].values()) > _ONE_BAR * now.count and least < most / 64:
+    if max(counted[0].values()) > _ONE_BAR * now.binned and least < most / 64:
         if least > 0:
             step = math.ceil((math.log2(most) - math.log2(least)) / MOST_BARS)
             counted = [_counted(some, lambda at: math.floor(math.log2(at) / step)) for some in spans]
@@ -92,7 +92,9 @@ def histogram(title: str, now: Numbers | None, before: Numbers | None) -> Bars |
             counted, edges, first = linear(min(usual), max(usual))
             edges[0], edges[-1] = min(least, edges[0]), max(most, edges[-1])
     bars = range(first, first + len(edges) - 1)
-    shares = [tuple(some.get(at, 0) / one.count for at in bars) for some, one in zip(counted, both, strict=True)]
+    shares = [
+        tuple(some.get(at, 0) / max(1, one.binned) for at in bars) for some, one in zip(counted, both, strict=True)
+    ]
     return Bars(title, tuple(map(number, edges)), shares[0], shares[1] if len(shares) > 1 else None, between=True)
 
 

@@ -31,7 +31,7 @@ from transforms.report.elements import (
 )
 from transforms.report.previous import Kept, embedded
 from transforms.report.shift import GROUPS, MARKED, SLIGHT, Shift, shifts, worst
-from transforms.statistics import Column
+from transforms.statistics import ALL_ROWS, EVERY, Column
 
 _NAMES_SHOWN = 12
 _MOST_CHARTS = 80
@@ -364,8 +364,9 @@ def _what_ran(run: Run) -> Iterator[str]:
 _OF_A_MODEL = ("uri", "format", "digest", "signature", "feature", "prediction")
 
 
-_READING = """Histograms count every value of the shards that they are of, in bins of a sixteenth of an octave; medians are
-within one. Times are of one thread each; reading and writing of some shards overlap the predicting of others."""
+_READING = f"""Rows, nulls, NaN, least, most and means are of every row. Distributions are of each shard's first
+{ALL_ROWS:,} rows and then of every {EVERY}th batch, in bins of a sixteenth of an octave; medians are within one. Times are of
+one thread each; reading and writing of some shards overlap the predicting of others."""
 _COMPARING = f"""The Jensen-Shannon distance of two distributions p and q is the root of H((p + q)/2) &minus; (H(p) + H(q))/2,
 with H Shannon's entropy in bits: 0 where they are equal, 1 where they share nothing (J. Lin, IEEE Transactions on
 Information Theory 37(1), 1991). Numbers are compared in {GROUPS} bins of about equal shares of both runs. From {SLIGHT} on

@@ -97,7 +97,7 @@ def _grouped(now: Numbers, before: Numbers) -> tuple[list[float], list[float]]:
         coarse.merge(numbers)
         for low, _, count in coarse.spans():
             held.setdefault(low, [0, 0])[which] += count
-    totals = [max(1, now.count), max(1, before.count)]
+    totals = [max(1, now.binned), max(1, before.binned)]
     groups: list[list[float]] = [[0, 0]]
     for low in sorted(held):
         if groups[-1][0] / totals[0] + groups[-1][1] / totals[1] >= 2 / GROUPS:
