@@ -114,7 +114,7 @@ check: lint ## the same, and who imports whom, and the documents' examples
 	$(BIN)/python -m pytest tests/test_import_floors.py tests/test_readme.py tests/test_documents.py
 
 docs: venv ## the documents as a site, with no warning, into build/site
-	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --conf-dir=docs --doctree-dir=build/doctrees . build/site
+	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet --conf-dir=docs --doctree-dir=build/doctrees . build/site
 	@echo "The site is build/site/index.html."
 
 PEERS ?= .venv-peers

@@ -31,6 +31,7 @@ exclude_patterns = [
     "benchmarks",
 ]
 myst_heading_anchors = 3
+smartquotes = False
 default_role = "code"  # our docstrings are Markdown's kind: `name` is code
 autodoc_inherit_docstrings = False  # what Beam asks of a transform is not ours to tell
 autodoc_member_order = "bysource"

@@ -50,7 +50,7 @@ def _help(action: argparse.Action) -> str:
 
 def _cell(text: str) -> str:
     """What stands for itself in a Markdown table."""
-    text = re.sub(r"([|\\<*])", r"\\\1", text)
+    text = re.sub(r"([|\\<])", r"\\\1", text)
     return re.sub(r"(?<![`\w-])(--\w+(?:=(?!\s))?|'[^' ]+')", r"`\1`", text)
 
 

@@ -79,7 +79,7 @@ class StorageError(HeadraceError):
 class ObjectNotFound(StorageError):
     """No such bucket, folder or object; an `--input` that matches nothing.
 
-    Cure: look at the spelling, and quote a glob, so that the shell does not expand it. The text names what stands beside it.
+    Cure: look at the spelling, and quote a glob, so that the shell does not expand it.
     """
 
 
