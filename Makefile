@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test faults chaos lint check venv bench-load constraints clean docs coverage test-pythons picture-report
+.PHONY: help run test faults chaos lint check venv bench-load constraints clean docs coverage test-pythons pictures picture-report
 .PHONY: schedule test-airflow run-dataflow template template-classic run-flink test-runners
 .PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-scale bench-gpu bench-smoke bench-peers
 .DEFAULT_GOAL := help
@@ -104,6 +104,9 @@ chaos: venv ## jobs killed, doubled and fed with faults, held against undisturbe
 
 picture-report: venv ## docs/report-light.png and -dark.png, of a real run; needs chromium and chromium-driver
 	$(BIN)/python -m tests.report_picture docs
+
+pictures: venv ## docs/terminal.svg anew: a real job on a terminal
+	$(BIN)/python -m tests.pictures docs/terminal.svg
 
 lint: venv ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -148,6 +148,8 @@ def _grid(rows: list[Row], reading: Reading) -> Table:
     grid.add_column(no_wrap=True, justify="right", min_width=12)
     grid.add_column(no_wrap=True, min_width=12)
     for label, done, total, amount, speed, left in rows:
-        bar = ProgressBar(total=max(total, 1), completed=done, complete_style="cyan", finished_style="green")
+        bar = ProgressBar(
+            total=max(total, 1), completed=done, style="bright_black", complete_style="cyan", finished_style="green"
+        )
         grid.add_row(label, bar, amount, Text(speed, style="dim"), Text(left, style="dim"))
     return grid

@@ -10,7 +10,8 @@ from typing import Any
 from transforms.errors import InvalidRequest, SignatureNotFound, UnsupportedModel
 from transforms.models.model import Model
 from transforms.models.placement import full_name, on, weights_leave_the_host
-from transforms.models.ref import ModelRef, pin_model
+from transforms.models.progress_line import ProgressLine
+from transforms.models.ref import ModelRef, file_name, pin_model
 from transforms.models.spec import ModelSpec
 from transforms.models.stream import Progress, StreamOptions
 from transforms.storage import StoreOptions, open_store
@@ -28,7 +29,7 @@ def load_model(
     options: StoreOptions = StoreOptions(),
     connections: int = _DEFAULT.connections,
     in_flight_bytes: int = _DEFAULT.in_flight_bytes,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     model_sharing: str = "process",
     weights: str | None = None,
     custom_objects: CustomObjects = (),
@@ -42,7 +43,8 @@ def load_model(
     own `options`, `weights`, custom objects by name, and `unsafe`. `custom_objects` are classes and functions by name, or
     a list of `module:name`, that a Keras model needs; `unsafe` lets it run Python code of its own, such as lambdas. With
     `model_sharing="machine"`, the processes of this machine and user that load the same model so hold one copy of its
-    weights, fetched once; where that cannot be, the log says why. `device` is TensorFlow's name of the device ("GPU:1") on
+    weights, fetched once; where that cannot be, the log says why. `progress=True` shows bytes, rate and time left on standard
+    error; a function is called with bytes arrived and bytes in all. `device` is TensorFlow's name of the device ("GPU:1") on
     which the model lies and runs, whatever `predict` is given; None leaves that to TensorFlow. On a GPU each tensor is
     copied as soon as it is complete, and what waits for that in the host's memory stays near `in_flight_bytes`. Raises
     `NotAModel`, `SignatureNotFound`, `UnsupportedModel`, `CorruptModel`, `ObjectChanged`, `StorageError`, and
@@ -61,7 +63,7 @@ def load_model(
     stream = StreamOptions(
         connections=connections,
         in_flight_bytes=in_flight_bytes,
-        progress=progress,
+        progress=ProgressLine(file_name(ref.uri.rstrip("/"))) if progress is True else progress or None,
         place=_place(ref, model_sharing, away),
         host_bytes=in_flight_bytes if away else None,
     )
