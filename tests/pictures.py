@@ -11,6 +11,8 @@ import signal
 import sys
 import tempfile
 import time
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from subprocess import PIPE, Popen
 
@@ -156,7 +158,13 @@ def _lines(screen: pyte.Screen) -> list[Line]:
     """All that have anything on them, as pieces of text with their styles."""
     cells = [[screen.buffer[y][x] for x in range(screen.columns)] for y in range(screen.lines)]
     used = [line for line in cells if any(cell.data.strip() for cell in line)]
-    return [[(cell.data, Style(color=_colour(cell.fg), bold=cell.bold)) for cell in line] for line in used]
+    return [
+        [
+            ("".join(cell.data for cell in same), Style(color=_colour(colour), bold=bold))
+            for (colour, bold), same in pieces
+        ]
+        for pieces in (groupby(line, key=attrgetter("fg", "bold")) for line in used)
+    ]
 
 
 def _picture_of(lines: list[Line]) -> str:
