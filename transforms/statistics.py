@@ -16,6 +16,7 @@ import math
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -361,14 +362,14 @@ def decode(text: str) -> list[Column]:
 
 
 def merge(into: list[Column], more: Iterable[Column]) -> None:
-    """Columns by their name; one that `into` lacks is added to it. Raises `ValueError` where a type differs."""
+    """Columns by their name; one that `into` lacks is copied to it. Raises `ValueError` where a type differs."""
     by_name = {column.name: column for column in into}
     for column in more:
         if (mine := by_name.get(column.name)) is not None:
             mine.merge(column)
         else:
-            into.append(column)
-            by_name[column.name] = column
+            by_name[column.name] = deepcopy(column)
+            into.append(by_name[column.name])
 
 
 def _storage(kind: pa.DataType) -> pa.DataType:
