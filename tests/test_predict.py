@@ -22,6 +22,7 @@ from tests.jobs import expected_scores, model_folder, names_in, put_inputs, read
 from transforms import Predict
 from transforms.errors import HeadraceError, InvalidRequest, NotAModel, ObjectNotFound
 from transforms.finalize import finalize
+from transforms.job import REPORT
 from transforms.predict_shard import Cancelled, predict_shard
 from transforms.predictor import load_predictor
 from transforms.rules import ColumnRules
@@ -190,4 +191,4 @@ def test_equal_jobs_that_end_at_once_leave_one_manifest_and_one_mark(tmp_path: P
     first = finalize(job, [result])
     assert finalize(job, [replace(result, computed=False, seconds={})]) == first
     (manifest,) = first["manifest"]
-    assert [name for name in names_in(f"{tmp_path}/out") if name.startswith("_")] == ["_SUCCESS", manifest]
+    assert [name for name in names_in(f"{tmp_path}/out") if name.startswith("_")] == ["_SUCCESS", REPORT, manifest]
