@@ -133,7 +133,7 @@ def _run(warm: Warm, folder: str, port: str) -> list[Line]:
                 while not _is_half(moment, terminal.text()):
                     if time.monotonic() > deadline or "Predictions of" in terminal.text():
                         raise RuntimeError(f"This was not seen: {title}\n{terminal.text()}")
-                    time.sleep(0.02)
+                    time.sleep(0.1)
                 shown += [[], _plain(f"# {title}"), *terminal.look(_lines)]
         finally:
             os.kill(job, signal.SIGKILL)
