@@ -158,15 +158,15 @@ $(PEERS)/.installed: benchmarks/peers/requirements.txt
 	@$(python_fits)
 	@echo "Installing Spark and Ray into $(PEERS), once: this takes some minutes."
 	@test -x $(PEERS)/bin/pip || $(PYTHON) -m venv $(PEERS)
-	@$(PEERS)/bin/python -m pip install --quiet --requirement=benchmarks/peers/requirements.txt
+	@$(call install,$(PEERS),--requirement=benchmarks/peers/requirements.txt)
 	@touch $@
 
 $(VENV)/.bench: $(INSTALLED)
-	@$(BIN)/python -m pip install --quiet --constraint=constraints.txt --editable '.[bench]'
+	@$(call install,$(VENV),--constraint=constraints.txt --editable '.[bench]')
 	@touch $@
 
 $(VENV)/.gpu: $(INSTALLED)
-	@$(BIN)/python -m pip install --quiet --constraint=constraints.txt --editable '.[gpu]'
+	@$(call install,$(VENV),--constraint=constraints.txt --editable '.[gpu]')
 	@touch $@
 
 bench-load: venv ## time, memory and bytes to a ready model, beside copying it first; [WORK=folder] [RUNS=3] [ARGS=--quick]
@@ -174,12 +174,16 @@ bench-load: venv ## time, memory and bytes to a ready model, beside copying it f
 
 venv: $(INSTALLED) ## the environment that all the others use
 
+# uv takes seconds for what takes pip minutes. It does not read pip's configuration, so that where it fails, pip may do.
+install = $(1)/bin/python -m pip install --quiet 'uv>=0.9' && $(1)/bin/python -m uv pip install --quiet --python=$(1)/bin/python $(2) \
+  || $(1)/bin/python -m pip install --quiet $(2)
+
 # Installed anew only when what is asked for has changed.
 $(INSTALLED): setup.py constraints.txt
 	@$(python_fits)
 	@echo "Installing into $(VENV), once: this takes a minute or two."
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --constraint=constraints.txt --editable '.[dev]'
+	@$(call install,$(VENV),--constraint=constraints.txt --editable '.[dev]')
 	@touch $@
 
 define python_fits
@@ -217,7 +221,7 @@ $(AIRFLOW)/.installed: templates/airflow/requirements.txt
 	@$(python_fits)
 	@echo "Installing Airflow and its providers into $(AIRFLOW), once: this takes some minutes."
 	@test -x $(AIRFLOW)/bin/pip || $(PYTHON) -m venv $(AIRFLOW)
-	@$(AIRFLOW)/bin/python -m pip install --quiet --requirement=templates/airflow/requirements.txt
+	@$(call install,$(AIRFLOW),--requirement=templates/airflow/requirements.txt)
 	@touch $@
 
 clean: ## what was built or cached, the environment included
