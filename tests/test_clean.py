@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.cli import main
 from tests.jobs import put, put_inputs, put_model, read_output
+from tests.s3_service import s3_service, use_s3
 from transforms.storage import open_store
 from transforms.storage.s3 import PART
 
@@ -36,19 +37,13 @@ def test_hidden_files_go_and_others_stay(capfd: pytest.CaptureFixture[str], tmp_
 
 @pytest.fixture
 def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    pytest.importorskip("s3fs")
     import boto3
 
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {"ACCESS_KEY_ID": "AKIA", "SECRET_ACCESS_KEY": "s", "DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    name = f"test-{uuid.uuid4().hex}"
-    boto3.client("s3").create_bucket(Bucket=name)
-    yield name
-    server.stop()
+    with s3_service() as url:
+        use_s3(monkeypatch, url)
+        name = f"test-{uuid.uuid4().hex}"
+        boto3.client("s3").create_bucket(Bucket=name)
+        yield name
 
 
 def test_uploads_that_s3_keeps_are_aborted_below_the_folder_alone(s3_bucket: str) -> None:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.s3_service import s3_service, use_s3
 from tests.store_contract import LARGE, ListContract, StoreContract, noise
 from transforms.errors import AccessDenied, InvalidRequest, ObjectNotFound, StorageError
 from transforms.storage import Store, StoreOptions, open_store
@@ -172,12 +173,8 @@ def test_unknown_schemes_are_refused() -> None:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
+    with s3_service() as url:
+        yield url
 
 
 class TestS3(StoreContract):
@@ -185,13 +182,7 @@ class TestS3(StoreContract):
     def client(self, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
         import boto3
 
-        for name, value in {
-            "ACCESS_KEY_ID": "AKIA",
-            "SECRET_ACCESS_KEY": "s3cr3t",
-            "DEFAULT_REGION": "us-east-1",
-        }.items():
-            monkeypatch.setenv(f"AWS_{name}", value)
-        monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+        use_s3(monkeypatch, s3_server)
         self.library = boto3.client("s3")
 
     @pytest.fixture

@@ -22,6 +22,7 @@ import pytest
 from pipeline.cli import main
 from tests.front import Front, Gate, served
 from tests.jobs import model_folder, names_in, put_inputs, put_model, put_table, read_output, rows
+from tests.s3_service import s3_service, use_s3
 
 Capture = pytest.CaptureFixture[str]
 pytestmark = pytest.mark.timeout(240)
@@ -137,14 +138,9 @@ def test_5_a_wrong_bucket(place_in_a_bucket: Place) -> None:
 def test_6_the_endpoint_of_a_wrong_region(tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """S3 wants requests signed for the region in which the bucket lies."""
     s3fs = pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {"ACCESS_KEY_ID": "AKIA", "SECRET_ACCESS_KEY": "s3cr3t", "DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    try:
-        for front in served(Front(f"http://{host}:{port}")):
-            monkeypatch.setenv("AWS_ENDPOINT_URL", front.url)
+    with s3_service() as url:
+        for front in served(Front(url)):
+            use_s3(monkeypatch, front.url)
             import boto3
 
             boto3.client("s3").create_bucket(Bucket="far-away")
@@ -156,9 +152,6 @@ def test_6_the_endpoint_of_a_wrong_region(tmp_path: Path, capfd: Capture, monkey
             monkeypatch.setenv(variable, region)
             s3fs.S3FileSystem.clear_instance_cache()
             place.works(place.command())
-    finally:
-        server.stop()
-        s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_7_a_wrong_glob(place: Place) -> None:
