@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,7 @@ from tests.jobs import (
     rows,
     scores,
 )
+from transforms.job import REPORT
 from transforms.shard import parse_output_name
 from transforms.storage import open_store
 
@@ -221,7 +223,9 @@ def test_only_what_is_missing_is_computed(capfd: Capture, place: str) -> None:
     assert "Going on: 3 shards" in err
     after = {ref.uri: ref for ref in store.list(f"{place}/out/")}
     changed = {uri.removeprefix(f"{place}/out/").split("/")[0] for uri in after if after[uri] != before.get(uri)}
-    assert changed == {gone.removeprefix(f"{place}/out/"), "_SUCCESS", "_manifest"}
+    names = {gone.removeprefix(f"{place}/out/"), "_SUCCESS", "_manifest", "_headrace"}
+    assert changed == names
+    assert {uri for uri in after if "/_headrace/" in uri and after[uri] != before.get(uri)} == {f"{place}/out/{REPORT}"}
     assert read_output(f"{place}/out").equals(whole)
 
 
@@ -379,7 +383,7 @@ def test_a_file_with_other_types_fails_before_any_row_is_predicted(capfd: Captur
 def test_plan_tells_all_and_writes_nothing(capfd: Capture, place: str) -> None:
     code, out, _ = run(capfd, "plan", *flags(place))
     assert code == 0
-    assert "4 files, 4 shards, 387 rows" in out
+    assert re.search(r"^Input    4 files\n +4 shards, 387 rows, ", out, re.MULTILINE)
     assert "fixed_size_list" in out
     assert names_in(f"{place}/out") == []
     run(capfd, *flags(place))

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.jobs import put
 from tests.plans import plain_job
@@ -290,6 +292,11 @@ def test_what_cannot_be_written_is_told_and_fails_no_job(tmp_path: Path, caplog:
         ([-3.0, 3.0], ("\N{MINUS SIGN}3", "3"), 24),
         ([1e300, 1e-300], None, 0),
         ([5e-324, 1.7e308], None, 0),
+        ([2.0], ("2", "2.125"), 1),
+        ([-0.5] * 7, None, 1),
+        ([0.0, -0.0], None, 1),
+        ([1.7976931348623157e308], None, 1),
+        ([-1.7976931348623157e308, 1.7976931348623157e308], None, 32),
     ],
 )
 def test_a_histogram_holds_all_that_there_is(values: list[float], labels: tuple[str, str] | None, bars: int) -> None:
@@ -302,6 +309,17 @@ def test_a_histogram_holds_all_that_there_is(values: list[float], labels: tuple[
         assert (chart.labels[0], chart.labels[-1]) == labels
     if bars:
         assert len(chart.now) == bars
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=40), st.integers(1, 50))
+def test_any_numbers_have_a_histogram(values: list[float], times: int) -> None:
+    numbers, before = Numbers(), Numbers()
+    numbers.add(np.array(values * times))
+    before.add(np.array(values[:1] * times))
+    for earlier in (None, Column("c", "double", times, numbers=before)):
+        (chart,) = column_charts(Column("c", "double", len(values) * times, numbers=numbers), earlier)
+        assert sum(chart.now) == pytest.approx(1)
+        assert len(chart.labels) == len(chart.now) + 1 <= 130
 
 
 @pytest.mark.parametrize(

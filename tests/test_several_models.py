@@ -138,8 +138,8 @@ def test_plan_and_inspect_show_each(job: Job, tmp_path: Path) -> None:
     assert code == 0, err
     assert f"Model    a: {tmp_path}/model\n" in out
     assert f"Model    b: {tmp_path}/model.keras\n" in out
-    assert re.search(r"^x .* -> +a\.x +float32", out, re.MULTILINE)
-    assert re.search(r"^b_output_0 .* <- +b\.output_0 +float32", out, re.MULTILINE)
+    assert re.search(r"^x .* ─+▶ +a\.x +float32", out, re.MULTILINE)
+    assert re.search(r"^b_output_0 .* ◀─+ +b\.output_0 +float32", out, re.MULTILINE)
     code, out, err = job("inspect", *both(tmp_path), input="", output="")
     assert code == 0, err
     assert f"{tmp_path}/model\n" in out

@@ -26,8 +26,8 @@ from transforms.job import MANIFEST_FOLDER, SUCCESS, Job
 from transforms.manifest import each_finished, manifest_dead_letters, manifest_outputs
 from transforms.parquet import read_footer
 from transforms.plan import GivenJob
-from transforms.report.account import Account, account_of
-from transforms.report.write import write_report
+from transforms.report.account import Account
+from transforms.report.write import account_or_none, write_report
 from transforms.shard import Shard, ShardResult, parse_output_name
 from transforms.storage import ObjectRef, Store, open_store
 from transforms.storage.same import create_same
@@ -154,7 +154,7 @@ def write_part(job: Job, number: int, results: Iterable[ShardResult]) -> Manifes
     data = sink.getvalue()
     name = f"{MANIFEST_FOLDER}/part-{number:05d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
     create_same(open_store(job.output, job.storage), f"{job.output}/{name}", data)
-    account = account_of(job, results) if job.report is not None else None
+    account = account_or_none(job, results)
     rows, bad_rows = (pc.sum(table[name]).as_py() for name in ("rows", "bad_rows"))
     return ManifestPart(number, name, table.num_rows, rows, bad_rows, account)
 

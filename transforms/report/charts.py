@@ -73,9 +73,9 @@ def histogram(title: str, now: Numbers | None, before: Numbers | None) -> Bars |
     spans = [list(one.spans()) for one in both]
 
     def linear(low: float, high: float) -> tuple[list[dict[int, int]], list[float], int]:
-        inside = [b - a for some in spans for a, b, _ in some if b > low and a < high]
-        width = max(high / MOST_BARS - low / MOST_BARS, *inside, sys.float_info.min)
-        width = 2.0 ** min(1023, math.ceil(math.log2(width)))
+        inside = [b - a for some in spans for a, b, _ in some if b >= low and a <= high]
+        width = min(max(high / MOST_BARS - low / MOST_BARS, *inside, sys.float_info.min), 2.0**1023)
+        width = 2.0 ** math.ceil(math.log2(width))
         first, last = math.floor(low / width), max(math.floor(low / width), math.ceil(high / width) - 1)
         counted = [_counted(some, lambda at: min(last, max(first, math.floor(at / width)))) for some in spans]
         return counted, [width * at for at in range(first, last + 2)], first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -21,6 +22,8 @@ STATISTICS = "headrace.statistics"
 
 
 _BATCHES_AT_ONCE = 4096
+
+_log = logging.getLogger(__name__)
 
 Loaded = TypeVar("Loaded")
 
@@ -61,22 +64,30 @@ class ShardTold:
 
 
 class Telling:
-    """Collects while a shard is predicted."""
+    """Collects while a shard is predicted. Where that fails, the shard is told of without its columns: no row is lost by it."""
 
     def __init__(self, schema: pa.Schema, predictions: Iterable[str]) -> None:
         """`predictions` are the columns of it to describe."""
-        self._columns, self._encoded = Columns(schema, predictions), ""
+        self._columns: Columns | None = Columns(schema, predictions)
+        self._encoded: str | None = None
         self._began, self._batch_seconds, self._untold = time.time(), Numbers(), array("d")
 
     def add(self, batch: pa.RecordBatch, seconds: float) -> None:
         """Predictions, and what they took."""
-        self._columns.add(batch)
+        if self._columns is not None:
+            try:
+                self._columns.add(batch)
+            except Exception:
+                _log.warning("Predictions could not be counted for the report", exc_info=True)
+                self._columns = None
         self._untold.append(seconds)
         if len(self._untold) >= _BATCHES_AT_ONCE:
             self._count_seconds()
 
     def key_values(self) -> dict[str, str]:
         """What the prediction file keeps of it; nothing is added afterwards."""
+        if self._columns is None:
+            return {}
         self._encoded = self._columns.encode()
         return {STATISTICS: self._encoded}
 

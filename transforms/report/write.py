@@ -8,14 +8,17 @@ from collections.abc import Iterable, Sequence
 
 from transforms.errors import AlreadyExists, HeadraceError, InvalidRequest, ObjectNotFound
 from transforms.job import Job
-from transforms.report.account import Account, merged
+from transforms.report.account import Account, account_of, merged
 from transforms.report.page import Run, page
 from transforms.report.previous import Kept, embedded, read_report
+from transforms.shard import ShardResult
 from transforms.statistics import Column
 from transforms.storage import ObjectRef, Store, open_store
 from transforms.storage.base import public_uri
 
 _MOST_KEPT_LETTERS = 400_000
+
+_log = logging.getLogger(__name__)
 
 
 def write_report(job: Job, manifest: Sequence[str], accounts: Iterable[Account]) -> str | None:
@@ -24,8 +27,23 @@ def write_report(job: Job, manifest: Sequence[str], accounts: Iterable[Account])
     try:
         return _write(job, job.report, tuple(manifest), merged(accounts))
     except HeadraceError as error:
-        logging.getLogger(__name__).warning("The report could not be written: %s", error)
+        _log.warning("The report could not be written: %s", error)
+    except Exception:  # a fault of ours must not fail a job whose predictions are complete
+        _log.warning("The report could not be written", exc_info=True)
+    return None
+
+
+def account_or_none(job: Job, results: Sequence[ShardResult]) -> Account | None:
+    """None where there is no report to be, or it cannot be told of these."""
+    if job.report is None:
         return None
+    try:
+        return account_of(job, results)
+    except HeadraceError as error:
+        _log.warning("The report lacks %d shards: %s", len(results), error)
+    except Exception:  # as in `write_report`
+        _log.warning("The report lacks %d shards", len(results), exc_info=True)
+    return None
 
 
 def _write(job: Job, place: str, manifest: tuple[str, ...], account: Account) -> str:
