@@ -94,7 +94,7 @@ def terminal_picture(warm: Warm) -> str:
     """As SVG."""
     with tempfile.TemporaryDirectory() as folder:
         _make(folder)
-        bucket = [sys.executable, "-m", "benchmarks.bucket", f"{folder}/bucket", "--total_mb_s=8"]
+        bucket = [sys.executable, "-m", "benchmarks.bucket", f"{folder}/bucket", "--total_mb_s=4"]
         # It ends when its standard input does.
         with Popen(bucket, stdin=PIPE, stdout=PIPE, text=True) as serving:
             assert serving.stdin is not None
@@ -133,7 +133,7 @@ def _run(warm: Warm, folder: str, port: str) -> list[Line]:
                 while not _is_half(moment, terminal.text()):
                     if time.monotonic() > deadline or "Predictions of" in terminal.text():
                         raise RuntimeError(f"This was not seen: {title}\n{terminal.text()}")
-                    time.sleep(0.1)
+                    time.sleep(0.05)
                 shown += [[], _plain(f"# {title}"), *terminal.look(_lines)]
         finally:
             os.kill(job, signal.SIGKILL)
