@@ -108,6 +108,8 @@ def stage(argv: Sequence[str]) -> str:
     request = parse_request(options, "stage")
     check_reachable(options, request)
     staged = as_parameters(options)
+    # A pipeline that ran in this process before would let the template hold what is each launch's own.
+    RuntimeValueProvider.set_runtime_options(None)
     names = [one["name"] for one in classic_parameters()]
     parameters = {name: RuntimeValueProvider(name, str, staged.get(name)) for name in names}
     with ExitStack() as opened:

@@ -26,7 +26,7 @@ from transforms import load_model, progress
 from transforms.models.progress_line import ProgressLine
 
 pytestmark = pytest.mark.timeout(240)
-COLOURS = re.compile(rb"\x1b\[[\d;]*\b(3[0-8]|9[0-7])\b[\d;]*m")
+COLOURS = re.compile(rb"\x1b\[(\d+;)*(3[0-8]|9[0-7])(;\d+)*m")
 DRAWS = {"TERM": "xterm-256color", "CI": ""}
 
 
