@@ -23,8 +23,8 @@ def s3_service() -> Iterator[str]:
         s3fs.S3FileSystem.clear_instance_cache()
 
 
-def use_s3(monkeypatch: pytest.MonkeyPatch, url: str, *, secret: str = "s3cr3t") -> None:
+def use_s3(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
     """Lets Amazon's libraries go there, with credentials that any service of moto's takes."""
-    variables = {"ACCESS_KEY_ID": "AKIA", "SECRET_ACCESS_KEY": secret, "DEFAULT_REGION": "us-east-1"}
+    variables = {"ACCESS_KEY_ID": "AKIA", "SECRET_ACCESS_KEY": "s3cr3t", "DEFAULT_REGION": "us-east-1"}
     for name, value in {**variables, "ENDPOINT_URL": url}.items():
         monkeypatch.setenv(f"AWS_{name}", value)

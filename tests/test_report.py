@@ -329,3 +329,13 @@ def test_any_numbers_have_a_histogram(values: list[float], times: int) -> None:
 def test_numbers_have_four_digits(value: float, text: str) -> None:
     assert number(value) == text
     assert number(None) == number(math.nan) == "\N{EN DASH}"
+
+
+def test_a_shard_whose_predictions_cannot_be_counted_is_told_of_without_them() -> None:
+    telling = Telling(pa.schema([("score", pa.float32())]), ["score"])
+    telling.add(pa.record_batch({"another": [1.0]}), 0.5)
+    telling.add(pa.record_batch({"score": pa.array([1.0], pa.float32())}), 0.5)
+    assert telling.key_values() == {}
+    told = telling.told()
+    assert told.columns is None
+    assert told.batch_seconds.count == 2

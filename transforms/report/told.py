@@ -9,6 +9,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -63,33 +64,42 @@ class ShardTold:
     retries: int = 0
 
 
+def _tried(work: Callable[[], Loaded]) -> Loaded | None:
+    """None where it fails, for which the log says why: a fault of ours in counting must not cost a prediction."""
+    try:
+        return work()
+    except Exception:
+        _log.warning("Predictions could not be counted for the report", exc_info=True)
+        return None
+
+
+def _added(columns: Columns, batch: pa.RecordBatch) -> Columns:
+    columns.add(batch)
+    return columns
+
+
 class Telling:
     """Collects while a shard is predicted. Where that fails, the shard is told of without its columns: no row is lost by it."""
 
     def __init__(self, schema: pa.Schema, predictions: Iterable[str]) -> None:
         """`predictions` are the columns of it to describe."""
-        self._columns: Columns | None = Columns(schema, predictions)
+        self._columns = _tried(lambda: Columns(schema, predictions))
         self._encoded: str | None = None
         self._began, self._batch_seconds, self._untold = time.time(), Numbers(), array("d")
 
     def add(self, batch: pa.RecordBatch, seconds: float) -> None:
         """Predictions, and what they took."""
         if self._columns is not None:
-            try:
-                self._columns.add(batch)
-            except Exception:
-                _log.warning("Predictions could not be counted for the report", exc_info=True)
-                self._columns = None
+            self._columns = _tried(partial(_added, self._columns, batch))
         self._untold.append(seconds)
         if len(self._untold) >= _BATCHES_AT_ONCE:
             self._count_seconds()
 
     def key_values(self) -> dict[str, str]:
         """What the prediction file keeps of it; nothing is added afterwards."""
-        if self._columns is None:
-            return {}
-        self._encoded = self._columns.encode()
-        return {STATISTICS: self._encoded}
+        if (columns := self._columns) is not None:
+            self._encoded = _tried(columns.encode)
+        return {} if self._encoded is None else {STATISTICS: self._encoded}
 
     def told(self) -> ShardTold:
         self._count_seconds()
