@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -13,6 +16,9 @@ from transforms import progress
 
 STOPPED = 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# By default ignored, and sent to a thread by nobody else.
+_WAKE = signal.SIGURG
+_WAKE_EVERY_SECONDS, _WAKE_TIMES = 0.2, 25
 _Announce = Callable[[str], None]
 
 
@@ -38,6 +44,30 @@ def stop_on_signals() -> None:
     """The first raises `KeyboardInterrupt` in the main thread."""
     for number in _SIGNALS:
         signal.signal(number, _stop)
+    _wake_on_signals()
+
+
+def _wake_on_signals() -> None:
+    """Python only notes a signal; the main thread has to run for its handler. While that waits for a lock, it is woken by a
+    signal that finds it asleep, but not by one that came just before, or to another thread: Ctrl-C would do nothing until it
+    is pressed again, and SIGTERM end in SIGKILL. So a thread hears of each signal and wakes the main thread.
+    """
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    signal.signal(_WAKE, lambda *_: None)
+    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+
+    def keep_waking() -> None:
+        # Holds `told` too, which would else be closed.
+        while told.fileno() >= 0:
+            if heard.recv(1)[0] not in _SIGNALS:
+                continue
+            for _ in range(_WAKE_TIMES):
+                time.sleep(_WAKE_EVERY_SECONDS)
+                signal.pthread_kill(main, _WAKE)
+
+    main = threading.main_thread().ident or 0
+    threading.Thread(target=keep_waking, name="headrace-signals", daemon=True).start()
 
 
 def _stop(*_: object) -> NoReturn:

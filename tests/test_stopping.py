@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -98,3 +100,23 @@ def test_the_second_time_it_ends_at_once(warm: Warm, tmp_path: Path, bucket: str
         assert time.monotonic() - began < 5
         stall.let_go.set()
     assert "_SUCCESS" not in names_in(f"{bucket}/out")
+
+
+UNHEARD = """
+import signal, threading
+from pipeline.stopping import stop_on_signals
+
+stop_on_signals()
+threading.Thread(target=lambda: threading.Event().wait(), daemon=True).start()
+other = threading.enumerate()[-1].ident
+threading.Timer(0.5, lambda: signal.pthread_kill(other, signal.SIGTERM)).start()
+try:
+    threading.Event().wait()
+except KeyboardInterrupt:
+    print("heard")
+"""
+
+
+def test_a_signal_that_finds_another_thread_is_heard_while_the_main_thread_waits() -> None:
+    told = subprocess.run([sys.executable, "-c", UNHEARD], capture_output=True, text=True, timeout=60)
+    assert told.stdout == "heard\n", told.stderr
