@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import uuid
@@ -9,6 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.warm import Warm
+
+# One process holds all that TensorFlow and Keras make in hundreds of tests: looking through it as often as Python does by
+# itself takes a tenth of the time.
+gc.set_threshold(100_000, 50, 1000)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # What is expected to the bit is computed on the CPU, on a machine that has GPUs too; test_devices.py lets one be seen.
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
@@ -33,6 +39,12 @@ def emulator() -> Iterator[str]:
         log = server._process.stderr
         threading.Thread(target=lambda: [None for _ in log], daemon=True).start()
         yield server.url
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    with Warm() as one:
+        yield one
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A worker of tests/fake_dataflow.py, started with `python -I`: the staged site, the staged graph and the job's options are
+"""A worker of tests/fake_dataflow.py, started as by `python -I`: the staged site, the staged graph and the job's options are
 all it has. The options are taken up by what Beam's own workers start with.
 
 Runs the graph as it was sent, but for its containers, whose place this process takes. Its last line tells the counters and

@@ -7,21 +7,23 @@ this checkout on its path.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import re
-import subprocess
-import sys
+import signal
 import tarfile
 import tempfile
 import threading
 import zipfile
 from collections.abc import Callable
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from tests.warm import Warm
 from transforms.storage import open_store
 
 WORKER = Path(__file__).with_name("dataflow_worker.py")
@@ -29,6 +31,14 @@ _PATH = re.compile(
     r"/v1b3/projects/(?P<project>[^/]+)/locations/(?P<region>[^/]+)/"
     r"(jobs(/(?P<id>[^/?]+))?(/(?P<of>\w+))?|templates:launch)"
 )
+
+
+@cache
+def _workers() -> Warm:
+    """Their processes have imported others' packages before, as a worker's image may have, and nothing of ours."""
+    warm = Warm(ours=False)
+    atexit.register(warm.__exit__)
+    return warm
 
 
 class Refused(Exception):
@@ -47,7 +57,7 @@ class FakeDataflow:
         self.damage: Callable[[Path], object] | None = None
         self.refuses: tuple[int, str] | None = None
         self._image = image
-        self._runs: dict[str, subprocess.Popen[str]] = {}
+        self._runs: dict[str, tuple[int, Path]] = {}
         self._ended: dict[str, tuple[int, str, str]] = {}
         self._server = ThreadingHTTPServer(("localhost", 0), _handler(self))
         self._lock = threading.Lock()
@@ -59,8 +69,10 @@ class FakeDataflow:
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
-        for run in self._runs.values():
-            run.kill()
+        for job in self._runs.keys() - self._ended.keys():
+            number = self._runs[job][0]
+            os.kill(number, signal.SIGKILL)
+            _workers().wait(number)
 
     @property
     def endpoint(self) -> str:
@@ -106,14 +118,14 @@ class FakeDataflow:
             return JobState.JOB_STATE_CANCELLED
         if job.id not in self._runs:
             self._runs[job.id] = self._start(job)
-        run = self._runs[job.id]
-        if run.poll() is None:
-            return JobState.JOB_STATE_RUNNING
         if job.id not in self._ended:
-            self._ended[job.id] = (run.returncode, *run.communicate())
-        return JobState.JOB_STATE_FAILED if run.returncode else JobState.JOB_STATE_DONE
+            number, work = self._runs[job.id]
+            if (code := _workers().poll(number)) is None:
+                return JobState.JOB_STATE_RUNNING
+            self._ended[job.id] = (code, (work / "out.txt").read_text("utf-8"), (work / "err.txt").read_text("utf-8"))
+        return JobState.JOB_STATE_FAILED if self._ended[job.id][0] else JobState.JOB_STATE_DONE
 
-    def _start(self, job: Any) -> subprocess.Popen[str]:
+    def _start(self, job: Any) -> tuple[int, Path]:
         work = Path(tempfile.mkdtemp(prefix="headrace-test-dataflow-"))
         site = staged_site(job, work / "site")
         if self._image is not None and pool(job).worker_harness_container_image == self._image.name:
@@ -128,9 +140,8 @@ class FakeDataflow:
             for name, value in sent_options(job).items()
         }
         (work / "options.json").write_text(json.dumps({"options": options}))
-        command = [sys.executable, "-I", str(WORKER), str(site), str(work / "pipeline.pb"), str(work / "options.json")]
-        files = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, cwd=work, env=keep, text=True, **files)  # type: ignore[call-overload]
+        script = [str(WORKER), str(site), str(work / "pipeline.pb"), str(work / "options.json")]
+        return _workers().run(script, work, keep), work
 
     def output_of(self, job: Any) -> str:
         return self._ended[job.id][1]

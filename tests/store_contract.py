@@ -6,6 +6,7 @@ import gc
 import pickle
 import threading
 from abc import abstractmethod
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -42,6 +43,14 @@ TABLE = pa.table({"a": np.arange(700_000), "b": np.random.default_rng(0).random(
 
 class ReadContract:
     """Subclasses give the fixtures `store` and `root` (a new, empty folder's URI without a trailing slash)."""
+
+    @pytest.fixture(scope="class", autouse=True)
+    def collect_only_what_is_new(self) -> Iterator[None]:
+        """Each collection within a test would else go through all that TensorFlow has made, for most of a second."""
+        gc.collect()
+        gc.freeze()
+        yield
+        gc.unfreeze()
 
     @abstractmethod
     def put(self, uri: str, data: bytes) -> None:

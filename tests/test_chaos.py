@@ -12,7 +12,6 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,12 +67,6 @@ def tell(fault: str, asked: int, done: int, times: int, outcome: str) -> None:
         rows[f"| {fault}"] = f"| {fault} | {runs} | {times:,} | {outcome} |"
         file.truncate(0)
         file.write("\n".join([*ABOUT, "", HEAD, "|---|---|---|---|", *rows.values(), ""]))
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    with Warm() as one:
-        yield one
 
 
 @dataclass

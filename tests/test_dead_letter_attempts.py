@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from pipeline.request import parse_request
 from tests.faulty_store import FaultyStore
 from tests.jobs import model_folder, names_in, put_inputs, put_table, read_output
 from tests.strict import dead_letters_in, mixed, put_mixed, strict_model
+from tests.warm import Warm
 from transforms import Predict
 from transforms.errors import InvalidRequest, StorageError
 from transforms.finalize import finalize
@@ -77,29 +76,27 @@ def test_an_attempt_that_fails_at_its_commit_leaves_dead_letters_that_the_next_o
 
 
 @pytest.mark.timeout(180)
-def test_killed_half_way_then_run_again_every_row_is_in_one_place(tmp_path: Path) -> None:
+def test_killed_half_way_then_run_again_every_row_is_in_one_place(warm: Warm, tmp_path: Path) -> None:
     counts = [2_000] * 6
     bad = dict.fromkeys(range(5, sum(counts), 499), "length")
     put_mixed(f"{tmp_path}/in", counts, bad)
-    argv = [sys.executable, "-m", "pipeline", *flags(tmp_path, "--batch_size=4", "--max_bad_rows=1%")]
-    victim = subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    argv, log = flags(tmp_path, "--batch_size=4", "--max_bad_rows=1%"), tmp_path / "log.txt"
+    victim = warm.start(argv, str(log))
 
     def finished() -> list[str]:
         standing = names_in(f"{tmp_path}/out") if (tmp_path / "out").is_dir() else []
         return [name for name in standing if parse_output_name(name)]
 
     deadline = time.monotonic() + 120
-    while len(finished()) < 2 and victim.poll() is None and time.monotonic() < deadline:
+    while len(finished()) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert victim.poll() is None, "it was done before it could be stopped"
-    os.killpg(victim.pid, signal.SIGKILL)
-    victim.wait(60)
+    os.killpg(victim, signal.SIGKILL)
+    assert warm.wait(victim) == -signal.SIGKILL, log.read_text()
     standing = len(finished())
     assert 2 <= standing < len(counts)
-    again = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert f"{2_000 * standing:,} rows found done" in again.stdout
-    assert f"{len(bad):,} rows could not be predicted" in again.stdout
+    assert warm.wait(warm.start(argv, str(log))) == 0, log.read_text()
+    assert f"{2_000 * standing:,} rows found done" in log.read_text()
+    assert f"{len(bad):,} rows could not be predicted" in log.read_text()
     assert read_output(f"{tmp_path}/out")["id"].to_pylist() == [i for i in range(sum(counts)) if i not in bad]
     letters = dead_letters_in(f"{tmp_path}/out/_dead_letters")
     assert [row for table in letters.values() for row in table["id"].to_pylist()] == list(bad)

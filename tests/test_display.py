@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,6 @@ from transforms.models.progress_line import ProgressLine
 pytestmark = pytest.mark.timeout(240)
 COLOURS = re.compile(rb"\x1b\[(\d+;)*(3[0-8]|9[0-7])(;\d+)*m")
 DRAWS = {"TERM": "xterm-256color", "CI": ""}
-
-
-@pytest.fixture(scope="module")
-def warm() -> Iterator[Warm]:
-    with Warm() as one:
-        yield one
 
 
 @pytest.fixture

@@ -1,12 +1,7 @@
 """Whole jobs through the command line: contents, resuming, refusing, overwriting, dying."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -397,53 +392,6 @@ def test_inspect_shows_signatures_parameters_and_bytes(capfd: Capture, place: st
     assert f"{parameters:,} parameters, {4 * parameters:,} bytes" in out
     assert "serving_default" in out
     assert "[batch, 4]" in out
-
-
-def outputs(folder: str) -> Any:
-    """Prediction files that stand; the folder itself may not yet."""
-    return (
-        [name for name in names_in(f"{folder}/out") if parse_output_name(name)]
-        if os.path.isdir(f"{folder}/out")
-        else []
-    )
-
-
-def start_and_stop(folder: str, with_signal: Any) -> Any:
-    """Starts a job of 12 shards, signals it once two of them stand; gives its command line and exit code."""
-    put_model("saved_model", f"{folder}/model")
-    put_inputs(f"{folder}/in", [20_000] * 12)
-    argv = [sys.executable, "-m", "pipeline", *flags(folder, "--batch_size=64")]
-    victim = subprocess.Popen(
-        argv, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    deadline = time.monotonic() + 120
-    while len(outputs(folder)) < 2 and victim.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert victim.poll() is None, "it was done before it could be stopped"
-    os.killpg(victim.pid, with_signal)
-    _, err = victim.communicate(timeout=60)
-    return argv, victim.returncode, err
-
-
-@pytest.mark.timeout(180)
-@pytest.mark.parametrize("with_signal", [signal.SIGKILL, signal.SIGINT])
-def test_stopped_half_way_then_run_again_every_row_is_there_once(tmp_path: Path, with_signal: Any) -> None:
-    folder = str(tmp_path)
-    argv, code, err = start_and_stop(folder, with_signal)
-    if with_signal != signal.SIGKILL:
-        assert code == 130
-        assert "The same command goes on from what is done" in err
-        assert "Traceback" not in err
-    standing = {ref.uri: ref for ref in open_store(folder).list(f"{folder}/out/")}
-    finished = [f"{folder}/out/{name}" for name in outputs(folder)]
-    assert 2 <= len(finished) < 12
-    assert f"{folder}/out/_SUCCESS" not in standing
-    again = subprocess.run(argv, capture_output=True, text=True, check=False)
-    assert again.returncode == 0, again.stderr
-    assert f"{20_000 * len(finished):,} rows found done" in again.stdout
-    after = {ref.uri: ref for ref in open_store(folder).list(f"{folder}/out/")}
-    assert all(after[uri] == standing[uri] for uri in finished)
-    assert read_output(folder + "/out")["id"].to_pylist() == list(range(12 * 20_000))
 
 
 @pytest.mark.parametrize("form", ["h5", "config", "tflite", "http"])

@@ -1,7 +1,9 @@
-"""The command line in forked children of a process that has imported everything: a start costs no seconds of imports.
+"""Programs in forked children of a process that has imported what they need: a start costs no seconds of imports.
 
-Like the command itself they stop on signals. Orders and answers are lines of JSON: {"start": argv, "log": path, "env": {…}} is
-answered by the child's process number, {"wait": number} by its exit code, negative for the signal that ended it.
+Orders and answers are lines of JSON. {"start": argv, "log": path, "env": {…}} starts the command line, which stops on signals
+like the command itself, {"script": argv, "out": path, "log": path, "env": {…}, "folder": path} a file of Python in an
+environment and a folder of its own; both are answered by the child's process number. {"wait": number} is answered by its
+exit code, negative for the signal that ended it, {"poll": number} too, or by null while it runs.
 """
 
 from __future__ import annotations
@@ -9,18 +11,18 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
-IMPORTED = (
+OTHERS = ("apache_beam.runners.portability.fn_api_runner", "google.cloud.storage", "keras", "tensorflow")
+OURS = (
     "pipeline.display",
-    "apache_beam.runners.portability.fn_api_runner",
-    "google.cloud.storage",
-    "keras",
-    "tensorflow",
     "pipeline.launch",
     "pipeline.preflight",
     "pipeline.report",
@@ -31,11 +33,15 @@ IMPORTED = (
 
 
 class Warm:
-    """A context: `start` gives a process number, which is that of its process group too, `wait` its exit code."""
+    """A context: `start` and `run` give a process number, which is that of its process group too, `wait` its exit code.
 
-    def __init__(self) -> None:
+    Without `ours`, the programs have nothing of this checkout, as by `python -I`, but what they bring themselves.
+    """
+
+    def __init__(self, *, ours: bool = True) -> None:
+        how = ("-m", "tests.warm", *OURS) if ours else ("-I", str(Path(__file__)))
         self._server = subprocess.Popen(
-            [sys.executable, "-m", "tests.warm"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, *how, *OTHERS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def __enter__(self) -> Self:
@@ -49,10 +55,19 @@ class Warm:
         self._server.stdout.close()
 
     def start(self, argv: Sequence[str], log: str, env: dict[str, str] | None = None) -> int:
-        return self._ask({"start": list(argv), "log": log, "env": env or {}})
+        return int(self._ask({"start": list(argv), "log": log, "env": env or {}}))
+
+    def run(self, script: Sequence[str], folder: Path, env: Mapping[str, str]) -> int:
+        """What it prints comes to `out.txt` and `err.txt` in the folder."""
+        out, log = str(folder / "out.txt"), str(folder / "err.txt")
+        return int(self._ask({"script": list(script), "out": out, "log": log, "env": dict(env), "folder": str(folder)}))
 
     def wait(self, number: int) -> int:
-        return self._ask({"wait": number})
+        return int(self._ask({"wait": number}))
+
+    def poll(self, number: int) -> int | None:
+        code = self._ask({"poll": number})
+        return None if code is None else int(code)
 
     def kill_after(self, number: int, seconds: float, signal: int) -> int:
         """The exit code; the child may have been done before."""
@@ -60,45 +75,66 @@ class Warm:
         os.kill(number, signal)
         return self.wait(number)
 
-    def _ask(self, order: dict[str, Any]) -> int:
+    def _ask(self, order: dict[str, Any]) -> Any:
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         self._server.stdin.write(json.dumps(order) + "\n")
         self._server.stdin.flush()
-        return int(self._server.stdout.readline())
+        return json.loads(self._server.stdout.readline())
 
 
-def _serve() -> None:
+def _serve(modules: Sequence[str]) -> None:
     # Imported, not used: a thread of theirs would not outlive the fork.
-    for module in IMPORTED:
+    for module in modules:
         importlib.import_module(module)
-    from pipeline.cli import main
-    from pipeline.stopping import stop_on_signals
-
     for line in sys.stdin:
         order = json.loads(line)
-        if "wait" in order:
-            status = os.waitpid(order["wait"], 0)[1]
-            print(os.waitstatus_to_exitcode(status), flush=True)
+        if "wait" in order or "poll" in order:
+            ended, status = os.waitpid(order.get("wait") or order["poll"], 0 if "wait" in order else os.WNOHANG)
+            print(os.waitstatus_to_exitcode(status) if ended else "null", flush=True)
             continue
         number = os.fork()
         if number:
             print(number, flush=True)
             continue
         os.setpgid(0, 0)  # so that what it starts can be ended with it
-        log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        os.environ.update(order["env"])
+        for descriptor, path in ((1, order.get("out", order["log"])), (2, order["log"])):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
         code = 70
         try:
-            stop_on_signals()
-            code = main(order["start"])
+            code = (_start if "start" in order else _run)(order)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
 
 
+def _start(order: dict[str, Any]) -> int:
+    from pipeline.cli import main
+    from pipeline.stopping import stop_on_signals
+
+    os.environ.update(order["env"])
+    stop_on_signals()
+    return main(order["start"])
+
+
+def _run(order: dict[str, Any]) -> int:
+    os.environ.clear()
+    os.environ.update(order["env"])
+    os.chdir(order["folder"])
+    sys.argv = order["script"]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as ended:
+        if isinstance(ended.code, str):
+            print(ended.code, file=sys.stderr)
+            return 1
+        return ended.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
 if __name__ == "__main__":
-    _serve()
+    _serve(sys.argv[1:])
