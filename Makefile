@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test faults chaos lint check venv bench-load constraints clean docs coverage test-pythons pictures picture-report
-.PHONY: schedule test-airflow run-dataflow template template-classic run-flink test-runners
+.PHONY: schedule venv-airflow test-airflow run-dataflow template template-classic run-flink test-runners
 .PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-scale bench-gpu bench-smoke bench-peers
 .DEFAULT_GOAL := help
 
@@ -70,11 +70,11 @@ template-classic:
 endif
 
 test: venv ## every test; PYTEST_ARGS=… for some of them
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist=loadgroup $(PYTEST_ARGS)
 
 coverage: venv ## every test, and how much of the code they run; [PYTEST_ARGS=…]; a page of it in build/coverage/html
 	@mkdir -p build/coverage
-	$(BIN)/python -m pytest -n 2 --cov --cov-report=term --cov-report=html:build/coverage/html $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist=loadgroup --cov --cov-report=term --cov-report=html:build/coverage/html $(PYTEST_ARGS)
 
 PYTHONS ?= python3.11 python3.12 python3.13
 FAST := tests/test_import_floors.py $(wildcard tests/test_columns_*.py tests/test_storage_*.py) \
@@ -214,7 +214,9 @@ schedule: ## nightly jobs for Cloud Scheduler and data pipelines into build/sche
 
 AIRFLOW ?= .venv-airflow
 
-test-airflow: venv $(AIRFLOW)/.installed ## templates/airflow loaded, rendered and run by a real Airflow in an environment of its own
+venv-airflow: $(AIRFLOW)/.installed ## the environment that test-airflow uses
+
+test-airflow: venv venv-airflow ## templates/airflow loaded, rendered and run by a real Airflow in an environment of its own
 	HEADRACE_AIRFLOW=$(abspath $(AIRFLOW)) $(BIN)/python -m pytest tests/test_templates_airflow.py
 
 $(AIRFLOW)/.installed: templates/airflow/requirements.txt

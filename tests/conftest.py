@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.warm import Warm
+from tests.warm import Warm, shared
 
 # One process holds all that TensorFlow and Keras make in hundreds of tests: looking through it as often as Python does by
 # itself takes a tenth of the time.
@@ -20,6 +20,15 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 # Read when google.auth is imported: no test waits for, or finds, a metadata server.
 os.environ["NO_GCE_CHECK"] = "true"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What a module's fixture makes is made once: the tests that use it run in one process, by `--dist=loadgroup`."""
+    for item in items:
+        used = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
+        if any(definitions[-1].scope == "module" for definitions in used):
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(autouse=True)
@@ -41,10 +50,9 @@ def emulator() -> Iterator[str]:
         yield server.url
 
 
-@pytest.fixture(scope="session")
-def warm() -> Iterator[Warm]:
-    with Warm() as one:
-        yield one
+@pytest.fixture
+def warm() -> Warm:
+    return shared()
 
 
 @pytest.fixture

@@ -11,16 +11,8 @@ import numpy as np
 import pytest
 
 from tests import keras_zoo
-from tests.keras_saved import (
-    assert_same_bits,
-    by_name,
-    loaded,
-    python,
-    repacked,
-    replacing,
-    saved,
-    stored,
-)
+from tests.keras_saved import assert_same_bits, by_name, loaded, repacked, replacing, saved, stored
+from tests.warm import python
 from transforms.errors import ModelError, SignatureNotFound
 from transforms.models import keras_build, keras_fill, keras_model
 from transforms.models.keras_model import describe, load

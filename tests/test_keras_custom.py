@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import pytest
 from tests import keras_zoo
 from tests.around import write_module
 from tests.keras_saved import assert_same_bits, by_name
+from tests.warm import python
 from transforms.errors import InvalidRequest, UnsupportedModel
 from transforms.models.load import describe_model, load_model
 from transforms.models.ref import pin_model
@@ -75,11 +74,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(folder: Path, code: str, *arguments: str) -> list[str]:
     """In a process of its own, in which nothing is registered."""
-    root = str(Path(__file__).parent.parent)
-    code = f"import sys; sys.path[:0] = [{str(folder)!r}, {root!r}]\n{textwrap.dedent(code)}"
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.splitlines()
+    return python(textwrap.dedent(code), *arguments, path=[str(folder)]).splitlines()
 
 
 def test_by_name(folder: Path) -> None:

@@ -13,16 +13,8 @@ import numpy as np
 import pytest
 
 from tests import keras_zoo
-from tests.keras_saved import (
-    assert_same_bits,
-    loaded,
-    python,
-    repacked,
-    replacing,
-    saved,
-    stored,
-    unchanged,
-)
+from tests.keras_saved import assert_same_bits, loaded, repacked, replacing, saved, stored, unchanged
+from tests.warm import python
 from transforms.errors import CorruptModel, ModelError, NotAModel, UnsupportedModel
 from transforms.models import keras_files
 from transforms.models.keras_model import describe, load

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from tests import keras2_zoo, keras_zoo
-from tests.keras_saved import assert_same_bits, by_name, feed, python
+from tests.keras_saved import assert_same_bits, by_name, feed
+from tests.warm import python
 from transforms.errors import CorruptModel, ModelError, NotAModel, UnsupportedModel
 from transforms.models import keras_files
 from transforms.models.load import describe_model, load_model

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +10,7 @@ import pytest
 
 from tests.faulty_store import FaultyStore
 from tests.test_saved_model import assert_same_bits
+from tests.warm import python
 from transforms.errors import CorruptModel, DataError, HeadraceError, NotAModel, ObjectChanged, SignatureNotFound
 from transforms.models import tflite
 from transforms.models.load import describe_model, load_model
@@ -241,9 +240,7 @@ for n in range(8, len(whole) - 16, 7):
 def test_a_truncated_file(made: Any, tmp_path: Path) -> None:
     """In a process of its own, which TFLite ends where it does not see what is wrong."""
     path = made("no_signatures")[0]
-    command = [sys.executable, "-c", _TRUNCATED, str(path), str(tmp_path / "damaged.tflite")]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
+    python(_TRUNCATED, str(path), str(tmp_path / "damaged.tflite"))
 
 
 def test_a_flipped_byte_is_found_where_the_store_knows_a_checksum(made: Any) -> None:

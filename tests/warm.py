@@ -8,18 +8,22 @@ exit code, negative for the signal that ended it, {"poll": number} too, or by nu
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import os
 import runpy
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
+ROOT = Path(__file__).resolve().parent.parent
 OTHERS = ("apache_beam.runners.portability.fn_api_runner", "google.cloud.storage", "keras", "tensorflow")
 OURS = (
     "pipeline.display",
@@ -81,6 +85,29 @@ class Warm:
         self._server.stdin.write(json.dumps(order) + "\n")
         self._server.stdin.flush()
         return json.loads(self._server.stdout.readline())
+
+
+@cache
+def shared() -> Warm:
+    """One for this whole process, until it ends."""
+    warm = Warm()
+    atexit.register(warm.__exit__)
+    return warm
+
+
+def python(code: str, *arguments: str, path: Sequence[str] = ()) -> str:
+    """What a program prints in a process of its own, which has `path` before the folders where modules are looked for.
+
+    Raises `AssertionError` where it does not end with exit code 0.
+    """
+    with tempfile.TemporaryDirectory(prefix="headrace-test-") as folder:
+        script = Path(folder, "program.py")
+        script.write_text(f"import sys; sys.path[:1] = {list(path)!r}\n{code}", encoding="utf-8")
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join([*path, str(ROOT)])}
+        ended = shared().wait(shared().run([str(script), *arguments], Path(folder), env))
+        out, err = (Path(folder, name).read_text(encoding="utf-8") for name in ("out.txt", "err.txt"))
+    assert ended == 0, f"exit {ended}\n{out}\n{err[-4000:]}"
+    return out
 
 
 def _serve(modules: Sequence[str]) -> None:
