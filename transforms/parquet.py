@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import crc32c
 import pyarrow as pa
@@ -16,6 +16,7 @@ from transforms.errors import ColumnError, DataError, NotParquet, NullFeature
 from transforms.parquet_guard import (
     BATCH_BYTES,
     FEW_MEMBERS,
+    MOST_FOOTER_BYTES,
     MOST_NESTED,
     DictionaryTooLarge,
     GuardedFile,
@@ -29,8 +30,11 @@ from transforms.storage.base import ObjectRef, Store, Writer
 
 # A column chunk is read through a window of this many bytes, so that a row group of any size costs the same memory.
 _READ_WINDOW = 1 << 20
+# Of a file's end, the first read: few footers are longer.
+_FOOTER_READ = 256 << 10
 # A row group is encoded whole, in several copies: large ones make the peak grow with the shard.
 _ROW_GROUP_BYTES = 4 << 20
+_T = TypeVar("_T")
 _NULL_LIST = re.compile(r"lists to be of size=(?P<size>\d+) but index (?P<index>\d+) had size=0")
 
 
@@ -49,22 +53,43 @@ class Footer:
 
 
 def read_footer(store: Store, source: ObjectRef) -> Footer:
-    """Raises `NotParquet` where the object is none, is cut short, or contradicts itself."""
-    with _open(store, source) as (file, _, schema):
-        metadata = file.metadata
-        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-        rows, unpacked = [group.num_rows for group in groups], [group.total_byte_size for group in groups]
-        if min([*rows, *unpacked], default=0) < 0 or sum(rows) != metadata.num_rows:
-            raise NotParquet(
-                f"{source.uri} has a footer that contradicts itself",
-                expected=f"row groups of {metadata.num_rows} rows in all, none of less than 0",
-                found=f"{len(rows)} of {sum(rows)} rows, the least of {min(rows, default=0)}",
-                cure="Leave it out of --input, or write it again",
-            )
-        # A column chunk's own size would be exact, but pyarrow 25 ends the process on some that are damaged.
-        data_bytes, whole = max(0, source.size - metadata.serialized_size - 12), sum(unpacked) or 1
-        sizes = [data_bytes * size // whole for size in unpacked]
-        return Footer(schema, rows, sizes, dict(metadata.metadata or {}))
+    """Of the object's end, in one request where the footer is not unusually long.
+
+    Raises `NotParquet` where the object is none, is cut short, or contradicts itself.
+    """
+    _check_size(source)
+    tail = _read_tail(store, source)
+    metadata = _parse(
+        source, lambda: tail[-4:], lambda members: _metadata(tail, members), lambda: pa.BufferReader(tail), len(tail)
+    )
+    schema = _schemas.read(source, metadata.schema.to_arrow_schema())
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    rows, unpacked = [group.num_rows for group in groups], [group.total_byte_size for group in groups]
+    if min([*rows, *unpacked], default=0) < 0 or sum(rows) != metadata.num_rows:
+        raise NotParquet(
+            f"{source.uri} has a footer that contradicts itself",
+            expected=f"row groups of {metadata.num_rows} rows in all, none of less than 0",
+            found=f"{len(rows)} of {sum(rows)} rows, the least of {min(rows, default=0)}",
+            cure="Leave it out of --input, or write it again",
+        )
+    # A column chunk's own size would be exact, but pyarrow 25 ends the process on some that are damaged.
+    data_bytes, whole = max(0, source.size - metadata.serialized_size - 12), sum(unpacked) or 1
+    sizes = [data_bytes * size // whole for size in unpacked]
+    return Footer(schema, rows, sizes, dict(metadata.metadata or {}))
+
+
+def _read_tail(store: Store, source: ObjectRef) -> bytes:
+    """The footer, which its length and b"PAR1" end, and what lies before it; no more than that where the length is a lie."""
+    tail = store.read(source, max(0, source.size - _FOOTER_READ), min(source.size, _FOOTER_READ))
+    whole = int.from_bytes(tail[-8:-4], "little") + 8
+    if tail.endswith(b"PAR1") and len(tail) < whole <= min(source.size, MOST_FOOTER_BYTES):
+        tail = store.read(source, source.size - whole, whole)
+    return tail
+
+
+def _metadata(tail: bytes, members: int | None) -> pq.FileMetaData:
+    with pq.ParquetFile(pa.BufferReader(tail), thrift_container_size_limit=members) as file:
+        return file.metadata
 
 
 def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
@@ -335,6 +360,24 @@ def _open(store: Store, source: ObjectRef) -> Iterator[tuple[pq.ParquetFile, Gua
     """And the schema as it is read. Closes the source too, which `ParquetFile` leaves open: a local file tells only then that
     it was rewritten.
     """
+    _check_size(source)
+    with closing(store.open_arrow(source)) as opened:
+        guard = GuardedFile(source.uri, opened)
+
+        def parse(members: int | None) -> pq.ParquetFile:
+            return pq.ParquetFile(
+                pa.PythonFile(guard, mode="r"),
+                pre_buffer=False,
+                buffer_size=_READ_WINDOW,
+                page_checksum_verification=True,
+                thrift_container_size_limit=members,
+            )
+
+        file = _parse(source, lambda: store.read(source, source.size - 4), parse, lambda: guard, source.size)
+        yield file, guard, _schemas.read(source, file.schema_arrow)
+
+
+def _check_size(source: ObjectRef) -> None:
     if source.size < 12:
         raise NotParquet(
             f"{source.uri} is no Parquet file",
@@ -342,33 +385,24 @@ def _open(store: Store, source: ObjectRef) -> Iterator[tuple[pq.ParquetFile, Gua
             found=f"{source.size} bytes",
             cure="Leave it out of --input, or write it again",
         )
-    with closing(store.open_arrow(source)) as opened:
-        guard = GuardedFile(source.uri, opened)
-        file = _parquet_file(store, source, guard)
-        yield file, guard, _schemas.read(source, file.schema_arrow)
 
 
-def _parquet_file(store: Store, source: ObjectRef, guard: GuardedFile) -> pq.ParquetFile:
-    def parse(members: int | None) -> pq.ParquetFile:
-        return pq.ParquetFile(
-            pa.PythonFile(guard, mode="r"),
-            pre_buffer=False,
-            buffer_size=_READ_WINDOW,
-            page_checksum_verification=True,
-            thrift_container_size_limit=members,
-        )
-
+def _parse(
+    source: ObjectRef, end: Callable[[], bytes], parse: Callable[[int | None], _T], opened: Callable[[], Any], size: int
+) -> _T:
+    """What `parse` makes of the footer, with a bound on its lists' members, or without where `opened`, of `size` bytes up to
+    the file's end, proves to be sound. `end` gives the last four bytes.
+    """
     try:
         try:
             return parse(FEW_MEMBERS)
         except OSError as error:
             if "Exceeded size limit" not in str(error):
                 raise
-            check_nesting(source.uri, parse_footer(source.uri, guard, source.size))
+            check_nesting(source.uri, parse_footer(source.uri, opened(), size))
             return parse(None)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        tail = store.read(source, source.size - 4)
-        found = f"{str(error).rstrip('.')}; its last four bytes are {tail!r}"
+        found = f"{str(error).rstrip('.')}; its last four bytes are {end()!r}"
         raise NotParquet(
             f"{source.uri} is no Parquet file, or is cut short",
             expected="a Parquet file, which ends in its footer and b'PAR1'",

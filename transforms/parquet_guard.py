@@ -25,7 +25,7 @@ _MOST_RATIO = 100
 _PAGE_VALUES = 1 << 27
 # What a batch may become where each of its rows holds a whole dictionary.
 BATCH_BYTES = 512 << 20
-_FOOTER_BYTES = 256 << 20
+MOST_FOOTER_BYTES = 256 << 20
 _HEADER_BYTES = 1 << 14
 _MOST_HEADER_BYTES = 16 << 20
 _I32, _I64, _BINARY, _LIST, _SET, _MAP, _STRUCT = 5, 6, 8, 9, 10, 11, 12
@@ -137,8 +137,8 @@ def parse_footer(name: str, opened: Any, size: int) -> Fields:
     """
     opened.seek(size - 8)
     length = int.from_bytes(opened.read(4), "little")
-    if length > min(_FOOTER_BYTES, size - 8):
-        raise _refused(name, "footer", f"{_FOOTER_BYTES:,} bytes at most, within the file", f"{length:,}")
+    if length > min(MOST_FOOTER_BYTES, size - 8):
+        raise _refused(name, "footer", f"{MOST_FOOTER_BYTES:,} bytes at most, within the file", f"{length:,}")
     opened.seek(size - 8 - length)
     try:
         return _Compact(opened.read(length)).struct()
