@@ -7,8 +7,11 @@ The last line that a program prints is JSON.
 from __future__ import annotations
 
 import json
+import os
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +26,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 import transforms.storage.memory
+from benchmarks import measure
 from pipeline import demo
 from pipeline.preflight import Prepared
 from pipeline.standing import examine_output, write_record
@@ -139,18 +143,47 @@ def finished(files: int) -> Callable[[], None]:
 
 
 def emulator(files: int) -> dict[str, float]:
-    """Real files in a bucket over HTTP: planned, and by a bare loop that makes the same requests, in turn."""
+    """Real files in a bucket over HTTP, which answers as fast as it can: planned, and by a bare loop, in turn."""
     with demo.emulated_bucket("bench"), ThreadPoolExecutor(16) as threads:
-        folder = "gs://bench/in/"
-        store = open_store(folder)
+        store = open_store("gs://bench/in/")
 
         def put(i: int) -> None:
-            with store.create(f"{folder}dt={i // 1000:05d}/part-{i % 1000:05d}.parquet") as writer:
+            with store.create(f"gs://bench/{_name(i)}") as writer:
                 writer.write(content())
                 writer.commit()
 
         list(threads.map(put, range(files)))
-        spent: dict[str, list[float]] = {"plan": [], "bare": []}
+        return _beside_a_bare_loop(files)
+
+
+def bucket(files: int) -> dict[str, float]:
+    """As `emulator`, in a bucket that takes as long to the first byte as a real one does."""
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
+        for i in range(files):
+            path = f"{folder}/{_name(i)}"
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as file:
+                file.write(content())
+        command = measure.python("benchmarks.bucket", folder, "--latency_ms=30")
+        with subprocess.Popen(command, cwd=measure.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as served:
+            assert served.stdout is not None
+            os.environ["STORAGE_EMULATOR_HOST"] = f"http://127.0.0.1:{int(served.stdout.readline())}"
+            told = _beside_a_bare_loop(files)
+            assert served.stdin is not None
+            served.stdin.close()
+        return told
+
+
+def _name(i: int) -> str:
+    return f"in/dt={i // 1000:05d}/part-{i % 1000:05d}.parquet"
+
+
+def _beside_a_bare_loop(files: int) -> dict[str, float]:
+    """Medians of three, of planning and of a loop that makes the same requests over as many connections."""
+    folder = "gs://bench/in/"
+    store = open_store(folder)
+    spent: dict[str, list[float]] = {"plan": [], "bare": []}
+    with ThreadPoolExecutor(16) as threads:
         for _ in range(3):
             start = time.perf_counter()
             assert sum(len(unit) for unit in plan_units(job(folder), input_files(job(folder)))) == files
@@ -158,7 +191,7 @@ def emulator(files: int) -> dict[str, float]:
             start = time.perf_counter()
             assert all(threads.map(lambda ref: bool(store.read(ref)), list(store.list(folder))))
             spent["bare"].append(time.perf_counter() - start)
-        return {f"{name}_seconds": median(times) for name, times in spent.items()}
+    return {f"{name}_seconds": median(times) for name, times in spent.items()}
 
 
 def peak() -> int:
@@ -166,8 +199,8 @@ def peak() -> int:
 
 
 def main(program: str, files: int) -> None:
-    if program == "emulator":
-        told = emulator(files)
+    if real := {"emulator": emulator, "bucket": bucket}.get(program):
+        told = real(files)
         print(json.dumps({"seconds": told["plan_seconds"], "peak": peak(), **told}))
         return
     MadeUpStore.files = files

@@ -1,8 +1,8 @@
 """Programs in forked children of a process that has imported what they need: a start costs no seconds of imports.
 
-Orders and answers are lines of JSON. {"start": argv, "log": path, "env": {…}} starts the command line, which stops on signals
-like the command itself, {"script": argv, "out": path, "log": path, "env": {…}, "folder": path} a file of Python in an
-environment and a folder of its own; both are answered by the child's process number. {"wait": number} is answered by its
+Orders and answers are lines of JSON. {"start": argv, "log": path, "env": {…}, "folder": path} starts the command line there,
+which stops on signals like the command itself, {"script": argv, "out": path, "log": path, "env": {…}, "folder": path} a file
+of Python in an environment of its own; both are answered by the child's process number. {"wait": number} is answered by its
 exit code, negative for the signal that ended it, {"poll": number} too, or by null while it runs.
 """
 
@@ -19,6 +19,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -58,8 +59,8 @@ class Warm:
         assert self._server.stdout is not None
         self._server.stdout.close()
 
-    def start(self, argv: Sequence[str], log: str, env: dict[str, str] | None = None) -> int:
-        return int(self._ask({"start": list(argv), "log": log, "env": env or {}}))
+    def start(self, argv: Sequence[str], log: str, env: Mapping[str, str] | None = None, folder: str = ".") -> int:
+        return int(self._ask({"start": list(argv), "log": log, "env": dict(env or {}), "folder": folder}))
 
     def run(self, script: Sequence[str], folder: Path, env: Mapping[str, str]) -> int:
         """What it prints comes to `out.txt` and `err.txt` in the folder."""
@@ -95,12 +96,13 @@ def shared() -> Warm:
     return warm
 
 
-def python(code: str, *arguments: str, path: Sequence[str] = ()) -> str:
-    """What a program prints in a process of its own, which has `path` before the folders where modules are looked for.
+def python(code: str, *arguments: str, path: Sequence[str] = (), folder: str | None = None) -> str:
+    """What a program prints in a process of its own, in `folder` or one that is new, which has `path` before the folders where
+    modules are looked for.
 
     Raises `AssertionError` where it does not end with exit code 0.
     """
-    with tempfile.TemporaryDirectory(prefix="headrace-test-") as folder:
+    with nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix="headrace-test-") as folder:
         script = Path(folder, "program.py")
         script.write_text(f"import sys; sys.path[:1] = {list(path)!r}\n{code}", encoding="utf-8")
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([*path, str(ROOT)])}
@@ -141,6 +143,7 @@ def _start(order: dict[str, Any]) -> int:
     from pipeline.stopping import stop_on_signals
 
     os.environ.update(order["env"])
+    os.chdir(order["folder"])
     stop_on_signals()
     return main(order["start"])
 
