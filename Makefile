@@ -98,9 +98,12 @@ run-flink: venv ## the demo on a Flink of its own: a JobManager, two TaskManager
 faults: venv ## 1,000 loads of small models under random faults; LOADS=… SEED=…
 	HEADRACE_FAULT_LOADS=$(or $(LOADS),1000) HEADRACE_FAULT_SEED=$(or $(SEED),1) $(BIN)/python -m pytest tests/test_load_faults.py -s -k each_load
 
+FAULTED := tests/test_chaos.py tests/test_load_faults.py tests/test_disk_full.py tests/test_verify.py
+
 chaos: venv ## jobs killed, doubled and fed with faults, held against undisturbed ones; RUNS=… SEED=…; rewrites docs/faults.md
 	rm -f docs/faults.md
-	HEADRACE_CHAOS_RUNS=$(or $(RUNS),20) HEADRACE_CHAOS_SEED=$(or $(SEED),1) HEADRACE_CHAOS_TABLE=docs/faults.md $(BIN)/python -m pytest -n 2 tests/test_chaos.py
+	HEADRACE_CHAOS_RUNS=$(or $(RUNS),20) HEADRACE_CHAOS_SEED=$(or $(SEED),1) HEADRACE_CHAOS_TABLE=docs/faults.md \
+	  HEADRACE_FAULT_LOADS=$$((5 * $(or $(RUNS),20))) $(BIN)/python -m pytest -n 2 --dist=loadgroup $(FAULTED)
 
 picture-report: venv ## docs/report-light.png and -dark.png, of a real run; needs chromium and chromium-driver
 	$(BIN)/python -m tests.report_picture docs

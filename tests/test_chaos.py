@@ -6,7 +6,6 @@ is written anew after every run, so that one that was interrupted tells how far 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import signal
@@ -18,12 +17,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from tests.fault_table import RUNS, SEED, tell
 from tests.front import Front, Gate, served
 from tests.jobs import put_inputs, put_model, read_output, rows
 from tests.warm import Warm
 from transforms.storage import open_store
 
-RUNS = int(os.environ.get("HEADRACE_CHAOS_RUNS", "4"))
 # Local files and a bucket have half of the runs each.
 HALF = -(-RUNS // 2)
 PAIRS = -(-RUNS // 10)
@@ -32,16 +31,7 @@ WORKER_RUNS = RUNS // 10
 # Each waits for its retries, by the second.
 FAULTY_RUNS = int(os.environ.get("HEADRACE_CHAOS_RUNS", "1"))
 FAULTY_AT_ONCE = 4
-SEED = int(os.environ.get("HEADRACE_CHAOS_SEED", "20261123"))
-TABLE = os.environ.get("HEADRACE_CHAOS_TABLE")
 COUNTS = (900, 0, 1100, 700, 1300, 400)
-HEAD = "| fault | runs | faults in them | outcome |"
-ABOUT = (
-    "# Faults tried, and what came of them",
-    "",
-    f"Made by `make chaos RUNS={RUNS} SEED={SEED}`: whole jobs over {sum(COUNTS):,} rows, each held against",
-    "an undisturbed one (the same names, rows, values and order) and by `headrace verify`.",
-)
 FAULTS = {
     "503": "503 Service Unavailable",
     "429": "429 Too Many Requests",
@@ -50,23 +40,6 @@ FAULTS = {
 }
 
 pytestmark = pytest.mark.timeout(60 + 120 * RUNS)
-
-
-def tell(fault: str, asked: int, done: int, times: int, outcome: str) -> None:
-    """A line of the table: of each fault how many runs were asked for and done, how often it struck in them, and what came of
-    it. Tests that run side by side write one table.
-    """
-    if TABLE is None:
-        return
-    runs = f"{done:,}" if done == asked else f"{done:,} of {asked:,}: interrupted"
-    with open(TABLE, "a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        lines = [line for line in file.read().splitlines() if line.startswith("| ")]
-        rows = {line.split(" | ")[0]: line for line in lines if line != HEAD}
-        rows[f"| {fault}"] = f"| {fault} | {runs} | {times:,} | {outcome} |"
-        file.truncate(0)
-        file.write("\n".join([*ABOUT, "", HEAD, "|---|---|---|---|", *rows.values(), ""]))
 
 
 @dataclass

@@ -11,6 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from tests.fault_table import tell
 from tests.jobs import names_in, put_inputs, put_model
 
 IN_A_SMALL_DISK = """
@@ -46,6 +47,13 @@ def test_a_full_disk_ends_the_job_and_leaves_whole_files_alone(tmp_path: Path) -
     for name in names:
         if name.endswith(".parquet"):
             assert pq.read_table(kept / name).num_rows in (2000, 40_000)
+    tell(
+        "the disk of the output is full",
+        1,
+        1,
+        1,
+        "an error that names file and cure, exit code 1; what stands is whole",
+    )
 
 
 def test_a_file_that_may_not_grow_names_the_limit(tmp_path: Path) -> None:

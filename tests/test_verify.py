@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.verify import verify
+from tests.fault_table import tell
 from tests.jobs import model_folder, put_inputs, put_model
 from transforms.storage import StoreOptions
 
@@ -166,6 +167,8 @@ def test_it_finds(fault: Callable[[Path, Path], None], output: Path, finished: P
     assert "NOT sound" in capfd.readouterr().out
     verdict, _, _ = verify(str(output), StoreOptions())
     assert FAULTS[fault] in {problem.check for problem in verdict.problems}
+    what = fault.__name__.replace("_", " ")
+    tell(f"a finished output is damaged: {what}", 1, 1, 1, f"`verify` finds it: {FAULTS[fault]}")
 
 
 def test_pages_are_held_against_their_own_checksums_where_the_manifest_has_none(output: Path, finished: Path) -> None:
