@@ -69,12 +69,15 @@ template-classic:
 	@echo "make template-classic lacks $(patsubst %,%=…,$(call lacking,$(CLASSIC))). templates/classic/README.md has an example." >&2; exit 2
 endif
 
+# What the tests of a file share is made once, in one process; heavy files stand before the last.
+BY_FILE := --dist=loadfile --no-loadscope-reorder
+
 test: venv ## every test; PYTEST_ARGS=… for some of them
-	$(BIN)/python -m pytest -n 2 --dist=loadgroup $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 $(BY_FILE) $(PYTEST_ARGS)
 
 coverage: venv ## every test, and how much of the code they run; [PYTEST_ARGS=…]; a page of it in build/coverage/html
 	@mkdir -p build/coverage
-	$(BIN)/python -m pytest -n 2 --dist=loadgroup --cov --cov-report=term --cov-report=html:build/coverage/html $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 $(BY_FILE) --cov --cov-report=term --cov-report=html:build/coverage/html $(PYTEST_ARGS)
 
 PYTHONS ?= python3.11 python3.12 python3.13
 FAST := tests/test_import_floors.py $(wildcard tests/test_columns_*.py tests/test_storage_*.py) \
@@ -103,7 +106,7 @@ FAULTED := tests/test_chaos.py tests/test_load_faults.py tests/test_disk_full.py
 chaos: venv ## jobs killed, doubled and fed with faults, held against undisturbed ones; RUNS=… SEED=…; rewrites docs/faults.md
 	rm -f docs/faults.md
 	HEADRACE_CHAOS_RUNS=$(or $(RUNS),20) HEADRACE_CHAOS_SEED=$(or $(SEED),1) HEADRACE_CHAOS_TABLE=docs/faults.md \
-	  HEADRACE_FAULT_LOADS=$$((5 * $(or $(RUNS),20))) $(BIN)/python -m pytest -n 2 --dist=loadgroup $(FAULTED)
+	  HEADRACE_FAULT_LOADS=$$((5 * $(or $(RUNS),20))) $(BIN)/python -m pytest -n 2 $(FAULTED)
 
 picture-report: venv ## docs/report-light.png and -dark.png, of a real run; needs chromium and chromium-driver
 	$(BIN)/python -m tests.report_picture docs

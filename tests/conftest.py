@@ -22,15 +22,6 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 os.environ["NO_GCE_CHECK"] = "true"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What a module's fixture makes is made once: the tests that use it run in one process, by `--dist=loadgroup`."""
-    for item in items:
-        used = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
-        if any(definitions[-1].scope == "module" for definitions in used):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-
-
 @pytest.fixture(autouse=True)
 def no_real_cloud(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     for name in ("GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", "GCLOUD_PROJECT", "API_ENDPOINT_OVERRIDE"):

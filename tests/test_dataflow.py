@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import _thread
 import json
 import re
 import shutil
+import signal
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -155,7 +156,7 @@ def test_who_stops_waiting_is_told_how_to_end_the_job(
 
     def stop(site: Path) -> None:
         shutil.rmtree(site)  # the worker ends at once
-        _thread.interrupt_main()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     monkeypatch.setattr(data.service, "damage", stop)
     assert main(data.flags("left")) == STOPPED
