@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -53,6 +54,16 @@ def test_the_type_of_a_column_is_known_before_the_first_row(
         array.validate(full=True)
         assert array.type == kind
         assert len(array) == rows
+
+
+def test_a_bfloat16_is_told_exactly() -> None:
+    import tensorflow as tf
+
+    # The smallest there is, another of the smallest, 1.5, the infinities, a NaN.
+    bits = np.array([0x0001, 0x8080, 0x3FC0, 0x7F80, 0xFF80, 0x7FC0], np.uint16)
+    plan = plan_outputs(specs(x=("bfloat16", (None,))), {"x": "y"})
+    (array,) = plan.columns({"x": tf.constant(bits.view(tf.bfloat16.as_numpy_dtype))}, len(bits))
+    assert (array.to_numpy().view(np.uint32) == bits.astype(np.uint32) << 16).all()
 
 
 def test_columns_survive_parquet() -> None:

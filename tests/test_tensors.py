@@ -205,6 +205,17 @@ def test_a_dictionary_reads_as_its_values(column: pa.Array) -> None:
         assert read(encoded, dtype, (None, 2), "c", "c").numpy().tolist() == pairs
 
 
+def test_a_wider_type_changes_no_value_not_even_those_nearest_to_zero() -> None:
+    smallest = [float(np.finfo(np.float32).smallest_subnormal), -1e-40, 0.0]
+    columns = {"a": pa.array(smallest, pa.float32()), "half": pa.array(np.array([6e-8, -1e-7, 0.0], np.float16))}
+    batch = pa.record_batch({**columns, "list": pa.array([[x] for x in smallest], pa.list_(pa.float32(), 1))})
+    exact = np.array(smallest, np.float32).astype(np.float64)
+    assert read(batch, "float64", (None,), "a").numpy().tolist() == exact.tolist()
+    assert read(batch, "float64", (None, 1), "list").numpy()[:, 0].tolist() == exact.tolist()
+    assert read(batch, "float64", (None, 2), "a", "a").numpy()[:, 0].tolist() == exact.tolist()
+    assert read(batch, "float32", (None,), "half").numpy().tolist() == columns["half"].to_pylist()
+
+
 def test_scalar_columns_are_packed_in_the_order_given() -> None:
     assert read(BATCH, "float32", (None, 3), "b", "flag", "a").numpy().tolist() == [
         [0.5, 1, 1],

@@ -60,7 +60,9 @@ class Column:
         at = self._open(batch, where, first_row)
         dims = (*at.dims, *self.leaf.dims) if inner is None else inner
         shape = (batch.num_rows, *dims)
-        if self._lends(at):
+        # TensorFlow's own cast would make zeros of the numbers nearest to zero.
+        same = not isinstance(self.leaf, Numbers) or self.leaf.dtype == self.rule.dtype
+        if same and self._lends(at):
             tensor = self._leaf_tensor(at, shape, where, first_row)
         elif isinstance(self.leaf, Numbers):
             tensor = to_tensor(self._numbers(at, where, first_row).reshape(shape))
