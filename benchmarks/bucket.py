@@ -54,9 +54,9 @@ class _Object:
 
 
 class Bucket:
-    def __init__(self, folder: str, habits: Habits) -> None:
+    def __init__(self, folder: str, names: Sequence[str], habits: Habits) -> None:
         self._habits = habits
-        self._objects = {item.name: item for item in _load(folder)}
+        self._objects = {item.name: item for item in _load(folder, names)}
         self._lock = threading.Lock()
         self._free_at = 0.0
         self.media_bytes = self.media_requests = 0
@@ -127,11 +127,13 @@ class Bucket:
             self.media_requests += 1
 
 
-def _load(folder: str) -> list[_Object]:
+def _load(folder: str, wanted: Sequence[str]) -> list[_Object]:
     found = []
     for parent, _, names in os.walk(folder):
         for name in names:
             path = os.path.join(parent, name)
+            if wanted and os.path.relpath(path, folder).split(os.sep)[0] not in wanted:
+                continue
             memory, crc = os.memfd_create("object"), 0
             with open(path, "rb") as file:
                 while data := file.read(1 << 24):
@@ -159,12 +161,13 @@ def media_path(name: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bucket", description=__doc__.split("\n\n")[0])
     parser.add_argument("folder")
+    parser.add_argument("names", nargs="*", help="what to serve of it (default: everything)")
     parser.add_argument("--latency_ms", type=float, default=0.0)
     parser.add_argument("--connection_mb_s", type=float, default=0.0, help="0: no limit (default: %(default)s)")
     parser.add_argument("--total_mb_s", type=float, default=0.0, help="0: no limit (default: %(default)s)")
     asked = parser.parse_args(argv)
     habits = Habits(asked.latency_ms / 1e3, asked.connection_mb_s * 1e6, asked.total_mb_s * 1e6)
-    bucket = Bucket(asked.folder, habits)
+    bucket = Bucket(asked.folder, asked.names, habits)
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
     print(listener.getsockname()[1], flush=True)
     threading.Thread(target=bucket.serve, args=(listener,), daemon=True).start()

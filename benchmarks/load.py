@@ -29,13 +29,14 @@ LAYERS = 16
 IN_FLIGHT = 256 << 20
 MODELS = {"tf": "tf.Module, SavedModel", "export": "Keras export, SavedModel", "dense.keras": "Keras, .keras"}
 PROGRAMS = ("headrace", "copy, one connection", "copy, many connections", "bare fetch")
-GOALS = {
-    "time / copied over one connection": 0.10,
-    "time / copied over many connections": 0.60,
-    "time / bare fetch of the same bytes": 1.15,
-    "peak memory / (weights + in flight)": 1.05,
-    "bytes fetched / (weights + graph)": 1.01,
+# The time of headrace over that of each other program.
+TIMES = {
+    "copy, one connection": "time / copied over one connection",
+    "copy, many connections": "time / copied over many connections",
+    "bare fetch": "time / bare fetch of the same bytes",
 }
+MEMORY, BYTES = "peak memory / (weights + in flight)", "bytes fetched / (weights + graph)"
+GOALS = dict(zip((*TIMES.values(), MEMORY, BYTES), (0.10, 0.60, 1.15, 1.05, 1.01), strict=True))
 MAKE = """
 import sys
 import keras
@@ -108,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--connection_mb_s", type=float, default=100.0, help="per connection (default: %(default)s)")
     parser.add_argument("--total_mb_s", type=float, default=0.0, help="of the bucket; 0: no limit (default)")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL")
+    parser.add_argument("--bare", action="store_true", help="beside the bare fetch alone: for models too large to copy")
     parser.add_argument("--json", metavar="FILE", help="every run and the figures, for machines")
     parser.add_argument("--svg", metavar="FILE", help="the figures as a picture")
     parser.add_argument("--quick", action="store_true", help="16 MiB, one round: only shows that it runs")
@@ -154,7 +156,7 @@ def make_models(folder: str, mebibytes: int) -> int:
 @contextmanager
 def _bucket(folder: str, asked: argparse.Namespace) -> Iterator[str]:
     habits = [f"--{name}={getattr(asked, name)}" for name in ("latency_ms", "connection_mb_s", "total_mb_s")]
-    command = [sys.executable, "-m", "benchmarks.bucket", folder, *habits]
+    command = [sys.executable, "-m", "benchmarks.bucket", folder, *asked.models, *habits]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -172,7 +174,7 @@ def _rounds(asked: argparse.Namespace, url: str, folder: str, width: int) -> Ite
             task |= {"folder": f"{folder}/copy", "files": _files(models, model), "warm": asked.size * 5 << 18}
             predictions = set()
             weights = 0
-            for program in PROGRAMS:
+            for program in _programs(asked):
                 shutil.rmtree(task["folder"], ignore_errors=True)
                 os.sync()  # else one program pays for writing what another left in the page cache
                 before = _fetched(url)
@@ -188,6 +190,10 @@ def _rounds(asked: argparse.Namespace, url: str, folder: str, width: int) -> Ite
                 )
             if len(predictions - {None}) != 1:
                 raise SystemExit(f"The predictions of {model} differ: the comparison would mean nothing.")
+
+
+def _programs(asked: argparse.Namespace) -> tuple[str, ...]:
+    return (PROGRAMS[0], PROGRAMS[-1]) if asked.bare else PROGRAMS
 
 
 def _files(models: str, model: str) -> dict[str, int]:
@@ -222,7 +228,7 @@ def _figures(asked: argparse.Namespace, runs: Sequence[Run]) -> Figures:
                 program: median(
                     getattr(run, field) / unit for run in runs if (run.model, run.program) == (model, program)
                 )
-                for program in PROGRAMS
+                for program in _programs(asked)
             }
             for model in asked.models
         }
@@ -232,9 +238,9 @@ def _figures(asked: argparse.Namespace, runs: Sequence[Run]) -> Figures:
     ratios = {}
     for model in asked.models:
         ours = seconds[model]["headrace"]
-        against = [ours / seconds[model][program] for program in PROGRAMS[1:]]
-        memory = peaks[model]["headrace"] / (weights[model] + IN_FLIGHT)
-        ratios[model] = dict(zip(GOALS, [*against, memory, fetched[model]["headrace"] / weights[model]], strict=True))
+        ratios[model] = {TIMES[program]: ours / seconds[model][program] for program in _programs(asked)[1:]}
+        ratios[model][MEMORY] = peaks[model]["headrace"] / (weights[model] + IN_FLIGHT)
+        ratios[model][BYTES] = fetched[model]["headrace"] / weights[model]
     return Figures(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         cores=len(os.sched_getaffinity(0)),
@@ -261,7 +267,7 @@ def _table(figures: Figures) -> str:
     ]
     for model, ratios in figures.ratios.items():
         lines += ["", MODELS[model]]
-        for program in PROGRAMS:
+        for program in figures.seconds[model]:
             seconds, peak = figures.seconds[model][program], figures.peak_mib[model][program]
             lines.append(f"  {program:36} {seconds:8.2f} s  {peak:+8.0f} MiB")
         for name, ratio in ratios.items():
@@ -280,7 +286,11 @@ def _picture(figures: Figures) -> str:
     rows: list[tuple[str, float, str]] = []
     for model, seconds in figures.seconds.items():
         rows.append(("", 0.0, MODELS[model]))
-        rows += [(name, seconds[program], f"{seconds[program]:.2f} s") for program, name in names.items()]
+        rows += [
+            (name, seconds[program], f"{seconds[program]:.2f} s")
+            for program, name in names.items()
+            if program in seconds
+        ]
     return bars(
         f"Time to a ready model of {figures.weights_mib:,} MiB",
         f"{figures.latency_ms:g} ms to the first byte, {figures.connection_mb_s:g} MB/s per connection, "
