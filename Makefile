@@ -69,15 +69,15 @@ template-classic:
 	@echo "make template-classic lacks $(patsubst %,%=…,$(call lacking,$(CLASSIC))). templates/classic/README.md has an example." >&2; exit 2
 endif
 
-# What the tests of a file share is made once, in one process; heavy files stand before the last.
-BY_FILE := --dist=loadfile --no-loadscope-reorder
+# What the tests of a file share is made once, in one process. Of three processes on two cores one waits most of the time.
+AT_ONCE := -n 3 --dist=loadfile --no-loadscope-reorder
 
 test: venv ## every test; PYTEST_ARGS=… for some of them
-	$(BIN)/python -m pytest -n 2 $(BY_FILE) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(AT_ONCE) $(PYTEST_ARGS)
 
 coverage: venv ## every test, and how much of the code they run; [PYTEST_ARGS=…]; a page of it in build/coverage/html
 	@mkdir -p build/coverage
-	$(BIN)/python -m pytest -n 2 $(BY_FILE) --cov --cov-report=term --cov-report=html:build/coverage/html $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(AT_ONCE) --cov --cov-report=term --cov-report=html:build/coverage/html $(PYTEST_ARGS)
 
 PYTHONS ?= python3.11 python3.12 python3.13
 FAST := tests/test_import_floors.py $(wildcard tests/test_columns_*.py tests/test_storage_*.py) \

@@ -159,7 +159,12 @@ def test_who_stops_waiting_is_told_how_to_end_the_job(
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     monkeypatch.setattr(data.service, "damage", stop)
-    assert main(data.flags("left")) == STOPPED
+    # Tests that a shell has put into the background ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(data.flags("left")) == STOPPED
+    finally:
+        signal.signal(signal.SIGINT, before)
     job = list(data.service.jobs.values())[-1]
     job.requested_state = JobState.JOB_STATE_CANCELLED  # Beam's own thread asks on until it sees an end
     cancel = f"gcloud dataflow jobs cancel {job.id} --project=my-project --region=europe-west4"
