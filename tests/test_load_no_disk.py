@@ -43,6 +43,11 @@ for uri in sys.argv[1:]:
 """
 
 
+def _without_coverage() -> dict[str, str]:
+    """`make coverage` has each process write a file of its own."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+
+
 def writes(script: str, arguments: Sequence[str], trace: Path) -> tuple[list[str], str]:
     """The system calls after the mark that could change a file system, and what the script printed."""
     strace = shutil.which("strace")
@@ -65,7 +70,7 @@ def writes(script: str, arguments: Sequence[str], trace: Path) -> tuple[list[str
     done = subprocess.run(
         [*command, *arguments],
         cwd=Path(__file__).parent.parent,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**_without_coverage(), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -35,9 +35,9 @@ def slot(ref: ObjectRef, name: str, offset: int, data: bytes, **changes: Any) ->
 class SlowStore(MemoryStore):
     """A real store behind a wire: counts the bytes asked for and not yet arrived, and may fail or wait."""
 
-    def __init__(self, seconds: float = 0.0) -> None:
+    def __init__(self, seconds: float = 0.0, together: threading.Barrier | None = None) -> None:
         super().__init__()
-        self.seconds = seconds
+        self.seconds, self.together = seconds, together
         self.requests: list[tuple[str, int, int]] = []
         self.lock = threading.Lock()
         self.now = self.peak = self.parallel = self.most_parallel = 0
@@ -53,6 +53,8 @@ class SlowStore(MemoryStore):
             failing = self.fail_at is not None and len(self.requests) > self.fail_at[0]
         try:
             time.sleep(self.seconds)
+            if self.together is not None:
+                self.together.wait(60)
             if failing and self.fail_at is not None:
                 raise self.fail_at[1]
             super().read_into(ref, offset, buffers)
@@ -140,7 +142,7 @@ def test_no_more_threads_than_requests_and_no_more_in_flight_than_allowed() -> N
         assert threading.active_count() - before <= 2
         stream.take("a")
     assert threading.active_count() == before
-    store = SlowStore(0.02)
+    store = SlowStore(together=threading.Barrier(4))
     slots = [slot(ref, f"t{i}", i << 16, blob[: 1 << 16]) for i in range(16)]
     take_all(store, slots, range(15, -1, -1), piece_bytes=1 << 16, in_flight_bytes=4 << 16, connections=16)
     assert store.peak == 4 << 16
@@ -150,7 +152,8 @@ def test_no_more_threads_than_requests_and_no_more_in_flight_than_allowed() -> N
 def test_connections_are_used_at_once() -> None:
     blob = bytes(1 << 20)
     ref = put("memory://stream/parallel", blob)
-    store = SlowStore(0.05)
+    # Sixteen requests, none of which ends before all have begun.
+    store = SlowStore(together=threading.Barrier(16))
     take_all(store, [slot(ref, "a", 0, blob)], piece_bytes=1 << 16, connections=16)
     assert store.most_parallel == 16
 
