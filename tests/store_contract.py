@@ -45,7 +45,8 @@ class ReadContract:
     """Subclasses give the fixtures `store` and `root` (a new, empty folder's URI without a trailing slash)."""
 
     @pytest.fixture(scope="class", autouse=True)
-    def collect_only_what_is_new(self) -> Iterator[None]:
+    @classmethod
+    def collect_only_what_is_new(cls) -> Iterator[None]:
         """Each collection within a test would else go through all that TensorFlow has made, for most of a second."""
         gc.collect()
         gc.freeze()
