@@ -69,7 +69,7 @@ template-classic:
 	@echo "make template-classic lacks $(patsubst %,%=…,$(call lacking,$(CLASSIC))). templates/classic/README.md has an example." >&2; exit 2
 endif
 
-# What the tests of a file share is made once, in one process. Of three processes on two cores one waits most of the time.
+# What the tests of a file share is made once, in one process. Two processes leave a sixth of two cores idle.
 AT_ONCE := -n 3 --dist=loadfile --no-loadscope-reorder
 
 test: venv ## every test; PYTEST_ARGS=… for some of them

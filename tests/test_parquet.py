@@ -223,3 +223,17 @@ def test_batches_are_full_across_row_groups_with_other_dictionaries(tmp_path: Pa
     batches = list(read_batches(open_store(source.uri), whole(source, 5, 400), ["name", "id"], 64))
     assert [batch.num_rows for batch in batches] == [64] * 6 + [16]
     assert pa.Table.from_batches(batches)["name"].to_pylist() == names.to_pylist()
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_footer_tells_the_types_that_the_rows_are_read_as(tmp_path: Path, stored: bool) -> None:
+    """Also where no Arrow schema is stored, as in files of other programs."""
+    columns = {"uuid": pa.array([bytes(16)], pa.uuid()), "json": pa.array(["{}"], pa.json_()), "n": pa.array([1])}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet", store_schema=stored)
+    store = open_store(str(tmp_path))
+    source = store.stat(f"{tmp_path}/x.parquet")
+    told = read_footer(store, source).schema
+    assert told.types == [pa.uuid(), pa.json_(), pa.int64()]
+    shard = Shard("x", source, 0, 1, (0, 1), source.size)
+    (batch,) = read_batches(store, shard, told.names, 8)
+    assert batch.schema.types == told.types

@@ -104,7 +104,7 @@ def python(code: str, *arguments: str, path: Sequence[str] = (), folder: str | N
     """
     with nullcontext(folder) if folder else tempfile.TemporaryDirectory(prefix="headrace-test-") as folder:
         script = Path(folder, "program.py")
-        script.write_text(f"import sys; sys.path[:1] = {list(path)!r}\n{code}", encoding="utf-8")
+        script.write_text(f"import sys; sys.path[:0] = {list(path)!r}\n{code}", encoding="utf-8")
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([*path, str(ROOT)])}
         ended = shared().wait(shared().run([str(script), *arguments], Path(folder), env))
         out, err = (Path(folder, name).read_text(encoding="utf-8") for name in ("out.txt", "err.txt"))

@@ -59,10 +59,10 @@ def read_footer(store: Store, source: ObjectRef) -> Footer:
     """
     _check_size(source)
     tail = _read_tail(store, source)
-    metadata = _parse(
+    metadata, schema = _parse(
         source, lambda: tail[-4:], lambda members: _metadata(tail, members), lambda: pa.BufferReader(tail), len(tail)
     )
-    schema = _schemas.read(source, metadata.schema.to_arrow_schema())
+    schema = _schemas.read(source, schema)
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     rows, unpacked = [group.num_rows for group in groups], [group.total_byte_size for group in groups]
     if min([*rows, *unpacked], default=0) < 0 or sum(rows) != metadata.num_rows:
@@ -87,9 +87,10 @@ def _read_tail(store: Store, source: ObjectRef) -> bytes:
     return tail
 
 
-def _metadata(tail: bytes, members: int | None) -> pq.FileMetaData:
+def _metadata(tail: bytes, members: int | None) -> tuple[pq.FileMetaData, pa.Schema]:
     with pq.ParquetFile(pa.BufferReader(tail), thrift_container_size_limit=members) as file:
-        return file.metadata
+        # Not the metadata's own, which knows no UUID or JSON that other programs than Arrow wrote.
+        return file.metadata, file.schema_arrow
 
 
 def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
