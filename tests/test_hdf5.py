@@ -197,9 +197,9 @@ def test_links_are_not_followed(kind: str) -> None:
 
     with opened(written(fill)) as (file, _, _):
         for path in ("linked", "g"):
-            with pytest.raises(UnsupportedModel, match="Link"):
+            with pytest.raises(UnsupportedModel, match=f"an? {kind} link at"):
                 file.group(path)
-        with pytest.raises(UnsupportedModel, match="Link"):
+        with pytest.raises(UnsupportedModel, match=f"an? {kind} link at"):
             file.has("linked")
 
 

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from transforms.errors import InvalidRequest, SignatureNotFound, UnsupportedModel
+from transforms.models.collector import old_objects_set_aside
 from transforms.models.model import Model
 from transforms.models.placement import full_name, on, weights_leave_the_host
 from transforms.models.progress_line import ProgressLine
@@ -67,7 +68,7 @@ def load_model(
         place=_place(ref, model_sharing, away),
         host_bytes=in_flight_bytes if away else None,
     )
-    with _known(custom_objects), on(device):
+    with _known(custom_objects), on(device), old_objects_set_aside():
         loaded: Model = _format(ref).load(open_store(ref.uri, ref.options), ref, signature, stream)
     loaded.device = device
     return loaded

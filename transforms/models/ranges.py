@@ -90,7 +90,8 @@ class Ranges:
         if missing and length > _KEPT:
             self.round_trips += 1
             return self._store.read(self._ref, offset, length)
-        self._fetch(missing)
+        if missing:
+            self._fetch(missing)
         joined = b"".join(self._blocks[block] for block in range(first, last + 1))
         return joined[offset - first * BLOCK : offset - first * BLOCK + length]
 
