@@ -23,6 +23,7 @@ CustomObjects = Mapping[str, Any] | Sequence[str]
 """Classes and functions by name, or `module:name` strings that lead to them."""
 
 
+@old_objects_set_aside()
 def load_model(
     model: str | ModelRef,
     signature: str = "serving_default",
@@ -68,7 +69,7 @@ def load_model(
         place=_place(ref, model_sharing, away),
         host_bytes=in_flight_bytes if away else None,
     )
-    with _known(custom_objects), on(device), old_objects_set_aside():
+    with _known(custom_objects), on(device):
         loaded: Model = _format(ref).load(open_store(ref.uri, ref.options), ref, signature, stream)
     loaded.device = device
     return loaded
