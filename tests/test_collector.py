@@ -44,11 +44,15 @@ def test_the_last_of_several_threads_puts_it_back_whatever_ends_the_others() -> 
             entered.set()
             leave.wait()
 
-    thread = threading.Thread(target=stay)
-    with pytest.raises(KeyError), old_objects_set_aside():
+    @old_objects_set_aside()
+    def fail() -> None:
         thread.start()
         entered.wait()
         raise KeyError
+
+    thread = threading.Thread(target=stay)
+    with pytest.raises(KeyError):
+        fail()
     assert gc.get_freeze_count() > 0
     leave.set()
     thread.join()
