@@ -37,7 +37,7 @@ TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"),
 OTHERS = {"gcloud", "docker", "airflow", "systemctl", "sudo", "terraform", "crontab", "pip", "pip-audit", "pre-commit"}
 SHELL = {"cat", "cd", "cp", "export", "install", "mkdir", "printf", "apt-get", "loginctl", "flock", "curl", ".ci/run"}
 # Flags of the benches, and of Beam's worker pool.
-THEIRS = {"json", "svg", "service_port", "container_executable"}
+THEIRS = {"json", "svg", "bare", "size", "total_mb_s", "models", "service_port", "container_executable"}
 
 
 def fences(page: Path) -> Iterator[tuple[str, str]]:
