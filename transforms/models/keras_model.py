@@ -75,7 +75,7 @@ def load(store: Store, ref: ModelRef, signature: str = SIGNATURE, stream: Stream
             return opened.enter_context(open_stream(saved.store, slots, stream, saved.weights.spans(slots)))
 
         # Keras takes as long over a large model's graph as its weights take to come. They are asked for first: tracing
-        # holds the interpreter's lock, which made the index of the weights, little work, take thrice as long.
+        # holds the interpreter's lock, which made the index of the weights take more than twice as long.
         with ExitStack() as opened, ThreadPoolExecutor(1, "headrace-index") as pool:
             arriving = pool.submit(fetch, opened)
             built = build(saved.recipe)
