@@ -168,13 +168,16 @@ def named_output(stem: str, first_row: int, rows: int, fingerprint: str, sources
 
 def source_digest(*sources: ObjectRef) -> int:
     """48 bits of the SHA-256 of the inputs' URIs and versions: what an output's name says of its input."""
-    return int(sources_sha256(*sources)[:12], 16)
+    return int.from_bytes(_sources_hash(sources).digest()[:6], "big")
 
 
 def sources_sha256(*sources: ObjectRef) -> str:
     """In hexadecimal, of the inputs' URIs and versions in their order."""
-    text = "\n".join(f"{source.uri}\t{source.version}" for source in sources)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _sources_hash(sources).hexdigest()
+
+
+def _sources_hash(sources: Sequence[ObjectRef]) -> hashlib._Hash:
+    return hashlib.sha256("\n".join([f"{source.uri}\t{source.version}" for source in sources]).encode())
 
 
 def join_shards(parts: Sequence[Shard], stem: str, fingerprint: str) -> Shard:
