@@ -1,4 +1,7 @@
-"""A process that uses models: one JSON order a line on stdin, one JSON answer a line on stdout."""
+"""A process that uses models: one JSON order a line on stdin, one JSON answer a line on stdout.
+
+As a script it is given the two files that stand for these.
+"""
 
 from __future__ import annotations
 
@@ -69,4 +72,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 1:
+        with open(sys.argv[1]) as sys.stdin, open(sys.argv[2], "w") as sys.stdout:
+            main()
+    else:
+        main()

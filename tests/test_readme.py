@@ -3,7 +3,7 @@
 Fenced blocks marked ```sh test and ```python test are run, in the order in which they stand, in one empty folder, with
 `python` and `headrace` on the PATH and a bucket: gs://bucket holds models/digits (a SavedModel), models/digits.keras and
 in/*.parquet with `id`, `pixels` and `label`. Each must end with exit code 0. The python blocks of a page in docs/ are one
-program.
+program. Commands are processes of their own, as a newcomer's are; programs are forks of one that has imported what they need.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import demo
+from tests.warm import python
 from transforms import open_store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,15 +49,18 @@ def test_every_marked_block_runs(bucket: dict[str, str], tmp_path: Path) -> None
     marked = blocks(readme())
     assert {language for language, _ in marked} == {"sh", "python"}, "the README has no example that is run"
     for language, content in marked:
-        command = ["bash", "-euo", "pipefail", "-c", content] if language == "sh" else [sys.executable, "-c", content]
-        run(command, bucket, tmp_path)
+        run(language, content, bucket, tmp_path)
 
 
-def run(command: list[str], environment: dict[str, str], folder: Path) -> None:
+def run(language: str, content: str, environment: dict[str, str], folder: Path) -> None:
+    if language == "python":
+        python(content, folder=str(folder))  # in the bucket's environment, which is this process's own
+        return
+    command = ["bash", "-euo", "pipefail", "-c", content]
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600
     )
-    assert done.returncode == 0, f"{command[-1]}\n{done.stdout}\n{done.stderr}"
+    assert done.returncode == 0, f"{content}\n{done.stdout}\n{done.stderr}"
 
 
 PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if blocks(page.read_text("utf-8")))
@@ -65,11 +69,11 @@ PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md") if blocks(page.rea
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_marked_block_of_a_page_runs(page: Path, bucket: dict[str, str], tmp_path: Path) -> None:
     marked = blocks(page.read_text("utf-8"))
-    programs = [["bash", "-euo", "pipefail", "-c", content] for language, content in marked if language == "sh"]
-    if python := "\n".join(content for language, content in marked if language == "python"):
-        programs.append([sys.executable, "-c", python])
-    for program in programs:
-        run(program, bucket, tmp_path)
+    programs = [block for block in marked if block[0] == "sh"]
+    if one := "\n".join(content for language, content in marked if language == "python"):
+        programs.append(("python", one))
+    for language, content in programs:
+        run(language, content, bucket, tmp_path)
 
 
 def test_a_help_example_is_among_them() -> None:

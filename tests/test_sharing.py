@@ -10,12 +10,13 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
@@ -23,6 +24,7 @@ import pytest
 
 from tests import model_zoo
 from tests.test_load_no_disk import _BEGIN, writes
+from tests.warm import shared
 
 MIB = 1 << 20
 WIDTH, LAYERS = 1600, 4
@@ -124,32 +126,19 @@ class Bucket:
 
 
 class Worker:
-    """A process of `tests/sharing_worker.py`."""
+    """A process that does what `tests/sharing_worker.py` is told."""
 
-    def __init__(self, bucket: Bucket) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.sharing_worker"],
-            cwd=ROOT,
-            env={**os.environ, "STORAGE_EMULATOR_HOST": bucket.url, "TF_CPP_MIN_LOG_LEVEL": "3"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
+    pid: int
+    _orders: IO[str]
+    _answers: IO[str]
 
     def send(self, do: str, **order: Any) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"do": do, **order}) + "\n")
-        self.process.stdin.flush()
+        self._orders.write(json.dumps({"do": do, **order}) + "\n")
+        self._orders.flush()
 
     def answer(self) -> Any:
-        assert self.process.stdout is not None
-        assert select.select([self.process.stdout], [], [], PATIENCE_S)[0], f"process {self.pid} hangs"
-        line = self.process.stdout.readline()
+        assert select.select([self._answers], [], [], PATIENCE_S)[0], f"process {self.pid} hangs"
+        line = self._answers.readline()
         assert line, f"process {self.pid} has ended"
         return json.loads(line)
 
@@ -159,7 +148,53 @@ class Worker:
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
-        self.process.wait()
+        self._wait()
+        self._orders.close()
+        self._answers.close()
+
+    def running(self) -> bool:
+        return not self._answers.closed
+
+    def _wait(self) -> None:
+        raise NotImplementedError
+
+
+class Fresh(Worker):
+    """A new process: what it holds in memory, no other had before."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        self._process = process = subprocess.Popen(
+            [sys.executable, "-m", "tests.sharing_worker"],
+            cwd=ROOT,
+            env={**os.environ, "STORAGE_EMULATOR_HOST": bucket.url, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self.pid, self._orders, self._answers = process.pid, process.stdin, process.stdout
+
+    def _wait(self) -> None:
+        self._process.wait()
+
+
+class Forked(Worker):
+    """Of one that has imported what it needs."""
+
+    def __init__(self, bucket: Bucket) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            orders, answers = (f"{folder}/{name}" for name in ("orders", "answers"))
+            os.mkfifo(orders)
+            os.mkfifo(answers)
+            env = {**os.environ, "STORAGE_EMULATOR_HOST": bucket.url, "TF_CPP_MIN_LOG_LEVEL": "3"}
+            script = str(ROOT / "tests" / "sharing_worker.py")
+            self.pid = shared().run([script, orders, answers], Path(folder), env)
+            self._orders, self._answers = Path(orders).open("w"), Path(answers).open()  # noqa: SIM115
+
+    def _wait(self) -> None:
+        shared().wait(self.pid)
 
 
 def every(workers: list[Worker], do: str, **order: Any) -> list[Any]:
@@ -231,25 +266,25 @@ def bucket(emulator: str) -> Iterator[Bucket]:
 
 
 @pytest.fixture
-def workers(bucket: Bucket) -> Iterator[Callable[[int], list[Worker]]]:
+def workers(bucket: Bucket) -> Iterator[Callable[..., list[Worker]]]:
     started: list[Worker] = []
 
-    def start(n: int) -> list[Worker]:
-        started.extend(new := [Worker(bucket) for _ in range(n)])
+    def start(n: int, kind: Callable[[Bucket], Worker] = Forked) -> list[Worker]:
+        started.extend(new := [kind(bucket) for _ in range(n)])
         return new
 
     bucket.open.set()
     bucket.forget()
     yield start
     for worker in started:
-        if worker.process.poll() is None:
+        if worker.running():
             worker.kill()
 
 
 def test_four_processes_hold_one_copy_fetched_once_and_predict_the_same_bits(
-    models: str, bucket: Bucket, workers: Callable[[int], list[Worker]]
+    models: str, bucket: Bucket, workers: Callable[..., list[Worker]]
 ) -> None:
-    crew = workers(4)
+    crew = workers(4, Fresh)
     for form in ("", ".keras"):
         small, large = f"{models}/small{form}", f"{models}/large{form}"
         # What Python and TensorFlow keep for any model at all is no weight.
@@ -289,7 +324,7 @@ def test_four_processes_hold_one_copy_fetched_once_and_predict_the_same_bits(
 
 
 def test_a_leader_killed_at_any_time_is_replaced(
-    models: str, bucket: Bucket, workers: Callable[[int], list[Worker]]
+    models: str, bucket: Bucket, workers: Callable[..., list[Worker]]
 ) -> None:
     leader, *others, newcomer = workers(4)
     every(others, "load", uri=f"{models}/small", sharing="machine")
@@ -333,7 +368,7 @@ def test_a_leader_killed_at_any_time_is_replaced(
     assert not [name for name in os.listdir("/dev/shm") if "headrace" in name]
 
 
-def test_what_a_signature_writes_is_its_process_own(tmp_path: Path, workers: Callable[[int], list[Worker]]) -> None:
+def test_what_a_signature_writes_is_its_process_own(tmp_path: Path, workers: Callable[..., list[Worker]]) -> None:
     import tensorflow as tf
 
     module = tf.Module()
