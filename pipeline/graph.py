@@ -24,7 +24,10 @@ def build_graph(pipeline: beam.Pipeline, job: GivenJob) -> beam.PCollection[dict
     units = pipeline | "Plan" >> PlanShards(job)
     shards = units | "Shards" >> beam.FlatMap(iter)
     finished = pipeline | "Output" >> beam.Create([None]) | "ListOutput" >> beam.Map(_finished, job)
-    dead = pipeline | "DeadLetters" >> beam.Create([None]) | "ListDeadLetters" >> beam.Map(_dead_letters, job)
+    # After the outputs: a shard's dead letters are committed before its output is, so that those of every output that was
+    # listed are found, though another run commits shards meanwhile.
+    listed = "ListDeadLetters" >> beam.Map(_dead_letters, job, AsSingleton(finished))
+    dead = pipeline | "DeadLetters" >> beam.Create([None]) | listed
     drop = beam.ParDo(_DropDone(), job, AsSingleton(finished), AsSingleton(dead))
     split = units | "Resume" >> drop.with_outputs("done", main="todo")
     computed = split.todo | "Spread" >> beam.Reshuffle() | "Predict" >> PredictShards(job)
@@ -36,7 +39,7 @@ def _finished(_: None, job: Job) -> Finished:
     return list_finished(job.output, job.storage)
 
 
-def _dead_letters(_: None, job: Job) -> StandingDeadLetters:
+def _dead_letters(_: None, job: Job, _outputs: Finished) -> StandingDeadLetters:
     return list_dead_letters(job)
 
 

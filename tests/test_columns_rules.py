@@ -93,6 +93,15 @@ def test_a_decimal_becomes_a_fraction_where_a_cast_is_allowed(kind: pa.DataType)
         read(column, "int64", **CAST)
 
 
+@pytest.mark.parametrize("scale", [1, 2, 4, 9])
+def test_a_decimal_is_the_nearest_fraction(scale: int) -> None:
+    digits = np.random.default_rng(1).integers(-(10**8), 10**8, 2_000).tolist()
+    values = [Decimal(n).scaleb(-scale) for n in digits]
+    column = pa.array(values, pa.decimal128(20, scale))
+    for one in (column, column.dictionary_encode()):
+        assert read(one, "float64", **CAST) == [float(value) for value in values]
+
+
 # Casts that may change a value
 
 

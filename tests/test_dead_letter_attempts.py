@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
+from pipeline import graph
 from pipeline.graph import build_graph
 from pipeline.options import parse_flags
 from pipeline.preflight import prepare
@@ -73,6 +76,45 @@ def test_an_attempt_that_fails_at_its_commit_leaves_dead_letters_that_the_next_o
     again = predict_shard(job, load_predictor(job), store, store, shard)
     assert (again.computed, again.bad_rows, again.dead_letters) == (False, 2, result.dead_letters)
     assert list(dead_letters_in(folder)) == [name]
+
+
+def test_a_shard_that_another_run_commits_between_two_listings_keeps_its_bad_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_mixed(f"{tmp_path}/in", [40], {3: "length", 30: "value"})
+    job, store = prepared_job(flags(tmp_path, "--max_bad_rows=2", "--batch_size=8")), open_store(str(tmp_path))
+    (shard,) = plan_shards(job, input_files(job))
+    listed: list[str] = []
+
+    def then_the_other_run(name: str) -> Callable[..., Any]:
+        listing = getattr(graph, name)
+
+        def list_it(*args: Any) -> Any:
+            found = listing(*args)
+            if not listed:
+                predict_shard(job, load_predictor(job), store, store, shard)
+            listed.append(name)
+            return found
+
+        return list_it
+
+    for name in ("list_finished", "list_dead_letters"):
+        monkeypatch.setattr(graph, name, then_the_other_run(name))
+    with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([])) as pipeline:
+        graph.build_graph(pipeline, job)
+    assert sorted(listed) == ["list_dead_letters", "list_finished"]
+    assert json.loads((tmp_path / "out" / "_SUCCESS").read_text())["bad_rows"] == 2
+    (letters,) = dead_letters_in(f"{tmp_path}/out/_dead_letters").values()
+    assert letters["headrace_row"].to_pylist() == [3, 30]
+    assert read_output(f"{tmp_path}/out").num_rows == 38
+
+
+def test_an_input_of_a_long_name_has_dead_letters_too(tmp_path: Path) -> None:
+    put_table(f"{tmp_path}/in/{'a' * 240}.parquet", mixed(0, 40, {3: "length"}))
+    job, store = prepared_job(flags(tmp_path, "--max_bad_rows=2")), open_store(str(tmp_path))
+    (shard,) = plan_shards(job, input_files(job))
+    assert predict_shard(job, load_predictor(job), store, store, shard).bad_rows == 1
+    assert len(dead_letters_in(f"{tmp_path}/out/_dead_letters")) == 1
 
 
 @pytest.mark.timeout(180)

@@ -20,7 +20,7 @@ from pipeline.request import parse_request
 from pipeline.standing import write_record
 from tests.jobs import model_folder, put, put_inputs
 from tests.plans import plain_job
-from transforms.errors import OutputConflict, OutputIncomplete
+from transforms.errors import NotParquet, OutputConflict, OutputIncomplete
 from transforms.finalize import Finalize, PartBegins, finalize, finish, write_part
 from transforms.job import Job
 from transforms.manifest import list_finished, manifest_outputs
@@ -46,6 +46,17 @@ def written(job: Job, count: int) -> list[ShardResult]:
 
 def job_in(tmp_path: Path) -> Job:
     return plain_job(f"memory://{tmp_path.name}/in/*.parquet", output=f"memory://{tmp_path.name}/out")
+
+
+def test_a_damaged_page_of_a_part_is_told(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    name = write_part(job, 0, written(job, 600)).name
+    store = open_store(job.output)
+    damaged = bytearray(store.read(store.stat(f"{job.output}/{name}")))
+    damaged[60:400] = bytes(340)
+    ref = put(f"{job.output}/other.parquet", bytes(damaged))
+    with pytest.raises(NotParquet, match=r"other\.parquet cannot be read"):
+        list(manifest_outputs(store, [ref]))
 
 
 @pytest.mark.parametrize("part_rows", [50, 1000])

@@ -1,3 +1,4 @@
+import datetime
 import gc
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms.errors import AlreadyExists, ColumnError, NotParquet, NullFeature, ObjectChanged, ObjectNotFound
-from transforms.parquet import fixed_row_bytes, read_batches, read_footer, write_batches
+from transforms import parquet, parquet_guard
+from transforms.errors import (
+    AlreadyExists,
+    ColumnError,
+    DataError,
+    NotParquet,
+    NullFeature,
+    ObjectChanged,
+    ObjectNotFound,
+)
+from transforms.parquet import read_batches, read_footer
+from transforms.parquet_write import fixed_row_bytes, write_batches
 from transforms.shard import Shard
 from transforms.storage import open_store
 
@@ -223,6 +234,94 @@ def test_batches_are_full_across_row_groups_with_other_dictionaries(tmp_path: Pa
     batches = list(read_batches(open_store(source.uri), whole(source, 5, 400), ["name", "id"], 64))
     assert [batch.num_rows for batch in batches] == [64] * 6 + [16]
     assert pa.Table.from_batches(batches)["name"].to_pylist() == names.to_pylist()
+
+
+def read_back(uri: str, tables: list[pa.Table], batch_rows: int, **how: Any) -> pa.Table:
+    """Each table a row group of one file."""
+    sink = pa.BufferOutputStream()
+    with pq.ParquetWriter(sink, tables[0].schema, **how) as writer:
+        for table in tables:
+            writer.write_table(table)
+    source = put_bytes(uri, sink.getvalue().to_pybytes())
+    store, names = open_store(uri), tables[0].schema.names
+    count = sum(table.num_rows for table in tables)
+    batches = list(read_batches(store, whole(source, len(tables), count), names, batch_rows))
+    assert [batch.num_rows for batch in batches[:-1]] == [batch_rows] * (len(batches) - 1)
+    found = pa.Table.from_batches(batches)
+    assert found.schema.types == read_footer(store, source).schema.types
+    return found
+
+
+@pytest.mark.parametrize("index", [pa.int8(), pa.uint8(), pa.int16()], ids=str)
+def test_dictionaries_of_row_groups_may_hold_more_values_together_than_their_indices_name(
+    tmp_path: Path, index: pa.DataType
+) -> None:
+    """As a categorical column of pandas has them."""
+    count = 100 if index.bit_width == 8 else 20_000
+    tables = [
+        pa.table(
+            {"x": pa.DictionaryArray.from_arrays(pa.array(range(count), index), [f"{name}{i}" for i in range(count)])}
+        )
+        for name in "abc"
+    ]
+    found = read_back(f"{tmp_path}/a.parquet", tables, 64)
+    assert found["x"].to_pylist() == [value for table in tables for value in table["x"].to_pylist()]
+
+
+@pytest.mark.parametrize("kind", [pa.list_, lambda of: pa.struct([("m", of)])], ids=["list", "struct"])
+def test_dictionaries_within_other_columns_are_read_over_several_row_groups(tmp_path: Path, kind: Any) -> None:
+    def values(name: str) -> list[Any]:
+        each = [f"{name}{i % 3}" for i in range(40)]
+        return [[one] for one in each] if kind is pa.list_ else [{"m": one} for one in each]
+
+    of = kind(pa.dictionary(pa.int32(), pa.string()))
+    tables = [pa.table({"x": pa.array(values(name), kind(pa.string())).cast(of)}) for name in "ab"]
+    assert read_back(f"{tmp_path}/a.parquet", tables, 16)["x"].to_pylist() == values("a") + values("b")
+
+
+def test_long_text_in_a_dictionary_fits_however_many_batches_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is decoded in few rows at once, of which no number makes just a batch: each batch counts for itself."""
+    for module in (parquet, parquet_guard):
+        monkeypatch.setattr(module, "BATCH_BYTES", 16 << 20)
+    words, count = [f"{i:0100d}" for i in range(7_000)], 60_000
+    numbers = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(100 * count, np.float32)), 100)
+    table = pa.table({"text": [words[i % 7_000] for i in range(count)], "x": numbers})
+    found = 0
+    source = put(f"{tmp_path}/a.parquet", table, compression="zstd")
+    for batch in read_batches(open_store(source.uri), whole(source, 1, count), ["text", "x"], 8192):
+        assert batch["text"].to_pylist() == [words[(found + i) % 7_000] for i in range(batch.num_rows)]
+        found += batch.num_rows
+    assert found == count
+
+
+def test_a_dictionary_counts_once_where_it_stays_one_and_not_where_rows_would_be_too_large(tmp_path: Path) -> None:
+    words = pa.array([f"{i:0100d}" for i in range(20_000)])
+    rows = pa.DictionaryArray.from_arrays(pa.array([i % 20_000 for i in range(100_000)], pa.int32()), words)
+    assert read_back(f"{tmp_path}/a.parquet", [pa.table({"x": rows})], 4096)["x"].equals(pa.chunked_array([rows]))
+    long = pa.DictionaryArray.from_arrays(pa.array([0] * 1000, pa.int32()), ["x" * (1 << 20)])
+    with pytest.raises(
+        DataError, match=r"rows too large for a batch.* Found: 1,\d+,\d+,\d+ bytes.*smaller --batch_size"
+    ):
+        read_back(f"{tmp_path}/b.parquet", [pa.table({"x": long})], 1000)
+    assert read_back(f"{tmp_path}/c.parquet", [pa.table({"x": long})], 100)["x"].equals(pa.chunked_array([long]))
+
+
+def test_times_that_spark_writes_keep_their_year(tmp_path: Path) -> None:
+    """As INT96; of which Arrow makes nanoseconds by itself, and 1816 of the year 9999."""
+    times = [datetime.datetime(year, 2, 1, 3, 4, 5, 678901) for year in (1, 1600, 1970, 2026, 9999)]
+    table = pa.table({"when": pa.array(times, pa.timestamp("us"))})
+    found = read_back(f"{tmp_path}/a.parquet", [table], 2, use_deprecated_int96_timestamps=True, store_schema=False)
+    assert found["when"].to_pylist() == times
+    assert found.schema.field("when").type == pa.timestamp("us")
+
+
+def test_a_column_may_be_called_like_a_member_of_another(tmp_path: Path) -> None:
+    table = pa.table({"user": [{"id": 1, "name": "a"}], "user.id": ["x"], "z": [2]})
+    source = put(f"{tmp_path}/a.parquet", table)
+    (batch,) = read_batches(open_store(source.uri), whole(source, 1, 1), ["user.id", "z"], 10)
+    assert batch.to_pylist() == [{"user.id": "x", "z": 2}]
 
 
 @pytest.mark.parametrize("stored", [True, False])

@@ -38,7 +38,7 @@ def _read_parts(store: Store, parts: Iterable[ObjectRef], columns: list[str]) ->
         try:
             with closing(store.open_arrow(part)) as opened:
                 table = pq.read_table(opened, columns=columns)
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
             raise NotParquet(
                 f"{part.uri} cannot be read", found=str(error), cure="Run the same command again"
             ) from error

@@ -1,15 +1,16 @@
-"""A Shard as a stream of record batches; such a stream as one committed file. Memory is bounded by the batch."""
+"""A Shard as a stream of record batches; memory is bounded by the batch."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
-import crc32c
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms.errors import ColumnError, DataError, NotParquet, NullFeature
@@ -26,15 +27,17 @@ from transforms.parquet_guard import (
     parse_footer,
 )
 from transforms.shard import Shard
-from transforms.storage.base import ObjectRef, Store, Writer
+from transforms.storage.base import ObjectRef, Store
 
 # A column chunk is read through a window of this many bytes, so that a row group of any size costs the same memory.
 _READ_WINDOW = 1 << 20
 # Of a file's end, the first read: few footers are longer.
 _FOOTER_READ = 256 << 10
-# A row group is encoded whole, in several copies: large ones make the peak grow with the shard.
-_ROW_GROUP_BYTES = 4 << 20
 _T = TypeVar("_T")
+# Of INT96, which Spark writes, in microseconds. As nanoseconds, Arrow's own choice, years before 1677 and after 2262 become
+# others.
+_TIMES = "us"
+_TEXT = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 _NULL_LIST = re.compile(r"lists to be of size=(?P<size>\d+) but index (?P<index>\d+) had size=0")
 
 
@@ -88,7 +91,9 @@ def _read_tail(store: Store, source: ObjectRef) -> bytes:
 
 
 def _metadata(tail: bytes, members: int | None) -> tuple[pq.FileMetaData, pa.Schema]:
-    with pq.ParquetFile(pa.BufferReader(tail), thrift_container_size_limit=members) as file:
+    with pq.ParquetFile(
+        pa.BufferReader(tail), thrift_container_size_limit=members, coerce_int96_timestamp_unit=_TIMES
+    ) as file:
         # Not the metadata's own, which knows no UUID or JSON that other programs than Arrow wrote.
         return file.metadata, file.schema_arrow
 
@@ -116,17 +121,24 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
             nonlocal decoded
             for batch in batches:
                 decoded += batch.num_rows
-                yield batch
+                yield _cast(batch, schema)
 
         try:
             for batch in _full(count(_decoded(file, guard, shard, stored, batch_rows)), shard.skip, batch_rows):
                 part = batch if batch.num_rows <= left else batch.slice(0, left)
                 left -= part.num_rows
-                yield _with_constants(_cast(part, schema), columns, constant)
+                yield _with_constants(part, columns, constant)
                 if not left:
                     return
         except MemoryError as error:
             raise _too_large(shard, batch_rows, str(error) or "no memory left") from error
+        except pa.ArrowNotImplementedError as error:
+            raise ColumnError(
+                f"{shard.source.uri} has columns that Arrow {pa.__version__} cannot read together",
+                expected=f"columns {', '.join(stored)}, of kinds that it reads",
+                found=str(error),
+                cure="Leave the nested ones out with --keep, or write them with plain values",
+            ) from error
         except (pa.ArrowException, OSError) as error:
             if null := _NULL_LIST.search(str(error)):
                 # Arrow cannot decode a null in a fixed-size list; `index` counts from 1 in the batch that failed.
@@ -147,8 +159,10 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
         )
 
 
-def _without_views(schema: pa.Schema) -> pa.Schema:
-    """The schema with plain strings within structs: pyarrow 25 cannot write slices of views there."""
+def _as_read(schema: pa.Schema) -> pa.Schema:
+    """The schema with plain strings within structs: pyarrow 25 cannot write slices of views there. And with dictionaries that
+    can be joined: those of many row groups may hold more values than one group's narrow indices can name.
+    """
     for i, field in enumerate(schema):
         if (kind := _plain(field.type)) != field.type:
             schema = schema.set(i, field.with_type(kind))
@@ -159,6 +173,8 @@ def _plain(kind: pa.DataType, *, in_struct: bool = False) -> pa.DataType:
     def field(of: pa.Field) -> pa.Field:
         return of.with_type(_plain(of.type, in_struct=in_struct or pa.types.is_struct(kind)))
 
+    if pa.types.is_dictionary(kind) and kind.index_type.bit_width < 32:
+        return pa.dictionary(pa.int32(), kind.value_type, kind.ordered)
     if in_struct and (pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)):
         return pa.string() if pa.types.is_string_view(kind) else pa.binary()
     if pa.types.is_struct(kind):
@@ -177,6 +193,8 @@ def _plain(kind: pa.DataType, *, in_struct: bool = False) -> pa.DataType:
 def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     if batch.schema.equals(schema):
         return batch
+    # Asked for a column "a.b", Arrow gives the member b of a struct a as well.
+    batch = batch.select([name for name in batch.schema.names if name in schema.names])
     for i, field in enumerate(batch.schema):
         if (wanted := schema.field(field.name)).type != field.type:
             batch = batch.set_column(i, wanted, batch.column(i).cast(wanted.type))
@@ -187,23 +205,38 @@ def _decoded(
     file: pq.ParquetFile, guard: GuardedFile, shard: Shard, columns: Sequence[str], batch_rows: int
 ) -> Iterator[pa.RecordBatch]:
     """Fewer rows at once where a dictionary's long values could make so many too large; `MemoryError` where they do."""
-    leaves, wanted = (file.schema.column(i) for i in range(len(file.schema))), set(columns)
-    read = [leaf for leaf in leaves if leaf.path.partition(".")[0] in wanted]
-    text = any(leaf.physical_type == "BYTE_ARRAY" for leaf in read)
+    wanted = set(columns)
+    leaves = [field for field in file.schema_arrow for _ in _leaves(field.type)]
+    assert len(leaves) == len(file.schema)
+    read = [i for i, field in enumerate(leaves) if field.name in wanted]
+    # A column that is a dictionary itself holds that once, however many rows name its values.
+    repeated = {
+        i
+        for i in read
+        if file.schema.column(i).physical_type == "BYTE_ARRAY" and not pa.types.is_dictionary(leaves[i].type)
+    }
+    groups = [list(range(*shard.row_groups))]
+    if any(_nests_dictionary(field.type) for field in file.schema_arrow if field.name in wanted):
+        groups = [[group] for group in groups[0]]  # Arrow 25 cannot read such a column over several at once
     source, rows, done = shard.source, batch_rows, 0
-    chunks = column_chunks(source.uri, parse_footer(source.uri, guard, source.size), shard.row_groups, source.size)
+    footer = parse_footer(source.uri, guard, source.size)
+    chunks = column_chunks(source.uri, footer, shard.row_groups, source.size, repeated)
     while True:
-        guard.watch(chunks, len(read), rows if text else 0)
-        passed = held = 0
+        guard.watch(chunks, len(read), rows)
+        passed = held = part = 0
         try:
-            for batch in file.iter_batches(
-                batch_size=rows, row_groups=list(range(*shard.row_groups)), columns=columns, use_threads=False
+            for batch in chain.from_iterable(
+                file.iter_batches(batch_size=rows, row_groups=some, columns=columns, use_threads=False)
+                for some in groups
             ):
                 fresh = batch.slice(min(done - passed, batch.num_rows)) if passed < done else batch
                 if rows < batch_rows:
-                    held = batch.nbytes + (held if passed % batch_rows else 0)
-                    if held > BATCH_BYTES:
-                        raise MemoryError(f"{held:,} bytes")
+                    before, part = part, passed // batch_rows
+                    held = _nbytes(batch) + (held if part == before else 0)
+                else:
+                    held = _written_out(batch)
+                if held > BATCH_BYTES:
+                    raise MemoryError(f"{held:,} bytes")
                 passed += batch.num_rows
                 done = max(done, passed)
                 if fresh.num_rows:
@@ -211,6 +244,37 @@ def _decoded(
             return
         except DictionaryTooLarge as error:
             rows = error.rows
+
+
+def _leaves(kind: pa.DataType) -> Iterator[pa.DataType]:
+    """The types of a column's leaves, in the order of a Parquet schema."""
+    if isinstance(kind, pa.BaseExtensionType):
+        yield from _leaves(kind.storage_type)
+    elif pa.types.is_nested(kind):
+        for i in range(kind.num_fields):
+            yield from _leaves(kind.field(i).type)
+    else:
+        yield kind
+
+
+def _nests_dictionary(kind: pa.DataType) -> bool:
+    return pa.types.is_nested(kind) and any(map(pa.types.is_dictionary, _leaves(kind)))
+
+
+def _nbytes(batch: pa.RecordBatch) -> int:
+    """Of a batch, its dictionaries as a feature will have them."""
+    return _written_out(batch) + sum(c.nbytes for c in batch.columns if not isinstance(c, pa.DictionaryArray))
+
+
+def _written_out(batch: pa.RecordBatch) -> int:
+    """Bytes of the text that rows have from dictionaries, where so much that it may matter."""
+    return sum(
+        pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
+        for column in batch.columns
+        if isinstance(column, pa.DictionaryArray)
+        and column.dictionary.type in _TEXT
+        and column.dictionary.nbytes * len(column) > BATCH_BYTES
+    )
 
 
 def _too_large(shard: Shard, batch_rows: int, found: str) -> DataError:
@@ -261,101 +325,6 @@ def _full(batches: Iterable[pa.RecordBatch], skip: int, rows: int) -> Iterator[p
         yield pa.concat_batches(held)
 
 
-def write_batches(
-    store: Store,
-    uri: str,
-    schema: pa.Schema,
-    batches: Iterable[pa.RecordBatch],
-    key_values: dict[str, str],
-    at_end: Callable[[int], dict[str, str]] = lambda _: {},
-) -> tuple[ObjectRef, int]:
-    """Writes one file, whole or not at all; returns it and its rows.
-
-    `at_end` is called with the rows written, before the footer is, and adds to the file's key values.
-    Its CRC-32C is that of the bytes as they were written, whether the store keeps one or not.
-    Raises `AlreadyExists` where an object of that name stands. An exception out of `batches` leaves nothing behind.
-    """
-    rows, held_bytes = 0, 0.0
-    row_bytes = fixed_row_bytes(schema)
-    held: list[pa.RecordBatch] = []
-    with store.create(uri) as sink:
-        summed = _Summed(sink)
-        with pq.ParquetWriter(  # closing it writes a footer even after an exception; without commit() nobody sees that
-            pa.PythonFile(summed, mode="w"),
-            schema.with_metadata(key_values),
-            compression="zstd",
-            use_dictionary=_repetitive(schema),
-            write_page_checksum=True,
-        ) as writer:
-            for batch in batches:
-                held.append(batch)
-                rows += batch.num_rows
-                held_bytes += batch.nbytes if row_bytes is None else batch.num_rows * row_bytes
-                if held_bytes >= _ROW_GROUP_BYTES:
-                    writer.write_table(pa.Table.from_batches(held, schema))
-                    held, held_bytes = [], 0.0
-                    pa.default_memory_pool().release_unused()
-            if held:
-                writer.write_table(pa.Table.from_batches(held, schema))
-            if more := at_end(rows):
-                writer.add_key_value_metadata(more)
-        return replace(sink.commit(), crc32c=summed.crc32c), rows
-
-
-def fixed_row_bytes(schema: pa.Schema) -> float | None:
-    """Bytes of a row in memory, validity aside; None where rows vary. Asking each batch hands the interpreter's lock over."""
-
-    def bits(kind: pa.DataType) -> int:
-        if isinstance(kind, pa.BaseExtensionType):
-            return bits(kind.storage_type)
-        if pa.types.is_fixed_size_list(kind):
-            return int(kind.list_size) * bits(kind.value_type)
-        if pa.types.is_dictionary(kind):
-            raise ValueError("its values are not counted")
-        return int(kind.bit_width)
-
-    try:
-        return sum(bits(field.type) for field in schema) / 8
-    except ValueError:
-        return None
-
-
-class _Summed:
-    """What pyarrow asks of a sink; sums up what goes through."""
-
-    closed = False
-
-    def __init__(self, sink: Writer) -> None:
-        self._sink, self.crc32c = sink, 0
-
-    def write(self, data: Any) -> int:
-        self.crc32c = crc32c.crc32c(data, self.crc32c)
-        return self._sink.write(data)
-
-    def tell(self) -> int:
-        return self._sink.tell()
-
-    def flush(self) -> None:
-        self._sink.flush()
-
-    def close(self) -> None:
-        """Nothing to do: closing must never publish."""
-
-    def readable(self) -> bool:
-        return False
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return False
-
-
-def _repetitive(schema: pa.Schema) -> list[str]:
-    """Columns in which a dictionary may save much; for scores it costs time and saves nothing."""
-    return [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_dictionary(field.type)]
-
-
 @contextmanager
 def _open(store: Store, source: ObjectRef) -> Iterator[tuple[pq.ParquetFile, GuardedFile, pa.Schema]]:
     """And the schema as it is read. Closes the source too, which `ParquetFile` leaves open: a local file tells only then that
@@ -371,6 +340,7 @@ def _open(store: Store, source: ObjectRef) -> Iterator[tuple[pq.ParquetFile, Gua
                 pre_buffer=False,
                 buffer_size=_READ_WINDOW,
                 page_checksum_verification=True,
+                coerce_int96_timestamp_unit=_TIMES,
                 thrift_container_size_limit=members,
             )
 
@@ -423,7 +393,7 @@ class _Schemas:
         if not stored.equals(before, check_metadata=True):
             if max((_depth(field.type) for field in stored), default=0) > MOST_NESTED:
                 raise nested_too_deep(source.uri)
-            schema = _without_views(stored)
+            schema = _as_read(stored)
             self._last = stored, schema
         return schema
 

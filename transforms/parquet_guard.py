@@ -9,6 +9,7 @@ parquet.thrift.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Container
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -165,21 +166,30 @@ def nested_too_deep(name: str) -> NotParquet:
 
 @dataclass(slots=True)
 class _Chunk:
-    """Bytes `start` to `end` (exclusive), headers up to `next_header` seen; sizes, unpacked and packed, of its last pages."""
+    """Bytes `start` to `end` (exclusive), headers up to `next_header` seen; sizes, unpacked and packed, of its last pages.
+
+    `repeated` is whether each row gets a copy of its value in the dictionary.
+    """
 
     start: int
     end: int
     next_header: int
+    repeated: bool
     dictionary: tuple[int, int] = (0, 0)
     page: tuple[int, int] = (0, 0)
 
 
-def column_chunks(name: str, footer: Fields, row_groups: tuple[int, int], size: int) -> list[_Chunk]:
-    """In order of their bytes. Raises `NotParquet` where one leaves the file, or two overlap."""
+def column_chunks(
+    name: str, footer: Fields, row_groups: tuple[int, int], size: int, repeated: Container[int]
+) -> list[_Chunk]:
+    """In order of their bytes; of the columns `repeated`, each row gets a copy of its value in the dictionary.
+
+    Raises `NotParquet` where one leaves the file, or two overlap.
+    """
     chunks = []
     groups = footer.get((4, _LIST)) or []
     for group in groups[slice(*row_groups)]:
-        for column in group.get((1, _LIST)) or []:
+        for number, column in enumerate(group.get((1, _LIST)) or []):
             about = column.get((3, _STRUCT)) or {}
             if about.get((5, _I64)) == 0:  # Arrow reads no page of it, and writes that the first lies at byte 0
                 continue
@@ -190,7 +200,7 @@ def column_chunks(name: str, footer: Fields, row_groups: tuple[int, int], size: 
             if start is None or length is None or not 0 <= start <= start + length <= size:
                 raise _refused(name, "column chunk", f"bytes from 0 to {size}", f"{length} bytes from {start} on")
             if length:
-                chunks.append(_Chunk(start, start + length, start))
+                chunks.append(_Chunk(start, start + length, start, number in repeated))
     chunks.sort(key=lambda chunk: chunk.start)
     for before, after in pairwise(chunks):
         if before.end > after.start:
@@ -216,10 +226,10 @@ class GuardedFile:
         self._pages: dict[int, tuple[int, int]] = {}
         self._unpacked = self._packed = 0
 
-    def watch(self, chunks: list[_Chunk], at_once: int, rows_of_text: int) -> None:
-        """`at_once` chunks are read side by side, and `rows_of_text` decoded at once where one holds text, else 0."""
+    def watch(self, chunks: list[_Chunk], at_once: int, rows: int) -> None:
+        """`at_once` chunks are read side by side, and `rows` decoded at once."""
         self._chunks, self._starts = chunks, [chunk.start for chunk in chunks]
-        self._at_once, self._rows = at_once, rows_of_text
+        self._at_once, self._rows = at_once, rows
 
     def readable(self) -> bool:
         return True
@@ -273,7 +283,7 @@ class GuardedFile:
             chunk.page = unpacked, packed
         self._check_sum(chunk)
         chunk.next_header = end
-        if self._rows > 1 and chunk.dictionary[0] * self._rows > BATCH_BYTES:
+        if chunk.repeated and self._rows > 1 and chunk.dictionary[0] * self._rows > BATCH_BYTES:
             raise DictionaryTooLarge(max(1, BATCH_BYTES // chunk.dictionary[0]))
 
     def _header(self, chunk: _Chunk, data: memoryview, at: int) -> tuple[Fields, int]:

@@ -15,7 +15,8 @@ from transforms.dead_letters import CommittedDeadLetters, DeadLetters, StandingD
 from transforms.devices import intra_op_threads
 from transforms.errors import AlreadyExists, ObjectNotFound, OutputConflict, OutputIncomplete
 from transforms.job import Job
-from transforms.parquet import read_batches, read_footer, write_batches
+from transforms.parquet import read_batches, read_footer
+from transforms.parquet_write import write_batches
 from transforms.predictor import Predictor, input_columns
 from transforms.read_ahead import read_ahead
 from transforms.report.told import STATISTICS, ShardTold, Telling

@@ -20,8 +20,9 @@ _OUTPUT_NAME = re.compile(
     r"(?P<stem>.*)-(?P<first>\d{12})-(?P<end>\d{12})-(?P<job>[0-9a-f]{8})(?P<source>[0-9a-f]{12})"
 )
 
-# A file system's names end at 255 bytes: quoting makes nine of a Chinese character, a mark is one, and `output_name` adds 55.
-_SEGMENT_BYTES = 199
+# A file system's names end at 255 bytes: quoting makes nine of a Chinese character, a mark is one, `output_name` adds 55, and a
+# file of dead letters 17.
+_SEGMENT_BYTES = 182
 
 # Stands for what a stem leaves out; in a segment itself it is quoted, so that different inputs have different stems.
 _MARK = "@"

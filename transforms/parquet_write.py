@@ -1,0 +1,111 @@
+"""A stream of record batches as one committed file; memory is bounded by the row group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import crc32c
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms.storage.base import ObjectRef, Store, Writer
+
+# A row group is encoded whole, in several copies: large ones make the peak grow with the shard.
+_ROW_GROUP_BYTES = 4 << 20
+
+
+def write_batches(
+    store: Store,
+    uri: str,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    key_values: dict[str, str],
+    at_end: Callable[[int], dict[str, str]] = lambda _: {},
+) -> tuple[ObjectRef, int]:
+    """Writes one file, whole or not at all; returns it and its rows.
+
+    `at_end` is called with the rows written, before the footer is, and adds to the file's key values.
+    Its CRC-32C is that of the bytes as they were written, whether the store keeps one or not.
+    Raises `AlreadyExists` where an object of that name stands. An exception out of `batches` leaves nothing behind.
+    """
+    rows, held_bytes = 0, 0.0
+    row_bytes = fixed_row_bytes(schema)
+    held: list[pa.RecordBatch] = []
+    with store.create(uri) as sink:
+        summed = _Summed(sink)
+        with pq.ParquetWriter(  # closing it writes a footer even after an exception; without commit() nobody sees that
+            pa.PythonFile(summed, mode="w"),
+            schema.with_metadata(key_values),
+            compression="zstd",
+            use_dictionary=_repetitive(schema),
+            write_page_checksum=True,
+        ) as writer:
+            for batch in batches:
+                held.append(batch)
+                rows += batch.num_rows
+                held_bytes += batch.nbytes if row_bytes is None else batch.num_rows * row_bytes
+                if held_bytes >= _ROW_GROUP_BYTES:
+                    writer.write_table(pa.Table.from_batches(held, schema))
+                    held, held_bytes = [], 0.0
+                    pa.default_memory_pool().release_unused()
+            if held:
+                writer.write_table(pa.Table.from_batches(held, schema))
+            if more := at_end(rows):
+                writer.add_key_value_metadata(more)
+        return replace(sink.commit(), crc32c=summed.crc32c), rows
+
+
+def fixed_row_bytes(schema: pa.Schema) -> float | None:
+    """Bytes of a row in memory, validity aside; None where rows vary. Asking each batch hands the interpreter's lock over."""
+
+    def bits(kind: pa.DataType) -> int:
+        if isinstance(kind, pa.BaseExtensionType):
+            return bits(kind.storage_type)
+        if pa.types.is_fixed_size_list(kind):
+            return int(kind.list_size) * bits(kind.value_type)
+        if pa.types.is_dictionary(kind):
+            raise ValueError("its values are not counted")
+        return int(kind.bit_width)
+
+    try:
+        return sum(bits(field.type) for field in schema) / 8
+    except ValueError:
+        return None
+
+
+class _Summed:
+    """What pyarrow asks of a sink; sums up what goes through."""
+
+    closed = False
+
+    def __init__(self, sink: Writer) -> None:
+        self._sink, self.crc32c = sink, 0
+
+    def write(self, data: Any) -> int:
+        self.crc32c = crc32c.crc32c(data, self.crc32c)
+        return self._sink.write(data)
+
+    def tell(self) -> int:
+        return self._sink.tell()
+
+    def flush(self) -> None:
+        self._sink.flush()
+
+    def close(self) -> None:
+        """Nothing to do: closing must never publish."""
+
+    def readable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _repetitive(schema: pa.Schema) -> list[str]:
+    """Columns in which a dictionary may save much; for scores it costs time and saves nothing."""
+    return [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_dictionary(field.type)]
