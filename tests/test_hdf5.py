@@ -3,7 +3,9 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import re
 import resource
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 
 from transforms.errors import CorruptModel, ModelError, StorageError, UnsupportedModel
 from transforms.models.hdf5 import VALUE_BYTES, Dataset, Hdf5File
-from transforms.models.ranges import BLOCK, RangeFile, Ranges
+from transforms.models.ranges import BLOCK, RangeFile, Ranges, Resident
 from transforms.storage import open_store
 from transforms.storage.memory import OBJECTS, put
 
@@ -240,6 +242,60 @@ def test_a_shape_without_data_is_no_bomb() -> None:
         for path in ("late", "chunked"):
             with pytest.raises(CorruptModel, match=f"{path}/0"):
                 file.group(path)
+
+
+def many_times(text: str, count: int) -> bytes:
+    """A list of names that all lead to one long text, in a file not much larger than that."""
+
+    def fill(file: Any) -> None:
+        file["pad"] = np.zeros(300_000)
+        file.attrs.create("layer_names", [text, *(f"b{i:05d}" for i in range(count - 1))], dtype=h5py.string_dtype())
+
+    data = bytearray(written(fill))
+    # A reference is the text's length, the address of its heap, and its number there: theirs is the one that others follow.
+    length = struct.pack("<I", len(text))
+    starts = [match.start() for match in re.finditer(re.escape(length), bytes(data))]
+    (at,) = [i for i in starts if data[i + 16 : i + 20] == struct.pack("<I", 6) == data[i + 32 : i + 36]]
+    data[at : at + 16 * count] = data[at : at + 16] * count
+    return bytes(data)
+
+
+def test_a_text_that_many_names_lead_to_is_no_bomb() -> None:
+    with texts_of(many_times("A" * (1 << 20), 5)) as file:
+        assert file.texts("")["layer_names"] == ("A" * (1 << 20),) * 5
+    with (
+        texts_of(many_times("A" * (1 << 20), 250)) as file,
+        pytest.raises(
+            CorruptModel, match=r"too much text in 'layer_names'.*at most 67108864 bytes.*250 strings of 262144000"
+        ),
+    ):
+        file.texts("")
+
+
+@pytest.mark.parametrize("library", ["earliest", "latest"])
+def test_names_of_layers_are_read_from_either_kind_of_header(library: str) -> None:
+    names = [f"a_layer_with_a_name_{i}" for i in range(300)]
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w", libver=library) as file:
+        for i in range(6):
+            file.attrs.create(f"other_{i}", ["x", "y"], dtype=h5py.string_dtype())
+        file.attrs.create("layer_names", names, dtype=h5py.string_dtype())
+    with texts_of(buffer.getvalue()) as opened_file:
+        assert opened_file.texts("")["layer_names"] == tuple(names)
+
+
+def texts_of(data: bytes) -> Hdf5File:
+    return Hdf5File(RangeFile(Resident(data), 0, len(data)), "the file", re.compile("layer_names"))
+
+
+def test_a_chunk_that_unpacks_to_much_more_than_its_dataset_is_no_bomb() -> None:
+    def fill(file: Any) -> None:
+        file.create_dataset("x", (10,), "f4", maxshape=(None,), chunks=(4 << 20,), compression="gzip")[:] = 1
+
+    with opened(written(fill)) as (file, _, _):
+        (dataset,) = (file.group("") or {}).values()
+        with pytest.raises(CorruptModel, match=r"'x' in chunks too large for it.*16777216 bytes"):
+            file.read(dataset)
 
 
 def test_an_unknown_filter_is_refused() -> None:

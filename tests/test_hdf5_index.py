@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Callable
 
 import h5py
@@ -10,8 +11,11 @@ import numpy as np
 import pytest
 
 from tests.test_hdf5 import layers, opened
+from transforms.models import hdf5_index
 from transforms.models.hdf5_index import fetch_index
-from transforms.models.ranges import BLOCK, NotFetched, RangeFile
+from transforms.models.ranges import BLOCK, NotFetched, RangeFile, Ranges
+from transforms.storage import open_store
+from transforms.storage.memory import put
 
 BEFORE = 5000
 
@@ -37,6 +41,42 @@ def test_the_library_finds_all_that_is_wanted_and_nothing_else_was_fetched(count
                 file[f"optimizer/dense_{count - 1}/vars/0"].id.get_offset()
             ranges.collecting = False
         assert store.counters.requests == requests
+
+
+def test_places_are_bounded_within_a_pass_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node of a symbol table whose entries all share a wide tree, each with a heap of its own: their product is followed."""
+    entries, children = 60, 50
+    data = bytearray(layers(1, 16))
+    tree = len(data) + 24 * children
+    leaves = b"".join(struct.pack("<4sBBH16x", b"TREE", 0, 0, 0) for _ in range(children))
+    shared = struct.pack("<4sBBH16x", b"TREE", 0, 1, children)
+    shared += b"".join(struct.pack("<QQ", 0, len(data) + 24 * i) for i in range(children))
+    node = tree + len(shared)
+    symbols = struct.pack("<4sBxH", b"SNOD", 1, entries)
+    symbols += b"".join(struct.pack("<QQI4xQQ", 0, 1 << 40, 1, tree, i) for i in range(entries))
+    heap = node + len(symbols)
+    names = struct.pack("<4s4xQQQ8x", b"HEAP", 8, 0, heap + 32)
+    first = struct.pack("<4sBBH16xQQ", b"TREE", 0, 0, 1, 0, node)
+    data += leaves + shared + symbols + names + first
+    struct.pack_into("<I4xQQ", data, 56 + 16, 1, heap + len(names), heap)
+    followed: list[tuple[str, int, int]] = []
+    follow = hdf5_index._Index.follow
+
+    def noted(index: hdf5_index._Index, place: tuple[str, int, int]) -> list[tuple[str, int, int]]:
+        followed.append(place)
+        return follow(index, place)
+
+    monkeypatch.setattr(hdf5_index._Index, "follow", noted)
+
+    def places(most: int) -> int:
+        followed.clear()
+        monkeypatch.setattr(hdf5_index, "_MAX_PLACES", most)
+        with Ranges(open_store("memory://x"), put("memory://index/places", bytes(data))) as ranges:
+            fetch_index(ranges, 0, len(data), wanted)
+        return len(followed)
+
+    assert places(1_000_000) > entries * children
+    assert places(500) < 500 + 2 * entries
 
 
 @pytest.mark.parametrize("damage", ["addresses", "counts", "lengths"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import io
 import os
 import random
@@ -218,6 +219,24 @@ class TestDamage:
             bomb = repacked(mlp, replacing(name, bytes(300 << 20)), zipfile.ZIP_DEFLATED)
             with pytest.raises(CorruptModel, match=r"too large|expands beyond measure"):
                 loaded(bomb)
+
+    def test_members_that_are_one_and_bombs_of_many(self, mlp: bytes) -> None:
+        parts = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(mlp)) as sound, zipfile.ZipFile(parts, "w", zipfile.ZIP_DEFLATED) as made:
+            for info in sound.infolist():
+                made.writestr(info.filename, sound.read(info))
+            for i in range(4):
+                made.writestr(f"assets/{i}", bytes(100 << 20))
+        with pytest.raises(CorruptModel, match=r"members that expand beyond measure.*100:1 in all"):
+            loaded(parts.getvalue())
+        with zipfile.ZipFile(parts, "a") as made:
+            twin = copy.copy(made.getinfo("assets/0"))
+            twin.filename = twin.orig_filename = "assets/x"
+            made.filelist.append(twin)
+            made.NameToInfo["assets/x"] = twin
+            made._didModify = True  # type: ignore[attr-defined]
+        with pytest.raises(CorruptModel, match=r"members 'assets/0' and 'assets/x' in the same bytes"):
+            loaded(parts.getvalue())
 
     def test_a_lie_about_the_size(self, mlp: bytes) -> None:
         data = bytearray(repacked(mlp, unchanged, zipfile.ZIP_DEFLATED))

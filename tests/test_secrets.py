@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote
 
 import pyarrow.parquet as pq
@@ -12,7 +13,8 @@ import pytest
 
 from pipeline.cli import main
 from tests.front import Front, Gate, served
-from tests.jobs import put_inputs, put_model
+from tests.jobs import put, put_inputs, put_model
+from transforms import load_model
 from transforms.storage import open_store
 
 SIGNATURE, PASSWORD = "c2lnbmF0dXJl0123deadbeef", "pa55w0rd-of-robot"
@@ -79,6 +81,29 @@ def test_a_signed_model_leaves_no_secret_behind(
     assert len(written) >= 5
     for uri, data in written:
         assert_no_secret(data, uri)
+
+
+def test_a_signed_model_that_no_checksum_covers_leaves_none_in_the_log(
+    front: Front, bucket: str, every_log: io.StringIO, tmp_path: Path
+) -> None:
+    """Each format and option has something of its own to say of it."""
+    import keras
+    import tensorflow as tf
+
+    logging.getLogger().setLevel(logging.DEBUG)
+    dense = keras.Sequential([keras.Input((600,)), keras.layers.Dense(600)])
+    dense.save(tmp_path / "dense.h5")
+    inputs = keras.Input((None, 4))
+    keras.Model(inputs, keras.layers.TimeDistributed(keras.layers.Dense(2))(inputs)).save(tmp_path / "timed.keras")
+    converted = tf.lite.TFLiteConverter.from_keras_model(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
+    (tmp_path / "small.tflite").write_bytes(converted.convert())
+    said = {"dense.h5": "no checksum covers", "timed.keras": "is traced anew", "small.tflite": "knows no checksum"}
+    for name, words in said.items():
+        put(f"{bucket}/{name}", (tmp_path / name).read_bytes())
+        load_model(address(front, bucket, name), unsafe=True)
+        assert words in every_log.getvalue()
+    assert "safe mode is off" in every_log.getvalue()
+    assert_no_secret(every_log.getvalue(), "the log")
 
 
 @pytest.mark.parametrize("what", ["missing", "forbidden", "reset", "no model", "input", "output"])

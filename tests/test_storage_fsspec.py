@@ -16,11 +16,14 @@ import pytest
 
 from tests.s3_service import s3_service, use_s3
 from tests.store_contract import LARGE, ListContract, StoreContract, noise
-from transforms.errors import AccessDenied, InvalidRequest, ObjectNotFound, StorageError
+from transforms.errors import AccessDenied, InvalidRequest, NotAModel, ObjectNotFound, StorageError
+from transforms.models import ref as ref_module
+from transforms.models.ref import pin_model
 from transforms.storage import Store, StoreOptions, open_store
-from transforms.storage.http_range import RetryPolicy
+from transforms.storage.http_range import RangeReader, RetryPolicy
 
 fsspec = pytest.importorskip("fsspec")
+s3fs = pytest.importorskip("s3fs")
 
 from transforms.storage.fsspec_store import FsspecStore  # noqa: E402
 
@@ -226,6 +229,54 @@ class TestS3(StoreContract):
             with pytest.raises(ObjectNotFound, match=uri):
                 act()
 
+    def test_a_misspelt_model_lists_no_more_than_it_takes_to_tell(
+        self, root: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        names = [f"{root}/part-{i:02d}" for i in range(99)]
+        for name in names:
+            self.put(name, b"")
+        asked: list[Any] = []
+        call = s3fs.S3FileSystem.call_s3
+
+        def in_small_pages(filesystem: Any, method: str, *args: Any, **how: Any) -> Any:
+            asked.append(method)
+            return call(filesystem, method, *args, **how, **({"MaxKeys": 2} if method == "list_objects_v2" else {}))
+
+        monkeypatch.setattr(s3fs.S3FileSystem, "call_s3", in_small_pages)
+        monkeypatch.setattr(ref_module, "_GLANCE", 3)
+        store = open_store(root)
+        assert [ref.uri for ref in store.list(root)] == names
+        assert asked == ["list_objects_v2"] * 50
+        asked.clear()
+        with pytest.raises(NotAModel, match="is a folder, but no SavedModel"):
+            pin_model(root)
+        # Two pages tell what is there instead; what belongs to a model is looked for until it is known that there is none.
+        assert len(asked) < 45
+
+    def test_who_asks_pays_for_reading_too(self, root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(fsspec.config.conf, "s3", {"requester_pays": True})
+        s3fs.S3FileSystem.clear_instance_cache()
+        store = open_store(root)
+        self.put(f"{root}/x", b"abc")
+        ref = store.stat(f"{root}/x")
+        assert store.read(ref) == b"abc"
+        # moto lets anybody read: what S3 itself looks at is that the payer is signed, and sent.
+        assert "x-amz-request-payer" in store._url(ref.uri)  # type: ignore[attr-defined]
+        sent: list[Any] = []
+        fetch = RangeReader.read_into
+
+        def seen(reader: Any, name: str, url: str, headers: Any, *args: Any, **how: Any) -> None:
+            sent.append(headers)
+            fetch(reader, name, url, headers, *args, **how)
+
+        monkeypatch.setattr(RangeReader, "read_into", seen)
+        assert store.read(ref) == b"abc"
+        assert sent[0]["x-amz-request-payer"] == "requester"
+
+    def test_a_name_may_hold_what_fsspec_chains_file_systems_by(self, store: Store, root: str) -> None:
+        self.put(f"{root}/v::2.bin", b"abc")
+        assert store.read(store.stat(f"{root}/v::2.bin")) == b"abc"
+
     def test_encryption_by_a_key(self, root: str) -> None:
         key = "arn:aws:kms:us-east-1:123456789012:key/1234"
         for name, size in (("small", 3), ("large", LARGE)):
@@ -237,7 +288,7 @@ class TestS3(StoreContract):
         self.put(f"{root}/x", b"abc")
         ref = store.stat(f"{root}/x")
         assert store.read(ref) == b"abc"
-        signed = urlsplit(store._signed[ref.uri][1]).query  # type: ignore[attr-defined]
+        signed = urlsplit(store._signed.get(ref.uri)[1]).query  # type: ignore[attr-defined]
         assert "X-Amz-Signature" in signed
         assert b"X-Amz" not in pickle.dumps(store)
         self.library.delete_bucket_policy(Bucket=self._object(root)["Bucket"])

@@ -9,6 +9,7 @@ import logging
 import pickle
 import re
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,9 +18,10 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from tests.store_contract import ReadContract, noise
-from transforms.errors import AccessDenied, InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
+from transforms.errors import AccessDenied, InvalidRequest, NotAModel, ObjectChanged, ObjectNotFound, StorageError
 from transforms.listing import PassedOver, each_input
-from transforms.storage import Store, StoreOptions, open_store
+from transforms.models.ref import pin_model
+from transforms.storage import Store, StoreOptions, http_store, open_store
 from transforms.storage.base import public_uri
 from transforms.storage.http_range import RetryPolicy
 from transforms.storage.http_store import HttpStore
@@ -353,7 +355,7 @@ def test_names_are_quoted_where_they_are_not(server: WebServer, store: HttpStore
         assert store.read(store.stat(server.url + name)) == b"abc"
 
 
-@pytest.mark.parametrize("uri", ["https://", "http:///x", "http://host:port/x", "http://[::1/x"])
+@pytest.mark.parametrize("uri", ["https://", "http:///x", "http://host:port/x", "http://[::1/x", "https://a..b/x"])
 def test_what_is_no_url(store: HttpStore, uri: str) -> None:
     with pytest.raises(InvalidRequest, match="is no URL"):
         store.stat(uri)
@@ -402,6 +404,72 @@ def test_no_error_of_ours_shows_a_signature() -> None:
     )
     assert str(shown) == 'https://h/a/b ended. Expected: x. Found: "http://h" or gs://b/x?y. No.'
     assert (shown.what, str(pickle.loads(pickle.dumps(shown)))) == ("https://h/a/b ended", str(shown))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://me:it's s3cr3t@h/x".replace(" ", "_"),
+        "https://h/it's?sig=a's3cr3t",
+        "'https://h/x?sig=s3cr3t'",
+        "https://h/x?a=1,https://me:s3cr3t@h/y?s3cr3t",
+        "https://h/x,https://me:s3cr3t@h/y",
+        '{"model": "https://h/x?s3cr3t"}',
+    ],
+)
+def test_a_secret_may_hold_what_ends_other_addresses(text: str) -> None:
+    assert "s3cr3t" not in str(StorageError(f"Cannot read {text}"))
+
+
+def test_a_traceback_shows_no_answer(server: WebServer, store: HttpStore) -> None:
+    server.objects["/x"] = b"abc", 0
+    ref = store.stat(f"{server.url}/x?{SECRET}")
+    server.habit = says(403, f"<Error><CanonicalRequest>GET /x?{SECRET}</CanonicalRequest></Error>".encode())
+    try:
+        store.read(ref)
+    except StorageError:
+        assert "s3cr3t" not in traceback.format_exc()
+        assert "HTTP 403" in traceback.format_exc()
+    else:
+        pytest.fail("it was read")
+
+
+def test_objects_without_ranges_are_held_up_to_a_bound(
+    server: WebServer, store: HttpStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_store, "_MOST_HELD_BYTES", 100_000)
+    store = HttpStore(StoreOptions(), POLICY)
+    server.has_ranges = False
+    data = {f"/{i}": noise(40_000) for i in range(5)}
+    server.objects = {name: (content, 0) for name, content in data.items()}
+
+    def fetched(name: str) -> int:
+        return sum(path == name and "Range" not in headers for path, headers in server.seen)
+
+    for name, content in data.items():
+        ref = store.stat(server.url + name)
+        assert store.read(ref, 5_000) == content[5_000:]
+        assert store.read(ref, 7_000) == content[7_000:]
+        assert fetched(name) == 1
+    assert store.read(store.stat(f"{server.url}/4"), 6_000) == data["/4"][6_000:]
+    assert store.read(store.stat(f"{server.url}/0"), 6_000) == data["/0"][6_000:]
+    assert (fetched("/4"), fetched("/0")) == (1, 2)
+
+
+def test_slashes_at_a_path_s_start_and_a_signature_s_end_are_asked_for_as_they_are(
+    server: WebServer, store: HttpStore
+) -> None:
+    asked = set()
+
+    def one_byte(answer: Answer) -> bool:
+        asked.add(answer.requestline)  # its path has one slash where two were sent
+        return answer.say(206, b"a", **{"ETag": '"1"', "Content-Range": "bytes 0-0/1"})
+
+    server.habit = one_byte
+    store.stat(f"{server.url}//a//b?sig=x/")
+    with pytest.raises(NotAModel):
+        pin_model(f"{server.url}//a//b?sig=x/")
+    assert asked == {"GET //a//b?sig=x/ HTTP/1.1"}
 
 
 def test_signed_inputs_are_refused_since_names_of_outputs_would_show_them() -> None:

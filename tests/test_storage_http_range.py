@@ -209,9 +209,9 @@ def test_attempts_are_bounded_and_the_error_tells_the_whole_story(server: Faulty
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 412, 416])
 def test_a_refusal_is_final(server: FaultyServer, code: int) -> None:
     server.faults = [status(code)] * 2
-    with pytest.raises(HttpRefusal, match="oops") as caught:
+    with pytest.raises(HttpRefusal, match=f"HTTP {code}") as caught:
         fetch(RangeReader(Counters(), POLICY), server, 0, 10)
-    assert caught.value.status == code
+    assert (caught.value.status, caught.value.body) == (code, "oops")
     assert len(server.seen) == 1
 
 
@@ -241,10 +241,11 @@ def test_a_header_that_must_match(server: FaultyServer) -> None:
 
     server.faults = [other_generation]
     data = bytearray(10)
-    with pytest.raises(HttpRefusal, match="X-Goog-Generation is 8, not 7"):
+    with pytest.raises(HttpRefusal) as caught:
         RangeReader(Counters(), POLICY).read_into(
             "gs://b/x", server.url, {}, 0, [memoryview(data)], {"X-Goog-Generation": "7"}
         )
+    assert (caught.value.status, caught.value.body) == (412, "X-Goog-Generation is 8, not 7")
     assert data == bytes(10)
 
 

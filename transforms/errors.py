@@ -29,8 +29,10 @@ from __future__ import annotations
 
 import re
 
-# A web address's user and query may be a password or a signature.
-_WEB_ADDRESS = re.compile(r"(https?://)(?:[^\s/?#'\"]*@)?([^\s?#'\"]*)(?:[?#][^\s'\"]*)?")
+# A web address's user and query may be a password or a signature; quotes and brackets at its end are the text's around it.
+_WEB_ADDRESS = re.compile(
+    r"(https?://)(?:[^\s/?#]*@)?((?:(?!https?://)[^\s?#])*)(?:[?#](?:(?!https?://)\S)*?(?=['\")\]},.;:]*(?:\s|https?://|$)))?"
+)
 # What libraries say of an error may have many lines; a runner hands on no more than the first of ours.
 _LINES = re.compile(r"\s*\n\s*")
 

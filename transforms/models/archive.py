@@ -10,6 +10,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 
 from transforms.errors import CorruptModel, NotAModel, UnsupportedModel
 from transforms.models.composed_crc import CheckedSpan
@@ -56,9 +57,17 @@ class Archive:
         if len(infos) > _MAX_MEMBERS:
             raise self._corrupt("holds too many members", f"at most {_MAX_MEMBERS}", str(len(infos)))
         self.members: dict[str, zipfile.ZipInfo] = {}
+        self._inflated = 0
         for info in infos:
             self._check(info)
             self.members[info.filename] = info
+        for before, after in pairwise(sorted(infos, key=lambda info: info.header_offset)):
+            if before.header_offset + _LOCAL_HEADER.size + before.compress_size > after.header_offset:
+                raise self._corrupt(
+                    f"holds members {before.filename!r} and {after.filename!r} in the same bytes",
+                    "bytes of its own for each member",
+                    f"one at byte {before.header_offset}, the other at {after.header_offset}",
+                )
 
     def fetch_starts(self, lengths: Mapping[str, int]) -> None:
         """Fetches the first bytes, up to so many, of members that will be read; all in one round trip."""
@@ -103,6 +112,13 @@ class Archive:
                 f"{info.file_size} bytes from {info.compress_size}",
             )
         located = self.locate(name)
+        self._inflated += info.file_size if located is None else 0
+        if self._inflated > max(_BOMB_BYTES, _BOMB_RATIO * self._ranges.ref.size):
+            raise self._corrupt(
+                "holds members that expand beyond measure",
+                f"at most {_BOMB_RATIO}:1 in all",
+                f"{self._inflated} bytes so far from an archive of {self._ranges.ref.size}",
+            )
         data = bytearray()
         for piece in self._pieces(info) if located is None else self._stored(*located):
             data += piece

@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from transforms.errors import CorruptModel, HeadraceError, ModelError, UnsupportedModel
-from transforms.models.hdf5_index import fetch_index
+from transforms.models.hdf5_index import fetch_index, text_bytes
 from transforms.models.ranges import NotFetched, RangeFile, Ranges
 
 # Largest value read through h5py: a chunked dataset may expand 1032-fold while it is read.
@@ -30,6 +30,8 @@ _MAX_PASSES = 64
 _MAX_DATASETS = 1_000_000
 # Keras splits a list of names that does not fit an object header, which holds 64 KiB: 4,096 references to strings.
 _MAX_TEXTS, _TEXT_BYTES = 65_536, 1 << 20
+# Of what these references lead to; that may be one text over and over.
+_ALL_TEXT_BYTES = 64 << 20
 _FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32"}
 _SAVE_AGAIN = "Save the model again with Keras, which stores weights plainly."
 _COPY_AGAIN = "Copy the file again from where it was saved, or save it again."
@@ -78,7 +80,7 @@ class Hdf5File:
         import h5py
 
         self._size, self._what, self._texts = file.size, what, texts
-        self._ranges = file.source if isinstance(file.source, Ranges) else None
+        self._source, self._ranges = file.source, file.source if isinstance(file.source, Ranges) else None
         self._start, self._likely, self._indexed = file.start, likely, False
         self._known: dict[str, _Group | None] = {}
         try:
@@ -157,7 +159,15 @@ class Hdf5File:
                 cure=_SAVE_AGAIN,
             )
         try:
-            array = np.asarray(self._open(dataset.path)[()])
+            opened = self._open(dataset.path)
+            # HDF5 unpacks a chunk whole, however little of it the dataset needs.
+            if (chunk := math.prod(opened.chunks or ()) * opened.dtype.itemsize) > VALUE_BYTES:
+                raise self._corrupt(
+                    f"keeps {dataset.path!r} in chunks too large for it",
+                    f"at most {VALUE_BYTES} bytes",
+                    f"{chunk} bytes",
+                )
+            array = np.asarray(opened[()])
         except HeadraceError:
             raise
         except Exception as error:
@@ -258,6 +268,8 @@ class Hdf5File:
         return _Group(h5py.h5o.get_info(group.id).addr, datasets, tuple(groups), texts)
 
     def _text(self, path: str, group: Any, name: str) -> tuple[str, ...]:
+        import h5py
+
         attribute = group.attrs.get_id(name)
         shape, dtype = attribute.shape, attribute.dtype
         if shape is None or len(shape) > 1 or dtype.kind not in "OSf":
@@ -271,6 +283,15 @@ class Hdf5File:
                 f"at most {_MAX_TEXTS} strings in {_TEXT_BYTES} bytes",
                 f"{dtype} {shape}",
             )
+        if dtype.kind == "O" and (count := math.prod(shape)) > 1:
+            header = h5py.h5o.get_info(group.id).addr
+            nbytes = text_bytes(lambda at, n: self._source.read(self._start + at, n), header, name, count)
+            if (count * self._size if nbytes is None else nbytes) > _ALL_TEXT_BYTES:
+                raise self._corrupt(
+                    f"has too much text in {name!r} of {path!r}",
+                    f"at most {_ALL_TEXT_BYTES} bytes",
+                    f"{count} strings of {nbytes or 'any number of'} bytes in all",
+                )
         value = group.attrs[name]
         several = [value] if shape == () else list(value)
         return tuple(v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in several)

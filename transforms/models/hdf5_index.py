@@ -19,7 +19,7 @@ _AHEAD, _BEHIND = 7, 4
 _MAX_PASSES, _MAX_PLACES = 64, 1_000_000
 _MAX_HEADER, _MAX_NAMES = 64 << 10, 1 << 20
 _ROOT_ENTRY, _ENTRY = 56, 40
-_SYMBOL_TABLE, _CONTINUATION = 0x11, 0x10
+_SYMBOL_TABLE, _CONTINUATION, _ATTRIBUTE = 0x11, 0x10, 0x0C
 
 _Place = tuple[str, int, int]
 """A kind of structure, its address, and another number, as `_Index` says."""
@@ -32,7 +32,7 @@ def fetch_index(ranges: Ranges, start: int, size: int, wanted: Callable[[str], b
     seen = set(todo)
     for _ in range(_MAX_PASSES):
         unread = []
-        while todo:
+        while todo and len(seen) <= _MAX_PLACES:
             place = todo.pop()
             try:
                 found = index.follow(place)
@@ -47,6 +47,39 @@ def fetch_index(ranges: Ranges, start: int, size: int, wanted: Callable[[str], b
             break
         todo = unread
     ranges.wanted.clear()
+
+
+def text_bytes(read: Callable[[int, int], bytes], header: int, name: str, count: int) -> int | None:
+    """How long the `count` texts of an attribute are together, before anything is allocated for them: each is a reference
+    that says how much it leads to (IV.A.2.m and III.E). None where the attribute is not in a header of version 1.
+
+    `read` takes an address and a length.
+    """
+    version, length = struct.unpack_from("<B7xI", read(header, 16).ljust(16, b"\0"))
+    blocks = [(header + 16, min(length, _MAX_HEADER))] if version == 1 else []
+    for start, nbytes in blocks:
+        data, at = read(start, nbytes), 0
+        while at + 8 <= len(data):
+            kind, size = struct.unpack_from("<HH", data, at)
+            body, at = data[at + 8 : at + 8 + size], at + 8 + size
+            if kind == _CONTINUATION and len(body) >= 16 and len(blocks) < _MAX_PASSES:
+                blocks.append(
+                    (struct.unpack_from("<Q", body)[0], min(struct.unpack_from("<Q", body, 8)[0], _MAX_HEADER))
+                )
+            elif kind == _ATTRIBUTE and len(body) >= 8:
+                texts = _attribute(body, name.encode())
+                if texts is not None and len(texts) >= 16 * count:
+                    return sum(struct.unpack_from("<" + "I12x" * count, texts))
+    return None
+
+
+def _attribute(body: bytes, name: bytes) -> bytes | None:
+    """The data of an attribute's message, where it has that name; only the oldest version fills up to multiples of 8."""
+    version, *sizes = struct.unpack_from("<BxHHH", body)
+    start = 9 if version == 3 else 8
+    if body[start : start + sizes[0]].rstrip(b"\0") != name:
+        return None
+    return body[start + sum(-(-size // 8) * 8 if version == 1 else size for size in sizes) :]
 
 
 class _Index:

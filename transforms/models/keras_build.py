@@ -29,6 +29,7 @@ from typing import Any
 
 from transforms.errors import CorruptModel, HeadraceError, InvalidRequest, UnsupportedModel
 from transforms.models import keras2_config
+from transforms.storage.base import public_uri
 
 _UNINITIALIZED = "uninitialized_variables"
 _CHEAP_TO_INITIALISE = 10_000
@@ -105,7 +106,7 @@ def build(recipe: Recipe) -> Built:
             cure="Copy the file again from where it was saved, or save it again.",
         ) from error
     if recipe.unsafe:
-        _say_unsafe(uri)
+        _say_unsafe(public_uri(uri))
     elif lambdas:
         raise UnsupportedModel(
             f"{uri} holds Python code in {', '.join(lambdas[:5])}, which headrace does not run",
@@ -164,8 +165,8 @@ def custom_objects(names: Sequence[str]) -> dict[str, Any]:
 
 
 @cache
-def _say_unsafe(uri: str) -> None:
-    _log.warning("%s may run Python code that it holds itself: safe mode is off for it", uri)
+def _say_unsafe(name: str) -> None:
+    _log.warning("%s may run Python code that it holds itself: safe mode is off for it", name)
 
 
 def _model(text: str, unsafe: bool) -> Any:

@@ -26,6 +26,7 @@ from transforms.models.ref import ModelRef, file_name
 from transforms.models.spec import ModelSpec, Signature, TensorSpec
 from transforms.models.stream import StreamOptions, TensorStream, open_stream
 from transforms.storage import Store, open_store
+from transforms.storage.base import public_uri
 
 SIGNATURE = "serving_default"
 
@@ -99,7 +100,9 @@ def _trace(model: Any, ref: ModelRef) -> tuple[Any, Any]:
     concrete = keras_signature.trace(serve, keras_signature.input_signature(model, ref.uri))
     if not keras_signature.needs_static_shapes(model):
         return concrete, concrete
-    _log.info("%s is traced anew for each shape of its inputs, since TimeDistributed needs to know it", ref.uri)
+    _log.info(
+        "%s is traced anew for each shape of its inputs, since TimeDistributed needs to know it", public_uri(ref.uri)
+    )
     return concrete, tf.function(serve, autograph=False)
 
 

@@ -170,7 +170,7 @@ class SavedWeights:
             if (span := next(usable, None)) is not None:
                 found[span] = None
             elif isinstance(placed.source, Ranges):
-                _say_unchecked(placed.ref.uri)
+                _say_unchecked(placed.ref.name)
         return list(found)
 
     def take(self, tensor: Tensor, stream: TensorStream) -> Any:
@@ -196,7 +196,9 @@ class SavedWeights:
         return (0,) if self._shards is None else self._shards.get(group, ())
 
     def _each(self, work: Callable[[int], Any]) -> list[Any]:
-        """For every file; their round trips go side by side."""
+        """For every file; their round trips go side by side, but for those of one object's parts."""
+        if len({id(placed.source) for placed, _ in self._files}) < len(self._files):
+            return [work(i) for i in range(len(self._files))]
         if len(self._files) == 1:
             return [work(0)]
         with ThreadPoolExecutor(_FILES_AT_ONCE, "headrace-shards") as pool:
@@ -237,23 +239,32 @@ def open_weights(
             return placed, opened.enter_context(Hdf5File(file, what, _TEXTS, _is_for_inference))
 
         with ThreadPoolExecutor(_FILES_AT_ONCE, "headrace-shards") as pool:
-            list(pool.map(_fetch_head, files))
+            list(pool.map(_fetch_heads, _by_source(files)))
         yield SavedWeights(store, [enter(placed) for placed in files], shards)
 
 
 @cache
-def _say_unchecked(uri: str) -> None:
-    _log.info("%s: no checksum covers just the bytes of the weights that are read: TLS and length alone", uri)
+def _say_unchecked(name: str) -> None:
+    _log.info("%s: no checksum covers just the bytes of the weights that are read: TLS and length alone", name)
 
 
 def _is_for_inference(name: str) -> bool:
     return "optimizer" not in name
 
 
-def _fetch_head(placed: Placed) -> None:
+def _by_source(files: Sequence[Placed]) -> list[tuple[Ranges, list[int]]]:
+    """Where the files begin in each object: `Ranges` are for one thread at a time."""
+    found: dict[int, tuple[Ranges, list[int]]] = {}
+    for placed in files:
+        if isinstance(placed.source, Ranges):
+            found.setdefault(id(placed.source), (placed.source, []))[1].append(placed.offset)
+    return list(found.values())
+
+
+def _fetch_heads(begins: tuple[Ranges, list[int]]) -> None:
     """The superblock and what is mostly near it; h5py would fetch it while no other file can be opened."""
-    if isinstance(placed.source, Ranges):
-        placed.source.fetch([(placed.offset, HEAD_BYTES)])
+    source, offsets = begins
+    source.fetch((offset, HEAD_BYTES) for offset in offsets)
 
 
 def _names(texts: Mapping[str, tuple[str, ...]], name: str) -> tuple[str, ...] | None:

@@ -84,13 +84,14 @@ def pin_model(
     Raises `NotAModel` where no such model stands there, `AccessDenied`, `ObjectNotFound` for a missing bucket.
     """
     store = open_store(uri, options)
-    uri = uri.rstrip("/")
+    # What is signed is one object, never a folder, and the signature goes as it is.
+    signed = uri.startswith(_WEB) and "?" in uri
+    uri = uri if signed else uri.rstrip("/")
     extra: dict[str, Any] = {"options": options, "custom_objects": tuple(custom_objects), "unsafe": unsafe}
     if weights is not None:
         config = _config(store, uri)
         return ModelRef(uri, "keras_config", (config, *_weights(weights, options)), weights=weights, **extra)
-    # What is signed is one object, never a folder.
-    one_object = uri.endswith((".keras", ".h5", ".hdf5", ".tflite")) or (uri.startswith(_WEB) and "?" in uri)
+    one_object = signed or uri.endswith((".keras", ".h5", ".hdf5", ".tflite"))
     if not one_object and (found := _folder(store, uri)):
         return ModelRef(uri, *found, **extra)
     try:

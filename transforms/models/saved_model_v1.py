@@ -27,6 +27,7 @@ from transforms.models.stream import StreamOptions, TensorStream, open_stream
 from transforms.models.tensor_bundle import Entry
 from transforms.models.whole import Readable
 from transforms.storage import Store
+from transforms.storage.base import public_uri
 
 # The copies that reference variables make are as many bytes as are fed at once; to cut out each function costs
 # milliseconds.
@@ -52,7 +53,9 @@ def load(store: Store, ref: ModelRef, proto: Any, signature: str, stream: Stream
         values = graph.values(steps)
     spec, tags = graph.signatures[signature], graph.tags
     if stream.place is not None and graph.copies(steps):
-        say_once(f"{ref.uri} has reference variables of TensorFlow 1, which hold a copy of each process's own")
+        say_once(
+            f"{public_uri(ref.uri)} has reference variables of TensorFlow 1, which hold a copy of each process's own"
+        )
     slots = {piece.slot.name: piece.slot for entry in values.values() for piece in entry.pieces}
     with open_stream(store, list(slots.values()), stream) as tensors:
         folder = RamFolder(store, ref, graph.cut(signature))

@@ -140,11 +140,16 @@ class FsspecStore(Store):
         """fsspec's own cache keeps a file system for each thread, which each takes time to connect."""
         import fsspec.core
 
-        place = (os.getpid(), uri.partition("://")[2].partition("/")[0])
+        # No more of it than the bucket: fsspec takes `::` in a name for a chain of file systems.
+        scheme, _, rest = uri.partition("://")
+        bucket = rest.partition("/")[0]
+        place = (os.getpid(), bucket)
         try:
             with self._lock:
                 if place not in self._made:
-                    self._made[place] = fsspec.core.url_to_fs(uri, use_listings_cache=False, **self._arguments())[0]
+                    self._made[place] = fsspec.core.url_to_fs(
+                        f"{scheme}://{bucket}", use_listings_cache=False, **self._arguments()
+                    )[0]
             filesystem = self._made[place]
             return filesystem, filesystem._strip_protocol(uri)
         except HeadraceError:

@@ -22,7 +22,7 @@ class GcsStore(Store):
         super().__init__(options)
         self._policy = policy
         self._ranges = RangeReader(self.counters, policy)
-        self._lock = threading.Lock()
+        self._lock, self._pid = threading.Lock(), os.getpid()
         self._made: GcsClient | None = None
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -30,6 +30,9 @@ class GcsStore(Store):
 
     @property
     def _client(self) -> GcsClient:
+        if self._pid != os.getpid():
+            # Whoever held the lock, as while it looked for credentials, is not in this process.
+            self._pid, self._lock = os.getpid(), threading.Lock()
         with self._lock:
             if self._made is None or self._made.pid != os.getpid():
                 self._made = GcsClient(self.options.billing_project, self.counters)

@@ -59,7 +59,7 @@ class HttpRefusal(Exception):
     """A status that no retry will change; `status` and the beginning of the `body` are for the store to interpret."""
 
     def __init__(self, status: int, body: str) -> None:
-        super().__init__(f"HTTP {status}: {body}")
+        super().__init__(f"HTTP {status}")  # a body may tell what was signed, and a traceback shows this
         self.status, self.body = status, body
 
 
@@ -331,7 +331,8 @@ def _target(url: str, proxy: urllib.parse.SplitResult | None) -> tuple[str, Head
     parts = urllib.parse.urlsplit(url)
     if parts.scheme == "http" and proxy:
         return url, _proxy_login(proxy)
-    return urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, "")), {}
+    # Not urlunsplit, of which newer Pythons make four slashes where a path begins with two.
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), {}
 
 
 def _proxy(url: str) -> urllib.parse.SplitResult | None:

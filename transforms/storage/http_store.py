@@ -18,11 +18,15 @@ from email.message import Message
 from transforms.errors import AccessDenied, InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
 from transforms.storage.base import ObjectRef, Store, StoreOptions, Writer, check_range, public_uri
 from transforms.storage.http_range import Header, HttpRefusal, RangeReader, RetryPolicy
+from transforms.storage.recent import Recent
 
 _REDIRECTS = {301, 302, 303, 307, 308}
 _MOST_REDIRECTS = 10
 # As much as a format's first bytes: not worth fetching a whole object for, where the server has no ranges.
 _PEEK_BYTES = 4096
+_MOST_PLACES = 4096
+# Of several objects without ranges together; a larger one is held alone.
+_MOST_HELD_BYTES = 512 << 20
 # What RFC 3986 allows, and `%`, so that what is quoted already stays as it is.
 _URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"
 _log = logging.getLogger(__name__)
@@ -41,21 +45,21 @@ class _Place:
 class _Whole:
     """An object of a server without ranges: one thread fetches it, the others wait."""
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
+    def __init__(self, size: int) -> None:
+        self.size, self.lock = size, threading.Lock()
         self.data: memoryview | None = None
 
 
 class HttpStore(Store):
-    """Reading by ranges. An object whose server has none is fetched once and held in memory as long as the store is."""
+    """Reading by ranges. An object whose server has none is fetched whole, and held in memory until others take its place."""
 
     def __init__(self, options: StoreOptions = StoreOptions(), policy: RetryPolicy = RetryPolicy()) -> None:
         super().__init__(options)
         self._policy = policy
         self._ranges = RangeReader(self.counters, policy)
         self._lock = threading.Lock()
-        self._places: dict[str, _Place] = {}
-        self._wholes: dict[ObjectRef, _Whole] = {}
+        self._places = Recent[str, _Place](_MOST_PLACES)
+        self._wholes = Recent[ObjectRef, _Whole](_MOST_HELD_BYTES, lambda whole: whole.size)
 
     def __reduce__(self) -> tuple[object, ...]:
         return HttpStore, (self.options, self._policy)
@@ -105,8 +109,7 @@ class HttpStore(Store):
 
     def _read(self, place: _Place, ref: ObjectRef, offset: int, buffers: Sequence[memoryview]) -> None:
         if (place.ref.version, place.ref.size) != (ref.version, ref.size):
-            with self._lock:
-                self._places.pop(ref.uri, None)
+            self._places.drop(ref.uri)
             raise _changed(ref, place.ref.version)
         if place.ranged or offset + sum(buffer.nbytes for buffer in buffers) <= _PEEK_BYTES:
             self._fetch(place, offset, buffers)
@@ -118,7 +121,8 @@ class HttpStore(Store):
 
     def _whole(self, place: _Place) -> memoryview:
         with self._lock:
-            whole = self._wholes.setdefault(place.ref, _Whole())
+            whole = self._wholes.get(place.ref) or _Whole(place.ref.size)
+            self._wholes.keep(place.ref, whole)
         with whole.lock:
             if whole.data is None:
                 _log.info(
@@ -159,8 +163,7 @@ class HttpStore(Store):
             status, answer, body = self._ranges.ask(public_uri(uri), url, {**headers, "Range": "bytes=0-0"})
             if status not in _REDIRECTS:
                 place = _Place(url, headers, *_pin(uri, status, answer, body))
-                with self._lock:
-                    self._places[uri] = place
+                self._places.keep(uri, place)
                 return place
             there = urllib.parse.urljoin(url, answer.get("Location", ""))
             if url.startswith("https:") and not there.startswith("https:"):
@@ -176,6 +179,7 @@ def _parse(uri: str) -> tuple[str, dict[str, str]]:
     try:
         parts = urllib.parse.urlsplit(urllib.parse.quote(uri, safe=_URL_CHARACTERS))
         host, _ = parts.hostname, parts.port
+        (host or "").encode("idna")
     except ValueError:
         host = None
     if not host or parts.scheme not in ("http", "https"):

@@ -9,17 +9,18 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from transforms.errors import AccessDenied, AlreadyExists, InvalidRequest, ObjectNotFound, StorageError
 from transforms.storage.base import ObjectRef, StoreOptions, Writer, check_range
 from transforms.storage.fsspec_store import FsspecStore, changed, told
 from transforms.storage.http_range import HttpRefusal, RangeReader, RetryPolicy
+from transforms.storage.recent import Recent
 
 # S3 takes parts of 5 MiB to 5 GiB, 10,000 at most: so objects of up to 160 GB.
 PART = 16 << 20
-_SIGNED_FOR_S = 3600
+_SIGNED_FOR_S, _MOST_SIGNED = 3600, 4096
 _log = logging.getLogger(__name__)
 
 
@@ -31,11 +32,34 @@ class S3Store(FsspecStore):
     ) -> None:
         super().__init__(options, scheme, policy)
         self._ranges = RangeReader(self.counters, policy)
-        self._signed: dict[str, tuple[float, str]] = {}
+        self._signed = Recent[str, tuple[float, str]](_MOST_SIGNED)
 
     def _arguments(self) -> dict[str, Any]:
         # Signatures of the older kind are refused by all but the oldest regions.
         return {"config_kwargs": {"signature_version": "s3v4"}}
+
+    def list(self, folder: str) -> Iterator[ObjectRef]:
+        """Page by page, in the order in which S3 keeps names; only its directory buckets keep none."""
+        folder = folder.rstrip("/")
+        filesystem, path = self._filesystem(f"{folder}/")
+        bucket, _, prefix = path.strip("/").partition("/")
+        listed = self._pages(filesystem, folder, bucket, f"{prefix}/" if prefix else "")
+        yield from sorted(listed) if bucket.endswith("--x-s3") else listed
+
+    def _pages(self, filesystem: Any, folder: str, bucket: str, prefix: str) -> Iterator[ObjectRef]:
+        more: dict[str, str] = {}
+        while True:
+            self.counters.add(requests=1)
+            try:
+                page = filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **more, **filesystem.req_kw)
+            except Exception as error:
+                raise told(error, folder, "list") from error
+            for found in page.get("Contents", ()):
+                if not found["Key"].endswith("/"):
+                    yield ObjectRef(f"{folder}/{found['Key'].removeprefix(prefix)}", found["Size"], found["ETag"])
+            if not page.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": page["NextContinuationToken"]}
 
     def read_into(self, ref: ObjectRef, offset: int, buffers: Sequence[memoryview]) -> None:
         if not check_range(ref, offset, buffers):
@@ -56,18 +80,20 @@ class S3Store(FsspecStore):
 
     def _fetch(self, ref: ObjectRef, offset: int, buffers: Sequence[memoryview], url: str) -> None:
         headers = {"If-Match": ref.version, "Accept-Encoding": "identity"}
+        if payer := self._filesystem(ref.uri)[0].req_kw.get("RequestPayer"):
+            headers["x-amz-request-payer"] = payer  # it is signed, and so must be sent
         require = {"ETag": ref.version}
         self._ranges.read_into(ref.uri, url, headers, offset, buffers, {}, require=require, size=ref.size)
 
     def _url(self, uri: str, *, renew: bool = False) -> str:
-        signed_at, url = self._signed.get(uri, (0.0, ""))
+        signed_at, url = self._signed.get(uri) or (0.0, "")
         if renew or time.monotonic() - signed_at > _SIGNED_FOR_S / 2 or not url:
             filesystem, path = self._filesystem(uri)
             try:
-                url = filesystem.sign(path, expiration=_SIGNED_FOR_S)
+                url = filesystem.sign(path, expiration=_SIGNED_FOR_S, **filesystem.req_kw)
             except Exception as error:
                 raise told(error, uri, "read") from error
-            self._signed[uri] = time.monotonic(), url
+            self._signed.keep(uri, (time.monotonic(), url))
         return url
 
     def _refused(self, refusal: HttpRefusal, uri: str) -> StorageError:
