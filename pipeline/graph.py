@@ -23,11 +23,10 @@ def build_graph(pipeline: beam.Pipeline, job: GivenJob) -> beam.PCollection[dict
     """Plan, drop what stands in the output already, predict the rest, account for all of it."""
     units = pipeline | "Plan" >> PlanShards(job)
     shards = units | "Shards" >> beam.FlatMap(iter)
-    finished = pipeline | "Output" >> beam.Create([None]) | "ListOutput" >> beam.Map(_finished, job)
+    finished = pipeline | "Output" >> beam.Impulse() | "ListOutput" >> beam.Map(_finished, job)
     # After the outputs: a shard's dead letters are committed before its output is, so that those of every output that was
     # listed are found, though another run commits shards meanwhile.
-    listed = "ListDeadLetters" >> beam.Map(_dead_letters, job, AsSingleton(finished))
-    dead = pipeline | "DeadLetters" >> beam.Create([None]) | listed
+    dead = finished | "ListDeadLetters" >> beam.Map(_dead_letters, job)
     drop = beam.ParDo(_DropDone(), job, AsSingleton(finished), AsSingleton(dead))
     split = units | "Resume" >> drop.with_outputs("done", main="todo")
     computed = split.todo | "Spread" >> beam.Reshuffle() | "Predict" >> PredictShards(job)
@@ -35,11 +34,11 @@ def build_graph(pipeline: beam.Pipeline, job: GivenJob) -> beam.PCollection[dict
     return (shards, results) | "Finalize" >> Finalize(job)
 
 
-def _finished(_: None, job: Job) -> Finished:
+def _finished(_: bytes, job: Job) -> Finished:
     return list_finished(job.output, job.storage)
 
 
-def _dead_letters(_: None, job: Job, _outputs: Finished) -> StandingDeadLetters:
+def _dead_letters(_: Finished, job: Job) -> StandingDeadLetters:
     return list_dead_letters(job)
 
 

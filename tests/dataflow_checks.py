@@ -37,7 +37,7 @@ _BEAMS_OWN = (
     "extra_packages",
 )
 OUR_DOFNS = {"transforms.predict._PredictShard", "pipeline.graph._DropDone", "transforms.finalize._Account"}
-STAGES = {"Plan", "Shards", "Output", "ListOutput", "DeadLetters", "ListDeadLetters", "Resume", "Spread", "Predict"}
+STAGES = {"Plan", "Shards", "Output", "ListOutput", "ListDeadLetters", "Resume", "Spread", "Predict"}
 
 
 def faults(job: Any, flags: Sequence[str], staged: Sequence[Path]) -> list[str]:

@@ -202,7 +202,7 @@ def list_outputs(folder: str, options: StoreOptions) -> Outputs:
 class _ListInputs(beam.DoFn):
     """One element for each few files; with a limit one element for all, since the first rows need the order."""
 
-    def process(self, _: None, job: Job) -> Iterator[tuple[ObjectRef, ...]]:
+    def process(self, _: bytes, job: Job) -> Iterator[tuple[ObjectRef, ...]]:
         files = input_files(job)
         if job.limit is not None:
             yield tuple(files)
@@ -231,7 +231,7 @@ class PlanShards(beam.PTransform):
     def expand(self, begin: Any) -> beam.PCollection[WorkUnit]:
         return (
             begin
-            | "Start" >> beam.Create([None])
+            | "Start" >> beam.Impulse()
             | "List" >> beam.ParDo(_ListInputs(), self._job)
             | "Spread" >> beam.Reshuffle()
             | "Footers" >> beam.ParDo(_ReadFooters(), self._job)
