@@ -1,4 +1,4 @@
-"""Run by Airflow's Python: loads the DAGs of a folder, renders them for a day and starts the Beam variant.
+"""Run by Airflow's Python: makes its database, loads the DAGs of a folder, renders them for a day and starts the Beam variant.
 
     HEADRACE_BIN=folder python airflow_worker.py FOLDER DAY
 
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from airflow.__main__ import main as command
 from airflow.dag_processing.dagbag import DagBag
 from airflow.sdk.exceptions import TaskDeferred
 from airflow.serialization.serialized_objects import DagSerialization
@@ -27,7 +28,15 @@ class Pushed:
     def xcom_push(self, key: str, value: Any) -> None: ...
 
 
+def airflow(*words: str) -> None:
+    """The command, in this process: each of its own imports Airflow anew."""
+    sys.argv = ["airflow", *words]
+    command()
+
+
 def main(folder: str, day: str) -> dict[str, Any]:
+    airflow("db", "migrate")
+    airflow("dags", "reserialize")
     bag = DagBag(folder)
     context = {"ds": day, "ds_nodash": day.replace("-", ""), "ti": Pushed(), "task_instance": Pushed()}
     told: dict[str, Any] = {"errors": {str(path): text for path, text in bag.import_errors.items()}, "dags": {}}

@@ -59,7 +59,7 @@ def _put_model(uri: str) -> None:
     from sklearn.linear_model import LogisticRegression
 
     pixels, labels = _digits()
-    fitted = LogisticRegression(C=0.01, max_iter=2000).fit(pixels, labels)
+    fitted = LogisticRegression(C=0.01, solver="newton-cg").fit(pixels, labels)
     inputs = keras.Input((64,), name="pixels")
     dense = keras.layers.Dense(10, activation="softmax")
     model = keras.Model(inputs, dense(inputs))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests import model_zoo, zoo_v1
+from tests.warm import python
 
 _PEAK = """
 import sys
@@ -28,14 +27,7 @@ print(model.nbytes, status("VmHWM:") - before, status("VmRSS:") - before)
 
 def measured(small: Path, large: Path) -> tuple[int, int]:
     """Bytes of weights, and of the peak above what the process held before."""
-    done = subprocess.run(
-        [sys.executable, "-c", _PEAK, str(small), str(large)],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    weights, peak, kept = map(int, done.stdout.split())
+    weights, peak, kept = map(int, python(_PEAK, str(small), str(large)).split())
     print(f"weights {weights >> 20} MiB, peak +{peak >> 20} MiB, kept +{kept >> 20} MiB")
     return weights, peak
 

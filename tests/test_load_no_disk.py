@@ -56,6 +56,7 @@ def writes(script: str, arguments: Sequence[str], trace: Path) -> tuple[list[str
     command = [
         strace,
         "-f",
+        "--seccomp-bpf",  # other calls do not stop for it
         "-qq",
         "-s",
         "300",
