@@ -6,12 +6,14 @@ import pickle
 import re
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from transforms.casts import cast
 from transforms.errors import ColumnError, NullFeature
 from transforms.models.spec import TensorSpec
 from transforms.tensors import ColumnRules, plan_inputs
@@ -100,6 +102,21 @@ def test_a_decimal_is_the_nearest_fraction(scale: int) -> None:
     column = pa.array(values, pa.decimal128(20, scale))
     for one in (column, column.dictionary_encode()):
         assert read(one, "float64", **CAST) == [float(value) for value in values]
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint64, np.int32, np.float64])
+def test_a_cast_to_bfloat16_is_to_the_nearest(kind: Any) -> None:
+    """Not to the nearest of what lies nearest in float32: next to the middle between two, that is another."""
+    noise = np.random.default_rng(3)
+    middles = (2 * noise.integers(128, 256, 500) + 1) * 2 ** noise.integers(0, 20 if kind == np.int32 else 50, 500)
+    values = np.concatenate([middles + step for step in (-1, 0, 1)]).astype(kind)
+    values = np.concatenate([values, -values]) if kind != np.uint64 else values
+    found = np.array(cast(values, "bfloat16"), np.float64)
+    bits = np.array(found, np.float32).view(np.uint32)
+    for step in (-(1 << 16), 1 << 16):
+        neighbours = (bits + np.int64(step)).astype(np.uint32).view(np.float32).astype(np.float64).tolist()
+        for value, nearest, other in zip(values.tolist(), found.tolist(), neighbours, strict=True):
+            assert abs(Fraction(value) - Fraction(nearest)) <= abs(Fraction(value) - Fraction(other)), value
 
 
 # Casts that may change a value

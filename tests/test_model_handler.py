@@ -14,7 +14,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
-from apache_beam.ml.inference.base import ModelMetadata, PredictionResult, RunInference
+from apache_beam.ml.inference.base import KeyedModelHandler, ModelMetadata, PredictionResult, RunInference
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
@@ -22,7 +22,7 @@ from apache_beam.transforms.display import DisplayData
 from apache_beam.typehints import decorators
 
 from tests.jobs import FEATURES, expected_scores, model_folder, plain_model, rows, scores
-from transforms import Predict, StreamingModelHandler
+from transforms import Predict, StreamingModelHandler, load_model
 from transforms.errors import DataError, InvalidRequest, NotAModel, SignatureNotFound
 from transforms.job import Loading
 
@@ -68,6 +68,40 @@ def test_record_batches_through_run_inference() -> None:
 
     model = handler(keep=["id"], predictions={"output_0": "p"}, batch_rows=16)
     run(table.to_batches(max_chunksize=50), RunInference(model), check)
+
+
+def test_a_text_s_last_bytes_may_be_zeros(tmp_path: Path) -> None:
+    """As those of a serialized tf.train.Example are, whose last number is 0."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    spec = tf.TensorSpec([None], tf.string, "text")
+    module.serve = tf.function(lambda text: {"n": tf.strings.length(text)}, input_signature=[spec])
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.serve)
+    texts, lengths = [b"a\0", b"bc", b"\0", "ü\0"], [2, 2, 1, 3]
+    assert load_model(str(tmp_path / "m")).predict({"text": texts})["n"].tolist() == lengths
+    model = StreamingModelHandler(str(tmp_path / "m"))
+    found = model.run_inference([{"text": text} for text in texts], model.load_model())
+    assert [int(one.inference["n"]) for one in found] == lengths
+
+
+def test_rows_are_counted_with_keys_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    run_inference = StreamingModelHandler.run_inference
+
+    def counted(handler: Any, batch: Any, model: Any, inference_args: Any = None) -> Any:
+        calls.append(sum(one.num_rows for one in batch))
+        return run_inference(handler, batch, model, inference_args)
+
+    monkeypatch.setattr(StreamingModelHandler, "run_inference", counted)
+    model = handler(batch_rows=40)
+    batches = rows(0, 400).select(["x"]).to_batches(max_chunksize=10)
+    kwargs = KeyedModelHandler(model).batch_elements_kwargs()
+    assert [kwargs["element_size_fn"](("key", batch)) for batch in batches] == [10] * 40
+    assert kwargs["element_size_fn"](("key", {"x": 1})) == 1
+    run(enumerate(batches), RunInference(KeyedModelHandler(model)), lambda found: None)
+    assert sum(calls) == 400
+    assert max(calls) <= 40
 
 
 @pytest.mark.parametrize("name", ["saved_model", "model.keras"])

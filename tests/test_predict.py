@@ -73,6 +73,37 @@ def test_batches_in_batches_out(batch_rows: int) -> None:
     np.testing.assert_array_equal(scores(found, "p"), np.concatenate(wanted))
 
 
+@pytest.mark.parametrize("on_error", ["fail", "dead_letter"])
+def test_a_batch_without_rows_is_one_also_where_only_rows_tell_a_size(tmp_path: Path, on_error: str) -> None:
+    import tensorflow as tf
+
+    module = tf.Module()
+    spec = tf.TensorSpec([None, None], tf.float32, "x")
+    module.serve = tf.function(lambda x: {"y": x @ tf.ones([4, 2])}, input_signature=[spec])
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=module.serve)
+    kind = pa.list_(pa.float32())
+    full = pa.record_batch({"id": [1, 2], "x": pa.array([[1.0] * 4, [2.0] * 4], kind)})
+    place = f"memory://{tmp_path.name}/out"
+    with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+        both = (
+            pipeline
+            | beam.Create([None])
+            | beam.FlatMap(lambda _: [full, full.slice(0, 0)])
+            | Predict(str(tmp_path / "m"), on_error=on_error)
+        )
+        predictions = both.predictions if on_error == "dead_letter" else both
+        predictions | beam.Filter(lambda batch: batch.num_rows) | "Full" >> beam.Map(_keep, place)
+        predictions | beam.Filter(lambda batch: not batch.num_rows) | beam.Map(_same_schema, full.schema)
+    store = open_store(place)
+    (ref,) = store.list(f"{place}/")
+    with pa.ipc.open_stream(store.read(ref)) as stream:
+        assert stream.read_all().to_pylist() == [{"id": 1, "y": [4.0, 4.0]}, {"id": 2, "y": [8.0, 8.0]}]
+
+
+def _same_schema(batch: Any, given: Any) -> None:
+    assert batch.schema.field("y").type == pa.list_(pa.field("element", pa.float32(), nullable=False), 2)
+
+
 def test_features_may_be_named() -> None:
     table = rows(0, 10).rename_columns(["id", "name", "pixels"])
     found = predicted(table.to_batches(), features={"x": "pixels"})

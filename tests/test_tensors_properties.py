@@ -38,7 +38,7 @@ STRINGS = (
     pa.large_binary(),
     pa.string_view(),
     pa.binary_view(),
-    pa.dictionary(pa.int8(), pa.string()),
+    pa.dictionary(pa.int16(), pa.string()),
 )
 given_columns = settings(max_examples=150, deadline=None)
 

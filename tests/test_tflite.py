@@ -163,6 +163,38 @@ def test_outputs_equal_the_interpreters_from_a_file(name: str, made: Any) -> Non
             assert_same_bits(model.predict(arrays), native(path, signature, arrays))
 
 
+def recurrent(folder: Path) -> bytes:
+    """An LSTM as Keras 2 has them converted: one operation, which keeps its state; two signatures of it."""
+    import tensorflow as tf
+    import tf_keras
+
+    tf_keras.utils.set_random_seed(0)
+    steps = tf_keras.Input((5, 3), batch_size=1)
+    model = tf_keras.Model(steps, tf_keras.layers.Dense(2)(tf_keras.layers.LSTM(4)(steps)))
+    spec = tf.TensorSpec([1, 5, 3], tf.float32, "x")
+    once = tf.function(lambda x: {"y": model(x)}).get_concrete_function(spec)
+    twice = tf.function(lambda x: {"y": 2 * model(x)}).get_concrete_function(spec)
+    return _convert(folder, model, {"serving_default": once, "twice": twice})
+
+
+def test_a_row_is_predicted_as_if_it_were_the_only_one(tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    (tmp_path / "model.tflite").write_bytes(recurrent(tmp_path / "saved"))
+    used = tf.lite.Interpreter(str(tmp_path / "model.tflite"))
+    assert "UNIDIRECTIONAL_SEQUENCE_LSTM" in {one["op_name"] for one in used._get_ops_details()}
+    x = np.random.default_rng(0).normal(size=(6, 5, 3)).astype(np.float32)
+
+    def fresh(signature: str, row: Any) -> Any:
+        return tf.lite.Interpreter(str(tmp_path / "model.tflite")).get_signature_runner(signature)(x=row)["y"]
+
+    for signature in ("serving_default", "twice"):
+        model = load_model(str(tmp_path / "model.tflite"), signature)
+        wanted = np.concatenate([fresh(signature, x[i : i + 1]) for i in range(len(x))])
+        for order in (slice(None), slice(None, None, -1)):
+            np.testing.assert_array_equal(model.predict({"x": x[order]})["y"], wanted[order])
+
+
 def test_what_is_told(made: Any) -> None:
     spec = describe_model(str(made("several_signatures")[0]))
     assert spec.signatures["serving_default"].inputs["x"].shape == (None, 4)

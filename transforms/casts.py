@@ -65,7 +65,7 @@ def cast(values: np.ndarray[Any, Any], target: str) -> np.ndarray[Any, Any]:
             _refuse(values, (values != 0) & (values != 1))
             return values == 1
         if is_float(target):
-            rounded = values.astype(dtype)
+            rounded = _sticky(values).astype(dtype) if target == "bfloat16" else values.astype(dtype)
             if values.dtype.kind == "f":
                 _refuse(values, np.isinf(rounded) & ~np.isinf(values))
             elif target == "float16":
@@ -85,6 +85,24 @@ def cast(values: np.ndarray[Any, Any], target: str) -> np.ndarray[Any, Any]:
             wrong |= values > high
         _refuse(values, wrong)
         return values.astype(dtype)
+
+
+def _sticky(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """float32 that rounds to the bfloat16 that the values round to: by way of the nearest float32 some would round twice.
+
+    Where it is inexact the last bit is set, as of the two numbers around a value just one has it ("round to odd").
+    """
+    if values.dtype.itemsize == 8 and values.dtype.kind in "iu":
+        # What float64 cannot hold lies far below a bfloat16's last bit: it counts as something, no more.
+        low, large = values & 0xFFF, values > 2**53
+        if values.dtype.kind == "i":
+            large |= values < -(2**53)
+        values = np.where(large & (low != 0), values - low + 0x800, values)
+    values = values.astype(np.float64)
+    nearest = values.astype(np.float32)
+    bits = nearest.view(np.int32)
+    even = (nearest != values) & np.isfinite(nearest) & (bits & 1 == 0)
+    return (bits + even * np.where(np.abs(values) > np.abs(nearest), 1, -1).astype(np.int32)).view(np.float32)
 
 
 def _refuse(values: np.ndarray[Any, Any], wrong: np.ndarray[Any, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from transforms.job import Loading
 from transforms.mapping import fixed_batch, known_row_nbytes, row_nbytes, rows_that_fit
 from transforms.metrics import NAMESPACE
 from transforms.models.load import describe_model, load_model
+from transforms.models.model import whole_array
 from transforms.models.ref import ModelRef, pin_model
 from transforms.models.spec import ModelSpec, Signature
 from transforms.predictor import devices_for
@@ -112,8 +114,11 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         return results
 
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
-        """So many rows at most, whether they come one by one or in batches."""
-        return {"max_batch_size": self._rows, "element_size_fn": _rows_of}
+        """So many rows at most, whether they come one by one or in batches. Where Beam looks for a size of its own, it calls
+        with no element at all before one that is larger than that.
+        """
+        most = self._rows
+        return {"min_batch_size": most, "max_batch_size": most, "element_size_fn": partial(_rows_of, most=most)}
 
     @property
     def _rows(self) -> int:
@@ -153,8 +158,10 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         return f"StreamingModelHandler({model})"
 
 
-def _rows_of(element: Row | pa.RecordBatch) -> int:
-    return max(1, element.num_rows) if isinstance(element, pa.RecordBatch) else 1
+def _rows_of(element: Row | pa.RecordBatch | tuple[Any, Row | pa.RecordBatch], most: int) -> int:
+    if isinstance(element, tuple):  # a KeyedModelHandler's
+        element = element[1]
+    return min(max(1, element.num_rows), most) if isinstance(element, pa.RecordBatch) else 1
 
 
 def _auto_rows(signature: Signature) -> int:
@@ -180,7 +187,9 @@ def _predict_rows(rows: Sequence[Row], fixed: int | None, predictor: BatchPredic
         )
     names = rows[0].keys()
     try:
-        arrays = {name: np.stack([row[name] for row in padded]) for name in names}
+        if other := [row for row in rows if row.keys() != names]:
+            raise KeyError(f"{', '.join(names)}, and {', '.join(other[0])}")
+        arrays = {name: np.stack([whole_array(row[name]) for row in padded]) for name in names}
     except (KeyError, ValueError) as error:
         raise DataError(
             f"The rows of a batch for {model.ref.uri} differ in their inputs or in their shapes",

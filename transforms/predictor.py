@@ -100,6 +100,9 @@ class Predictor:
                 batch = self._preprocess(batch, where, first_row)
             columns = [batch.column(name) for name in self._plan.keep]
             for part in self._parts:
+                if not batch.num_rows:  # of unknown sizes within a row nothing could be said to the model
+                    columns += [pa.nulls(0, field.type) for field in part.plan.outputs.fields]
+                    continue
                 stage = "features"
                 tensors = part.plan.inputs.tensors(batch, where=where, first_row=first_row)
                 stage = "model"

@@ -67,7 +67,7 @@ class Model:
         return {name: tensor.numpy() for name, tensor in placed(self.call, self.device)(tensors).items()}
 
     def _tensor(self, spec: TensorSpec, given: Any) -> Any:
-        array = np.asarray(given)
+        array = whole_array(given)
         fits = array.dtype.kind in "OSU" if spec.dtype == "string" else array.dtype.name == spec.dtype
         if not fits or not _shape_fits(spec.shape, array.shape):
             cure = f"Convert it first, e.g. .astype({spec.dtype!r})" if not fits else "Reshape it first"
@@ -78,6 +78,13 @@ class Model:
                 cure=f"{cure}.",
             )
         return to_tensor(array)
+
+
+def whole_array(given: Any) -> np.ndarray[Any, Any]:
+    """As an array, with the zero bytes at a text's end, which numpy's own texts lose."""
+    array = np.asarray(given)
+    lossy = array.dtype.kind in "SU" and not isinstance(given, np.ndarray)
+    return np.asarray(given, object) if lossy else array
 
 
 def _shape_fits(expected: tuple[int | None, ...] | None, found: tuple[int, ...]) -> bool:

@@ -114,7 +114,7 @@ class _Pool:
             # One operation of a list, which no other thread can come between.
             run = self._idle.pop()
         except IndexError:
-            run = self._runner()
+            run = _Fresh(self._flatbuffer, self._signature)
         try:
             outputs = self._rows(run, arrays) if self._signature in self._flatbuffer.row_by_row else run(**arrays)
         except (ValueError, RuntimeError) as error:
@@ -128,13 +128,6 @@ class _Pool:
         self._idle.append(run)
         return {name: to_tensor(array) for name, array in outputs.items()}
 
-    def _runner(self) -> Callable[..., dict[str, Any]]:
-        interpreter = self._flatbuffer.interpreter()
-        if self._flatbuffer.has_signatures:
-            runner: Callable[..., dict[str, Any]] = interpreter.get_signature_runner(self._signature)
-            return runner
-        return _Plain(interpreter)
-
     def _rows(self, run: Callable[..., dict[str, Any]], arrays: Mapping[str, Any]) -> dict[str, Any]:
         count = min((len(array) for array in arrays.values()), default=0)
         specs = self._flatbuffer.signatures[self._signature].outputs
@@ -145,6 +138,30 @@ class _Pool:
             }
         rows = [run(**{name: array[i : i + 1] for name, array in arrays.items()}) for i in range(count)]
         return {name: np.concatenate([row[name] for row in rows]) for name in specs}
+
+
+class _Fresh:
+    """Calls that know nothing of each other: recurrent operations keep their state in the interpreter."""
+
+    def __init__(self, flatbuffer: _Flatbuffer, signature: str) -> None:
+        self._flatbuffer, self._signature = flatbuffer, signature
+        self._interpreter: Any = None
+        self._run: Callable[..., dict[str, Any]]
+
+    def __call__(self, **arrays: Any) -> dict[str, Any]:
+        if self._interpreter is not None:
+            try:
+                self._interpreter.reset_all_variables()
+            except RuntimeError:  # those of another signature, which was never called
+                self._interpreter = None
+        if self._interpreter is None:
+            self._interpreter = self._flatbuffer.interpreter()
+            self._run = (
+                self._interpreter.get_signature_runner(self._signature)
+                if self._flatbuffer.has_signatures
+                else _Plain(self._interpreter)
+            )
+        return self._run(**arrays)
 
 
 class _Plain:
