@@ -1,10 +1,11 @@
-"""argv to exit code: 0 done, 2 the request is wrong and nothing was submitted or written, 1 the job failed, or verify found a
-fault.
+"""argv to exit code: 0 done, 2 the request is wrong and nothing was submitted or written, 1 the job failed, or a store did not
+answer, or verify found a fault.
 """
 
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 import sys
 import time
@@ -23,11 +24,14 @@ from pipeline.request import Request, parse_request
 from pipeline.start import loaded
 from pipeline.stopping import STOPPED, stop_on_signals, stopped_text
 from pipeline.user_package import open_user_packages
-from transforms.errors import ColumnError, HeadraceError
+from transforms.errors import ColumnError, HeadraceError, JobError, NotParquet, StoreUnavailable
 
 
 def entry() -> None:
     stop_on_signals()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that a terminal has no letters for is no reason to end.
+        sys.stdout.reconfigure(errors="replace")
     sys.exit(main())
 
 
@@ -65,7 +69,8 @@ def main(argv: list[str] | None = None) -> int:
                 return _verify(request, as_json)
             return _plan(request, as_json) if command == "plan" else _run(request, options, as_json)
     except HeadraceError as error:
-        return _tell("Cannot start", error, verbose, 2)
+        # The same command may be right later, or must be run again: something is half done.
+        return _tell("Cannot start", error, verbose, 1 if type(error) in (StoreUnavailable, JobError) else 2)
     except KeyboardInterrupt as stopped:
         text = str(stopped) or stopped_text(overwrites="--overwrite" in argv)
         tell("stopped", text if is_json() else f"\n{text}", logging.WARNING, exit_code=STOPPED)
@@ -91,7 +96,8 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
     from pipeline.own_package import own_package
     from pipeline.preflight import prepare
     from pipeline.report import report_nothing_to_do, report_summary
-    from pipeline.standing import claim_output, examine_output
+    from pipeline.report_place import report_written
+    from pipeline.standing import check_overwritten, claim_output, examine_output
     from transforms.storage import open_store
 
     started = time.monotonic()
@@ -102,6 +108,11 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
         left = open_store(output, request.storage).clean(f"{output}/")
         tell("note", f"{left:,} interrupted uploads removed from {output}.")
     if standing.complete:
+        if prepared.job.report is not None and options.report is not None and not report_written(prepared.job):
+            tell(
+                "note",
+                f"No report is written of a run that computes nothing: none of it stands at {prepared.job.report}.",
+            )
         return _show_end(report_nothing_to_do(prepared, standing), as_json)
     if standing.done:
         tell("note", f"Going on: {standing.done:,} shards stand in {output} already.")
@@ -111,6 +122,7 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
         options = tell_dataflow(options, sum(spec.nbytes for spec in prepared.specs))
     with own_package(options, gpu=request.loading.device == "gpu") as wheels:
         pipeline = open_pipeline(options, request.packages, own=wheels)
+        check_overwritten(prepared, standing, overwrite=request.overwrite)
         claim_output(prepared, standing, overwrite=request.overwrite)
         try:
             if detached(options):
@@ -165,7 +177,10 @@ def _verify(request: Request, as_json: bool) -> int:
     from transforms.job import check_same_job
 
     job = prepare(request).job if request.sample is not None else None
-    verdict, record, manifest = verify(request.output, request.storage)
+    try:
+        verdict, record, manifest = verify(request.output, request.storage)
+    except NotParquet as error:  # a part of the manifest
+        return _tell("NOT sound", error, verbose=False, code=1)
     if job is not None and request.sample is not None:
         check_same_job(request.output, record, job.record())
         verify_sample(verdict, job, manifest, request.sample)

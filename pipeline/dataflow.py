@@ -65,6 +65,8 @@ def check_reachable(options: PredictOptions, request: Request) -> None:
     named += [("--input", uri) for uri in request.inputs]
     named += [("--output", request.output)] if request.output else []
     named += [("--dead_letters", options.dead_letters)] if options.dead_letters else []
+    named += [("--report", options.report)] if options.report not in (None, "", "none") else []
+    named += [("--compare", options.compare)] if options.compare else []
     for flag, uri in named:
         if scheme_of(uri.removeprefix("@")) in _OF_THIS_MACHINE:
             raise InvalidRequest(
@@ -72,8 +74,8 @@ def check_reachable(options: PredictOptions, request: Request) -> None:
                 expected="a bucket, as in gs://bucket/…",
                 found=uri,
                 cure=f"gcloud storage cp --recursive {uri.removeprefix('@')} gs://…"
-                if flag != "--output"
-                else "Name a folder in a bucket",
+                if flag not in ("--output", "--report", "--dead_letters")
+                else "Name a place in a bucket",
             )
 
 
@@ -100,7 +102,7 @@ def tell_dataflow(options: PredictOptions, model_bytes: int | None) -> PredictOp
 
 def detached(options: PredictOptions) -> bool:
     """Nobody waits for the job: that was asked for, or only its description is written, as a template."""
-    return options.no_wait or bool(options.view_as(GoogleCloudOptions).template_location)
+    return options.no_wait or (is_dataflow(options) and bool(options.view_as(GoogleCloudOptions).template_location))
 
 
 def min_ram_gb(model_bytes: int) -> int:

@@ -22,7 +22,7 @@ from pipeline.dataflow import left_running_text, not_taken, submitted_text
 from pipeline.graph import build_graph
 from pipeline.log import tell
 from pipeline.options import runner_of
-from pipeline.portable import portable_error
+from pipeline.portable import cancelled_text, portable_error
 from pipeline.user_package import UserPackage
 from pipeline.watch import watched
 from transforms import errors, progress
@@ -77,9 +77,10 @@ def launch(job: Job, pipeline: beam.Pipeline) -> Done:
     progress.reset()
     try:
         build_graph(pipeline, job)
+        elsewhere = runner_of(pipeline.options) is not None  # asked now: Beam's portable runner takes its name away
         with watched() if _in_this_process(pipeline.options) else nullcontext():
             result = _submit(pipeline)
-        with nullcontext() if runner_of(pipeline.options) is None else _told(pipeline.options, result):
+        with _told(pipeline.options, result) if elsewhere else nullcontext():
             result.wait_until_finish()
         counted = counters(result)
         store = open_store(job.output, job.storage)
@@ -121,8 +122,11 @@ def _submit(pipeline: beam.Pipeline) -> Any:
 def _told(options: PipelineOptions, result: Any) -> Iterator[None]:
     """Says where a job that runs elsewhere is seen, and what it has counted, until the context ends."""
     if not is_dataflow(options):
-        with _shown_counts(result):
-            yield
+        try:
+            with _shown_counts(result):
+                yield
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(cancelled_text(result)) from None
         return
     tell("submitted", submitted_text(options, result))
     try:

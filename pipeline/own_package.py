@@ -25,6 +25,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, 
 
 import transforms
 from pipeline.accelerator import is_dataflow
+from pipeline.log import tell
 from transforms.errors import InvalidRequest
 from transforms.versions import __version__
 
@@ -43,10 +44,10 @@ def own_package(options: PipelineOptions, *, gpu: bool = False) -> Iterator[tupl
     if not is_dataflow(options) or travels_already(options):
         yield ()
         return
-    print(
+    tell(
+        "note",
         "Workers install headrace and its requirements from PyPI. From an image (--sdk_container_image, templates/flex) "
         "they start sooner, and need no internet access.",
-        file=sys.stderr,
     )
     with tempfile.TemporaryDirectory(prefix="headrace-package-") as folder:
         yield (build_wheel(Path(folder), gpu=gpu),)

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+from typing import Any
 
 from apache_beam.options.pipeline_options import (
     FlinkRunnerOptions,
@@ -133,6 +134,16 @@ def _check_environment(options: PipelineOptions, *, starts_here: bool) -> None:
             + (", which Beam's own image, the default, has not" if kind == "DOCKER" else ""),
             cure=f"{_EXAMPLES[kind]}; where runner and workers share this machine, --environment_type=LOOPBACK",
         )
+
+
+def cancelled_text(result: Any) -> str:
+    """Asks the runner to end a job that was stopped here, and says what came of it."""
+    try:
+        result.cancel()
+        asked = "The runner was asked to cancel the job; that its workers have stopped, only the runner itself can say."
+    except Exception as error:  # each runner has its own
+        asked = f"The job may go on without this command: its runner could not be asked to cancel it ({error})."
+    return f"{asked} Start nothing else on this output before; the same command then goes on from what is done."
 
 
 def portable_error(text: str) -> JobError | None:

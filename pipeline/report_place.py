@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 from pipeline.options import PredictOptions
 from transforms.errors import InvalidRequest, ObjectNotFound
-from transforms.job import REPORT, Job
+from transforms.job import REPORT, SUCCESS, Job
 from transforms.listing import absolute_uri, scheme_of
 from transforms.report.previous import read_report
 from transforms.storage import StoreOptions, open_store
@@ -61,13 +63,14 @@ def check_report(place: str | None, compare: str | None, options: StoreOptions) 
 
 
 def report_written(job: Job) -> bool:
-    """Whether the report that the job asks for stands at its place."""
+    """Whether the report that stands at the job's place is of the output as it is, and not of a run before."""
     assert job.report is not None
+    output, store = open_store(job.output, job.storage), open_store(job.report, job.storage)
     try:
-        open_store(job.report, job.storage).stat(job.report)
-    except ObjectNotFound:
+        mark = json.loads(output.read(output.stat(f"{job.output}/{SUCCESS}")))
+        return read_report(store, store.stat(job.report)).manifest == tuple(mark["manifest"])
+    except (ObjectNotFound, InvalidRequest):
         return False
-    return True
 
 
 def report_line(job: Job, written: bool) -> str:

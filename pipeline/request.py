@@ -198,6 +198,13 @@ def _models(options: PredictOptions) -> tuple[ModelRequest, ...]:
                 expected=f"one of {', '.join(map(repr, uris)) or 'the names in --model=NAME=URI'}",
                 found=strange[0],
             )
+    if "" in weights and "" not in uris:
+        raise InvalidRequest(
+            f"--weights={weights['']} does not say of which model",
+            expected=f"--weights=NAME=URI, with one of {', '.join(map(repr, uris))}",
+            found="no name",
+            cure="Give it the name that the model has in --model=NAME=URI",
+        )
     return tuple(
         ModelRequest(
             name,

@@ -50,6 +50,9 @@ def verify_sample(verdict: Verdict, job: Job, manifest: pa.Table, count: int) ->
         except HeadraceError as error:
             verdict.add("sample", where, f"rows from {first} on to compute again", error)
             continue
+        if found.schema.names != expected.schema.names:
+            verdict.add("sample", where, f"columns {', '.join(expected.schema.names)}", ", ".join(found.schema.names))
+            continue
         differing = [name for name in expected.schema.names if not same(expected.column(name), found.column(name))]
         far = [name for name in differing if not near(expected.column(name), found.column(name))]
         if far:

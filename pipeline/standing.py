@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.preflight import Prepared
 from transforms.dead_letters import dead_letters_of
-from transforms.errors import AlreadyExists, NotParquet, ObjectNotFound, OutputConflict
+from transforms.errors import AlreadyExists, HeadraceError, JobError, NotParquet, ObjectNotFound, OutputConflict
 from transforms.job import DEAD_LETTERS_FOLDER, JOB_RECORD, MANIFEST_FOLDER, SUCCESS, Job, check_same_job, dump_record
 from transforms.manifest import NamesDigest, manifest_outputs
 from transforms.parquet import read_footer
@@ -188,28 +188,52 @@ def _is_complete(prepared: Prepared, store: Store, folder: _Folder) -> bool:
     return names == folder.names and covered
 
 
+def check_overwritten(prepared: Prepared, standing: Standing, *, overwrite: bool) -> None:
+    """Raises `OutputConflict` where `claim_output` would meet what it may not remove, before it removes anything."""
+    if overwrite and standing.kept is not None:
+        job = prepared.job
+        for _ in _written_by_headrace(open_store(job.output, job.storage), job.output, standing):
+            """It looks at each."""
+
+
 def claim_output(prepared: Prepared, standing: Standing, *, overwrite: bool) -> None:
     """The first write of a job: takes `_SUCCESS` away, removes what is to be overwritten, and leaves the job's record.
 
-    Raises `OutputConflict` where another job claimed the folder meanwhile.
+    Raises `OutputConflict` where another job claimed the folder meanwhile, and `JobError` where something was removed before
+    it came to an end.
     """
     job = prepared.job
     store = open_store(job.output, job.storage)
-    replaced = overwrite and standing.kept is not None
-    if replaced:
-        for _ in _written_by_headrace(store, job.output, standing):
-            """Refuses before anything is removed."""
+    removed = 0
+    try:
+        for remover, ref in _to_remove(prepared, standing, store, overwrite=overwrite):
+            remover.delete(ref)
+            removed += 1
+        write_record(store, job)
+    except HeadraceError as error:
+        if not removed:
+            raise
+        raise JobError(
+            f"{job.output} is neither the earlier output nor free for this one",
+            expected="all that the earlier job wrote to be removed",
+            found=f"{removed:,} objects were removed before it failed: {error}",
+            cure="Mend that, and run the same command again",
+        ) from error
+
+
+def _to_remove(
+    prepared: Prepared, standing: Standing, store: Store, *, overwrite: bool
+) -> Iterator[tuple[Store, ObjectRef]]:
+    job = prepared.job
     if standing.mark is not None:
-        store.delete(standing.mark)
-    if replaced:
-        assert standing.kept is not None
+        yield store, standing.mark
+    if overwrite and standing.kept is not None:
         folder = standing.kept.get("dead_letters", f"{job.output}/{DEAD_LETTERS_FOLDER}")
         letters = open_store(folder, job.storage)
         for ref in dead_letters_of(job.output, letters, folder):
-            letters.delete(ref)
+            yield letters, ref
         for ref in _written_by_headrace(store, job.output, standing):
-            store.delete(ref)
-    write_record(store, job)
+            yield store, ref
 
 
 def _written_by_headrace(store: Store, output: str, standing: Standing) -> Iterator[ObjectRef]:

@@ -106,8 +106,8 @@ def as_flags(given: Mapping[str, str]) -> list[str]:
         if action.nargs == 0:
             flags += {"true": [f"--{name}"], "false": []}.get(value.lower(), [one])
         elif _repeatable(action):
-            parts = (part.replace("\\;", ";").strip() for part in re.split(r"(?<!\\);", value))
-            flags += [f"--{name}={part}" for part in parts if part]
+            parts = (part.replace("\\;", ";") for part in re.split(r"(?<!\\);", value))
+            flags += [f"--{name}={part.lstrip()}" for part in parts if part.strip()]
         else:
             flags.append(one)
     return flags

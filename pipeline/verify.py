@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from transforms.errors import HeadraceError, NotParquet, OutputIncomplete
 from transforms.job import JOB_RECORD, MANIFEST_FOLDER, SUCCESS, fingerprint_of
+from transforms.listing import HIDDEN
 from transforms.parquet import read_footer
 from transforms.plan import list_outputs
 from transforms.shard import output_name, parse_output_name, sources_sha256
@@ -154,7 +155,7 @@ def _check_presence(verdict: Verdict, there: dict[str, ObjectRef], rows: list[di
         if name not in there:
             verdict.add("files", f"{verdict.output}/{name}", "a file", "nothing")
     for name in there:
-        if name not in named and parse_output_name(name) is not None:
+        if name not in named and name.endswith(".parquet") and not HIDDEN.search(f"/{name}"):
             verdict.add("files", f"{verdict.output}/{name}", "no file that the manifest does not name", "one")
 
 

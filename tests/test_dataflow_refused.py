@@ -36,6 +36,8 @@ def flags(*more: str, **changed: str) -> list[str]:
             flags(*RUNNER, *WHERE, "--on_error=dead_letter", "--dead_letters=bad"),
             "--dead_letters=.* lies on this machine",
         ),
+        (flags(*RUNNER, *WHERE, "--report=r.html"), "--report=.* lies on this machine"),
+        (flags(*RUNNER, *WHERE, "--compare=r.html"), "--compare=.* lies on this machine"),
         (flags("--no_wait"), "--no_wait is for Dataflow alone"),
         (flags("--no_wait", "--runner=FlinkRunner"), "--no_wait is for Dataflow alone"),
     ],

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.cli import main
 from pipeline.verify import verify
 from tests.jobs import model_folder, names_in, put, put_inputs, put_table, read_output, rows
+from transforms import finalize
 from transforms.shard import parse_output_name
 from transforms.storage import StoreOptions, open_store
 
@@ -65,8 +67,22 @@ def test_what_is_new_or_changed_is_predicted_and_the_rest_kept(capfd: Capture, p
         assert "Nothing to do" in capfd.readouterr().out
 
 
+def test_where_the_mark_stands_no_row_is_there_twice(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_input(place, 1, first=100)
+    marked = finalize._mark_success
+    seen: list[list[int]] = []
+
+    def look(*args: Any) -> Any:
+        seen.append(read_output(f"{place}/out")["id"].to_pylist())
+        return marked(*args)
+
+    monkeypatch.setattr(finalize, "_mark_success", look)
+    assert main(flags(place, "--incremental")) == 0
+    assert seen == [[*range(10), *range(100, 110), *range(20, 30)]]
+
+
 def test_what_a_crash_left_to_be_removed_is_removed_by_the_next_run(capfd: Capture, place: str) -> None:
-    """The mark is written before the old files go."""
+    """Or another run that ended later."""
     store = open_store(place)
     old = {name: store.read(store.stat(f"{place}/out/{name}")) for name in outputs(place)[1:]}
     replace_input(place, 1, first=100)

@@ -11,9 +11,65 @@ import pytest
 
 from pipeline.cli import main
 from tests.jobs import model_folder, names_in, put, put_inputs, put_model, put_table, read_output, rows
-from transforms.storage import open_store
+from transforms.errors import StorageError
+from transforms.storage import ObjectRef, open_store
+from transforms.storage.local import LocalStore
 
 Capture = pytest.CaptureFixture[str]
+
+
+def test_a_store_that_does_not_answer_is_no_wrong_request(
+    capfd: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same command later is right: schedulers that leave a wrong one alone try this one again."""
+    monkeypatch.setattr("transforms.storage.http_range.time.sleep", lambda _: None)
+    put_inputs(f"{tmp_path}/in", [5])
+    argv = ["--model=http://127.0.0.1:9/m.keras", f"--input={tmp_path}/in/*.parquet", f"--output={tmp_path}/out"]
+    assert main(argv) == 1
+    assert "Cannot start: Asking for http://127.0.0.1:9/m.keras failed 8 times" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_overwritten_half_is_no_wrong_request(
+    capfd: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_inputs(f"{tmp_path}/in", [5, 6])
+    argv = [f"--model={model_folder()}/saved_model", f"--input={tmp_path}/in/*.parquet", f"--output={tmp_path}/out"]
+    assert main(argv) == 0
+    delete, left = LocalStore.delete, 2
+
+    def denied(store: LocalStore, ref: ObjectRef) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise StorageError(f"{ref.uri} cannot be deleted", found="HTTP 503")
+        delete(store, ref)
+
+    monkeypatch.setattr(LocalStore, "delete", denied)
+    capfd.readouterr()
+    assert main([*argv, "--batch_size=3", "--overwrite"]) == 1
+    assert "2 objects were removed before it failed" in capfd.readouterr().err
+    monkeypatch.undo()
+    assert main([*argv, "--batch_size=3", "--overwrite"]) == 0
+    assert read_output(f"{tmp_path}/out").num_rows == 11
+
+
+def test_a_terminal_without_the_letters_of_a_name_ends_nothing(tmp_path: Path) -> None:
+    put_inputs(f"{tmp_path}/日本", [5])
+    argv = [
+        "plan",
+        f"--model={model_folder()}/saved_model",
+        f"--input={tmp_path}/日本/*.parquet",
+        f"--output={tmp_path}/o",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *argv],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1", "TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"??? " in done.stdout  # of what is drawn
 
 
 @pytest.fixture

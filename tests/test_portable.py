@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.launch import workers_error
+from pipeline.stopping import STOPPED
 from tests.flink_cluster import Missing
 from tests.front import Gate
 from tests.jobs import put_inputs, put_model, read_output, rows
@@ -17,6 +21,7 @@ from tests.runners import Ran
 from tests.runners import table as table_of
 from transforms.storage import open_store
 
+_stopped: list[bool] = []
 COUNTS = (30, 20, 40, 10, 50, 30)
 
 
@@ -44,6 +49,16 @@ class KillAtSecondUpload:
             return False
         self.killed = self.machine.kill_workers()
         return True
+
+
+def stop_at_an_upload(gate: Gate) -> bool:
+    """Ctrl-C here, which commits wait for, since a job may be over before it is heard."""
+    if gate.command == "POST" and "/upload/" in gate.path and "stopped" in gate.path + gate.body.decode("latin-1"):
+        if not _stopped:
+            _stopped.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(3)
+    return False
 
 
 def times_fetched(machine: Machine) -> int:
@@ -84,8 +99,11 @@ def test_one_of_two_machines_dies_and_the_same_command_gives_what_a_local_run_gi
         assert main(command) == 0, (tmp_path / "job-service.log").read_text()
         assert [times_fetched(machine) for machine in pools] == [1, 1]
         assert done <= set(store.list(f"{bucket}/out/"))
-    out = capfd.readouterr().out
-    assert f"{sum(COUNTS)} rows" in out
+        assert f"{sum(COUNTS)} rows" in capfd.readouterr().out
+        for machine in pools:
+            machine.store.faults.append(stop_at_an_upload)
+        assert main(flags(bucket, "stopped", *portable(job_service, "EXTERNAL", pool))) == STOPPED
+        assert "The runner was asked to cancel the job" in capfd.readouterr().err
     assert main(flags(bucket, "local")) == 0
     assert read_output(f"{bucket}/out").equals(read_output(f"{bucket}/local"))
 

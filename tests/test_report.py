@@ -311,6 +311,23 @@ def test_a_histogram_holds_all_that_there_is(values: list[float], labels: tuple[
         assert len(chart.now) == bars
 
 
+def test_numbers_of_which_none_was_looked_at_have_no_histogram() -> None:
+    seen, unseen = Numbers(), Numbers()
+    seen.add(np.array([1.0, 2.0]))
+    unseen.add(np.array([1.0, 2.0]), weight=0)
+    column, before = Column("c", "double", 2, numbers=unseen), Column("c", "double", 2, numbers=seen)
+    assert (unseen.count, unseen.binned) == (2, 0)
+    assert column_charts(column, None) == column_charts(column, before) == []
+    (chart,) = column_charts(before, column)
+    assert chart.before is None
+
+
+@pytest.mark.parametrize("names", [["²", "1"], ["--5", "5"], ["①", "x"], ["9" * 30, "1"]])
+def test_what_looks_like_numbers_and_is_none_has_a_chart(names: list[str]) -> None:
+    (chart,) = column_charts(Column("c", "string", 2, values=dict.fromkeys(names, 1)), None)
+    assert sorted(chart.labels) == sorted(names)
+
+
 @given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1, max_size=40), st.integers(1, 50))
 def test_any_numbers_have_a_histogram(values: list[float], times: int) -> None:
     numbers, before = Numbers(), Numbers()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,7 +11,9 @@ import pytest
 
 from pipeline.cli import main
 from tests.jobs import model_folder, names_in, put, put_inputs, read_output, scores
+from transforms.errors import StorageError
 from transforms.job import REPORT
+from transforms.report import write
 from transforms.report.previous import Kept, read_report
 from transforms.report.told import STATISTICS
 from transforms.shard import parse_output_name
@@ -84,6 +87,37 @@ def test_without_a_report_nothing_is_counted_and_a_later_one_says_so(capfd: Capt
     told, page = report(f"memory://{tmp_path.name}-reports", "today.html")
     assert (told.rows, told.columns[0].rows) == (sum(COUNTS), COUNTS[1])
     assert "Of 1 of 2 shards only" in page
+
+
+def test_an_earlier_run_s_report_is_not_told_as_this_one_s(
+    capfd: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = f"memory://{tmp_path.name}"
+    put_inputs(f"{place}/in", COUNTS)
+    assert main(flags(place, f"--report={place}/r.html")) == 0
+    capfd.readouterr()
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise StorageError("The page cannot be drawn")
+
+    monkeypatch.setattr(write, "_write", fails)
+    assert main([*flags(place, f"--report={place}/r.html"), f"--output={place}/again"]) == 0
+    out = capfd.readouterr().out
+    assert "No report could be written" in out
+    assert "r.html" not in out
+
+
+def test_a_report_that_a_finished_output_lacks_is_told_as_lacking(capfd: Capture, tmp_path: Path) -> None:
+    place = f"memory://{tmp_path.name}"
+    put_inputs(f"{place}/in", COUNTS)
+    assert main(flags(place)) == 0
+    capfd.readouterr()
+    assert main(flags(place, f"--report={place}/r.html")) == 0
+    out, err = capfd.readouterr()
+    assert "Nothing to do" in out
+    assert f"none of it stands at {place}/r.html" in err
+    assert main(flags(place, f"--report={place}/out/{REPORT}")) == 0
+    assert "No report" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.options import PredictOptions
+from pipeline.options import PredictOptions, parse_flags
+from pipeline.template import as_flags, as_parameters
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATES = ROOT / "templates"
@@ -56,6 +57,13 @@ def test_bodies_name_no_flag_that_there_is_not() -> None:
     for given in (set(launch["launchParameter"]["parameters"]), set(classic), keys("FLAGS"), keys("pipeline_options")):
         assert given
         assert given <= KNOWN
+
+
+@pytest.mark.parametrize("fills", [["text= "], ["text=a;b", "n= 1"], ["text=;", "n=x "]])
+def test_values_come_through_a_template_as_they_are(fills: list[str]) -> None:
+    options = parse_flags([f"--fill={fill}" for fill in fills])
+    given = as_parameters(options)
+    assert parse_flags(as_flags(given)).fill == fills
 
 
 def test_the_search_finds_flags() -> None:

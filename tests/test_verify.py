@@ -101,6 +101,11 @@ def mix_in_under_our_name(output: Path, finished: Path) -> None:
     replace(files(output)[1], files(finished / "other")[1].read_bytes())
 
 
+def mix_in_a_stranger(output: Path, finished: Path) -> None:
+    """Of another name than headrace gives: a reader of all files takes it as well."""
+    (output / "extra.parquet").write_bytes(files(output)[1].read_bytes())
+
+
 def cut(output: Path, finished: Path) -> None:
     replace(files(output)[1], files(output)[1].read_bytes()[:-20])
 
@@ -129,6 +134,7 @@ FAULTS: dict[Callable[[Path, Path], None], str] = {
     flip_in_the_footer: "bytes",
     mix_in: "files",
     mix_in_under_our_name: "identity",
+    mix_in_a_stranger: "files",
     cut: "bytes",
     leave_a_span_out: "inputs",
     twice: "files",
@@ -214,6 +220,23 @@ def _as_they_are(output: Path, table: pa.Table) -> pa.Table:
     table = table.set_column(names.index("output_bytes"), table.field("output_bytes"), sizes)
     where = names.index("output_crc32c")
     return table.set_column(where, table.field(where), pa.nulls(table.num_rows, pa.uint32()))
+
+
+def test_a_sample_of_a_file_with_other_columns_is_told(output: Path, finished: Path, capfd: Capture) -> None:
+    for path in files(output):
+        table = pq.read_table(path)
+        path.unlink()
+        pq.write_table(table.drop_columns("p"), path)
+    rewrite_manifest(output, lambda table: _as_they_are(output, table))
+    assert main(["verify", *job(finished), f"--output={output}", "--sample=3"]) == 1
+    assert "expected columns " in capfd.readouterr().out
+
+
+def test_a_damaged_part_of_the_manifest_is_a_fault_found(output: Path, capfd: Capture) -> None:
+    (part,) = output.glob("_manifest/*")
+    replace(part, part.read_bytes()[:-9])
+    assert main(["verify", f"--output={output}"]) == 1
+    assert "NOT sound" in capfd.readouterr().err
 
 
 def test_a_sample_with_another_model_is_refused(output: Path, finished: Path, capfd: Capture) -> None:

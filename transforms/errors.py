@@ -5,6 +5,7 @@
     │   ├── ObjectNotFound      no such bucket, folder or object
     │   ├── AlreadyExists       a create-only write met an object that stands there
     │   ├── ObjectChanged       another generation than the pinned one
+    │   ├── StoreUnavailable    no answer, however often it was asked
     │   └── AccessDenied        no credentials, or credentials without the permission
     ├── ModelError
     │   ├── NotAModel           the URI leads to nothing that headrace can load
@@ -97,6 +98,13 @@ class ObjectChanged(StorageError):
 
     Cure: start again; leave inputs and models alone while a job runs. `--incremental` where inputs are meant to change between
     runs.
+    """
+
+
+class StoreUnavailable(StorageError):
+    """A store gave no answer, or none but that it cannot now, however often it was asked.
+
+    Cure: look at the network and at the store's status; the same command later is right, so that its exit code is 1.
     """
 
 

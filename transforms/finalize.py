@@ -177,13 +177,10 @@ def finish(job: Job, parts: Iterable[ManifestPart]) -> dict[str, Any]:
     try:
         check_complete(job, names)
         check_bad_rows(job, names, summary["rows"], summary["bad_rows"])
+        _remove_superseded(job, names)  # before the mark, with which nobody may find a row twice
         summary = _mark_success(store, mark, summary)
     except ObjectNotFound as error:
         summary = _mark_of_an_equal_job(store, mark, summary, error)
-    if job.incremental:
-        for _, is_planned, ref in _planned_and_standing(job, summary["manifest"]):
-            if ref is not None and not is_planned:
-                store.delete(ref)
     if job.on_error.dead_letters is not None:
         remove_unnamed(job, _named_dead_letters(job, summary["manifest"]))
     for ref in store.list(f"{job.output}/{MANIFEST_FOLDER}/"):
@@ -192,6 +189,14 @@ def finish(job: Job, parts: Iterable[ManifestPart]) -> dict[str, Any]:
     if job.report is not None:
         write_report(job, summary["manifest"], [part.account for part in parts if part.account is not None])
     return summary
+
+
+def _remove_superseded(job: Job, parts: Sequence[str]) -> None:
+    """Of inputs that changed or vanished, as `check_complete` found them to be."""
+    store = open_store(job.output, job.storage)
+    for _, is_planned, ref in _planned_and_standing(job, parts) if job.incremental else ():
+        if ref is not None and not is_planned:
+            store.delete(ref)
 
 
 def finalize(job: Job, results: Iterable[ShardResult]) -> dict[str, Any]:

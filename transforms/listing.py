@@ -24,7 +24,7 @@ _STATS_AT_ONCE = 32
 _MOST_JOINED = 4096
 
 Part = TypeVar("Part")
-_HIDDEN = re.compile(r"/[._]")
+HIDDEN = re.compile(r"/[._]")
 
 
 @dataclass(slots=True)
@@ -170,7 +170,7 @@ def _matching(store: Store, pattern: str) -> Iterator[tuple[ObjectRef, bool]]:
     folder, matched = split_glob(pattern)[0], False
     for ref in store.glob(pattern):
         matched = True
-        yield ref, _HIDDEN.search(ref.uri, len(folder) - 1) is not None
+        yield ref, HIDDEN.search(ref.uri, len(folder) - 1) is not None
     if not matched:
         raise ObjectNotFound(
             f"No file matches --input={pattern}",

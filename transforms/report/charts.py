@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,9 +67,9 @@ def histogram(title: str, now: Numbers | None, before: Numbers | None) -> Bars |
     """Equally wide bars. Where nearly all numbers would be in one of them, bars that each double, if all are above 0; else the
     outermost bars reach out to what is rare.
     """
-    if now is None or not now.count:
+    if now is None or not now.binned:  # numbers may lie in batches alone that were not looked at
         return None
-    both = [now] if before is None or not before.count else [now, before]
+    both = [now] if before is None or not before.binned else [now, before]
     least, most = min(one.least for one in both), max(one.most for one in both)
     spans = [list(one.spans()) for one in both]
 
@@ -114,7 +115,7 @@ def _categories(title: str, now: dict[str, int], before: dict[str, int] | None) 
     """In their order where all have a bar, else the most frequent of both runs, most first."""
     totals = [max(1, sum(some.values())) for some in (now, before or {})]
     names = list(now) + [name for name in before or {} if name not in now]
-    if all(name.lstrip("-").isdigit() for name in names):
+    if all(re.fullmatch(r"-?[0-9]{1,20}", name) for name in names):
         names.sort(key=int)
     else:
         names.sort(key=lambda name: (-now.get(name, 0), name))

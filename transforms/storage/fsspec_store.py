@@ -21,6 +21,7 @@ from transforms.errors import (
     ObjectChanged,
     ObjectNotFound,
     StorageError,
+    StoreUnavailable,
 )
 from transforms.storage.base import ObjectRef, Store, StoreOptions, Writer, check_range
 from transforms.storage.http_range import RetryPolicy
@@ -117,7 +118,7 @@ class FsspecStore(Store):
             if now.version != ref.version:
                 raise changed(ref, now.version) from cause
             if failures >= self._policy.attempts:
-                raise StorageError(
+                raise StoreUnavailable(
                     f"Reading bytes {offset} to {offset + length} (exclusive) of {ref.uri} failed {failures} times",
                     found=found,
                     cure="Look at the network and at the store's status, then run again.",
@@ -223,7 +224,8 @@ def told(error: Exception, uri: str, verb: str) -> StorageError:
             found=_described(error),
             cure="Give this identity the permission, or let the store's own variables name credentials that have it.",
         )
-    return StorageError(f"Cannot {verb} {uri}", found=_described(error))
+    unavailable = re.search("Timeout|Connect", names)
+    return (StoreUnavailable if unavailable else StorageError)(f"Cannot {verb} {uri}", found=_described(error))
 
 
 def _described(error: Exception) -> str:

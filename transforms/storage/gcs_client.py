@@ -23,7 +23,7 @@ from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from transforms.errors import AccessDenied, InvalidRequest, ObjectNotFound, StorageError
+from transforms.errors import AccessDenied, InvalidRequest, ObjectNotFound, StorageError, StoreUnavailable
 from transforms.storage.base import Counters, ObjectRef
 from transforms.storage.http_range import HttpRefusal
 
@@ -140,7 +140,8 @@ class GcsClient:
         cure = ""
         if status is None and no_credentials:
             cure = "Look at the network; moreover, no Google credentials were found: `gcloud auth application-default login`."
-        return StorageError(f"Cannot {verb} {uri}", found=reason, cure=cure)
+        unavailable = not cure and (status is None or status in (408, 429) or status >= 500)
+        return (StoreUnavailable if unavailable else StorageError)(f"Cannot {verb} {uri}", found=reason, cure=cure)
 
     def _forbidden(self, reason: str, uri: str, verb: str) -> AccessDenied:
         told = _DENIED.search(reason)

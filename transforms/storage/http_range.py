@@ -26,7 +26,7 @@ from email.message import Message
 from types import MappingProxyType
 from typing import TypeVar
 
-from transforms.errors import StorageError
+from transforms.errors import StorageError, StoreUnavailable
 from transforms.storage.base import Counters
 from transforms.storage.prefault import prefault
 
@@ -145,7 +145,7 @@ class RangeReader:
                 return attempt()
             except _Transient as error:
                 if failures >= self._policy.attempts:
-                    raise StorageError(
+                    raise StoreUnavailable(
                         told(failures),
                         found=str(error),
                         cure="Look at the network and at the store's status, then run again.",
