@@ -133,7 +133,9 @@ def test_an_error_on_the_way_names_no_secret(
         output = address(front, bucket, "out")
     if what in ("input", "output"):
         model = str(put_model("model.keras", f"{bucket}/model.keras"))
-    assert main([f"--model={model}", f"--input={source}", f"--output={output}", "--verbose"]) == 2
+    # A store that does not answer may do so later.
+    code = 1 if what == "reset" else 2
+    assert main([f"--model={model}", f"--input={source}", f"--output={output}", "--verbose"]) == code
     out, err = capfd.readouterr()
     assert "Cannot start" in err
     for text, where in ((out, "standard output"), (err, "standard error"), (every_log.getvalue(), "the log")):
