@@ -100,6 +100,10 @@ def one_column(data: bytes, rows: int, **how: Any) -> bytes:
 def crafted() -> dict[str, bytes]:
     ten = page(bytes(80), 80, 10)
     zeros = pa.Codec("zstd").compress(bytes(300 << 20)).to_pybytes()
+    # Each has one page of 200 MiB, and the next is small.
+    half = pa.Codec("zstd").compress(bytes(200 << 20)).to_pybytes()
+    two = page(half, 200 << 20, 10) + page(pa.Codec("zstd").compress(bytes(80)).to_pybytes(), 80, 10)
+    side_by_side = [chunk(len(two), 20, codec=ZSTD, start=4 + i * len(two)) for i in range(2)]
     twice = struct(f1=1, f2=wide(2), f3l=0, f4=[])[:-1] + b"\x09\x04" + _value(nested(60_000), long=False)[1] + b"\0"
     return {
         "sound": one_column(ten, 10),
@@ -119,6 +123,7 @@ def crafted() -> dict[str, bytes]:
         "a page of a negative size": one_column(page(bytes(80), -1, 10), 10, codec=ZSTD),
         "a page longer than its chunk": one_column(page(bytes(80), 80, 10, packed=1 << 30), 10),
         "zeros that decompress to 300 MiB": one_column(page(zeros, 300 << 20, 10), 10, codec=ZSTD),
+        "zeros that decompress to 200 MiB in each column": file(wide(2), 20, [group(side_by_side, 20)], two * 2),
         "a list of a billion": one_column(page(bytes(80), 80, 1 << 30), 1, repetition=REPEATED),
         "long text in a dictionary": long_text(),
     }

@@ -23,14 +23,18 @@ from transforms.parquet_guard import (
     GuardedFile,
     check_nesting,
     column_chunks,
+    most_packed,
     nested_too_deep,
     parse_footer,
 )
 from transforms.shard import Shard
 from transforms.storage.base import ObjectRef, Store
 
-# A column chunk is read through a window of this many bytes, so that a row group of any size costs the same memory.
+# A column chunk is read through a window of this many bytes, so that a row group of any size costs the same memory; at once
+# where a row group's chunks are no more than this together, since Arrow copies what a window holds under the interpreter's
+# lock.
 _READ_WINDOW = 1 << 20
+_WHOLE_CHUNKS = 8 << 20
 # Of a file's end, the first read: few footers are longer.
 _FOOTER_READ = 256 << 10
 _T = TypeVar("_T")
@@ -221,6 +225,8 @@ def _decoded(
     source, rows, done = shard.source, batch_rows, 0
     footer = parse_footer(source.uri, guard, source.size)
     chunks = column_chunks(source.uri, footer, shard.row_groups, source.size, repeated)
+    if most_packed(footer, shard.row_groups, read) <= _WHOLE_CHUNKS:
+        file = _opened(guard, None, window=0, metadata=file.metadata)
     while True:
         guard.watch(chunks, len(read), rows)
         passed = held = part = 0
@@ -333,19 +339,29 @@ def _open(store: Store, source: ObjectRef) -> Iterator[tuple[pq.ParquetFile, Gua
     _check_size(source)
     with closing(store.open_arrow(source)) as opened:
         guard = GuardedFile(source.uri, opened)
-
-        def parse(members: int | None) -> pq.ParquetFile:
-            return pq.ParquetFile(
-                pa.PythonFile(guard, mode="r"),
-                pre_buffer=False,
-                buffer_size=_READ_WINDOW,
-                page_checksum_verification=True,
-                coerce_int96_timestamp_unit=_TIMES,
-                thrift_container_size_limit=members,
-            )
-
-        file = _parse(source, lambda: store.read(source, source.size - 4), parse, lambda: guard, source.size)
+        file = _parse(
+            source,
+            lambda: store.read(source, source.size - 4),
+            lambda members: _opened(guard, members, window=_READ_WINDOW),
+            lambda: guard,
+            source.size,
+        )
         yield file, guard, _schemas.read(source, file.schema_arrow)
+
+
+def _opened(
+    guard: GuardedFile, members: int | None, *, window: int, metadata: pq.FileMetaData | None = None
+) -> pq.ParquetFile:
+    """`window=0` reads each column chunk at once. The footer is read where there is no `metadata` of it."""
+    return pq.ParquetFile(
+        pa.PythonFile(guard, mode="r"),
+        metadata=metadata,
+        pre_buffer=False,
+        buffer_size=window,
+        page_checksum_verification=True,
+        coerce_int96_timestamp_unit=_TIMES,
+        thrift_container_size_limit=members,
+    )
 
 
 def _check_size(source: ObjectRef) -> None:

@@ -8,8 +8,8 @@ parquet.thrift.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Container
+from bisect import bisect_left, bisect_right
+from collections.abc import Collection, Container
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -33,6 +33,8 @@ _I32, _I64, _BINARY, _LIST, _SET, _MAP, _STRUCT = 5, 6, 8, 9, 10, 11, 12
 _INTEGER_BITS = {4: 32, _I32: 32, _I64: 64}
 _FIXED_BYTES = {1: 1, 2: 1, 3: 1, 7: 8, 13: 16}
 _DICTIONARY_PAGE = 2
+# Of a page's header, what tells of its values, by the kind of page.
+_VALUES = ((5, _STRUCT), (7, _STRUCT), (8, _STRUCT))
 _CURE = "Leave this file out of --input, or write it again"
 
 Fields = dict[tuple[int, int], Any]
@@ -166,7 +168,7 @@ def nested_too_deep(name: str) -> NotParquet:
 
 @dataclass(slots=True)
 class _Chunk:
-    """Bytes `start` to `end` (exclusive), headers up to `next_header` seen; sizes, unpacked and packed, of its last pages.
+    """Bytes `start` to `end` (exclusive), headers up to `next_header` seen; sizes, unpacked and packed, of its dictionary and its last page.
 
     `repeated` is whether each row gets a copy of its value in the dictionary.
     """
@@ -206,6 +208,18 @@ def column_chunks(
         if before.end > after.start:
             raise _refused(name, "column chunk", "bytes of its own", f"byte {after.start}, which is another's too")
     return chunks
+
+
+def most_packed(footer: Fields, row_groups: tuple[int, int], columns: Collection[int]) -> int:
+    """Bytes of these columns' chunks in the row group that has most of them, as `column_chunks` has found them to be."""
+    groups = (footer.get((4, _LIST)) or [])[slice(*row_groups)]
+    return max((sum(_packed(group, number) for number in columns) for group in groups), default=0)
+
+
+def _packed(group: Fields, column: int) -> int:
+    columns = group.get((1, _LIST)) or []
+    about = columns[column].get((3, _STRUCT)) if column < len(columns) else None
+    return (about or {}).get((7, _I64)) or 0
 
 
 class GuardedFile:
@@ -249,11 +263,11 @@ class GuardedFile:
 
     def read(self, size: int = -1) -> Any:
         start, data = self._at, self._read_at(self._at, size)
-        self._at += len(data)
+        self._at = end = start + len(data)
         first = max(0, bisect_right(self._starts, start) - 1)
-        for chunk in self._chunks[first : bisect_right(self._starts, self._at - 1)]:
-            while chunk.next_header < min(self._at, chunk.end):
-                self._look(chunk, _bytes(data), chunk.next_header - start)
+        for chunk in self._chunks[first : bisect_left(self._starts, end)]:
+            if chunk.next_header < min(end, chunk.end):
+                self._look(chunk, _bytes(data), start)
         return data
 
     def close(self) -> None:
@@ -266,23 +280,27 @@ class GuardedFile:
         self._opened.seek(start)
         return self._opened.read_buffer(size if size >= 0 else None)
 
-    def _look(self, chunk: _Chunk, data: memoryview, at: int) -> None:
-        header, length = self._header(chunk, data, at)
-        unpacked, packed = header.get((2, _I32)), header.get((3, _I32))
-        end = chunk.next_header + length + (packed or 0)
-        if unpacked is None or packed is None or unpacked < 0 or packed < 0 or end > chunk.end:
-            raise self._refused(
-                f"sizes, within the {chunk.end - chunk.start} bytes of its chunk", f"{unpacked}, {packed}"
-            )
-        values = [(header.get((part, _STRUCT)) or {}).get((1, _I32)) or 0 for part in (5, 7, 8)]
-        if max(values) > _PAGE_VALUES:
-            raise self._refused(f"{_PAGE_VALUES:,} values at most", f"{max(values):,}")
-        if header.get((1, _I32)) == _DICTIONARY_PAGE:
-            chunk.dictionary = unpacked, packed
-        else:
-            chunk.page = unpacked, packed
-        self._check_sum(chunk)
-        chunk.next_header = end
+    def _look(self, chunk: _Chunk, data: memoryview, start: int) -> None:
+        """At each header of the chunk within `data`, which lies in the file from `start` on."""
+        end, largest = min(start + len(data), chunk.end), chunk.page
+        while chunk.next_header < end:
+            header, length = self._header(chunk, data, chunk.next_header - start)
+            unpacked, packed = header.get((2, _I32)), header.get((3, _I32))
+            next_header = chunk.next_header + length + (packed or 0)
+            if unpacked is None or packed is None or unpacked < 0 or packed < 0 or next_header > chunk.end:
+                raise self._refused(
+                    f"sizes, within the {chunk.end - chunk.start} bytes of its chunk", f"{unpacked}, {packed}"
+                )
+            for part in _VALUES:
+                if (values := header.get(part)) is not None and (values.get((1, _I32)) or 0) > _PAGE_VALUES:
+                    raise self._refused(f"{_PAGE_VALUES:,} values at most", f"{values[1, _I32]:,}")
+            if header.get((1, _I32)) == _DICTIONARY_PAGE:
+                chunk.dictionary = unpacked, packed
+            else:
+                chunk.page = unpacked, packed
+                largest = max(largest, chunk.page)
+            chunk.next_header = next_header
+        self._check_sum(chunk, largest)
         if chunk.repeated and self._rows > 1 and chunk.dictionary[0] * self._rows > BATCH_BYTES:
             raise DictionaryTooLarge(max(1, BATCH_BYTES // chunk.dictionary[0]))
 
@@ -304,8 +322,9 @@ class GuardedFile:
                     raise self._refused("a header that can be read", f"none at byte {chunk.next_header}") from error
             size *= 32
 
-    def _check_sum(self, chunk: _Chunk) -> None:
-        now = (chunk.dictionary[0] + chunk.page[0], chunk.dictionary[1] + chunk.page[1])
+    def _check_sum(self, chunk: _Chunk, page: tuple[int, int]) -> None:
+        """Arrow holds the dictionary and one page of each chunk: the largest that it may be at with what was read now."""
+        now = (chunk.dictionary[0] + page[0], chunk.dictionary[1] + page[1])
         gone = [self._pages.pop(chunk.start, (0, 0))]
         self._pages[chunk.start] = now
         if len(self._pages) > self._at_once:
