@@ -121,17 +121,21 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
         schema = pa.schema([field for field in schema if field.name in stored])
         left, decoded = shard.rows, 0
 
-        def count(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             nonlocal decoded
+            as_read: bool | None = None
             for batch in batches:
                 decoded += batch.num_rows
-                yield _cast(batch, schema)
+                if as_read is None:  # all batches of a file are of one schema
+                    as_read = batch.schema.equals(schema)
+                yield batch if as_read else _cast(batch, schema)
 
         try:
+            in_order = not constant and schema.names == list(columns)
             for batch in _full(count(_decoded(file, guard, shard, stored, batch_rows)), shard.skip, batch_rows):
                 part = batch if batch.num_rows <= left else batch.slice(0, left)
                 left -= part.num_rows
-                yield _with_constants(part, columns, constant)
+                yield part if in_order else _with_constants(part, columns, constant)
                 if not left:
                     return
         except MemoryError as error:
@@ -195,8 +199,6 @@ def _plain(kind: pa.DataType, *, in_struct: bool = False) -> pa.DataType:
 
 
 def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    if batch.schema.equals(schema):
-        return batch
     # Asked for a column "a.b", Arrow gives the member b of a struct a as well.
     batch = batch.select([name for name in batch.schema.names if name in schema.names])
     for i, field in enumerate(batch.schema):
@@ -223,6 +225,7 @@ def _decoded(
     if any(_nests_dictionary(field.type) for field in file.schema_arrow if field.name in wanted):
         groups = [[group] for group in groups[0]]  # Arrow 25 cannot read such a column over several at once
     source, rows, done = shard.source, batch_rows, 0
+    texts = any(pa.types.is_dictionary(leaves[i].type) and leaves[i].type.value_type in _TEXT for i in read)
     footer = parse_footer(source.uri, guard, source.size)
     chunks = column_chunks(source.uri, footer, shard.row_groups, source.size, repeated)
     if most_packed(footer, shard.row_groups, read) <= _WHOLE_CHUNKS:
@@ -239,7 +242,7 @@ def _decoded(
                 if rows < batch_rows:
                     before, part = part, passed // batch_rows
                     held = _nbytes(batch) + (held if part == before else 0)
-                else:
+                elif texts:
                     held = _written_out(batch)
                 if held > BATCH_BYTES:
                     raise MemoryError(f"{held:,} bytes")
@@ -319,6 +322,9 @@ def _full(batches: Iterable[pa.RecordBatch], skip: int, rows: int) -> Iterator[p
     held: list[pa.RecordBatch] = []
     count = 0
     for batch in batches:
+        if batch.num_rows == rows and not skip and not held:
+            yield batch
+            continue
         dropped = min(skip, batch.num_rows)
         skip -= dropped
         held.append(batch.slice(dropped))
