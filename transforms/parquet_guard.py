@@ -41,11 +41,11 @@ Fields = dict[tuple[int, int], Any]
 """A struct's fields by id and type, since Thrift passes over a field of another type. Of two alike the last counts."""
 
 
-# What anybody asks of a struct, of whatever kind that is. The rest is passed over: with statistics and the like a footer of
-# 610 row groups took 35 times its bytes.
+# What anybody asks of a struct, of whatever kind that is, by id times 16 plus type. The rest is passed over: with statistics and
+# the like a footer of 610 row groups took 35 times its bytes.
 _ASKED = {
-    key: key
-    for key in (
+    (field << 4) + kind: (field, kind)
+    for field, kind in (
         *((field, _I32) for field in (1, 2, 3, 5)),
         *((field, _I64) for field in (5, 7, 9, 11)),
         *((field, _LIST) for field in (1, 2, 4)),
@@ -76,16 +76,21 @@ class _Compact:
         self._data, self.at = data, at
 
     def _varint(self) -> int:
-        value = shift = 0
-        while True:
-            byte: int = self._data[self.at]
-            self.at += 1
-            value |= (byte & 127) << shift
-            if byte < 128:
-                return value
-            shift += 7
-            if shift > 63:
-                raise _Malformed
+        data, at = self._data, self.at
+        value: int = data[at]
+        if value > 127:
+            value, shift = value & 127, 7
+            while True:
+                at += 1
+                byte = data[at]
+                value |= (byte & 127) << shift
+                if byte < 128:
+                    break
+                shift += 7
+                if shift > 63:
+                    raise _Malformed
+        self.at = at + 1
+        return value
 
     def _zigzag(self, bits: int) -> int:
         value = self._varint() & ((1 << bits) - 1)
@@ -94,21 +99,39 @@ class _Compact:
     def struct(self, depth: int = 0) -> Fields:
         if depth > MOST_NESTED:
             raise _Malformed
+        data, at, last = self._data, self.at, 0
         fields: Fields = {}
-        last = 0
         while True:
-            head = self._data[self.at]
-            self.at += 1
+            head = data[at]
+            at += 1
             kind = head & 15
             if not kind:
+                self.at = at
                 return fields
-            if head >> 4:
+            if head > 15:
                 last += head >> 4
             else:
+                self.at = at
                 last = (self._zigzag(32) + 0x8000 & 0xFFFF) - 0x8000
-            value = self._value(kind, depth) if kind > 2 else None
-            if (key := _ASKED.get((last, kind))) is not None:
-                fields[key] = value
+                at = self.at
+            # Integers and short texts, of which pages' headers consist, without a call.
+            value: Any = None
+            if kind in _INTEGER_BITS:
+                value = data[at]
+                at += 1
+                if value > 127:
+                    self.at = at - 1
+                    value = self._varint() & ((1 << _INTEGER_BITS[kind]) - 1)
+                    at = self.at
+                value = (value >> 1) ^ -(value & 1)
+            elif kind == _BINARY and (size := data[at]) < 128 and at + size < len(data):
+                at += 1 + size
+            elif kind > 2:
+                self.at = at
+                value = self._value(kind, depth)
+                at = self.at
+            if (last << 4) + kind in _ASKED:
+                fields[_ASKED[(last << 4) + kind]] = value
 
     def _value(self, kind: int, depth: int) -> Any:
         if kind in _INTEGER_BITS:
@@ -324,13 +347,14 @@ class GuardedFile:
 
     def _check_sum(self, chunk: _Chunk, page: tuple[int, int]) -> None:
         """Arrow holds the dictionary and one page of each chunk: the largest that it may be at with what was read now."""
-        now = (chunk.dictionary[0] + page[0], chunk.dictionary[1] + page[1])
-        gone = [self._pages.pop(chunk.start, (0, 0))]
-        self._pages[chunk.start] = now
+        of_chunk = (chunk.dictionary[0] + page[0], chunk.dictionary[1] + page[1])
+        before = self._pages.pop(chunk.start, (0, 0))
+        self._pages[chunk.start] = of_chunk
+        unpacked, packed = self._unpacked + of_chunk[0] - before[0], self._packed + of_chunk[1] - before[1]
         if len(self._pages) > self._at_once:
-            gone.append(self._pages.pop(next(iter(self._pages))))
-        self._unpacked = unpacked = self._unpacked + now[0] - sum(one[0] for one in gone)
-        self._packed = packed = self._packed + now[1] - sum(one[1] for one in gone)
+            gone = self._pages.pop(next(iter(self._pages)))
+            unpacked, packed = unpacked - gone[0], packed - gone[1]
+        self._unpacked, self._packed = unpacked, packed
         if unpacked > _PAGE_BYTES and unpacked > _MOST_RATIO * packed:
             raise self._refused(
                 f"no more than {_PAGE_BYTES:,} bytes decompressed at once, or {_MOST_RATIO} times what is read for them",

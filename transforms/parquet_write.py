@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from transforms.storage.base import ObjectRef, Store, Writer
 
+# Arrow gathers what it writes up to this much before Python sees it.
+_WRITE_BYTES = 1 << 20
 # A row group is encoded whole, in several copies: large ones make the peak grow with the shard.
 _ROW_GROUP_BYTES = 4 << 20
 
@@ -33,10 +35,10 @@ def write_batches(
     rows, held_bytes = 0, 0.0
     row_bytes = fixed_row_bytes(schema)
     held: list[pa.RecordBatch] = []
-    with store.create(uri) as sink:
-        summed = _Summed(sink)
+    with store.create(uri) as sink, _Summed(sink) as summed:
+        gathered = pa.BufferedOutputStream(pa.PythonFile(summed, mode="w"), _WRITE_BYTES)
         with pq.ParquetWriter(  # closing it writes a footer even after an exception; without commit() nobody sees that
-            pa.PythonFile(summed, mode="w"),
+            gathered,
             schema.with_metadata(key_values),
             compression="zstd",
             use_dictionary=_repetitive(schema),
@@ -54,6 +56,7 @@ def write_batches(
                 writer.write_table(pa.Table.from_batches(held, schema))
             if more := at_end(rows):
                 writer.add_key_value_metadata(more)
+        gathered.flush()
         return replace(sink.commit(), crc32c=summed.crc32c), rows
 
 
@@ -76,14 +79,24 @@ def fixed_row_bytes(schema: pa.Schema) -> float | None:
 
 
 class _Summed:
-    """What pyarrow asks of a sink; sums up what goes through."""
+    """What pyarrow asks of a sink; sums up what goes through. After the block nothing does: Arrow writes what it has gathered
+    even when it is thrown away.
+    """
 
     closed = False
 
     def __init__(self, sink: Writer) -> None:
-        self._sink, self.crc32c = sink, 0
+        self._sink, self.crc32c, self._ended = sink, 0, False
+
+    def __enter__(self) -> _Summed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended = True
 
     def write(self, data: Any) -> int:
+        if self._ended:
+            return len(data)
         self.crc32c = crc32c.crc32c(data, self.crc32c)
         return self._sink.write(data)
 

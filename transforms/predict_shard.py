@@ -220,30 +220,21 @@ def found_result(job: Job, there: ObjectRef, shard: Shard, standing: StandingDea
 
 
 class _Clock:
+    """`seconds` of each stage in all, and those of its `last` item."""
+
     def __init__(self) -> None:
         self.seconds = {"read": 0.0, "predict": 0.0, "write": 0.0}
         self.last = 0.0
 
-    def time(self, stage: str) -> _Span:
-        return _Span(self, stage)
-
     def time_each(self, stage: str, items: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        iterator = iter(items)
+        iterator, seconds = iter(items), self.seconds
         while True:
-            with self.time(stage):
+            start = time.perf_counter()
+            try:
                 item = next(iterator, None)
+            finally:
+                self.last = time.perf_counter() - start
+                seconds[stage] += self.last
             if item is None:
                 return
             yield item
-
-
-class _Span:
-    def __init__(self, clock: _Clock, stage: str) -> None:
-        self._clock, self._stage = clock, stage
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._clock.last = time.perf_counter() - self._start
-        self._clock.seconds[self._stage] += self._clock.last

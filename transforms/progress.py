@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,24 +27,26 @@ class Snapshot:
 
 
 _lock = threading.Lock()
-_now = Snapshot()
+_now = asdict(Snapshot())
 _model_bytes_told = 0
 
 
 def snapshot() -> Snapshot:
-    return _now
+    with _lock:
+        return Snapshot(**_now)
 
 
 def reset() -> None:
-    global _now, _model_bytes_told
+    global _model_bytes_told
     with _lock:
-        _now, _model_bytes_told = Snapshot(), 0
+        _now.update(asdict(Snapshot()))
+        _model_bytes_told = 0
 
 
 def add(**amounts: int) -> None:
-    global _now
     with _lock:
-        _now = replace(_now, **{name: getattr(_now, name) + amount for name, amount in amounts.items()})
+        for name, amount in amounts.items():
+            _now[name] += amount
 
 
 class ModelProgress:
@@ -59,14 +61,14 @@ class ModelProgress:
 
 
 def model_ready() -> None:
-    global _now
     with _lock:
-        _now = replace(_now, model_ready=True)
+        _now["model_ready"] = True
 
 
 def take_model_bytes() -> int:
     """Bytes of models that arrived since this was last asked."""
     global _model_bytes_told
     with _lock:
-        taken, _model_bytes_told = _now.model_bytes - _model_bytes_told, _now.model_bytes
+        arrived: int = _now["model_bytes"]
+        taken, _model_bytes_told = arrived - _model_bytes_told, arrived
     return taken

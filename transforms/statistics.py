@@ -15,9 +15,10 @@ import json
 import math
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
+from operator import attrgetter, methodcaller
 from typing import Any, Self
 
 import numpy as np
@@ -65,17 +66,18 @@ class Numbers:
             return
         wide = np.ascontiguousarray(values, np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
-            total = float(wide.sum())
+            total = float(np.add.reduce(wide))
             if not math.isfinite(total) and not (finite := np.isfinite(wide)).all():
                 nan = int(np.isnan(wide).sum())
                 self.nan += nan
                 self.infinite += len(wide) - int(finite.sum()) - nan
                 self.add(wide[finite], weight)
                 return
-            self.squares += float(np.einsum("i,i->", wide, wide))
+            self.squares += float(np.add.reduce(np.square(wide)))
         self.count += len(wide)
         self.total += total
-        self.least, self.most = min(self.least, float(wide.min())), max(self.most, float(wide.max()))
+        self.least = min(self.least, float(np.minimum.reduce(wide)))
+        self.most = max(self.most, float(np.maximum.reduce(wide)))
         if not weight:
             return
         keys = wide.view(np.uint16)[_UPPER::4].copy()
@@ -210,6 +212,7 @@ class Column:
     classes: np.ndarray | None = None
     largest: Numbers | None = None
     values: dict[str, int] | None = None
+    _layout: _Layout | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def of(cls, name: str, kind: pa.DataType) -> Self:
@@ -235,14 +238,18 @@ class Column:
         if self.numbers is None and self.values is None:
             return
         lists = len(array) - array.null_count
-        flat = _flat(array)
+        if (layout := self._layout) is None:
+            layout = self._layout = _Layout.of(array.type)
+        flat = array
+        for inwards in layout.steps:
+            flat = inwards(flat)
         if flat.null_count:
             flat = flat.drop_null()
-        if _is_text(flat.type):
+        if layout.text:
             lengths = pc.binary_length(flat)
             self._count_values(flat, weight, long=(pc.max(lengths).as_py() or 0) > MOST_VALUE_BYTES)
             flat = lengths
-        elif not pa.types.is_floating(flat.type):
+        elif not layout.floating:
             self._count_values(flat, weight)
         if self.numbers is None:
             return
@@ -322,6 +329,32 @@ class Column:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """The way to all values of an array of that kind, in order; those of null lists are none."""
+
+    steps: tuple[Callable[[pa.Array], pa.Array], ...]
+    text: bool
+    floating: bool
+
+    @classmethod
+    def of(cls, kind: pa.DataType) -> Self:
+        steps: list[Callable[[pa.Array], pa.Array]] = []
+        leaf = kind
+        while True:
+            if isinstance(leaf, pa.BaseExtensionType):
+                steps.append(attrgetter("storage"))
+                leaf = leaf.storage_type
+            elif pa.types.is_dictionary(leaf):
+                steps.append(methodcaller("dictionary_decode"))
+                leaf = leaf.value_type
+            elif _is_list(leaf):
+                steps.append(methodcaller("flatten"))
+                leaf = leaf.value_type
+            else:
+                return cls(tuple(steps), _is_text(leaf), pa.types.is_floating(leaf))
+
+
 class Columns:
     """The columns of a shard's predictions, the first `MOST_COLUMNS` of them."""
 
@@ -381,19 +414,6 @@ def _leaf(kind: pa.DataType) -> pa.DataType:
     while _is_list(kind):
         kind = _storage(kind.value_type)
     return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _flat(array: pa.Array) -> pa.Array:
-    """All values of it, in order; those of null lists are none."""
-    while True:
-        if isinstance(array, pa.ExtensionArray):
-            array = array.storage
-        elif pa.types.is_dictionary(array.type):
-            array = array.dictionary_decode()
-        elif _is_list(array.type):
-            array = array.flatten()
-        else:
-            return array
 
 
 def _is_list(kind: pa.DataType) -> bool:
