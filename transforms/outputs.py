@@ -50,7 +50,7 @@ class Output:
 
     def array(self, tensor: tf.Tensor, rows: int) -> pa.Array:
         expected = (rows, *(self.spec.shape or ())[1:])
-        shape = tuple(tensor.shape)
+        shape = tuple(tensor.shape.as_list())
         if len(shape) != len(expected) or any(e not in (None, s) for e, s in zip(expected, shape, strict=True)):
             raise UnsupportedModel(
                 f"The model's output '{self.spec.name}' has another shape than its rows and its signature say",

@@ -41,8 +41,8 @@ Fields = dict[tuple[int, int], Any]
 """A struct's fields by id and type, since Thrift passes over a field of another type. Of two alike the last counts."""
 
 
-# What anybody asks of a struct, of whatever kind that is, by id times 16 plus type. The rest is passed over: with statistics and
-# the like a footer of 610 row groups took 35 times its bytes.
+# What anybody asks of a struct, of whatever kind that is, by id times 16 plus type. The rest is passed over: with statistics
+# and the like a footer of 610 row groups took 35 times its bytes.
 _ASKED = {
     (field << 4) + kind: (field, kind)
     for field, kind in (
@@ -191,7 +191,8 @@ def nested_too_deep(name: str) -> NotParquet:
 
 @dataclass(slots=True)
 class _Chunk:
-    """Bytes `start` to `end` (exclusive), headers up to `next_header` seen; sizes, unpacked and packed, of its dictionary and its last page.
+    """Bytes `start` to `end` (exclusive), headers up to `next_header` seen; sizes, unpacked and packed, of its dictionary and
+    its last page.
 
     `repeated` is whether each row gets a copy of its value in the dictionary.
     """

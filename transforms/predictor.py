@@ -90,6 +90,8 @@ class Predictor:
         Raises `DataError`, its `stage` being "preprocess", "features", "model", "predictions" or "postprocess", and
         `BatchTooLarge` where memory is short.
         """
+        if self._host is None:
+            return self._predict(batch, where, first_row)
         with on(self._host):
             return self._predict(batch, where, first_row)
 

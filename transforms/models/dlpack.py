@@ -58,7 +58,8 @@ def to_tensor(array: Any, dtype: str | None = None) -> Any:
 def _hand_over(array: Any) -> Any:
     import tensorflow as tf
 
-    if array.ctypes.data % ALIGNMENT or not array.flags.c_contiguous:
+    address = array.__array_interface__["data"][0]  # array.ctypes.data makes two objects to say the same
+    if address % ALIGNMENT or not array.flags.c_contiguous:
         copy = aligned_empty(array.nbytes).view(array.dtype).reshape(array.shape)
         np.copyto(copy, array)
         array = copy
