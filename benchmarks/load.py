@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         asked.size, asked.runs = 16, 1
     with _folder(asked.work) as folder:
         width = make_models(f"{folder}/models-{asked.size}", asked.size)
-        runs = []
+        runs: list[Run] = []
         for model in asked.models:
             # One at a time, since the bucket holds it in memory.
             with _bucket(f"{folder}/models-{asked.size}", model, asked) as url:

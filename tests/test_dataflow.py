@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from pipeline.cli import main
-from pipeline.dataflow import min_ram_gb
+from pipeline.dataflow import detached, min_ram_gb
 from pipeline.options import PredictOptions
 from pipeline.stopping import STOPPED
 from tests.dataflow_checks import do_fns, faults, graph_of, options
@@ -147,6 +147,13 @@ def test_a_template_is_written_and_not_waited_for(data: Data, capsys: pytest.Cap
     assert f"{data.uri}/templates/job" in capsys.readouterr().out
     assert json.loads(read(f"{data.uri}/templates/job"))["type"] == "JOB_TYPE_BATCH"
     assert len(data.service.requests) == before
+
+
+def test_a_place_for_a_template_is_nothing_to_other_runners(data: Data, tmp_path: Path) -> None:
+    """Such a job runs here, and is waited for."""
+    flags = data.flags(str(tmp_path / "out"), f"--template_location={data.uri}/templates/none", "--runner=DirectRunner")
+    assert not detached(PredictOptions(flags))
+    assert detached(PredictOptions([*flags, "--runner=DataflowRunner"]))
 
 
 def test_who_stops_waiting_is_told_how_to_end_the_job(

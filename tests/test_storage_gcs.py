@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from tests.front import Front, Gate, served
 from tests.store_contract import LARGE, StoreContract, noise
 from transforms.errors import AccessDenied, AlreadyExists, InvalidRequest, ObjectChanged, ObjectNotFound
 from transforms.storage import ObjectRef, Store, StoreOptions, open_store
+from transforms.storage.gcs import GcsStore
 
 
 class TestGcsStore(StoreContract):
@@ -41,6 +43,20 @@ class TestGcsStore(StoreContract):
     def get(self, uri: str) -> bytes | None:
         blob = storage.Blob.from_uri(uri, client=self.library)
         return blob.download_as_bytes() if blob.exists() else None
+
+
+def test_a_process_forked_while_another_thread_looks_for_credentials_makes_a_client_of_its_own(bucket: str) -> None:
+    store = GcsStore()
+    with store._lock:
+        child = os.fork()
+        if not child:
+            try:
+                signal.alarm(20)  # ends a child that waits for a lock which nobody holds in it
+                list(store.list(bucket))
+                os._exit(0)
+            finally:
+                os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 @pytest.fixture
