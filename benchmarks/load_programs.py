@@ -33,6 +33,8 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     import keras
     import tensorflow as tf
 
+    import transforms.models.keras_model
+    import transforms.models.saved_model
     import transforms.storage.gcs  # noqa: F401
     from transforms import load_model
 
