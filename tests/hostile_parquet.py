@@ -104,6 +104,10 @@ def crafted() -> dict[str, bytes]:
     half = pa.Codec("zstd").compress(bytes(200 << 20)).to_pybytes()
     two = page(half, 200 << 20, 10) + page(pa.Codec("zstd").compress(bytes(80)).to_pybytes(), 80, 10)
     side_by_side = [chunk(len(two), 20, codec=ZSTD, start=4 + i * len(two)) for i in range(2)]
+    # Of the second column's chunk it says that it holds no value, in fewer than no bytes.
+    large = b"".join(page(random.Random(1).randbytes(1 << 20), 1 << 20, 1 << 17) for _ in range(64))
+    about = struct(f1=INT64, f2=[0], f3=[b"x"], f4=NONE, f5l=0, f6l=0, f7l=-(1 << 40), f9l=4)
+    less = [chunk(len(large), 64 << 17), struct(f2l=4, f3=about)]
     twice = struct(f1=1, f2=wide(2), f3l=0, f4=[])[:-1] + b"\x09\x04" + _value(nested(60_000), long=False)[1] + b"\0"
     return {
         "sound": one_column(ten, 10),
@@ -124,6 +128,7 @@ def crafted() -> dict[str, bytes]:
         "a page longer than its chunk": one_column(page(bytes(80), 80, 10, packed=1 << 30), 10),
         "zeros that decompress to 300 MiB": one_column(page(zeros, 300 << 20, 10), 10, codec=ZSTD),
         "zeros that decompress to 200 MiB in each column": file(wide(2), 20, [group(side_by_side, 20)], two * 2),
+        "a chunk of fewer than no bytes": file(wide(2), 64 << 17, [group(less, 64 << 17)], large),
         "a list of a billion": one_column(page(bytes(80), 80, 1 << 30), 1, repetition=REPEATED),
         "long text in a dictionary": long_text(),
     }

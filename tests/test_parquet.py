@@ -336,3 +336,27 @@ def test_a_footer_tells_the_types_that_the_rows_are_read_as(tmp_path: Path, stor
     shard = Shard("x", source, 0, 1, (0, 1), source.size)
     (batch,) = read_batches(store, shard, told.names, 8)
     assert batch.schema.types == told.types
+
+
+def test_a_column_whose_name_is_also_a_path_leaves_the_others_where_they_were_asked_for(tmp_path: Path) -> None:
+    """Arrow gives the struct as well, before the column that it stands behind."""
+    table = pa.table({"x.y": [1, 2], "p": [{"y": 7}, {"y": 8}], "x": [{"y": 100}, {"y": 200}]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    store = open_store(str(tmp_path))
+    source = store.stat(str(tmp_path / "in.parquet"))
+    for columns in (["x.y", "p", "x"], ["x", "p", "x.y"], ["p", "x.y"]):
+        (batch,) = read_batches(store, whole(source, 1, 2), columns, 10)
+        assert batch.schema.names == columns
+        assert batch.to_pydict() == table.select(columns).to_pydict()
+
+
+def test_many_columns_of_zeros_are_read_though_each_page_is_small_once_compressed(tmp_path: Path) -> None:
+    rows = (1 << 17) + 10
+    zeros = pa.array(np.zeros(rows))
+    table = pa.table({f"c{i}": zeros for i in range(260)})
+    pq.write_table(table, tmp_path / "in.parquet", use_dictionary=False, compression="zstd", max_rows_per_page=rows)
+    store = open_store(str(tmp_path))
+    source = store.stat(str(tmp_path / "in.parquet"))
+    assert (
+        sum(batch.num_rows for batch in read_batches(store, whole(source, 1, rows), table.column_names, 4096)) == rows
+    )

@@ -37,6 +37,7 @@ REFUSED = {
     "a page longer than its chunk": "of its chunk",
     "zeros that decompress to 300 MiB": "314,572,800 bytes",
     "zeros that decompress to 200 MiB in each column": "no more than 268,435,456 bytes",
+    "a chunk of fewer than no bytes": "NotParquet",
     "a list of a billion": "1,073,741,824",
     "long text in a dictionary": "DataError",
 }

@@ -199,8 +199,8 @@ def _plain(kind: pa.DataType, *, in_struct: bool = False) -> pa.DataType:
 
 
 def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
-    # Asked for a column "a.b", Arrow gives the member b of a struct a as well.
-    batch = batch.select([name for name in batch.schema.names if name in schema.names])
+    # Asked for a column "a.b", Arrow gives the member b of a struct a as well, and that struct before its turn.
+    batch = batch.select(schema.names)
     for i, field in enumerate(batch.schema):
         if (wanted := schema.field(field.name)).type != field.type:
             batch = batch.set_column(i, wanted, batch.column(i).cast(wanted.type))

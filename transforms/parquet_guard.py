@@ -19,9 +19,10 @@ from transforms.errors import NotParquet
 # Of a list in a footer that Arrow is trusted with unseen: a schema of so many elements cannot end the process.
 FEW_MEMBERS = 10_000
 MOST_NESTED = 128
-# Of the pages decoded at once, one of each column and its dictionary. Writers end a page at some 1 MiB or 20,000 rows; a
-# larger one may be what its own bytes make likely.
-_PAGE_BYTES = 256 << 20
+# Of the pages decoded at once, one of each column and its dictionary. Writers end a page at some 1 MiB or 20,000 rows, of
+# which many columns may add up to more than a few are trusted with; a larger one may be what its own bytes make likely.
+_PAGE_BYTES, _PAGE_BYTES_OF_MANY = 256 << 20, 1 << 30
+_COLUMN_PAGE_BYTES = 2 << 20
 _MOST_RATIO = 100
 _PAGE_VALUES = 1 << 27
 # What a batch may become where each of its rows holds a whole dictionary.
@@ -243,7 +244,7 @@ def most_packed(footer: Fields, row_groups: tuple[int, int], columns: Collection
 def _packed(group: Fields, column: int) -> int:
     columns = group.get((1, _LIST)) or []
     about = columns[column].get((3, _STRUCT)) if column < len(columns) else None
-    return (about or {}).get((7, _I64)) or 0
+    return max(0, (about or {}).get((7, _I64)) or 0)  # of a chunk without values nobody looks whether it is true
 
 
 class GuardedFile:
@@ -356,9 +357,10 @@ class GuardedFile:
             gone = self._pages.pop(next(iter(self._pages)))
             unpacked, packed = unpacked - gone[0], packed - gone[1]
         self._unpacked, self._packed = unpacked, packed
-        if unpacked > _PAGE_BYTES and unpacked > _MOST_RATIO * packed:
+        most = max(_PAGE_BYTES, min(self._at_once * _COLUMN_PAGE_BYTES, _PAGE_BYTES_OF_MANY))
+        if unpacked > most and unpacked > _MOST_RATIO * packed:
             raise self._refused(
-                f"no more than {_PAGE_BYTES:,} bytes decompressed at once, or {_MOST_RATIO} times what is read for them",
+                f"no more than {most:,} bytes decompressed at once, or {_MOST_RATIO} times what is read for them",
                 f"{unpacked:,} bytes out of {packed:,}",
             )
 
