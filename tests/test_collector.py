@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import weakref
 from collections.abc import Iterator
@@ -82,3 +83,13 @@ def test_what_the_process_has_set_itself_is_left_alone(own: str) -> None:
         assert gc.isenabled() == (own == "frozen")
     finally:
         gc.enable()
+
+
+def test_a_child_forked_meanwhile_collects_as_ever() -> None:
+    with old_objects_set_aside():
+        child = os.fork()
+        if not child:
+            os._exit(0 if gc.get_freeze_count() == 0 else 1)
+        assert gc.get_freeze_count()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert gc.get_freeze_count() == 0

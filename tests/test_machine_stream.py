@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ import numpy as np
 import pytest
 
 from tests.test_sharing import addresses, all_addresses, eventually
-from transforms.errors import StorageError
+from transforms.errors import CorruptModel, StorageError
 from transforms.models import machine, machine_stream, segment
 from transforms.models.machine_stream import MachineStream
+from transforms.models.ref import ModelRef
 from transforms.models.stream import StreamOptions, TensorSlot
 from transforms.storage import ObjectRef
 from transforms.storage.local import LocalStore
@@ -505,3 +507,117 @@ def test_a_buffer_that_stays_in_use_keeps_the_weights_private(file: File, caplog
     file.check(file.load(Keeping()))
     assert "could not be sealed" in caplog.text
     eventually(lambda: file.address not in all_addresses(), "what is not sealed is offered")
+
+
+class _Refuses(socket.socket):
+    def __init__(self, *_: Any) -> None:
+        raise OSError(97, "Address family not supported by protocol")
+
+
+def test_where_processes_cannot_meet_each_has_its_own(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd's RestrictAddressFamilies and seccomp filters refuse the socket itself."""
+    monkeypatch.setattr(socket, "socket", _Refuses)
+    file.check(file.load(store := Wire()))
+    assert store.reads
+
+
+def test_without_a_thread_to_hand_them_on_each_has_its_own_and_nothing_stays(
+    file: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def no_more_threads(thread: threading.Thread) -> None:
+        if thread.name == "headrace-host":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    before = _memfds()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", no_more_threads)
+        arrays = file.load(Wire())
+    file.check(arrays)
+    assert file.address not in all_addresses()
+    assert _memfds() == before
+
+
+def _memfds() -> list[str]:
+    links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+    return [link for link in links if os.path.exists(link) and "headrace-weights" in os.readlink(link)]
+
+
+@pytest.mark.parametrize(("uid_map", "shares"), [("0 0 4294967295", True), ("0 1000 1", False), ("", False)])
+def test_who_looks_like_any_stranger_meets_nobody(
+    file: File, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, uid_map: str, shares: bool
+) -> None:
+    """The kernel shows the users that a namespace does not know as one, which may be this process's own number."""
+    (tmp_path / "uid_map").write_text(uid_map)
+    monkeypatch.setattr(machine, "_UID_MAP", str(tmp_path / "uid_map"))
+    monkeypatch.setattr(os, "geteuid", lambda: int(Path("/proc/sys/kernel/overflowuid").read_text()))
+    file.layout = segment.lay_out(file.slots, file.identity)
+    arrays = file.load(Wire())
+    assert (file.address in all_addresses()) == shares
+    file.check(arrays)
+
+
+def test_a_model_that_cannot_be_read_is_told_by_all_at_once(file: File, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by one after the other, each after it has fetched the whole in the place of the one before."""
+    file.slots[0] = replace(file.slots[0], masked_crc32c=1)
+    leader, joined = Wire(hold_after=5), list[int]()
+    lead = Following(file, leader)
+    assert leader.held.wait(30)
+    monkeypatch.setattr(MachineStream, "_lead", lambda *_: joined.append(1))
+    waiting = [(store, Following(file, store)) for store in (Wire(), Wire(), Wire())]
+    time.sleep(0.5)
+    assert all(one.is_alive() and not store.reads for store, one in waiting)
+    leader.go.set()
+    for one in (lead, *(one for _, one in waiting)):
+        with pytest.raises(CorruptModel):
+            one.result()
+    assert not joined
+
+
+def test_that_all_has_arrived_is_told_once(file: File) -> None:
+    told: list[tuple[int, int]] = []
+    leader = Wire()
+    with file.stream(leader) as stream:
+        for slot in file.slots:
+            stream.take(slot.name)
+        late = Following(file, Wire(), StreamOptions(progress=lambda *now: told.append(now)))
+        time.sleep(0.5)
+        assert all(arrived < total for arrived, total in told)
+    late.result()
+    assert [arrived == total for arrived, total in told].count(True) == 1
+
+
+def test_files_of_this_machine_are_its_own_wherever_the_model_is_said_to_lie() -> None:
+    """Two containers may meet, each with other files under the same names."""
+    config, weights = ObjectRef("gs://b/config.json", 1, "1"), ObjectRef("/models/w.weights.h5", 4, "2-4-0")
+    mounts = os.readlink("/proc/self/ns/mnt")
+    apart = ModelRef("gs://b/config.json", "keras_config", (config, weights), weights=weights.uri)
+    assert machine_stream.machine_identity(apart).endswith(mounts)
+    assert not machine_stream.machine_identity(ModelRef("gs://b/m", "saved_model", (config,))).endswith(mounts)
+
+
+def test_where_no_file_system_can_be_told_from_another_nothing_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_proc(_: str) -> str:
+        raise FileNotFoundError(2, "No such file or directory")
+
+    monkeypatch.setattr(os, "readlink", no_proc)
+    local = ModelRef("/m.keras", "keras", (ObjectRef("/m.keras", 1, "1"),))
+    assert "cannot be told" in (machine_stream.why_not(local) or "")
+    assert machine_stream.why_not(ModelRef("gs://b/m", "saved_model", (ObjectRef("gs://b/m", 1, "1"),))) is None
+
+
+def test_a_child_forked_before_the_leader_has_a_thread_does_not_hold_the_address(file: File) -> None:
+    listener, leads = machine.meet(file.layout)
+    assert leads
+    child = os.fork()
+    if not child:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        eventually(lambda: not addresses(child), "the child holds the address")
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        listener.close()

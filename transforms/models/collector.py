@@ -8,6 +8,7 @@ is held and no thread receives a byte. What stood there before is set aside mean
 from __future__ import annotations
 
 import gc
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,7 +35,20 @@ def old_objects_set_aside() -> Iterator[None]:
         yield
     finally:
         with _lock:
-            _inside -= 1
+            _inside = max(0, _inside - 1)  # a child forked within the block counts none
             if not _inside and _set_aside:
                 gc.unfreeze()
                 _set_aside = False
+
+
+def _forked() -> None:
+    """No block of the parent's threads ends in a forked child, where none of them goes on."""
+    global _lock, _inside, _set_aside
+    _lock, _inside = threading.Lock(), 0
+    if _set_aside:
+        gc.unfreeze()
+        _set_aside = False
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

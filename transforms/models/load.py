@@ -130,7 +130,7 @@ def _place(ref: ModelRef, model_sharing: str, away: bool) -> Any:
         return None
     from transforms.models import machine_stream
 
-    if reason := "they go to the GPU, which each process has a copy in" if away else machine_stream.why_not():
+    if reason := "they go to the GPU, which each process has a copy in" if away else machine_stream.why_not(ref):
         machine_stream.say_once(reason)
         return None
     return functools.partial(machine_stream.MachineStream, identity=machine_stream.machine_identity(ref))

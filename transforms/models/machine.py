@@ -23,29 +23,38 @@ from collections.abc import Callable
 
 from transforms.models.segment import Layout, Unshared, check_sealed
 
-# What a peer says: a magic, whether the segment comes with it, bytes arrived, bytes in all, the layout's digest.
-_MESSAGE = struct.Struct("<8s?QQ32s")
+# What a peer says: a magic, how it stands, bytes arrived, bytes in all, the layout's digest.
+_MESSAGE = struct.Struct("<8sBQQ32s")
 _MAGIC = b"headrace"
+_STREAMING, _COMPLETE, _UNREADABLE = range(3)
 _TICK_S = 0.2
 # A peer that is alive speaks every tick; one that is stopped, or whose thread starves, is waited for this long.
 SILENCE_S = 60.0
 # Longer than the store's retries of one range may take: a leader that gets nothing for so long fails by itself.
 STALL_S = 600.0
 _MEET_S = 10.0
+_UID_MAP = "/proc/self/uid_map"
 _BACKLOG = 1024
 
 _log = logging.getLogger(__name__)
 _hosts: weakref.WeakSet[Host] = weakref.WeakSet()
+_met: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
 
 def meet(layout: Layout) -> tuple[socket.socket, bool]:
     """A listener at the segment's address and True, where nobody has it; else a connection to who has, and False.
 
-    Raises `Unshared` where that is another user's process, or does not answer.
+    Raises `Unshared` where that is another user's process, or does not answer, or where none could be told from this one.
     """
+    if _like_strangers():
+        raise Unshared("other users look like this one here, whom its namespace does not know")
     deadline = time.monotonic() + _MEET_S
     while True:
-        meeting = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            meeting = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            raise Unshared(f"no meeting of processes: {error}") from error
+        _met.add(meeting)
         try:
             meeting.settimeout(SILENCE_S)
             try:
@@ -76,7 +85,7 @@ def meet(layout: Layout) -> tuple[socket.socket, bool]:
 def receive(connection: socket.socket, layout: Layout, progress: Callable[[int, int], None]) -> int | None:
     """Waits for the sealed segment and gives its descriptor, or None where the peer has ended without one.
 
-    Raises `Unshared` where the peer is silent, stands still, or hands over anything else.
+    Raises `Unshared` where the peer is silent, stands still, found that the model cannot be read, or hands over anything else.
     """
     most, since = -1, time.monotonic()
     connection.settimeout(SILENCE_S)
@@ -90,7 +99,10 @@ def receive(connection: socket.socket, layout: Layout, progress: Callable[[int, 
         try:
             if not data:
                 return None
-            arrived, total = _read(data, layout, sealed=bool(descriptors))
+            state, arrived, total = _read(data, layout, sealed=bool(descriptors))
+            if state == _UNREADABLE:
+                # Whoever took its place would take as long to find the same, and those behind it would wait for that.
+                raise Unshared("the process that streamed them could not read the model")
             if descriptors:
                 check_sealed(descriptors[0], layout.nbytes)
                 return descriptors.pop()
@@ -99,20 +111,37 @@ def receive(connection: socket.socket, layout: Layout, progress: Callable[[int, 
                 os.close(descriptor)
         if arrived > most:
             most, since = arrived, time.monotonic()
-            progress(arrived, total)
+            if arrived < total:  # that all is here is told when it is
+                progress(arrived, total)
         elif time.monotonic() - since > STALL_S:
             raise Unshared(f"the process that streams them got nothing for {STALL_S:.0f} s")
 
 
-def _read(data: bytes, layout: Layout, *, sealed: bool) -> tuple[int, int]:
+def _read(data: bytes, layout: Layout, *, sealed: bool) -> tuple[int, int, int]:
     if len(data) != _MESSAGE.size:
         raise Unshared(f"a message of {len(data)} bytes, not {_MESSAGE.size}")
-    magic, complete, arrived, total, digest = _MESSAGE.unpack(data)
-    if magic != _MAGIC or complete != sealed:
+    magic, state, arrived, total, digest = _MESSAGE.unpack(data)
+    if magic != _MAGIC or (state == _COMPLETE) != sealed or state > _UNREADABLE:
         raise Unshared("a message that headrace does not send")
     if digest != layout.digest:
         raise Unshared("the other process lays out another model")
-    return arrived, total
+    return state, arrived, total
+
+
+def _like_strangers() -> bool:
+    """Whether this process's user has the number that the kernel shows for all whom its user namespace does not know."""
+    try:
+        with open("/proc/sys/kernel/overflowuid") as file:
+            unknown = int(file.read())
+    except (OSError, ValueError):
+        unknown = 65534
+    if os.geteuid() != unknown:
+        return False
+    try:
+        with open(_UID_MAP) as file:
+            return file.read().split() != ["0", "0", "4294967295"]
+    except OSError:
+        return True
 
 
 def _user(connection: socket.socket) -> int:
@@ -126,7 +155,8 @@ class Host:
     """Answers for the segment at its address, or stands by to do so, in a thread of its own until `close`.
 
     Begin with the `listener`, before anything has arrived, or with a `connection` and the `descriptor` that came over it.
-    Both, and the descriptor, are the host's from then on. `arrived` gives the bytes that have.
+    Both, and the descriptor, are the host's from then on. `arrived` gives the bytes that have. Raises `Unshared`, with
+    all of them closed, where the system has no thread for it or no socket.
     """
 
     def __init__(
@@ -143,10 +173,14 @@ class Host:
         self._arrived: Callable[[], int] = arrived
         self._listener, self._watched, self._descriptor = listener, connection, descriptor
         self._clients: dict[socket.socket, bool] = {}
-        self._wake, self._waker = socket.socketpair()
-        self._closed = False
+        self._closed = self._unreadable = False
         _hosts.add(self)
-        threading.Thread(target=self._run, name="headrace-host", daemon=True).start()
+        try:
+            self._wake, self._waker = socket.socketpair()
+            threading.Thread(target=self._run, name="headrace-host", daemon=True).start()
+        except (OSError, RuntimeError) as error:
+            self.forget()
+            raise Unshared(f"nobody to hand them on: {error}") from error
 
     def publish(self, descriptor: int) -> None:
         """The segment is complete and sealed: whoever asks gets it."""
@@ -156,8 +190,11 @@ class Host:
         self._descriptor = descriptor
         self._rouse()
 
-    def close(self) -> None:
-        """Gives the address up; harmless when called twice, from any thread."""
+    def close(self, *, unreadable: bool = False) -> None:
+        """Gives the address up; harmless when called twice, from any thread. `unreadable` is told to those who wait: nobody
+        who took this one's place would have more luck.
+        """
+        self._unreadable = self._unreadable or unreadable
         self._closed = True
         self._rouse()
 
@@ -190,6 +227,9 @@ class Host:
         except Unshared as reason:
             _log.warning("This process no longer stands by to hand the weights on: %s", reason)
         finally:
+            if self._unreadable:
+                for client in [client for client, served in self._clients.items() if not served]:
+                    self._tell(client)
             self._release()
 
     def _serve(self, listener: socket.socket) -> None:
@@ -222,7 +262,8 @@ class Host:
     def _tell(self, client: socket.socket) -> None:
         descriptor = self._descriptor
         complete = descriptor is not None
-        message = _MESSAGE.pack(_MAGIC, complete, self._arrived(), self._total, self._layout.digest)
+        state = _COMPLETE if complete else _UNREADABLE if self._unreadable else _STREAMING
+        message = _MESSAGE.pack(_MAGIC, state, self._arrived(), self._total, self._layout.digest)
         try:
             socket.send_fds(client, [message], [] if descriptor is None else [descriptor])
             self._clients[client] = complete
@@ -266,7 +307,8 @@ class Host:
         return ready
 
     def _release(self) -> None:
-        for held in (self._listener, self._watched, self._wake, self._waker, *self._clients):
+        ends = (getattr(self, "_wake", None), getattr(self, "_waker", None))
+        for held in (self._listener, self._watched, *ends, *self._clients):
             if held is not None:
                 held.close()
         self._clients.clear()
@@ -279,6 +321,8 @@ def _forget_all() -> None:
     for host in list(_hosts):
         host.forget()
     _hosts.clear()
+    for meeting in list(_met):
+        meeting.close()
 
 
 if hasattr(os, "register_at_fork"):

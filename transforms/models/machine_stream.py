@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from transforms.errors import CorruptModel, ObjectChanged
 from transforms.models import segment
 from transforms.models.composed_crc import CheckedSpan
 from transforms.models.machine import Host, meet, receive
@@ -31,15 +32,20 @@ _log = logging.getLogger(__name__)
 
 def machine_identity(ref: ModelRef) -> str:
     """What must be equal where two processes mean the same bytes. A path means nothing in another mount namespace."""
-    local = "://" not in ref.uri or ref.uri.startswith("file://")
+    places = (ref.uri, *(found.uri for found in ref.objects))
+    local = any("://" not in uri or uri.startswith(("file://", "local://")) for uri in places)
     mounts = os.readlink("/proc/self/ns/mnt") if local else ""
     return f"{ref.uri}\n{ref.digest}\n{mounts}"
 
 
-def why_not() -> str | None:
-    """Why no process on this machine shares its weights, if so."""
+def why_not(ref: ModelRef) -> str | None:
+    """Why no process on this machine shares these weights, if so."""
     if not sys.platform.startswith("linux"):
         return f"{sys.platform} has neither memfd nor abstract socket addresses"
+    try:
+        machine_identity(ref)
+    except OSError as error:
+        return f"whose file system this is cannot be told: {error}"
     return None
 
 
@@ -56,9 +62,11 @@ class MachineStream(TensorStream):
     taking its place fetches anew.
 
     Who leads hands out tensors as they become whole, and the segment, sealed, when its `with` block is left; by then every
-    slot has been fetched, taken or not. Who follows waits at the first `take`; where the leader ends before it is done, one
-    of those who wait takes its place. Where sharing fails for any reason, that is said once in the log, and the process
-    fetches into memory of its own. `identity` tells models apart.
+    slot has been fetched, taken or not. Until then nothing taken may be written: a page that is written no longer gets what
+    else is fetched into it. Who follows waits at the first `take`; where the leader ends before it is done, one of those who
+    wait takes its place; where it finds that the model cannot be read, each finds that out for itself. Where sharing fails
+    for any reason, that is said once in the log, and the process fetches into memory of its own. `identity` tells models
+    apart.
     """
 
     def __init__(
@@ -100,8 +108,8 @@ class MachineStream(TensorStream):
                 whole = self._filled is not None and kind is None and self._take_rest()
             finally:
                 super().__exit__(kind, error, trace)
-        except BaseException:
-            whole = False
+        except BaseException as failure:
+            whole, self._failure = False, self._failure or failure
             raise
         finally:
             if self._connection is not None:
@@ -146,18 +154,22 @@ class MachineStream(TensorStream):
             try:
                 filled = segment.map_shared(self._descriptor, self._layout.nbytes)
                 mapping = segment.map_private(self._descriptor, self._layout.nbytes)
+                host = Host(self._layout, total=self._total, arrived=lambda: self._arrived, listener=listener)
             except (OSError, ValueError) as error:
                 os.close(self._descriptor)
                 raise Unshared(f"{self._layout.nbytes} bytes could not be mapped: {error}") from error
+            except Unshared:
+                os.close(self._descriptor)
+                raise
         except BaseException:
             listener.close()
             raise
-        self._host = Host(self._layout, total=self._total, arrived=lambda: self._arrived, listener=listener)
-        self._filled = filled
-        self._keep(mapping, self._host)
+        self._host, self._filled = host, filled
+        self._keep(mapping, host)
 
     def _follow(self, connection: socket.socket) -> None:
         """Waits for what the leader has. Afterwards it is here, or this process leads, or it is on its own."""
+        total = self._total
         try:
             descriptor = receive(connection, self._layout, self._tell)
             if descriptor is not None:
@@ -166,6 +178,9 @@ class MachineStream(TensorStream):
                 except (OSError, ValueError) as error:
                     os.close(descriptor)
                     raise Unshared(f"the segment could not be mapped: {error}") from error
+                host = Host(
+                    self._layout, total=total, arrived=lambda: total, connection=connection, descriptor=descriptor
+                )
         except Unshared as reason:
             connection.close()
             self._connection = None
@@ -180,8 +195,6 @@ class MachineStream(TensorStream):
             if self._connection is None:
                 super().__enter__()
             return
-        total = self._total
-        host = Host(self._layout, total=total, arrived=lambda: total, connection=connection, descriptor=descriptor)
         self._keep(mapping, host)
         self._connection = None
         self._tell(total, total)
@@ -221,7 +234,7 @@ class MachineStream(TensorStream):
                 return
         except (BufferError, OSError) as error:
             say_once(f"the segment could not be sealed: {error}")
-        self._host.close()
+        self._host.close(unreadable=isinstance(self._failure, (CorruptModel, ObjectChanged)))
         os.close(self._descriptor)
 
 
