@@ -17,6 +17,7 @@ from transforms.errors import InvalidRequest
 
 _ONE_PROCESS, _MANY_PROCESSES = "no_use_multiple_sdk_containers", "use_multiple_sdk_containers"
 _SERVICE_OPTION, _HINT = "worker_accelerator=", "accelerator="
+_HINTS = re.compile(r"(accelerator|beam:resources:accelerator:v1)=")
 _FORM = re.compile(r"(?P<type>[a-z0-9-]+):(?P<count>[1-9]\d?)(:(?P<driver>[\w.]+))?")
 
 
@@ -42,8 +43,8 @@ def set_up_workers(options: PredictOptions) -> PredictOptions:
     )
     if _MANY_PROCESSES not in experiments and _ONE_PROCESS not in experiments:
         debug.experiments = [*experiments, _ONE_PROCESS]
-    own = [one for one in (*services, *experiments) if one.startswith(_SERVICE_OPTION)]
-    own += [f"--resource_hints={one}" for one in hints if one.startswith(_HINT)]
+    by_service = accelerators_by_service(changed)
+    own = [*by_service, *(f"--resource_hints={one}" for one in hints if _HINTS.match(one))]
     if len(own) > 1 or (own and flag):
         raise InvalidRequest(
             "The workers' accelerator is given twice",
@@ -51,6 +52,13 @@ def set_up_workers(options: PredictOptions) -> PredictOptions:
             "--resource_hints=accelerator=…",
             found=" and ".join([*([f"--worker_accelerator={flag}"] if flag else []), *own]),
             cure="Leave out all but one",
+        )
+    if by_service and hints:
+        raise InvalidRequest(
+            "A resource hint turns on right fitting, which excludes an accelerator as a service option",
+            expected="the accelerator as --worker_accelerator, or as --resource_hints=accelerator=…",
+            found=f"{by_service[0]} and --resource_hints={hints[0]}",
+            cure="Give it as --worker_accelerator=TYPE:COUNT: beside a hint, that becomes one too",
         )
     if flag:
         # Any resource hint turns on right fitting, which excludes the service option.
@@ -69,6 +77,15 @@ def set_up_workers(options: PredictOptions) -> PredictOptions:
         # A worker whose driver is missing is to fail, not to go on slowly.
         changed.device = "gpu"
     return changed
+
+
+def accelerators_by_service(options: PipelineOptions) -> list[str]:
+    """As service options, or as what these become: experiments."""
+    given = (
+        options.view_as(GoogleCloudOptions).dataflow_service_options,
+        options.view_as(DebugOptions).experiments,
+    )
+    return [one for several in given for one in several or () if one.startswith(_SERVICE_OPTION)]
 
 
 def is_dataflow(options: PipelineOptions) -> bool:

@@ -66,7 +66,7 @@ def claimed_job(flags: Sequence[str], packages: tuple[UserPackage, ...] = ()) ->
     options = parse_flags(flags)
     request = replace(parse_request(options, "run"), packages=packages)
     check_reachable(options, request)
-    set_up_tensorflow(request.loading.device)
+    set_up_tensorflow(request.loading.device, whole_process=True)
     prepared = prepare(request)
     job = prepared.job
     standing, overwrite = _standing(prepared, overwrite=request.overwrite)

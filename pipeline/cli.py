@@ -86,7 +86,7 @@ def _start_tensorflow(device: str, *, check: bool) -> None:
     """Before anything else uses it, since it takes its number of threads only then. `check`: it is to predict here."""
     from transforms.devices import choose_devices, set_up_tensorflow
 
-    set_up_tensorflow(device)
+    set_up_tensorflow(device, whole_process=True)
     if check:
         choose_devices(device)
 

@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import (
     WorkerOptions,
 )
 
-from pipeline.accelerator import is_dataflow
+from pipeline.accelerator import accelerators_by_service, is_dataflow
 from pipeline.options import PredictOptions, runner_of
 from pipeline.request import Request
 from transforms.errors import InvalidRequest, JobError
@@ -27,6 +27,7 @@ LABEL = "headrace"
 # TensorFlow, Beam, the runner's own process and some batches; beside it the weights, and half of them again while they load.
 _BASE_BYTES = 3 << 30
 _OF_THIS_MACHINE = ("file", "memory")
+_MIN_RAM = re.compile(r"(min_?ram|beam:resources:min_ram_bytes:v1)=", re.IGNORECASE)
 
 
 def check_dataflow(options: PredictOptions, request: Request) -> None:
@@ -92,9 +93,8 @@ def tell_dataflow(options: PredictOptions, model_bytes: int | None) -> PredictOp
     hints = list(standard.resource_hints or ())
     chosen = changed.view_as(WorkerOptions).machine_type or cloud.flexrs_goal
     # A hint turns right fitting on, which would exclude the service option.
-    by_service = any(one.startswith("worker_accelerator=") for one in cloud.dataflow_service_options or ())
     if model_bytes is not None and not (
-        chosen or by_service or any(re.match(r"min_?ram=", hint, re.IGNORECASE) for hint in hints)
+        chosen or accelerators_by_service(changed) or any(_MIN_RAM.match(hint) for hint in hints)
     ):
         standard.resource_hints = [*hints, f"min_ram={min_ram_gb(model_bytes)}GB"]
     return changed

@@ -82,7 +82,7 @@ def launch(job: Job, pipeline: beam.Pipeline) -> Done:
             result = _submit(pipeline)
         with _told(pipeline.options, result) if elsewhere else nullcontext():
             result.wait_until_finish()
-        counted = counters(result)
+        counted = _counted(result)
         store = open_store(job.output, job.storage)
         mark = json.loads(store.read(store.stat(f"{job.output}/{SUCCESS}")))
         computed = counted["rows"] + counted["bad_rows"]
@@ -95,6 +95,15 @@ def launch(job: Job, pipeline: beam.Pipeline) -> Done:
         if "KeyboardInterrupt" in str(error):  # raised in the middle of a bundle, handed on as text
             raise KeyboardInterrupt from error
         raise workers_error(error) from error
+
+
+def _counted(result: Any) -> Counter[str]:
+    """None where the runner does not answer any more: the job has ended well, which its mark tells."""
+    try:
+        return counters(result)
+    except Exception as error:
+        tell("note", f"The job has ended, but its counters cannot be had: {type(error).__name__}: {error}")
+        return Counter()
 
 
 def detach(job: Job, pipeline: beam.Pipeline) -> str:

@@ -7,6 +7,7 @@ from apache_beam.options.pipeline_options import DebugOptions, GoogleCloudOption
 
 from pipeline.accelerator import is_dataflow, set_up_workers
 from pipeline.cli import main
+from pipeline.dataflow import tell_dataflow
 from pipeline.options import PredictOptions, parse_flags
 from transforms.errors import InvalidRequest
 
@@ -61,6 +62,7 @@ def test_beside_other_resource_hints_it_is_one_itself() -> None:
         f"--dataflow_service_options=worker_accelerator={L4}",
         f"--experiments=worker_accelerator={L4}",
         f"--resource_hints=accelerator={L4}",
+        f"--resource_hints=beam:resources:accelerator:v1={L4}",
     ],
 )
 def test_an_accelerator_of_the_users_own_form_stays_and_is_never_doubled(own: str) -> None:
@@ -76,6 +78,16 @@ def test_an_accelerator_of_the_users_own_form_stays_and_is_never_doubled(own: st
     if own != hint:
         with pytest.raises(InvalidRequest, match="given twice"):
             workers(own, hint)
+    if "resource_hints" not in own:
+        assert tell_dataflow(after, 1 << 30).view_as(StandardOptions).resource_hints == []
+        with pytest.raises(InvalidRequest, match="excludes an accelerator as a service option"):
+            workers(own, "--resource_hints=min_ram=8GB")
+
+
+def test_memory_asked_for_in_beams_own_words_is_not_asked_for_again() -> None:
+    given = "beam:resources:min_ram_bytes:v1=8GB"
+    options = parse_flags(["--runner=DataflowRunner", f"--resource_hints={given}"])
+    assert tell_dataflow(options, 1 << 30).view_as(StandardOptions).resource_hints == [given]
 
 
 @pytest.mark.parametrize("flag", ["nvidia-l4", "nvidia-l4:0", "nvidia-l4:1:", ":1", "type:nvidia-l4;count:1", "L4:1"])

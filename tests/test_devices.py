@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -123,6 +124,24 @@ def test_tflite_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(load, "full_name", lambda _: "/device:GPU:0")
     with pytest.raises(UnsupportedModel, match="--device=cpu"):
         load.load_model(ref, device="GPU:0")
+
+
+def test_a_step_for_the_cpu_hides_no_gpu_from_the_other_steps_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tensorflow as tf
+
+    gpu, hidden = SimpleNamespace(name="/physical_device:GPU:0", device_type="GPU"), list[Any]()
+    physical = tf.config.list_physical_devices
+    monkeypatch.setattr(
+        tf.config, "list_physical_devices", lambda kind=None: [gpu] if kind == "GPU" else physical(kind)
+    )
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda devices, kind: hidden.append((devices, kind)))
+    monkeypatch.setattr(tf.config.experimental, "set_memory_growth", lambda *_: None)
+    tflite = ModelRef("memory://model.tflite", "tflite", ())
+    devices_for([tflite], Loading(device="auto"))
+    devices_for([tflite], Loading(device="cpu"))
+    assert not hidden
+    devices_for([tflite], Loading(device="cpu"), whole_process=True)
+    assert hidden == [([], "GPU")]
 
 
 @pytest.mark.parametrize("name", ["exported", "v1", "keras"])

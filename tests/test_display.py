@@ -290,3 +290,14 @@ def test_the_picture_in_the_docs_is_of_a_real_terminal(warm: Warm) -> None:
         assert re.search(r"rows[━╸╺]+[\d,]+of32,768[\d,]+rows/s", predicting)
         assert re.search(r"shards\dof8done,[12]inflight", predicting)
         assert set(re.findall(r"https?://[^\"' <)]+", picture)) == {"http://www.w3.org/2000/svg"}
+
+
+def test_a_job_that_has_ended_well_does_not_fail_for_want_of_its_counters(capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline.launch import _counted
+
+    class Gone:
+        def metrics(self) -> None:
+            raise ConnectionError("503")
+
+    assert not _counted(Gone())
+    assert "counters cannot be had: ConnectionError: 503" in capsys.readouterr().err

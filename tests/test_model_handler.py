@@ -7,6 +7,7 @@ import logging
 import pickle
 import weakref
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from tests.jobs import FEATURES, expected_scores, model_folder, plain_model, row
 from transforms import Predict, StreamingModelHandler, load_model
 from transforms.errors import DataError, InvalidRequest, NotAModel, SignatureNotFound
 from transforms.job import Loading
+from transforms.model_handler import _joined, _rows_of
+from transforms.models.ref import pin_model
 
 logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
 
@@ -218,3 +221,68 @@ def test_predict_tells_its_types_and_shows_its_model() -> None:
     assert typed.element_type is pa.RecordBatch
     with pytest.raises(decorators.TypeCheckError, match="RecordBatch"):
         _ = pipeline | "Numbers" >> beam.Create([1]) | "Again" >> Predict(str(model_folder() / "saved_model"))
+
+
+class Proxy:
+    """What another process sees of an object through Python's managers: its methods, and what pickle carries."""
+
+    def __init__(self, of: Any) -> None:
+        self._of = of
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._of, name)
+        if not callable(method):
+            raise AttributeError(name)
+        return lambda *given: pickle.loads(pickle.dumps(method(*pickle.loads(pickle.dumps(given)))))
+
+
+def test_a_model_in_another_process_is_reached_by_its_methods_alone() -> None:
+    """So Beam keeps models by key where a machine has several processes."""
+    serving = handler(keep=["id"])
+    (batch,) = rows(0, 20).to_batches()
+    found = serving.run_inference([*examples(2), batch], Proxy(serving.load_model()))
+    assert [sorted(one.inference) for one in found[:2]] == [["output_0"]] * 2
+    assert found[2].inference.column("id").to_pylist() == list(range(20))
+
+
+def test_without_batching_a_record_batch_is_one() -> None:
+    serving = handler(keep=["id"])
+    (batch,) = rows(0, 20).to_batches()
+    (found,) = serving.run_inference(batch, serving.load_model())
+    assert found.inference.num_rows == 20
+    assert serving.get_num_bytes(batch) == batch.nbytes
+
+
+def test_a_row_of_beams_own_is_told_as_any_other_strange_element() -> None:
+    assert _rows_of(beam.Row(x=1), 10) == 1
+    with pytest.raises(DataError, match="neither a row nor a batch"):
+        handler().run_inference([beam.Row(x=1)], handler().load_model())
+
+
+def test_what_does_not_fit_one_batch_is_an_error_and_not_cut_off() -> None:
+    """Lists of nothing take no memory, and overflow their offsets as texts of 2 GiB do."""
+    values = pa.nulls(1 << 30)
+    lists = pa.ListArray.from_arrays(pa.array([0, 1 << 30], pa.int32()), values)
+    part = pa.record_batch({"y": lists})
+    assert _joined([part]).num_rows == 1
+    with pytest.raises(DataError, match="smaller record batches"):
+        _joined([part] * 3)
+
+
+def test_what_an_update_needs_is_what_the_first_model_needed(tmp_path: Path) -> None:
+    """Its custom objects; and Beam's patterns match a SavedModel's file, not its folder."""
+    ref = pin_model(str(model_folder() / "model.keras"), custom_objects=["tests.jobs"], unsafe=True)
+    serving = StreamingModelHandler(ref)
+    serving.update_model_path(str(model_folder() / "saved_model/saved_model.pb"))
+    (replaced,) = serving.load_model().models
+    assert replaced.ref.uri == str(model_folder() / "saved_model")
+    assert (replaced.ref.custom_objects, replaced.ref.unsafe) == (ref.custom_objects, True)
+
+
+def test_no_signature_of_an_address_is_in_a_result(tmp_path: Path) -> None:
+    serving = handler(keep=["id"])
+    model = serving.load_model()
+    model.models[0].ref = replace(model.models[0].ref, uri="https://models.example/m.keras?X-Amz-Signature=SECRET")
+    (batch,) = rows(0, 3).to_batches()
+    for found in serving.run_inference([*examples(1), batch], model):
+        assert found.model_id == "https://models.example/m.keras"

@@ -20,9 +20,12 @@ from pipeline.preflight import prepare
 from pipeline.request import parse_request
 from tests.jobs import expected_scores, model_folder, names_in, put_inputs, read_output, rows, scores
 from transforms import Predict
+from transforms.batches import request_batches
 from transforms.errors import HeadraceError, InvalidRequest, NotAModel, ObjectNotFound
 from transforms.finalize import finalize
-from transforms.job import REPORT
+from transforms.job import REPORT, Loading
+from transforms.models.ref import pin_model
+from transforms.predict import _PredictBatch
 from transforms.predict_shard import Cancelled, predict_shard
 from transforms.predictor import load_predictor
 from transforms.rules import ColumnRules
@@ -102,6 +105,31 @@ def test_a_batch_without_rows_is_one_also_where_only_rows_tell_a_size(tmp_path: 
 
 def _same_schema(batch: Any, given: Any) -> None:
     assert batch.schema.field("y").type == pa.list_(pa.field("element", pa.float32(), nullable=False), 2)
+
+
+def test_a_piece_of_a_batch_carries_no_more_than_itself() -> None:
+    """Beam pickles record batches, and pyarrow with a slice all that it is a slice of."""
+    ref = pin_model(str(model_folder() / "saved_model"))
+    request = request_batches("serving_default", None, None, ["id"], 10, ColumnRules())
+    step = _PredictBatch(request, ref, Loading(), dead_letters=False)
+    step.setup()
+    (batch,) = rows(0, 20_000).to_batches(max_chunksize=20_000)
+    pieces = list(step.process(batch))
+    assert len(pieces) == 2000
+    assert max(len(pickle.dumps(piece)) for piece in pieces[:50]) < 4096
+
+
+def test_loading_is_counted_once_a_process_and_not_with_each_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[float] = []
+    monkeypatch.setattr("transforms.predict.count_load", told.append)
+    ref = pin_model(str(model_folder() / "saved_model"))
+    step = _PredictBatch(
+        request_batches("serving_default", None, None, None, "auto", ColumnRules()), ref, Loading(), False
+    )
+    step.setup()
+    for _ in range(3):
+        step.start_bundle()
+    assert len(told) == 1
 
 
 def test_features_may_be_named() -> None:

@@ -37,8 +37,10 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def set_up_tensorflow(wanted: str = "auto") -> None:
+def set_up_tensorflow(wanted: str = "auto", *, whole_process: bool = False) -> None:
     """Threads, and which GPUs are seen, for `wanted` of `DEVICES`. GPU memory is taken as it is needed, not all at once.
+
+    GPUs that are not wanted are hidden where the `whole_process` is ours: elsewhere somebody else may want them.
 
     One intra-op thread, since a shard per core keeps the cores busy, and then a batch gives the same bits everywhere;
     as many inter-op threads as shards in flight, since TensorFlow runs a function's operations in these.
@@ -53,9 +55,10 @@ def set_up_tensorflow(wanted: str = "auto") -> None:
         _log.info("TensorFlow keeps its threads, %s intra-op: %s", intra_op_threads() or "as many as cores", error)
     gpus = tf.config.list_physical_devices("GPU")
     try:
-        if wanted == "cpu" and gpus:
+        hidden = wanted == "cpu" and whole_process
+        if hidden and gpus:
             tf.config.set_visible_devices([], "GPU")
-        for gpu in gpus if wanted != "cpu" else ():
+        for gpu in () if hidden else gpus:
             tf.config.experimental.set_memory_growth(gpu, True)
     except (RuntimeError, ValueError) as error:
         _log.info("TensorFlow keeps its GPUs and their memory as they are: %s", error)

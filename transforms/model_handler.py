@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -28,11 +29,12 @@ from transforms.storage.base import public_uri
 Row = Mapping[str, Any]
 """One row: an array (or a scalar) for each input of the model, without the batch dimension."""
 
+_GRAPH = re.compile(r"/saved_model\.pb(txt)?$")
 # What Python, Beam and TensorFlow take beside the model.
 _BESIDE_THE_MODEL = 2 << 30
 
 
-class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult, BatchPredictor]):
+class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult, "_Served"]):
     """Gives `RunInference` a model that streams into memory, once per machine, and record batches without row objects.
 
         batches | RunInference(StreamingModelHandler("gs://bucket/model", keep=["id"]))
@@ -44,7 +46,9 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
     hint turns on right fitting, which excludes accelerators given as a service option.
 
     With `RunInference(…, model_metadata_pcoll=…)` or `watch_model_pattern` the model is replaced by the one at the path that
-    comes, pinned when a worker loads it; its signature must fit as the first one's did. The old one's memory is freed.
+    comes, pinned when a worker loads it; its signature must fit as the first one's did, and it may need the same custom
+    objects. A SavedModel's saved_model.pb stands for its folder, since Beam's patterns match files alone. The old one's memory
+    is freed.
     Raises `ModelError`, `StorageError` and `InvalidRequest` when it is constructed.
     """
 
@@ -70,14 +74,17 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         self._loading, self._hints = loading, resource_hints
         self._path: str | None = None
 
-    def load_model(self) -> BatchPredictor:
+    def load_model(self) -> _Served:
         """Beam keeps it for the process, and drops it when another takes its place."""
-        ref = self._ref if self._path is None else pin_model(self._path, self._ref.options)
+        ref = self._ref
+        if self._path is not None:
+            path = _GRAPH.sub("", self._path)
+            ref = pin_model(path, ref.options, custom_objects=ref.custom_objects, unsafe=ref.unsafe)
         devices = devices_for([ref], self._loading)
         models = [
             load_model(ref, self._request.signature, device=device.name, **self._loading.how) for device in devices
         ]
-        return BatchPredictor(self._request, devices, models)
+        return _Served(self._request, devices, models)
 
     def update_model_path(self, model_path: str | None = None) -> None:
         self._path = model_path or self._path
@@ -85,33 +92,13 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
     def run_inference(
         self,
         batch: Sequence[Row | pa.RecordBatch],
-        model: BatchPredictor,
+        model: _Served,
         inference_args: dict[str, Any] | None = None,
     ) -> list[PredictionResult]:
         """In the order of the elements. Raises what a `Predictor` raises, `DataError` where rows do not fit together."""
         del inference_args  # validate_inference_args has refused them
-        signature = Signature(self._request.signature, model.models[0].inputs, model.models[0].outputs)
-        most = fixed_batch(signature) or self._rows
-        results: list[PredictionResult] = []
-        rows: list[Row] = []
-
-        def predict_rows() -> None:
-            results.extend(_predict_rows(rows, fixed_batch(signature), model))
-            rows.clear()
-
-        for element in batch:
-            if not isinstance(element, pa.RecordBatch):
-                rows.append(element)
-            if rows and (len(rows) == most or isinstance(element, pa.RecordBatch)):
-                predict_rows()
-            if isinstance(element, pa.RecordBatch):
-                uri = model.models[0].ref.uri
-                results.append(
-                    PredictionResult(element, _joined([part for parts, _ in model(element) for part in parts]), uri)
-                )
-        if rows:
-            predict_rows()
-        return results
+        # Without batching, Beam takes what is an element to us for a batch of its own.
+        return model.infer([batch] if isinstance(batch, pa.RecordBatch) else list(batch), self._rows)
 
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
         """So many rows at most, whether they come one by one or in batches. Where Beam looks for a size of its own, it calls
@@ -130,7 +117,7 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
             element.nbytes
             if isinstance(element, pa.RecordBatch)
             else sum(np.asarray(value).nbytes for value in element.values())
-            for element in batch
+            for element in ([batch] if isinstance(batch, pa.RecordBatch) else batch)
         )
 
     def get_metrics_namespace(self) -> str:
@@ -158,8 +145,35 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         return f"StreamingModelHandler({model})"
 
 
+class _Served(BatchPredictor):
+    """What Beam keeps. With models by key it lies in another process, which only methods' arguments and results reach."""
+
+    def infer(self, elements: Sequence[Row | pa.RecordBatch], most: int) -> list[PredictionResult]:
+        """At most so many rows at once, unless the model is fixed to another number."""
+        model = self.models[0]
+        fixed = fixed_batch(Signature(self._request.signature, model.inputs, model.outputs))
+        results: list[PredictionResult] = []
+        rows: list[Row] = []
+
+        def predict_rows() -> None:
+            results.extend(_predict_rows(rows, fixed, self))
+            rows.clear()
+
+        for element in elements:
+            if not isinstance(element, pa.RecordBatch):
+                rows.append(element)
+            if rows and (len(rows) == (fixed or most) or isinstance(element, pa.RecordBatch)):
+                predict_rows()
+            if isinstance(element, pa.RecordBatch):
+                inference = _joined([part for parts, _ in self(element) for part in parts])
+                results.append(PredictionResult(element, inference, public_uri(model.ref.uri)))
+        if rows:
+            predict_rows()
+        return results
+
+
 def _rows_of(element: Row | pa.RecordBatch | tuple[Any, Row | pa.RecordBatch], most: int) -> int:
-    if isinstance(element, tuple):  # a KeyedModelHandler's
+    if type(element) is tuple and len(element) == 2:  # a KeyedModelHandler's; a beam.Row is a tuple too
         element = element[1]
     return min(max(1, element.num_rows), most) if isinstance(element, pa.RecordBatch) else 1
 
@@ -171,7 +185,15 @@ def _auto_rows(signature: Signature) -> int:
 
 
 def _joined(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
-    return parts[0] if len(parts) == 1 else pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
+    try:
+        return parts[0] if len(parts) == 1 else pa.concat_batches(parts)
+    except pa.ArrowInvalid as error:
+        raise DataError(
+            "The predictions of a record batch are too large for one",
+            expected="2 GiB of text, or as many values in lists, in each column",
+            found=str(error),
+            cure="Give smaller record batches",
+        ) from error
 
 
 def _predict_rows(rows: Sequence[Row], fixed: int | None, predictor: BatchPredictor) -> Iterator[PredictionResult]:
@@ -218,4 +240,4 @@ def _predict_rows(rows: Sequence[Row], fixed: int | None, predictor: BatchPredic
                 cure="Choose another signature",
             )
     for k, row in enumerate(rows):
-        yield PredictionResult(row, {name: values[k] for name, values in found.items()}, model.ref.uri)
+        yield PredictionResult(row, {name: values[k] for name, values in found.items()}, public_uri(model.ref.uri))

@@ -89,7 +89,7 @@ class _PredictShard(beam.DoFn):
 
     def _load(self, job: Job) -> None:
         (self._devices, self._predictors), self._process = timed_load(lambda: load_predictors(job))
-        self._traces_told = 0
+        self._traces_told, self._load_told = 0, False
         self._store = open_store(job.folder, job.storage)
         self._sink = open_store(job.output, job.storage)
         self._ready = True
@@ -108,7 +108,9 @@ class _PredictShard(beam.DoFn):
             yield GlobalWindows.windowed_value(self._oldest())
         if not self._ready:  # an empty bundle
             return
-        count_load(self._process.load_seconds)
+        if not self._load_told:
+            count_load(self._process.load_seconds)
+        self._load_told = True
         count_model_bytes(progress.take_model_bytes())
         traces = sum(predictor.traces for predictor in self._predictors)
         count_traces(traces - self._traces_told)
@@ -162,10 +164,12 @@ class _PredictBatch(beam.DoFn):
         devices = devices_for([self._ref], self._loading)
         models = [load_shared(self._ref, self._request.signature, self._loading, device) for device in devices]
         self._predict = BatchPredictor(self._request, devices, models)
-        self._load_seconds = time.perf_counter() - started
+        self._load_seconds: float | None = time.perf_counter() - started
 
     def start_bundle(self) -> None:
-        count_load(self._load_seconds)
+        if self._load_seconds is not None:
+            count_load(self._load_seconds)
+        self._load_seconds = None
         count_model_bytes(progress.take_model_bytes())
 
     def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | TaggedOutput]:
@@ -181,7 +185,8 @@ class _PredictBatch(beam.DoFn):
                 bad_rows=bisection.bad_rows,
                 halved=bisection.halved,
             )
-            yield from results
+            # Beam's coder sends the whole of what a slice is of: kept columns would go with each piece anew.
+            yield from (pa.concat_batches([one]) if one.num_rows < batch.num_rows else one for one in results)
             started = time.perf_counter()
         if bad:
             yield TaggedOutput(DEAD_LETTERS, pa.concat_batches(list(map(dead_letter, bad))))

@@ -252,18 +252,18 @@ def load_shared(ref: ModelRef, signature: str, loading: Loading = Loading(), dev
     return model
 
 
-def devices_for(models: Sequence[ModelRef], loading: Loading) -> tuple[Device, ...]:
-    """Where this process computes with the models: a replica of all of them on each device."""
+def devices_for(models: Sequence[ModelRef], loading: Loading, *, whole_process: bool = False) -> tuple[Device, ...]:
+    """Where this process computes with the models: a replica of all of them on each device. `whole_process`: with no others."""
     cpu_only = loading.device == "auto" and any(ref.format == "tflite" for ref in models)
     wanted = "cpu" if cpu_only else loading.device
-    set_up_tensorflow(wanted)
+    set_up_tensorflow(wanted, whole_process=whole_process)
     return choose_devices(wanted)
 
 
 def load_predictors(job: Job) -> tuple[tuple[Device, ...], list[Predictor]]:
     """The job's devices, and for each a predictor with models of its own. Raises as `load_predictor`."""
     check_versions(dict(job.versions))
-    devices = devices_for([one.ref for one in job.models], job.loading)
+    devices = devices_for([one.ref for one in job.models], job.loading, whole_process=True)
     return devices, [load_predictor(job, device) for device in devices]
 
 
@@ -273,7 +273,7 @@ def load_predictor(job: Job, device: Device | None = None) -> Predictor:
     Raises `WorkerMismatch` where this process has other versions than the launcher, `InvalidRequest` other functions.
     """
     check_versions(dict(job.versions))
-    device = device or devices_for([one.ref for one in job.models], job.loading)[0]
+    device = device or devices_for([one.ref for one in job.models], job.loading, whole_process=True)[0]
     models = [load_shared(one.ref, one.signature, job.loading, device) for one in job.models]
     schema = pa.ipc.read_schema(pa.BufferReader(job.input_schema))
     preprocess = AppliedFunction(job.preprocess.load(), job.preprocess.name, schema) if job.preprocess else None
