@@ -38,12 +38,13 @@ _REMOTE_LINE_EVERY_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Rows that are accounted for in the output, those of them that this run computed, and shards; `bad_rows` are those of
-    them that lie in dead letters. `retries` are requests to stores that were tried again.
+    """Rows that are accounted for in the output, those of them that this run computed (None where the runner does not tell
+    any more), and shards; `bad_rows` are those of them that lie in dead letters. `retries` are requests to stores that were
+    tried again.
     """
 
     rows: int
-    computed: int
+    computed: int | None
     shards: int
     bad_rows: int
     retries: int
@@ -85,8 +86,8 @@ def launch(job: Job, pipeline: beam.Pipeline) -> Done:
         counted = _counted(result)
         store = open_store(job.output, job.storage)
         mark = json.loads(store.read(store.stat(f"{job.output}/{SUCCESS}")))
-        computed = counted["rows"] + counted["bad_rows"]
-        retries = counted["storage_retries"] + take_retries()
+        computed = None if counted is None else counted["rows"] + counted["bad_rows"]
+        retries = (counted or Counter())["storage_retries"] + take_retries()
         return Done(mark["rows"], computed, mark["shards"], mark["bad_rows"], retries)
     except HeadraceError as error:
         # Beam adds the step's name to the text.
@@ -97,13 +98,13 @@ def launch(job: Job, pipeline: beam.Pipeline) -> Done:
         raise workers_error(error) from error
 
 
-def _counted(result: Any) -> Counter[str]:
+def _counted(result: Any) -> Counter[str] | None:
     """None where the runner does not answer any more: the job has ended well, which its mark tells."""
     try:
         return counters(result)
     except Exception as error:
         tell("note", f"The job has ended, but its counters cannot be had: {type(error).__name__}: {error}")
-        return Counter()
+        return None
 
 
 def detach(job: Job, pipeline: beam.Pipeline) -> str:

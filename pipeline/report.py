@@ -126,7 +126,8 @@ def report_look(looked: Looked) -> Answer:
 
 
 def report_summary(prepared: Prepared, done: Done, seconds: float) -> Answer:
-    job, found, bad = prepared.job, done.rows - done.computed, done.bad_rows
+    job, bad = prepared.job, done.bad_rows
+    found = None if done.computed is None else done.rows - done.computed
     document = {
         "output": job.output,
         "rows": done.rows,
@@ -142,7 +143,9 @@ def report_summary(prepared: Prepared, done: Done, seconds: float) -> Answer:
     }
     lines = [
         f"Predictions of {done.rows - bad:,} rows lie in {job.output}",
-        f"{done.computed:,} rows computed in {seconds:.1f} s, {found:,} rows found done, {done.shards:,} shards",
+        f"{done.computed:,} rows computed in {seconds:.1f} s, {found:,} rows found done, {done.shards:,} shards"
+        if found is not None
+        else f"{done.shards:,} shards in {seconds:.1f} s; how many of the rows were computed now is not known",
     ]
     if bad:
         lines.insert(1, f"{bad:,} rows could not be predicted and lie in {job.on_error.dead_letters}")

@@ -567,8 +567,8 @@ def test_a_model_that_cannot_be_read_is_told_by_all_at_once(file: File, monkeypa
     assert leader.held.wait(30)
     monkeypatch.setattr(MachineStream, "_lead", lambda *_: joined.append(1))
     waiting = [(store, Following(file, store)) for store in (Wire(), Wire(), Wire())]
-    time.sleep(0.5)
-    assert all(one.is_alive() and not store.reads for store, one in waiting)
+    eventually(lambda: any(len(host._clients) == 3 for host in list(machine._hosts)), "they do not meet the leader")
+    assert not any(store.reads for store, _ in waiting)
     leader.go.set()
     for one in (lead, *(one for _, one in waiting)):
         with pytest.raises(CorruptModel):
