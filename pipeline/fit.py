@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,11 +48,17 @@ class Link:
         }
 
 
-def fit(schema: pa.Schema, models: Sequence[tuple[Signature, ColumnChoice]], keep: Sequence[str] | None) -> list[Link]:
+def fit(
+    schema: pa.Schema,
+    models: Sequence[tuple[Signature, ColumnChoice]],
+    keep: Sequence[str] | None,
+    told_by_folders: Collection[str] = (),
+) -> list[Link]:
     """Every input and output of every model, then the columns that are kept, then those that nothing reads."""
     links = [link for signature, choice in models for link in _of_model(schema, signature, choice)]
     features = {name for link in links if link.kind == "feature" for name, kind in link.columns if kind is not None}
-    kept = list(keep) if keep is not None else [name for name in schema.names if name not in features]
+    aside = features.union(told_by_folders)
+    kept = list(keep) if keep is not None else [name for name in schema.names if name not in aside]
     for name in kept:
         found = name in schema.names
         cure = "" if found else nearest(name, schema.names)

@@ -39,7 +39,7 @@ def look(request: Request) -> Looked:
         return Looked(models, None, None, None, ())
     inputs = survey_inputs(expand_lists(request.inputs, request.storage), request.storage, _anywhere)
     first = read_footer(open_store(inputs.first.uri, request.storage), inputs.first)
-    schema, _ = with_partitions(request, inputs, first.schema)
+    schema, partitions = with_partitions(request, inputs, first.schema)
     if request.preprocess is not None:
         function = find_function(request.preprocess, "--preprocess")
         schema = AppliedFunction(function.load(), function.name, schema).output_schema
@@ -48,9 +48,8 @@ def look(request: Request) -> Looked:
     if not models or len(known) < len(models):
         return Looked(models, inputs, first, schema, ())
     choices = choose_columns(request, known)
-    return Looked(
-        models, inputs, first, schema, tuple(fit(schema, list(zip(known, choices, strict=True)), request.keep))
-    )
+    links = fit(schema, list(zip(known, choices, strict=True)), request.keep, partitions)
+    return Looked(models, inputs, first, schema, tuple(links))
 
 
 def _anywhere(_: ObjectRef) -> None:

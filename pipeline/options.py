@@ -116,14 +116,14 @@ class PredictOptions(PipelineOptions):
         columns.add_argument(
             "--keep",
             metavar="A,B",
-            help="columns that pass through (default: all that are no feature; --keep= for none)",
+            help="columns that pass through (default: all that are no feature and in the files; --keep= for none)",
         )
         columns.add_argument(
             "--partition_columns",
             choices=("auto", "none"),
             default="auto",
-            help="key=value folders that every input file lies in are text columns (auto, default), unless the files have "
-            "a column of that name; or not",
+            help="key=value folders that every input file lies in are text columns too, for --feature and --keep (auto, "
+            "default), unless the files have a column of that name; or not",
         )
         columns.add_argument(
             "--cast",

@@ -108,7 +108,9 @@ def _hold_together(
     if preprocess is not None:
         seen, where = AppliedFunction(preprocess.load(), preprocess.name, schema).output_schema, preprocess.name
     choices = choose_columns(request, signatures)
-    columns = plan_columns(seen, list(zip(signatures, choices, strict=True)), request.keep, where=where)
+    columns = plan_columns(
+        seen, list(zip(signatures, choices, strict=True)), request.keep, told_by_folders=partitions, where=where
+    )
     output_schema = columns.output_schema
     if postprocess is not None:
         output_schema = AppliedFunction(postprocess.load(), postprocess.name, output_schema).output_schema

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -65,9 +65,11 @@ def plan_columns(
     models: Sequence[tuple[Signature, ColumnChoice]],
     keep: Sequence[str] | None,
     *,
+    told_by_folders: Collection[str] = (),
     where: str = "",
 ) -> ColumnPlan:
-    """`keep=None` keeps every column that is no feature of any model; `where` (the file) is for messages.
+    """`keep=None` keeps every column that is no feature of any model, nor `told_by_folders` of the output; `where` (the
+    file) is for messages.
 
     Raises `ColumnError` for columns that do not fit, `UnsupportedModel` for inputs and outputs without a batch.
     """
@@ -83,7 +85,9 @@ def plan_columns(
     features = {name for plan in plans for name in plan.inputs.columns}
     # A struct of which only a member feeds a model passes through like any other column.
     whole = {name for plan in plans for name in plan.inputs.whole_columns}
-    kept = tuple(keep) if keep is not None else tuple(name for name in schema.names if name not in whole)
+    # Readers of Parquet take such a column from the folders, and most of them no file that has it as well.
+    aside = whole.union(told_by_folders)
+    kept = tuple(keep) if keep is not None else tuple(name for name in schema.names if name not in aside)
     for name in kept:
         if name not in schema.names:
             near = get_close_matches(name, schema.names, 1)

@@ -121,13 +121,17 @@ def common_folder(patterns: tuple[str, ...]) -> str:
 def relative_stem(uri: str, folder: str) -> str:
     """The input's place below `folder`, without `.parquet`; no segment leaves the output folder or hides in it.
 
-    Different inputs have different stems: a name that does not end in `.parquet` gets a mark, as does a nameless folder.
+    Different inputs have different stems, but for folders `key=value` that say the same in other ways: a name that does not
+    end in `.parquet` gets a mark, as does a nameless folder.
     """
     relative = uri.removeprefix(folder).replace("://", "/")
     if not folder:
         relative = relative.lstrip("/")
     bare = relative.removesuffix(".parquet")
-    segments = [_safe_segment(segment) if segment else _MARK for segment in bare.split("/")]
+    *folders, name = bare.split("/")
+    # A folder `key=value` is quoted once, as its readers decode it once; the name's digest still tells inputs apart.
+    folders = [unquote(folder) if "=" in folder else folder for folder in folders]
+    segments = [_safe_segment(segment) if segment else _MARK for segment in (*folders, name)]
     return "/".join(segments) + _MARK * (bare == relative)
 
 
