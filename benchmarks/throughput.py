@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,10 +21,12 @@ import pyarrow.parquet as pq
 
 from benchmarks import measure, picture, work
 from benchmarks.measure import Goal, Machine
+from benchmarks.peers.columnar import Network
 from benchmarks.throughput_programs import PROGRAMS, QUICK, Program, Sizes, command, why_not
 
 COMPARED_IDS = 1000
 OF_THE_BOUND = 0.90
+ALONE_ROWS, ALONE_BATCHES = 8192, 50
 
 
 @dataclass(frozen=True)
@@ -41,13 +44,15 @@ class Run:
 class Figures:
     """By program; `cpu_microseconds_per_row` lacks programs whose workers' time nobody counts.
 
-    `bound` is rows per second: cores / CPU-seconds per row of the bare loop.
+    `bound` is rows per second: cores / CPU-seconds per row of the bare loop. `ceiling` is the same of the model alone, on a
+    batch that stands in memory: no program can make more.
     """
 
     rows: dict[str, str]
     rows_per_second: dict[str, float]
     cpu_microseconds_per_row: dict[str, float]
     bound: float
+    ceiling: float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,8 +67,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = [one for one in PROGRAMS if one.name not in left_out and one.name in (asked.only or [one.name])]
     with measure.work_folder(asked.work) as folder:
         work.make_model(folder)
+        alone = [measure.apart(_seconds_of_a_row, folder)]
         runs = _rounds(asked, chosen, folder)
-    figures = _figures(runs, {one.name: QUICK if asked.quick else one.sizes for one in chosen})
+        alone.append(measure.apart(_seconds_of_a_row, folder))
+    figures = _figures(runs, {one.name: QUICK if asked.quick else one.sizes for one in chosen}, min(alone))
     goals = _goals(figures)
     machine = Machine.here()
     table = _table(figures, f"{machine}\nmedians of {1 if asked.quick else asked.runs}", left_out)
@@ -73,6 +80,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         with open(asked.svg, "w", encoding="utf-8") as file:
             file.write(_picture(figures, machine))
     return 0
+
+
+def _seconds_of_a_row(folder: str) -> float:
+    """CPU-seconds of the model alone, one thread per operation."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    features = np.random.default_rng(0).standard_normal((ALONE_ROWS, work.WIDTH), dtype=np.float32)
+    return Network(f"{folder}/model", threads_per_operation=1).seconds_alone(features, ALONE_BATCHES) / ALONE_ROWS
 
 
 def _rounds(asked: argparse.Namespace, chosen: Sequence[Program], folder: str) -> list[Run]:
@@ -114,7 +128,7 @@ def _measure(
     return Run(program.name, rows, number, used.wall, used.cpu), np.stack(table["scores"].to_numpy())
 
 
-def _figures(runs: Sequence[Run], sizes: Mapping[str, Sizes]) -> Figures:
+def _figures(runs: Sequence[Run], sizes: Mapping[str, Sizes], alone: float) -> Figures:
     rounds = max(run.round for run in runs) + 1
     at = {(run.program, run.rows, run.round): run for run in runs}
 
@@ -126,12 +140,14 @@ def _figures(runs: Sequence[Run], sizes: Mapping[str, Sizes]) -> Figures:
         )
         return median(differences) / (large - small)
 
+    cores = Machine.here().cores
     counted = {program.name for program in PROGRAMS if program.counts_cpu} & sizes.keys()
     return Figures(
         rows={name: str(of) for name, of in sizes.items()},
         rows_per_second={name: 1 / per_row(name, "wall") for name in sizes},
         cpu_microseconds_per_row={name: per_row(name, "cpu") * 1e6 for name in sizes if name in counted},
-        bound=Machine.here().cores / per_row("bare loop", "cpu") if "bare loop" in sizes else 0.0,
+        bound=cores / per_row("bare loop", "cpu") if "bare loop" in sizes else 0.0,
+        ceiling=cores / alone,
     )
 
 
@@ -152,12 +168,13 @@ def _table(of: Figures, head: str, left_out: Mapping[str, str]) -> str:
     rates, cpu = of.rows_per_second, of.cpu_microseconds_per_row
     bare = rates.get("bare loop", 0.0)
     lines = [head, "", f"{'':<30} {'rows/s':>10} {'x bare loop':>12} {'CPU-us/row':>11}   between rows"]
-    for name, rate in [*rates.items(), *([("the bound", of.bound)] if bare else [])]:
+    for name, rate in [*rates.items(), *([("the bound", of.bound)] if bare else []), ("the ceiling", of.ceiling)]:
         times = f"{rate / bare:.2f}" if bare else "-"
         spent = f"{cpu[name]:.2f}" if name in cpu else "-"
         lines.append(f"{name:<30} {rate:>10,.0f} {times:>12} {spent:>11}   {of.rows.get(name, '')}".rstrip())
     lines += [f"{name:<30} was not run: {reason}" for name, reason in left_out.items()]
-    return "\n".join([*lines, "", "the bound: cores / CPU-seconds per row of the bare loop"])
+    told = ["the bound: cores / CPU-seconds per row of the bare loop"]
+    return "\n".join([*lines, "", *told, "the ceiling: the same of the model alone, its batch in memory"])
 
 
 def _picture(of: Figures, machine: Machine) -> str:
