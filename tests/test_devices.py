@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ import pytest
 from pipeline.cli import main
 from tests.device_worker import MODELS
 from tests.jobs import model_folder, put_inputs
+from tests.warm import python
 from transforms.devices import Device, choose_devices, cores, least_busy
 from transforms.errors import InvalidRequest, UnsupportedModel
 from transforms.job import Loading
@@ -142,6 +144,26 @@ def test_a_step_for_the_cpu_hides_no_gpu_from_the_other_steps_of_its_process(mon
     assert not hidden
     devices_for([tflite], Loading(device="cpu"), whole_process=True)
     assert hidden == [([], "GPU")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there has each thread a niceness of its own")
+@pytest.mark.parametrize(("whole_process", "nicer"), [(True, 10), (False, 0)])
+def test_threads_that_compute_yield_to_those_that_hold_the_lock(whole_process: bool, nicer: int) -> None:
+    told = python(
+        textwrap.dedent(f"""
+        import os, threading
+        from pathlib import Path
+        from transforms.devices import choose_devices, set_up_tensorflow
+
+        set_up_tensorflow(whole_process={whole_process})
+        choose_devices("auto")
+        tasks = [path.parent for path in Path("/proc/self/task").glob("*/comm") if path.read_text() == "tf_Compute\\n"]
+        nice = {{os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in tasks}}
+        print(nice, os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+    """)
+    )
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert told.strip() == f"{{{min(19, own + nicer)}}} {own}"
 
 
 @pytest.mark.parametrize("name", ["exported", "v1", "keras"])
