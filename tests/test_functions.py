@@ -61,6 +61,26 @@ def fails(batch):
 def fails_on_none(batch):
     return batch.append_column("low", pa.array([min(batch["id"].to_pylist())] * batch.num_rows))
 
+def fixed(batch, null):
+    best = [None if i == 30 and null else [i, 2 * i] for i in batch["id"].to_pylist()]
+    return batch.append_column("best", pa.array(best, pa.list_(pa.int64(), 2)))
+
+def null_list(batch):
+    return fixed(batch, True)
+
+def null_struct(batch):
+    lists = fixed(batch, False)["best"]
+    null = pa.array([i == 30 for i in batch["id"].to_pylist()], pa.bool_())
+    return batch.append_column("best", pa.StructArray.from_arrays([lists], ["of"], mask=null))
+
+def null_tensor(batch):
+    kind = pa.fixed_shape_tensor(pa.int64(), [2])
+    return batch.append_column("best", pa.ExtensionArray.from_storage(kind, fixed(batch, True)["best"]))
+
+def list_of_null(batch):
+    offsets = pa.array(range(len(batch) + 1), pa.int32())
+    return batch.append_column("best", pa.ListArray.from_arrays(offsets, fixed(batch, True)["best"]))
+
 def same(batch):
     return batch
 
@@ -177,6 +197,25 @@ def test_what_only_the_rows_tell_names_file_and_rows(job: Job, flag: str, name: 
     assert all(fragment in told for fragment in fragments), told
 
 
+@pytest.mark.parametrize("name", ["null_list", "null_struct", "null_tensor", "list_of_null"])
+@pytest.mark.parametrize("flag", ["preprocess", "postprocess"])
+def test_nulls_that_parquet_would_not_give_back_are_bad_rows(job: Job, tmp_path: Path, flag: str, name: str) -> None:
+    code, _, err = job(*around(**{flag: name}))
+    assert code == 1, read_output(f"{tmp_path}/out")
+    told = err[err.index("The job failed") :]
+    parts = [f"around_the_model:{name}", "part-00002.parquet", "ow 10", "best: ", "Found: null", "pa.list_(…)"]
+    assert all(part in told for part in parts), told
+    code, _, err = job(*around(**{flag: name}), "--on_error=dead_letter", "--max_bad_rows=10%", "--overwrite")
+    assert code == 0, err
+    assert read_output(f"{tmp_path}/out")["id"].to_pylist() == [i for i in range(50) if i != 30]
+
+
+def test_nulls_that_are_not_written_are_no_fault(job: Job, tmp_path: Path) -> None:
+    code, _, err = job(*around(preprocess="null_list", postprocess="only_names"))
+    assert code == 0, err
+    assert read_output(f"{tmp_path}/out").num_rows == 50
+
+
 def test_a_file_of_other_types_is_named_rather_than_handed_on(job: Job, tmp_path: Path) -> None:
     other = rows(50, 5).set_column(0, "id", pa.array([str(i) for i in range(5)]))
     put_table(f"{tmp_path}/in/part-9.parquet", other)
@@ -254,7 +293,7 @@ def test_columns_of_every_kind_pass_through_a_function_as_batch_or_table(kind: p
     schema = pa.schema([pa.field("a", kind), pa.field("b", pa.int8(), nullable=False)], metadata={"made": "by pandas"})
     batch = pa.RecordBatch.from_arrays([pa.nulls(3, kind), pa.array([1, 2, 3], pa.int8())], names=["a", "b"])
     for function in (lambda one: one, lambda one: pa.Table.from_batches([one.slice(0, 1), one.slice(1)])):
-        applied = AppliedFunction(function, "mine:it", schema)
+        applied = AppliedFunction(function, "mine:it", schema, written=["b"])
         result = applied(batch, "a.parquet", 0)
         assert result.schema == applied.output_schema
         assert result.to_pylist() == batch.to_pylist()

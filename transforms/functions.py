@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -87,16 +87,22 @@ class AppliedFunction:
     Whether a column can hold nulls may differ from file to file: the function sees, and gives, columns that can.
     """
 
-    def __init__(self, function: BatchFunction, name: str, schema: pa.Schema) -> None:
-        """Raises `DataError` where the function fails on a batch without rows, or gives no record batch."""
-        self._function, self._name, self._schema = function, name, _nullable(schema)
+    def __init__(
+        self, function: BatchFunction, name: str, schema: pa.Schema, written: Collection[str] | None = None
+    ) -> None:
+        """`written` are those of its columns that go into Parquet as they are; None is all of them.
+
+        Raises `DataError` where the function fails on a batch without rows, or gives no record batch.
+        """
+        self._function, self._name, self._schema, self._written = function, name, _nullable(schema), written
         empty = pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in schema], schema=self._schema)
         cure = ": it is called without rows once, so that its columns are known before any row is read"
         result = self._call(empty, "a batch without rows", cure)
         self.output_schema: pa.Schema = _nullable(result.schema)
 
     def __call__(self, batch: pa.RecordBatch, where: str, first_row: int) -> pa.RecordBatch:
-        """Raises `DataError` where it fails on the batch, or changes rows' number or columns' types.
+        """Raises `DataError` where it fails on the batch, changes rows' number or columns' types, or gives nulls
+        that Parquet would not give back.
 
         `ColumnError` where the batch has other types than `schema`.
         """
@@ -116,6 +122,15 @@ class AppliedFunction:
                 found=_shown(result.schema, self.output_schema),
                 cure="Return the same columns and types for every batch, as by naming each array's type",
             )
+        for field, column in zip(self.output_schema, result.columns, strict=True):
+            if (self._written is None or field.name in self._written) and _has_null_list(column):
+                row = next(row for row in range(len(column)) if _has_null_list(column.slice(row, 1)))
+                raise DataError(
+                    f"{self._name} gives a null for row {first_row + row} of {where} that Parquet would not give back",
+                    expected=f"a value for every list of a fixed size in {field.name}: {field.type}",
+                    found="null",
+                    cure="Return lists of any size (pa.list_(…)), or fill the null",
+                )
         return pa.RecordBatch.from_arrays(result.columns, schema=self.output_schema)
 
     def _call(self, batch: pa.RecordBatch, rows: str, cure: str = "") -> pa.RecordBatch:
@@ -144,6 +159,19 @@ class AppliedFunction:
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
     array = column.combine_chunks()
     return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
+
+
+def _has_null_list(array: pa.Array) -> bool:
+    """pyarrow writes, but cannot read, a null fixed-size list; one in a null struct is null too."""
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if pa.types.is_struct(array.type):
+        return any(map(_has_null_list, array.flatten()))
+    if pa.types.is_map(array.type):
+        array = array.cast(pa.list_(pa.struct([array.type.key_field, array.type.item_field])))
+    if pa.types.is_fixed_size_list(array.type) and array.null_count:
+        return True
+    return pa.types.is_nested(array.type) and _has_null_list(array.flatten())
 
 
 def _nullable(schema: pa.Schema) -> pa.Schema:

@@ -276,7 +276,10 @@ def load_predictor(job: Job, device: Device | None = None) -> Predictor:
     device = device or devices_for([one.ref for one in job.models], job.loading, whole_process=True)[0]
     models = [load_shared(one.ref, one.signature, job.loading, device) for one in job.models]
     schema = pa.ipc.read_schema(pa.BufferReader(job.input_schema))
-    preprocess = AppliedFunction(job.preprocess.load(), job.preprocess.name, schema) if job.preprocess else None
+    written = () if job.postprocess else job.keep
+    preprocess = (
+        AppliedFunction(job.preprocess.load(), job.preprocess.name, schema, written) if job.preprocess else None
+    )
     plan = plan_columns(
         preprocess.output_schema if preprocess else schema,
         [
