@@ -22,6 +22,7 @@ from transforms.models.load import describe_model
 from transforms.models.ref import ModelRef, pin_model
 from transforms.models.spec import ModelSpec, Signature
 from transforms.parquet import read_footer
+from transforms.parquet_write import check_writable
 from transforms.shard import common_folder, output_name, relative_stem
 from transforms.storage import ObjectRef, open_store
 from transforms.storage.base import glob_regex, split_glob
@@ -114,6 +115,8 @@ def _hold_together(
     output_schema = columns.output_schema
     if postprocess is not None:
         output_schema = AppliedFunction(postprocess.load(), postprocess.name, output_schema).output_schema
+    if postprocess or preprocess:
+        check_writable(output_schema, "--postprocess" if postprocess else "--preprocess")
     check_compilable(request, refs, columns)
     batch_rows, rule = choose_batch_rows(columns, request.batch_rows)
     # A function may look at any column.

@@ -81,6 +81,30 @@ def list_of_null(batch):
     offsets = pa.array(range(len(batch) + 1), pa.int32())
     return batch.append_column("best", pa.ListArray.from_arrays(offsets, fixed(batch, True)["best"]))
 
+def twice_named(batch):
+    return pa.RecordBatch.from_arrays([*batch.columns, batch["id"]], names=[*batch.schema.names, "id"])
+
+def no_columns(batch):
+    return batch.select([])
+
+def a_union(batch):
+    return batch.append_column("more", pa.UnionArray.from_sparse(pa.array([0] * len(batch), pa.int8()), [batch["id"]]))
+
+def run_ends(batch):
+    return batch.append_column("more", pc.run_end_encode(batch["id"]))
+
+def interval(batch):
+    return batch.append_column("more", pa.nulls(len(batch), pa.month_day_nano_interval()))
+
+def no_members(batch):
+    return batch.append_column("more", pa.nulls(len(batch), pa.list_(pa.struct([]))))
+
+def no_values(batch):
+    return batch.append_column("more", pa.nulls(len(batch), pa.struct([("of", pa.list_(pa.int8(), 0))])))
+
+def lists_named(batch):
+    return batch.append_column("more", pa.nulls(len(batch), pa.dictionary(pa.int32(), pa.list_(pa.int8()))))
+
 def same(batch):
     return batch
 
@@ -164,6 +188,35 @@ def test_what_can_be_known_before_is_told_before(
     assert code == 2
     assert all(fragment in err for fragment in fragments), err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "fragment"),
+    [
+        ("a_union", "Found: more: sparse_union<"),
+        ("run_ends", "Found: more: run_end_encoded<"),
+        ("interval", "Found: more: month_day_nano_interval: "),
+        ("no_members", "Found: more: list<"),
+        ("no_values", "Found: more: struct<"),
+        ("lists_named", "Found: more: dictionary<"),
+    ],
+)
+@pytest.mark.parametrize("flag", ["preprocess", "postprocess"])
+def test_columns_that_parquet_cannot_hold_are_told_before(
+    job: Job, tmp_path: Path, flag: str, name: str, fragment: str
+) -> None:
+    code, _, err = job("plan", *around(**{flag: name}))
+    assert code == 2
+    assert f"--{flag}" in err
+    assert fragment in err
+
+
+@pytest.mark.parametrize(("name", "found"), [("no_columns", "no column"), ("twice_named", "two columns named 'id'")])
+def test_columns_that_make_no_table_are_told_before(job: Job, name: str, found: str) -> None:
+    code, _, err = job("plan", *around(postprocess=name))
+    assert code == 2
+    assert "--postprocess" in err
+    assert f"Found: {found}. Mend the function" in err
 
 
 def test_a_script_that_leaves_when_it_is_imported_is_no_silent_success(

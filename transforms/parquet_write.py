@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -10,6 +11,7 @@ import crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from transforms.errors import InvalidRequest
 from transforms.storage.base import ObjectRef, Store, Writer
 
 # Arrow gathers what it writes up to this much before Python sees it.
@@ -58,6 +60,35 @@ def write_batches(
                 writer.add_key_value_metadata(more)
         gathered.flush()
         return replace(sink.commit(), crc32c=summed.crc32c), rows
+
+
+def check_writable(schema: pa.Schema, whose: str) -> None:
+    """Raises `InvalidRequest` where `whose` columns make no Parquet file that can be read back."""
+    twice = [name for name, times in Counter(schema.names).items() if times > 1]
+    wrong = "no column" if not schema.names else f"two columns named {twice[0]!r}" if twice else ""
+    for field in schema if not wrong else ():
+        try:
+            if _holds_nothing(field.type):
+                raise pa.ArrowInvalid("lists of no values cannot be read back")
+            pq.write_table(pa.table([pa.nulls(1, field.type)], [field.name]), pa.BufferOutputStream())
+        except (pa.ArrowException, OSError) as error:
+            wrong = f"{field.name}: {field.type}: {error}"
+            break
+    if wrong:
+        raise InvalidRequest(
+            f"The columns that {whose} gives cannot be written",
+            expected="one column or more, each of its own name and of a type that Parquet holds",
+            found=wrong,
+            cure="Mend the function, or leave such columns out",
+        )
+
+
+def _holds_nothing(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _holds_nothing(kind.storage_type)
+    if pa.types.is_fixed_size_list(kind) and not kind.list_size:
+        return True
+    return any(_holds_nothing(kind.field(i).type) for i in range(kind.num_fields))
 
 
 def fixed_row_bytes(schema: pa.Schema) -> float | None:
