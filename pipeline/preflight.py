@@ -174,7 +174,7 @@ def pin_requested(request: Request, model: ModelRequest) -> ModelRef:
 
 
 def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[ColumnChoice]:
-    """What the request says of each model's columns: `NAME.TENSOR` of that model, `TENSOR` of every one that has it.
+    """What the request says of each model's columns: `NAME.TENSOR` of that model, `TENSOR` of every other.
 
     Raises `ColumnError` where several models are asked for and none has such a tensor; of a single one, planning tells.
     """
@@ -182,20 +182,21 @@ def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[Co
     inputs, outputs = (set().union(*(getattr(one, what) for one in signatures)) for what in ("inputs", "outputs"))
 
     def of(name: str, given: Mapping[str, Value], flag: str, own: Iterable[str], every: set[str]) -> dict[str, Value]:
-        chosen: dict[str, Value] = {}
+        general: dict[str, Value] = {}
+        specific: dict[str, Value] = {}
         for key, value in given.items():
             model, dot, tensor = key.partition(".")
             if dot and model and model in names:
-                chosen |= {tensor: value} if model == name else {}
+                specific |= {tensor: value} if model == name else {}
             elif len(names) == 1 or key in own:
-                chosen[key] = value
+                general[key] = value
             elif key not in every:
                 raise ColumnError(
                     f"{flag} names {key!r}, which no model has",
                     expected=f"one of {', '.join(sorted(every))}, or NAME.TENSOR of one model",
                     found=key,
                 )
-        return chosen
+        return general | specific
 
     def choice(name: str, signature: Signature) -> ColumnChoice:
         features = of(name, request.features, "--feature", signature.inputs, inputs)

@@ -106,6 +106,30 @@ def test_a_name_before_the_dot_says_whose_it_is(job: Job, tmp_path: Path, line: 
     assert not record["one"].get("fill")
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_is_said_of_one_model_wins_in_any_order(job: Job, tmp_path: Path, line: str, order: int) -> None:
+    p, q = pa.array([1.0, None], pa.float32()), pa.array([10.0, 20.0], pa.float32())
+    put_table(f"{tmp_path}/pairs/p.parquet", pa.table({"p": p, "q": q}))
+    pairs = [
+        ("--feature=left=q", "--feature=one.left=p"),
+        ("--fill=left=3", "--fill=one.left=5"),
+        ("--prediction=sum=s", "--prediction=one.sum=t"),
+    ]
+    flags = [flag for pair in pairs for flag in pair[::order]]
+    models = (f"--model=one={line}", f"--model=two={line}", "--feature=right=q")
+    code, _, err = job(*models, *flags, input=f"{tmp_path}/pairs/*.parquet")
+    assert code == 0, err
+    found = read_output(f"{tmp_path}/out")
+    assert found.select(["t", "s"]).to_pydict() == {"t": [11.0, 25.0], "s": [20.0, 40.0]}
+
+
+def test_an_output_of_no_values_is_refused_before(job: Job, tmp_path: Path) -> None:
+    model = save_signature(tmp_path / "none", lambda x: {"y": x[:, :0], "z": x}, {"x": ([None, 4], "float32")})
+    code, _, err = job("plan", f"--model={model}")
+    assert code == 2
+    assert "The model's output 'y' has no values" in err
+
+
 def test_signatures_and_weights_are_each_models_own(job: Job, tmp_path: Path) -> None:
     import keras
     import tensorflow as tf
