@@ -78,7 +78,7 @@ def histogram(title: str, now: Numbers | None, before: Numbers | None) -> Bars |
         width = min(max(high / MOST_BARS - low / MOST_BARS, *inside, sys.float_info.min), 2.0**1023)
         width = 2.0 ** math.ceil(math.log2(width))
         first, last = math.floor(low / width), max(math.floor(low / width), math.ceil(high / width) - 1)
-        counted = [_counted(some, lambda at: min(last, max(first, math.floor(at / width)))) for some in spans]
+        counted = [_counted(some, lambda at: math.floor(min(last, max(first, at / width)))) for some in spans]
         return counted, [width * at for at in range(first, last + 2)], first
 
     counted, edges, first = linear(least, most)
@@ -90,8 +90,10 @@ def histogram(title: str, now: Numbers | None, before: Numbers | None) -> Bars |
             edges = [2.0 ** min(1023, step * at) for at in range(first, last + 2)]
         else:
             usual = [one.quantile(share) or 0.0 for one in both for share in (_RARE, 1 - _RARE)]
-            counted, edges, first = linear(min(usual), max(usual))
-            edges[0], edges[-1] = min(least, edges[0]), max(most, edges[-1])
+            narrow = linear(min(usual), max(usual))
+            if len(narrow[1]) > 2:  # else all that is usual is one number, as where nearly all are 0
+                counted, edges, first = narrow
+                edges[0], edges[-1] = min(least, edges[0]), max(most, edges[-1])
     bars = range(first, first + len(edges) - 1)
     shares = [
         tuple(some.get(at, 0) / max(1, one.binned) for at in bars) for some, one in zip(counted, both, strict=True)
