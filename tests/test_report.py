@@ -324,6 +324,27 @@ def test_numbers_of_which_none_was_looked_at_have_no_histogram() -> None:
     assert chart.before is None
 
 
+@pytest.mark.parametrize(
+    ("kind", "title"),
+    [
+        (pa.list_(pa.string()), "Length in bytes"),
+        (pa.list_(pa.field("element", pa.list_(pa.large_binary(), 2), nullable=False)), "Length in bytes"),
+        (pa.dictionary(pa.int32(), pa.string()), "Length in bytes"),
+        (pa.large_string(), "Length in bytes"),
+        (pa.list_(pa.field("string", pa.int64())), "Values"),
+        (pa.dictionary(pa.int32(), pa.int64()), "Values"),
+    ],
+    ids=str,
+)
+def test_lengths_of_text_are_told_as_such(kind: pa.DataType, title: str) -> None:
+    column = Column.of("c", kind)
+    assert column.numbers is not None
+    column.values = None
+    column.numbers.add(np.array([1.0, 2.0]))
+    (chart,) = column_charts(column, None)
+    assert chart.title == title
+
+
 @pytest.mark.parametrize("names", [["²", "1"], ["--5", "5"], ["①", "x"], ["9" * 30, "1"]])
 def test_what_looks_like_numbers_and_is_none_has_a_chart(names: list[str]) -> None:
     (chart,) = column_charts(Column("c", "string", 2, values=dict.fromkeys(names, 1)), None)

@@ -13,6 +13,7 @@ Runs of few rows differ by chance. Of n and m rows of one distribution over k bi
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -111,4 +112,5 @@ def _not_finite(numbers: Numbers | None) -> list[int]:
 
 
 def is_text(column: Column) -> bool:
-    return column.kind.removeprefix("large_").partition("<")[0] in ("string", "binary")
+    """Of lists and dictionaries, what is in them."""
+    return re.search(r"(^|: |values=)(large_)?(string|binary)($|[>, ])", column.kind) is not None
