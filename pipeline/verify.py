@@ -33,7 +33,7 @@ CHECKS = {
     "identity": "every file says itself that it is that shard of that job",
     "rows": "every file holds the rows that the manifest counts",
     "inputs": "every row of every input is in exactly one file, in order",
-    "dead letters": "every row left out lies in the dead letters",
+    "dead letters": "every row left out lies in the dead letters, as it was written",
     "sample": "batches computed again give the same predictions",
 }
 
@@ -276,12 +276,15 @@ def _check_dead_letters(verdict: Verdict, storage: StoreOptions, rows: list[dict
             continue
         try:
             store = open_store(uri, storage)
-            ref = store.stat(uri)
-            table = pq.read_table(store.open_arrow(ref), columns=["headrace_input", "headrace_row"])
+            data = store.read(store.stat(uri))
+            table = pq.read_table(pa.BufferReader(data), columns=["headrace_input", "headrace_row"])
             found = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
         except (HeadraceError, pa.ArrowException, OSError, KeyError) as error:
             verdict.add("dead letters", uri, f"{bad} rows of {name}", error)
             continue
+        digest = hashlib.sha256(data).hexdigest()[:16]
+        if not uri.endswith(f"-{digest}.parquet"):
+            verdict.add("dead letters", uri, "a content of the digest in its name", digest)
         for span in input_spans([row]):
             bad, within = span.get("bad_rows") or 0, range(span["first_row"], span["first_row"] + span["rows"])
             numbers = [number for source, number in found if source == span["input"]]

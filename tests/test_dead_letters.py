@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,18 @@ def test_records_name_dead_letters_and_account_for_every_row(capfd: Capture, tmp
     capfd.readouterr()
     assert main(["verify", f"--output={tmp_path}/out"]) == 0
     assert "101, 5 of them in dead letters" in capfd.readouterr().out
+
+
+def test_verify_finds_dead_letters_that_were_changed(capfd: Capture, tmp_path: Path) -> None:
+    put_mixed(f"{tmp_path}/in", COUNTS, BAD)
+    assert run(capfd, tmp_path, "--max_bad_rows=5")[0] == 0
+    path = next((tmp_path / "out/_dead_letters").iterdir())
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(0, "id", pa.array([-1] * len(table), table["id"].type)), path)
+    assert main(["verify", f"--output={tmp_path}/out"]) == 1
+    told = capfd.readouterr().out
+    wrong = rf"dead letters +3 +1 WRONG .*\n\n{path}\n  expected a content of the digest in its name\n"
+    assert re.search(wrong, told, re.S)
 
 
 def put_drifting(folder: str) -> None:
