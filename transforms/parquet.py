@@ -313,7 +313,8 @@ def _null_list(shard: Shard, schema: pa.Schema, columns: Sequence[str], row: int
         f"{shard.source.uri} has a null in row {row} (counted from 0) of column {' or '.join(map(repr, lists))}",
         expected=f"a list of {size} values in each row",
         found="null",
-        cure="Fill it or filter that row out, or keep the column out with --keep if no feature needs it",
+        cure="Arrow cannot read it, so that --fill does not help: write the column as a list of any size, for --fill "
+        "and --pad, or filter that row out; where no feature needs the column, leave it out with --keep",
     )
 
 
