@@ -183,7 +183,9 @@ class PredictOptions(PipelineOptions):
         how.add_argument(
             "--jit_compile",
             action="store_true",
-            help="compile the model with XLA; its numbers may differ in their last bits",
+            help="compile the model with XLA; its numbers may differ in their last bits. XLA leaves out assertions, as "
+            "of tf.debugging, and clamps indices that are out of range, so that rows which the model itself refuses "
+            "are predicted",
         )
         how.add_argument(
             "--device",
