@@ -60,8 +60,25 @@ def test_moments_and_quantiles_are_numpys() -> None:
     numbers = counted(values)
     assert numbers.mean == pytest.approx(values.mean())
     assert numbers.deviation == pytest.approx(values.std())
+    old = {key: value for key, value in numbers.dump().items() if key != "spread"}
+    assert Numbers.load(old | {"squares": float((values**2).sum())}).deviation == pytest.approx(values.std())
     for share in (0.01, 0.5, 0.99):
         assert numbers.quantile(share) == pytest.approx(np.quantile(values, share), rel=1 / 16)
+
+
+@pytest.mark.parametrize("middle", [0, 5, -1.7e9])
+def test_numbers_far_from_0_have_their_deviation(middle: float) -> None:
+    """As times have, added in batches of which the first are far from the last, and merged over shards."""
+    values = middle + np.random.default_rng(4).normal(0, 1, 30_000) + np.repeat([0, 0, 3], 10_000)
+    shards = [Numbers(), Numbers()]
+    for i, batch in enumerate(np.array_split(values, 12)):
+        shards[i % 2].add(batch)
+    whole = Numbers()
+    for shard in shards:
+        whole.merge(Numbers.load(shard.dump()))
+    assert whole.mean == pytest.approx(values.mean())
+    assert whole.deviation == pytest.approx(values.std(), rel=1e-5)
+    assert counted([0.1] * 100).deviation == pytest.approx(0, abs=1e-12)
 
 
 def test_bins_are_bounded_whatever_comes_and_merge_all_the_same() -> None:

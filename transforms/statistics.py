@@ -32,6 +32,8 @@ MOST_COLUMNS = 64
 MOST_CLASSES = 1000
 MOST_VALUES = 256
 MOST_VALUE_BYTES = 64
+# Of a sum of squares: less than that, and its last digits are all that tells how far numbers lie apart.
+_CANCELLED = 1e-8
 _MOST_BINS = 1024  # and 4094, without fraction bits, where numbers are of every exponent
 _MOST_ENCODED = 64 << 10
 _MOST_DECODED = 4 << 20
@@ -42,7 +44,8 @@ _NOTHING = np.zeros(0, np.int64)
 
 @dataclass(slots=True)
 class Numbers:
-    """`count` finite numbers, their `least`, `most`, `total` and sum of `squares`; beside them `nan` and `infinite` ones.
+    """`count` finite numbers, their `least`, `most`, `total` and `spread`, the sum of their squared
+    distances from their mean; beside them `nan` and `infinite` ones.
 
     Finite ones are counted by key: the float64's upper 16 bits, of which all fraction bits but the first `bits` are 0. `keys`
     (ascending) and `counts`, both int64, lack what was added since they were last settled.
@@ -54,7 +57,7 @@ class Numbers:
     least: float = math.inf
     most: float = -math.inf
     total: float = 0.0
-    squares: float = 0.0
+    spread: float = 0.0
     bits: int = FRACTION_BITS
     keys: np.ndarray = field(default_factory=lambda: _NOTHING)
     counts: np.ndarray = field(default_factory=lambda: _NOTHING)
@@ -73,9 +76,11 @@ class Numbers:
                 self.infinite += len(wide) - int(finite.sum()) - nan
                 self.add(wide[finite], weight)
                 return
-            self.squares += float(np.add.reduce(np.square(wide)))
-        self.count += len(wide)
-        self.total += total
+            squares, mean = float(np.add.reduce(np.square(wide))), total / len(wide)
+            spread = squares - total * mean
+            if spread < squares * _CANCELLED:
+                spread = float(np.add.reduce(np.square(wide - mean)))
+        self._gather(len(wide), total, spread)
         self.least = min(self.least, float(np.minimum.reduce(wide)))
         self.most = max(self.most, float(np.maximum.reduce(wide)))
         if not weight:
@@ -88,12 +93,18 @@ class Numbers:
 
     def merge(self, other: Numbers) -> None:
         other.settle()
-        self.count, self.nan = self.count + other.count, self.nan + other.nan
-        self.infinite += other.infinite
+        self._gather(other.count, other.total, other.spread)
+        self.nan, self.infinite = self.nan + other.nan, self.infinite + other.infinite
         self.least, self.most = min(self.least, other.least), max(self.most, other.most)
-        self.total, self.squares = self.total + other.total, self.squares + other.squares
         self.bits = min(self.bits, other.bits)
         self._dense()[other.keys] += other.counts
+
+    def _gather(self, count: int, total: float, spread: float) -> None:
+        """As T. Chan, G. Golub and R. LeVeque, "Updating formulae […] for computing sample variances", 1979."""
+        if self.count and count:
+            apart = total / count - self.total / self.count
+            spread += apart * apart * (self.count * count / (self.count + count))
+        self.count, self.total, self.spread = self.count + count, self.total + total, self.spread + spread
 
     def settle(self) -> None:
         """Puts what was added into `keys` and `counts`, where everything else looks."""
@@ -126,9 +137,7 @@ class Numbers:
     @property
     def deviation(self) -> float | None:
         """Standard deviation of all the numbers, not an estimate for more of them."""
-        if (mean := self.mean) is None or not math.isfinite(self.squares):
-            return None
-        return math.sqrt(max(0.0, self.squares / self.count - mean * mean))
+        return math.sqrt(self.spread / self.count) if self.mean is not None and math.isfinite(self.spread) else None
 
     def quantile(self, share: float) -> float | None:
         """A number that `share` (0 to 1) of them are at most, to within its bin."""
@@ -149,7 +158,7 @@ class Numbers:
         self.settle()
         told: dict[str, Any] = {"count": self.count, "nan": self.nan, "infinite": self.infinite, "bits": self.bits}
         told |= {"bins": [np.diff(self.keys, prepend=0).tolist(), self.counts.tolist()]}
-        sums = {"least": self.least, "most": self.most, "total": self.total, "squares": self.squares}
+        sums = {"least": self.least, "most": self.most, "total": self.total, "spread": self.spread}
         return told | {name: value for name, value in sums.items() if math.isfinite(value)}
 
     @classmethod
@@ -162,14 +171,17 @@ class Numbers:
             raise ValueError("bins out of range")
         if (counts < 0).any() or (steps[1:] <= 0).any() or (keys & ~(-1 << FRACTION_BITS - bits)).any():
             raise ValueError("bins out of order")
+        count, total, spread = _whole(told["count"]), float(told.get("total", math.inf)), told.get("spread", math.inf)
+        if "squares" in told:  # as was written before there was `spread`
+            spread = max(0.0, told["squares"] - total * total / max(1, count))
         return cls(
-            _whole(told["count"]),
+            count,
             _whole(told["nan"]),
             _whole(told["infinite"]),
             float(told.get("least", math.inf)),
             float(told.get("most", -math.inf)),
-            float(told.get("total", math.inf)),
-            float(told.get("squares", math.inf)),
+            total,
+            max(0.0, float(spread)),
             bits,
             keys,
             counts,
