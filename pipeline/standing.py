@@ -169,7 +169,7 @@ def _refuse_changed(prepared: Prepared, store: Store, name: str, output: ObjectR
 
 def _is_complete(prepared: Prepared, store: Store, folder: _Folder) -> bool:
     """`_SUCCESS` stands, its manifest names exactly the outputs that stand, and these cover exactly today's inputs."""
-    if folder.mark is None:
+    if folder.mark is None or folder.superseded:
         return False
     try:
         parts = [str(part) for part in json.loads(store.read(folder.mark))["manifest"]]

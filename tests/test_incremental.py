@@ -67,6 +67,22 @@ def test_what_is_new_or_changed_is_predicted_and_the_rest_kept(capfd: Capture, p
         assert "Nothing to do" in capfd.readouterr().out
 
 
+def test_an_input_that_was_only_removed_takes_its_output_along(capfd: Capture, place: str) -> None:
+    before, parts = outputs(place), set(names_in(f"{place}/out"))
+    replace_input(place, 1, first=None)
+    capfd.readouterr()
+    assert main(flags(place, "--incremental")) == 0
+    assert "0 rows computed" in capfd.readouterr().out
+    assert outputs(place) == [before[0], before[2]]
+    assert read_output(f"{place}/out")["id"].to_pylist() == [*range(10), *range(20, 30)]
+    verdict, _, manifest = verify(f"{place}/out", StoreOptions())
+    assert verdict.problems == []
+    assert manifest["output"].to_pylist() == outputs(place)
+    assert {name for name in names_in(f"{place}/out") if name.startswith("_manifest/")}.isdisjoint(parts)
+    assert main(flags(place, "--incremental")) == 0
+    assert "Nothing to do" in capfd.readouterr().out
+
+
 def test_where_the_mark_stands_no_row_is_there_twice(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     replace_input(place, 1, first=100)
     marked = finalize._mark_success
