@@ -150,7 +150,9 @@ def test_a_feature_column_that_is_missing_names_the_nearest(capfd: Capture, plac
 
 
 def test_an_input_of_the_model_that_does_not_exist(capfd: Capture, place: str) -> None:
-    refused(capfd, command(place, "--feature=y=x"), "no input 'y'", "x")
+    refused(
+        capfd, command(place, "--feature=y=x"), "no input 'y'. Expected: the name of", "inputs x. Name one of these"
+    )
 
 
 @pytest.mark.parametrize(
@@ -184,7 +186,8 @@ def test_an_output_that_collides_with_a_kept_column(capfd: Capture, place: str) 
 
 
 def test_an_output_of_the_model_that_does_not_exist(capfd: Capture, place: str) -> None:
-    refused(capfd, command(place, "--prediction=scores=id"), "no output 'scores'", "output_0")
+    told = refused(capfd, command(place, "--prediction=scores=id"), "no output 'scores'. Expected: the name of one")
+    assert "outputs output_0. Name one of these" in told
 
 
 def test_a_kept_column_that_does_not_exist(capfd: Capture, place: str) -> None:

@@ -114,7 +114,13 @@ def test_an_output_that_is_no_column_is_refused_with_a_reason(dtype: str, shape:
 @pytest.mark.parametrize(
     ("predictions", "said"),
     [
-        ({"scor": "s"}, "The model has no output 'scor'. Found: outputs label, score. Did you mean 'score'?"),
+        (
+            {"scor": "s"},
+            (
+                "The model has no output 'scor'. Expected: the name of one of its outputs. "
+                "Found: outputs label, score. Did you mean 'score'?"
+            ),
+        ),
         ({"score": "label"}, "The outputs 'label' and 'score' would both become the column 'label'."),
         ({"score": "x", "label": "x"}, "The outputs 'label' and 'score' would both become the column 'x'."),
     ],

@@ -70,7 +70,8 @@ def test_a_missing_column_names_the_nearest() -> None:
 
 
 def test_an_unknown_tensor_names_those_that_exist() -> None:
-    with refused(ColumnError, "The model has no input 'pixls'. Found: inputs pixels. Did you mean 'pixels'?"):
+    said = "The model has no input 'pixls'. Expected: the name of one of its inputs. Found: inputs pixels. Did you mean"
+    with refused(ColumnError, f"{said} 'pixels'?"):
         plan_inputs(BATCH.schema, specs(pixels=("float32", (None, 4))), {"pixls": ("pixels",)})
 
 

@@ -100,7 +100,10 @@ def output_plan(outputs: Mapping[str, TensorSpec], predictions: Mapping[str, str
     for output in predictions:
         if output not in outputs:
             raise ColumnError(
-                f"The model has no output '{output}'", found=listed("outputs", outputs), cure=nearest(output, outputs)
+                f"The model has no output '{output}'",
+                expected="the name of one of its outputs",
+                found=listed("outputs", outputs),
+                cure=nearest(output, outputs) or "Name one of these instead.",
             )
     if prediction_type not in PREDICTION_TYPES:
         raise ColumnError(

@@ -139,7 +139,10 @@ def check_inputs(
     for tensor in features:
         if tensor not in inputs:
             raise ColumnError(
-                f"The model has no input '{tensor}'", found=listed("inputs", inputs), cure=nearest(tensor, inputs)
+                f"The model has no input '{tensor}'",
+                expected="the name of one of its inputs",
+                found=listed("inputs", inputs),
+                cure=nearest(tensor, inputs) or "Name one of these instead.",
             )
     return tensor_rules(rules, inputs)
 
