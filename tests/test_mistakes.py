@@ -179,6 +179,16 @@ def test_a_list_of_the_wrong_length_is_found_on_the_way(capfd: Capture, place: s
     assert "Traceback" not in err
 
 
+def test_a_null_in_a_feature_is_told_as_one_of_perhaps_many(capfd: Capture, place: str) -> None:
+    """The row that is named is looked at alone, which tells nothing of the others."""
+    values = [[1.0] * 4, None, None, [1.0] * 4, None]
+    put_table(f"{place}/nulls/a.parquet", pa.table({"x": pa.array(values, pa.list_(pa.float32()))}))
+    assert main(command(place, input=f"{place}/nulls/*.parquet")) == 1
+    told = capfd.readouterr().err
+    assert "a.parquet is null in row 1." in told
+    assert "Found: null. Fill or drop these rows" in told
+
+
 def test_an_output_that_collides_with_a_kept_column(capfd: Capture, place: str) -> None:
     refused(
         capfd, command(place, "--prediction=output_0=id"), "'output_0'", "'id'", "--prediction output_0=id_predicted"

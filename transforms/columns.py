@@ -197,7 +197,7 @@ class Column:
         raise NullFeature(
             f"Column '{self.name}'{of(where)} is null in row {self._row(batch, at, index, where, first_row)}",
             expected=wanted,
-            found=f"{count} null{'s' * (count > 1)} in this batch",
+            found=f"{count} null{'s' * (count > 1)} in this batch" if batch.num_rows > 1 else "null",
             cure=f"{cure}.",
         )
 
