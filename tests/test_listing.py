@@ -49,10 +49,17 @@ def test_what_is_hidden_or_empty_is_passed_over_and_counted(folder: str) -> None
     passed = PassedOver()
     found = [ref.uri for ref in each_input((f"{folder}/_in/**",), OPTIONS, passed)]
     assert found == [f"{folder}/_in/a.parquet"]
-    assert (passed.hidden, passed.empty) == (2, 1)
+    assert (passed.hidden, passed.empty, passed.first_empty) == (2, 1, f"{folder}/_in/empty.parquet")
     assert names(folder, "_in/**", "_in/.x/*") == ["_in/.x/c.parquet", "_in/a.parquet"]
     with pytest.raises(ObjectNotFound, match=r"Nothing is left to read.*4 hidden and 0 empty"):
         names(folder, "**")
+
+
+def test_where_all_that_matches_is_empty_the_first_is_named(folder: str) -> None:
+    fill(folder, "in/empty-b.parquet", "in/empty-a.parquet")
+    wanted = rf"Expected: .* of more than zero bytes .* 0 hidden and 2 empty files, .*{folder}/in/empty-a\.parquet"
+    with pytest.raises(ObjectNotFound, match=wanted):
+        names(folder, "in/*")
 
 
 def test_a_list_names_files_and_globs(folder: str) -> None:

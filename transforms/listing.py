@@ -33,6 +33,7 @@ class PassedOver:
 
     hidden: int = 0
     empty: int = 0
+    first_empty: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +140,16 @@ def each_input(patterns: tuple[str, ...], options: StoreOptions, passed: PassedO
             passed.hidden += 1
         elif ref.size == 0:
             passed.empty += 1
+            passed.first_empty = passed.first_empty or ref.uri
         else:
             found = True
             yield ref
     if not found:
         raise ObjectNotFound(
             f"Nothing is left to read of --input={', '.join(patterns[:3])}{', …' * (len(patterns) > 3)}",
-            expected="at least one Parquet file whose name starts with neither '_' nor '.'",
-            found=f"{passed.hidden} hidden and {passed.empty} empty files",
+            expected="at least one Parquet file of more than zero bytes whose name starts with neither '_' nor '.'",
+            found=f"{passed.hidden} hidden and {passed.empty} empty files"
+            + f", the first of zero bytes {passed.first_empty}" * bool(passed.empty),
             cure="Mend the pattern, or write the files first",
         )
 
