@@ -95,7 +95,7 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
     from pipeline.launch import detach, launch, open_pipeline
     from pipeline.own_package import own_package
     from pipeline.preflight import prepare
-    from pipeline.report import report_nothing_to_do, report_summary
+    from pipeline.report import empty_files, report_nothing_to_do, report_summary
     from pipeline.report_place import report_written
     from pipeline.standing import check_overwritten, claim_output, examine_output
     from transforms.storage import open_store
@@ -104,6 +104,8 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
     prepared = prepare(request)
     standing = examine_output(prepared, overwrite=request.overwrite)
     output = prepared.job.output
+    if told := empty_files(prepared.inputs.passed):
+        tell("note", f"{told}.", logging.WARNING)
     if request.clean:
         left = open_store(output, request.storage).clean(f"{output}/")
         tell("note", f"{left:,} interrupted uploads removed from {output}.")

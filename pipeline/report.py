@@ -14,10 +14,17 @@ from pipeline.look import Looked
 from pipeline.preflight import Prepared
 from pipeline.report_place import report_line, report_written
 from pipeline.standing import Standing
+from transforms.listing import PassedOver
 from transforms.models.ref import ModelRef
 from transforms.models.spec import ModelSpec, Signature, TensorSpec
 from transforms.shard import Shard
 from transforms.storage.base import public_uri
+
+
+def empty_files(passed: PassedOver) -> str:
+    """What a writer that was stopped leaves: somebody may miss their rows."""
+    said = f"Files of zero bytes passed over: {passed.empty:,}, the first of them {passed.first_empty}"
+    return said if passed.empty else ""
 
 
 def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard]) -> Answer:
@@ -63,6 +70,7 @@ def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard])
     lines = [
         *(line for model in models for line in _model_lines(model)),
         f"Input    {inputs.files:,} files{passed_over}",
+        *([f"         {empty_files(inputs.passed)}"] if empty else []),
         f"         {count:,} shards, {rows:,} rows, {size:,} bytes of Parquet",
         f"Output   {job.output}",
         *([f"Limit    the first {job.limit:,} rows only"] if job.limit is not None else []),
@@ -103,12 +111,14 @@ def report_look(looked: Looked) -> Answer:
         inputs, first = looked.inputs, looked.first
         document["input"] = {
             "files": inputs.files,
+            "empty": inputs.passed.empty,
             "first": inputs.first.name,
             "first_rows": first.rows,
             "first_row_groups": len(first.row_group_rows),
             "columns": [{"name": field.name, "type": str(field.type)} for field in looked.schema],
         }
         lines += ["", f"{inputs.files:,} files of Parquet; the first of them:", inputs.first.name]
+        lines += [empty_files(inputs.passed)] if inputs.passed.empty else []
         groups = len(first.row_group_rows)
         lines += [f"{first.rows:,} rows in {groups:,} row group{'s' * (groups != 1)}", ""]
         if looked.links:

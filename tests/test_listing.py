@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.jobs import put
-from transforms.errors import InvalidRequest, ObjectNotFound
+from transforms.errors import InvalidRequest, NotParquet, ObjectNotFound
 from transforms.listing import PassedOver, Survey, each_input, expand_lists, survey_inputs
 from transforms.shard import source_digest
 from transforms.storage import ObjectRef, StoreOptions
@@ -60,6 +60,15 @@ def test_where_all_that_matches_is_empty_the_first_is_named(folder: str) -> None
     wanted = rf"Expected: .* of more than zero bytes .* 0 hidden and 2 empty files, .*{folder}/in/empty-a\.parquet"
     with pytest.raises(ObjectNotFound, match=wanted):
         names(folder, "in/*")
+
+
+def test_an_empty_file_that_is_named_is_refused(folder: str) -> None:
+    fill(folder, "in/a.parquet", "in/empty.parquet", "in/_empty.parquet")
+    assert names(folder, "in/*", "in/_empty.parquet") == ["in/a.parquet"]
+    put(f"{folder}/list.txt", b"in/a.parquet\nin/empty.parquet\n")
+    for inputs in (["in/empty.parquet"], ["in/*", "in/empty.parquet"], ["@list.txt"]):
+        with pytest.raises(NotParquet, match=rf"{folder}/in/empty\.parquet is no Parquet file.* Found: zero bytes"):
+            names(folder, *inputs)
 
 
 def test_a_list_names_files_and_globs(folder: str) -> None:

@@ -84,6 +84,23 @@ def undocumented(found: Any) -> set[str]:
     return own | undocumented(inner) | undocumented([list(values) for values in named])
 
 
+def test_files_of_zero_bytes_are_told(capfd: Capture, argv: list[str], tmp_path: Path) -> None:
+    model, source, _ = argv
+    (tmp_path / "in" / "part-00009.parquet").touch()
+    (tmp_path / "in" / "part-00007.parquet").touch()
+    said = f"Files of zero bytes passed over: 2, the first of them {tmp_path}/in/part-00007.parquet"
+    assert said in shown(capfd, "plan", *argv)
+    assert said in shown(capfd, "inspect", model, source)
+    found = json.loads(shown(capfd, "inspect", source, "--json"))
+    assert found["input"]["empty"] == 2
+    assert not undocumented(found)
+    for end in ("50 rows computed", "Nothing to do"):
+        assert main(argv) == 0
+        out, err = capfd.readouterr()
+        assert end in out
+        assert f"{said}.\n" in err
+
+
 def test_where_columns_do_not_fit_plan_shows_all_of_it_beside_the_error(capfd: Capture, argv: list[str]) -> None:
     assert main(["plan", *argv, "--feature=x=nmae"]) == 2
     out, err = capfd.readouterr()

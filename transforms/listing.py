@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from transforms.errors import HeadraceError, InvalidRequest, ObjectNotFound
+from transforms.errors import HeadraceError, InvalidRequest, NotParquet, ObjectNotFound
 from transforms.shard import common_folder, partition_values, source_digest
 from transforms.storage import ObjectRef, Store, StoreOptions, open_store
 from transforms.storage.base import public_uri, split_glob
@@ -121,7 +121,7 @@ def each_input(patterns: tuple[str, ...], options: StoreOptions, passed: PassedO
     """Every file that a pattern matches, once, in the order of its URI. Passes over names that start with `_` or `.` below
     a pattern's literal folder, as Parquet readers do, and objects of zero bytes; `passed` counts them.
 
-    Raises `ObjectNotFound` where a pattern matches nothing.
+    Raises `ObjectNotFound` where a pattern matches nothing, and `NotParquet` where a file of zero bytes is named without one.
     """
     for pattern in patterns:
         if pattern != public_uri(pattern):
@@ -189,7 +189,15 @@ def _named(store: Store, uris: list[str]) -> Iterator[tuple[ObjectRef, bool]]:
     with ThreadPoolExecutor(_STATS_AT_ONCE) as threads:
         while some := list(islice(left, _STATS_AT_ONCE)):
             for ref in threads.map(lambda uri: _stat(store, uri), some):
-                yield ref, ref.uri.rpartition("/")[2].startswith((".", "_"))
+                hidden = ref.uri.rpartition("/")[2].startswith((".", "_"))
+                if not (ref.size or hidden):
+                    raise NotParquet(
+                        f"{ref.uri} is no Parquet file",
+                        expected="a file of more than zero bytes",
+                        found="zero bytes",
+                        cure="Write the file again, or leave it out of --input",
+                    )
+                yield ref, hidden
 
 
 def _stat(store: Store, uri: str) -> ObjectRef:
