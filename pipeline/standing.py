@@ -15,10 +15,12 @@ from pipeline.preflight import Prepared
 from transforms.dead_letters import dead_letters_of
 from transforms.errors import AlreadyExists, HeadraceError, JobError, NotParquet, ObjectNotFound, OutputConflict
 from transforms.job import DEAD_LETTERS_FOLDER, JOB_RECORD, MANIFEST_FOLDER, SUCCESS, Job, check_same_job, dump_record
+from transforms.listing import scheme_of
 from transforms.manifest import NamesDigest, manifest_outputs
 from transforms.parquet import read_footer
 from transforms.shard import OutputName, named_output, parse_output_name, source_digest
 from transforms.storage import ObjectRef, Store, open_store
+from transforms.storage.local import check_writable
 
 _NAMES_AT_ONCE = 4096
 
@@ -90,7 +92,9 @@ class _Folder:
 
 
 def examine_output(prepared: Prepared, *, overwrite: bool) -> Standing:
-    """Raises `OutputConflict` where the folder holds anything that is no part of this job, unless it may be overwritten."""
+    """Raises `OutputConflict` where the folder holds anything that is no part of this job, unless it may be overwritten, and
+    `StorageError` where a local one cannot be written.
+    """
     job = prepared.job
     store = open_store(job.output, job.storage)
     folder = _Folder(prepared)
@@ -104,6 +108,8 @@ def examine_output(prepared: Prepared, *, overwrite: bool) -> Standing:
                 found=f"{folder.strange} Parquet files or marks without {JOB_RECORD}",
                 cure="Name another --output; these files are not headrace's to remove",
             )
+        if scheme_of(job.output) == "file":
+            check_writable(job.output)
         return Standing()
     if overwrite:
         return Standing(kept, folder.record, folder.mark)

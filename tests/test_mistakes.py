@@ -206,7 +206,17 @@ def test_a_kept_column_that_does_not_exist(capfd: Capture, place: str) -> None:
 
 def test_an_output_folder_that_cannot_be_written(capfd: Capture, place: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    refused(capfd, command(place, output=str(tmp_path / "file" / "out")), str(tmp_path / "file"))
+    for command_name in ("plan", "run"):
+        argv = [command_name, *command(place, output=str(tmp_path / "file" / "new" / "out"))]
+        told = refused(capfd, argv, f"Found: a file at {tmp_path}/file. Name another --output.")
+        assert "Expected: a folder that can be written." in told
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder in which nobody can make another")
+def test_an_output_folder_that_cannot_be_made(capfd: Capture, place: str) -> None:
+    told = refused(capfd, command(place, output="/proc/x/out"), "Expected: a folder that can be written.")
+    assert "/proc" in told.partition(" Found: ")[2]
+    assert told.endswith("Name another --output.")
 
 
 def test_an_output_folder_with_other_peoples_files(capfd: Capture, place: str) -> None:

@@ -159,9 +159,9 @@ def test_what_may_not_be_read_or_written_is_told() -> None:
     # Root may do everything, and nobody else may look into pytest's own folders.
     script = """
 import os, tempfile
-from transforms.errors import AccessDenied
+from transforms.errors import AccessDenied, StorageError
 from transforms.storage import open_store
-import transforms.storage.local
+from transforms.storage.local import check_writable
 if os.getuid() == 0:
     os.setgroups([])
     os.setgid(65534)
@@ -180,7 +180,12 @@ for verb in (lambda: store.read(ref), lambda: store.create(folder + "/y"), lambd
         verb()
     except AccessDenied as error:
         print(str(error).replace(folder, "."))
+try:
+    check_writable(folder + "/new/y")
+except StorageError as error:
+    print(str(error).replace(folder, "."))
 os.chmod(folder, 0o700)
+check_writable(folder + "/new/y")
 os.chmod(folder + "/in", 0)
 try:
     list(store.list(folder))
@@ -194,6 +199,10 @@ os.unlink(folder + "/x"); os.chmod(folder + "/in", 0o700); os.rmdir(folder + "/i
         "Cannot write ./y. Found: Permission denied. Grant this user the right to write it.",
         "Cannot write ./new/y. Found: Permission denied. Grant this user the right to write it.",
         "Cannot delete ./x. Found: Permission denied. Grant this user the right to delete it.",
+        (
+            "Nothing can be written to ./new/y. Expected: a folder that can be written. "
+            "Found: ., which this user may not write to. Name another --output."
+        ),
         "Cannot list ./in/. Found: Permission denied. Grant this user the right to list it.",
     ]
 

@@ -195,6 +195,27 @@ class _LocalWriter(Writer):
         self.abort()
 
 
+def check_writable(folder: str) -> None:
+    """Raises `StorageError` where no file can be made in that folder, which need not stand yet. Writes nothing."""
+    nearest = _nearest(folder)
+    if os.path.isdir(nearest) and os.access(nearest, os.W_OK | os.X_OK):
+        return
+    raise StorageError(
+        f"Nothing can be written to {folder}",
+        expected="a folder that can be written",
+        found=f"{nearest}, which this user may not write to" if os.path.isdir(nearest) else f"a file at {nearest}",
+        cure="Name another --output.",
+    )
+
+
+def _nearest(uri: str) -> str:
+    """What stands of a path: all of it, or the deepest that there is above it."""
+    path = os.path.abspath(_path(uri))
+    while not os.path.lexists(path):
+        path = os.path.dirname(path)
+    return path
+
+
 def _path(uri: str) -> str:
     path = uri.removeprefix("file://")
     if (path is not uri and not path.startswith("/")) or "\0" in path:
@@ -286,6 +307,13 @@ def _told(error: Exception, uri: str, verb: str) -> StorageError:
     reason = getattr(error, "strerror", None) or str(error)
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:
         return AccessDenied(f"Cannot {verb} {uri}", found=reason, cure=f"Grant this user the right to {verb} it.")
+    if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return StorageError(
+            f"Cannot write {uri}",
+            expected="a folder that can be written",
+            found=f"{reason}, below {_nearest(uri)}",
+            cure="Name another --output.",
+        )
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"No space to {verb} {uri}", found=reason, cure="Free some, or write elsewhere.")
     if getattr(error, "errno", None) == errno.EFBIG:
