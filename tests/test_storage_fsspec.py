@@ -7,6 +7,7 @@ import pickle
 import re
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tests.front import Front, Gate, served
 from tests.s3_service import s3_service, use_s3
 from tests.store_contract import LARGE, ListContract, StoreContract, noise
 from transforms.errors import AccessDenied, InvalidRequest, NotAModel, ObjectNotFound, StorageError
@@ -26,6 +28,7 @@ fsspec = pytest.importorskip("fsspec")
 s3fs = pytest.importorskip("s3fs")
 
 from transforms.storage.fsspec_store import FsspecStore  # noqa: E402
+from transforms.storage.s3 import S3Store  # noqa: E402
 
 POLICY = RetryPolicy(attempts=3, first_wait_s=0.01, longest_wait_s=0.02)
 
@@ -296,6 +299,47 @@ class TestS3(StoreContract):
         with pytest.raises(StorageError) as caught:
             store.read(ref)
         assert "X-Amz" not in str(caught.value)
+
+
+class TestS3Faults:
+    """S3 through a front that answers in its place."""
+
+    @pytest.fixture
+    def front(self, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Front]:
+        for front in served(Front(s3_server)):
+            use_s3(monkeypatch, front.url)
+            s3fs.S3FileSystem.clear_instance_cache()
+            yield front
+        s3fs.S3FileSystem.clear_instance_cache()
+
+    @pytest.fixture
+    def root(self, front: Front) -> str:
+        import boto3
+
+        bucket = f"test-{uuid.uuid4().hex}"
+        boto3.client("s3").create_bucket(Bucket=bucket)
+        return f"s3://{bucket}"
+
+    @pytest.mark.parametrize("code", ["ExpiredToken", "TokenRefreshRequired", "InvalidToken"])
+    def test_credentials_that_ended_are_renewed(self, front: Front, root: str, code: str) -> None:
+        store = S3Store(policy=POLICY)
+        _write(store, f"{root}/x", b"abc")
+        ref = store.stat(f"{root}/x")
+        assert store.read(ref) == b"abc"
+        store._signed.keep(ref.uri, (time.monotonic(), store._url(ref.uri) + "&old=1"))
+        front.faults.append(lambda gate: "old=1" in gate.path and _refuse(gate, 400, code))
+        assert store.read(ref) == b"abc"
+        assert "old=1" not in store._url(ref.uri)
+        front.faults.append(lambda gate: "X-Amz-Signature" in gate.path and _refuse(gate, 400, code))
+        with pytest.raises(AccessDenied, match=f"credentials have expired.*{code}") as caught:
+            store.read(ref)
+        assert "REGION" not in str(caught.value)
+        assert "X-Amz" not in str(caught.value)
+
+
+def _refuse(gate: Gate, status: int, code: str) -> bool:
+    gate.answer(status, {"Content-Type": "application/xml"}, f"<Error><Code>{code}</Code></Error>".encode())
+    return True
 
 
 def _write(store: Store, uri: str, data: bytes = b"x") -> None:

@@ -21,6 +21,8 @@ from transforms.storage.recent import Recent
 # S3 takes parts of 5 MiB to 5 GiB, 10,000 at most: so objects of up to 160 GB.
 PART = 16 << 20
 _SIGNED_FOR_S, _MOST_SIGNED = 3600, 4096
+# Said with HTTP 400, unlike all else that is refused to an identity.
+_CREDENTIALS_ENDED = re.compile(r"<Code>(ExpiredToken|TokenRefreshRequired|InvalidToken)</Code>")
 _log = logging.getLogger(__name__)
 
 
@@ -68,7 +70,7 @@ class S3Store(FsspecStore):
             try:
                 self._fetch(ref, offset, buffers, self._url(ref.uri))
             except HttpRefusal as refusal:
-                if refusal.status != 403:
+                if refusal.status != 403 and not _CREDENTIALS_ENDED.search(refusal.body):
                     raise
                 # Credentials that are lent for an hour may have ended before what they signed.
                 self._fetch(ref, offset, buffers, self._url(ref.uri, renew=True))
@@ -100,6 +102,12 @@ class S3Store(FsspecStore):
         status = refusal.status
         if status == 404:
             return ObjectNotFound(f"There is no object {uri}, or no such bucket", cure="Look at the spelling.")
+        if ended := _CREDENTIALS_ENDED.search(refusal.body):
+            return AccessDenied(
+                f"Cannot read {uri}: the temporary credentials have expired",
+                found=f"HTTP {status}, {ended[1]}",
+                cure="Get new ones (aws sso login, AWS_SESSION_TOKEN, …) and start the same command again.",
+            )
         if status in (401, 403):
             return AccessDenied(
                 f"Cannot read {uri}", found=f"HTTP {status}", cure="Grant this identity the permission s3:GetObject."
