@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -279,6 +280,25 @@ class TestS3(StoreContract):
     def test_a_name_may_hold_what_fsspec_chains_file_systems_by(self, store: Store, root: str) -> None:
         self.put(f"{root}/v::2.bin", b"abc")
         assert store.read(store.stat(f"{root}/v::2.bin")) == b"abc"
+
+    def test_a_version_in_a_name_is_refused(self, store: Store, root: str) -> None:
+        bucket = self._object(root)["Bucket"]
+        self.library.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+        old = self.library.put_object(**self._object(f"{root}/m"), Body=b"old")["VersionId"]
+        self.put(f"{root}/m", b"newer")
+        self.put(f"{root}/d/m?versionId=7", b"seven")
+        (listed,) = store.list(f"{root}/d")
+        for uri in (f"{root}/m?versionId={old}", listed.uri):
+            for act in (
+                lambda uri=uri: store.stat(uri),
+                lambda uri=uri: list(store.glob(uri)),
+                lambda uri=uri: store.read(replace(listed, uri=uri)),
+                lambda uri=uri: store.delete(replace(listed, uri=uri)),
+                lambda uri=uri: _write(store, uri),
+            ):
+                with pytest.raises(InvalidRequest, match=re.escape(f"{uri} names a version")):
+                    act()
+        assert self.get(f"{root}/m") == b"newer"
 
     def test_encryption_by_a_key(self, root: str) -> None:
         key = "arn:aws:kms:us-east-1:123456789012:key/1234"

@@ -40,6 +40,14 @@ class S3Store(FsspecStore):
         # Signatures of the older kind are refused by all but the oldest regions.
         return {"config_kwargs": {"signature_version": "s3v4"}}
 
+    def _filesystem(self, uri: str) -> tuple[Any, str]:
+        _check_unversioned(uri)
+        return super()._filesystem(uri)
+
+    def glob(self, pattern: str) -> Iterator[ObjectRef]:
+        _check_unversioned(pattern)
+        return super().glob(pattern)
+
     def list(self, folder: str) -> Iterator[ObjectRef]:
         """Page by page, in the order in which S3 keeps names; only its directory buckets keep none."""
         folder = folder.rstrip("/")
@@ -242,6 +250,16 @@ class _S3Writer(Writer):
     def _check_open(self) -> None:
         if self._closed:
             raise StorageError(f"{self._uri} was committed or aborted before; nothing more can be written to it")
+
+
+def _check_unversioned(uri: str) -> None:
+    # s3fs takes it off the key, wherever it stands, and does not always heed it.
+    if "?versionId=" in uri:
+        raise InvalidRequest(
+            f"{uri} names a version",
+            expected="an object's key without ?versionId=…: what stands there is pinned as the job starts",
+            cure="Leave it out; copy another version, or an object whose key holds that text, under another key.",
+        )
 
 
 def _code(error: Exception) -> str:
