@@ -19,7 +19,7 @@ import pytest
 from tests.front import Front, Gate, served
 from tests.s3_service import s3_service, use_s3
 from tests.store_contract import LARGE, ListContract, StoreContract, noise
-from transforms.errors import AccessDenied, InvalidRequest, NotAModel, ObjectNotFound, StorageError
+from transforms.errors import AccessDenied, InvalidRequest, NotAModel, ObjectNotFound, StorageError, StoreUnavailable
 from transforms.models import ref as ref_module
 from transforms.models.ref import pin_model
 from transforms.storage import Store, StoreOptions, open_store
@@ -328,6 +328,7 @@ class TestS3Faults:
     def front(self, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Front]:
         for front in served(Front(s3_server)):
             use_s3(monkeypatch, front.url)
+            monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
             s3fs.S3FileSystem.clear_instance_cache()
             yield front
         s3fs.S3FileSystem.clear_instance_cache()
@@ -355,6 +356,28 @@ class TestS3Faults:
             store.read(ref)
         assert "REGION" not in str(caught.value)
         assert "X-Amz" not in str(caught.value)
+
+    def test_a_lost_connection_in_deleting_is_told(self, front: Front, root: str) -> None:
+        store = S3Store(policy=POLICY)
+        _write(store, f"{root}/x", b"abc")
+        ref = store.stat(f"{root}/x")
+        front.faults.append(lambda gate: gate.command == "DELETE" and _reset(gate))
+        with pytest.raises(StoreUnavailable, match=f"Cannot delete {root}/x"):
+            store.delete(ref)
+
+    def test_an_abort_that_fails_hides_no_other_error(self, front: Front, root: str) -> None:
+        store = S3Store(policy=POLICY)
+        front.faults.append(lambda gate: gate.command == "DELETE" and _reset(gate))
+        with store.create(f"{root}/large") as writer:
+            writer.write(noise(LARGE))
+        front.faults.append(lambda gate: "partNumber" in gate.path and _refuse(gate, 403, "AccessDenied"))
+        with pytest.raises(AccessDenied, match=f"Cannot write {root}/large"):
+            _write(store, f"{root}/large", noise(LARGE))
+
+
+def _reset(gate: Gate) -> bool:
+    gate.reset()
+    return True
 
 
 def _refuse(gate: Gate, status: int, code: str) -> bool:

@@ -112,7 +112,7 @@ class FsspecStore(Store):
             except _FINAL as error:
                 raise told(error, ref.uri, "read") from error
             except Exception as error:
-                found, cause = _described(error), error
+                found, cause = described(error), error
             failures += 1
             now = self.stat(ref.uri)
             if now.version != ref.version:
@@ -221,14 +221,14 @@ def told(error: Exception, uri: str, verb: str) -> StorageError:
     if isinstance(error, PermissionError) or re.search("Credential|Auth|Forbidden|GatedRepo", names):
         return AccessDenied(
             f"Cannot {verb} {uri}",
-            found=_described(error),
+            found=described(error),
             cure="Give this identity the permission, or let the store's own variables name credentials that have it.",
         )
     unavailable = re.search("Timeout|Connect", names)
-    return (StoreUnavailable if unavailable else StorageError)(f"Cannot {verb} {uri}", found=_described(error))
+    return (StoreUnavailable if unavailable else StorageError)(f"Cannot {verb} {uri}", found=described(error))
 
 
-def _described(error: Exception) -> str:
+def described(error: Exception) -> str:
     # Errors of web clients hold whole addresses, whose queries may be signatures.
     return re.sub(r"\?[^\s'\"]*", "?…", f"{type(error).__name__}: {error}")[:500].rstrip(": ")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from transforms.errors import AccessDenied, AlreadyExists, InvalidRequest, ObjectNotFound, StorageError
 from transforms.storage.base import ObjectRef, StoreOptions, Writer, check_range
-from transforms.storage.fsspec_store import FsspecStore, changed, told
+from transforms.storage.fsspec_store import FsspecStore, changed, described, told
 from transforms.storage.http_range import HttpRefusal, RangeReader, RetryPolicy
 from transforms.storage.recent import Recent
 
@@ -143,7 +143,9 @@ class S3Store(FsspecStore):
             filesystem.call_s3("delete_object", Bucket=bucket, Key=key, IfMatch=ref.version)
         except ObjectNotFound:
             return
-        except OSError as error:
+        except StorageError:
+            raise
+        except Exception as error:
             if _code(error) == "PreconditionFailed":
                 raise changed(ref, "another") from error
             raise told(error, ref.uri, "delete") from error
@@ -227,9 +229,9 @@ class _S3Writer(Writer):
         if upload:
             try:
                 self._filesystem.call_s3("abort_multipart_upload", **self._target, UploadId=upload)
-            except OSError as error:
+            except Exception as error:
                 # Invisible to everyone; the error that led here matters more.
-                _log.info("The upload of %s could not be cancelled: %s", self._uri, error)
+                _log.info("The upload of %s could not be cancelled: %s", self._uri, described(error))
 
     @property
     def closed(self) -> bool:
