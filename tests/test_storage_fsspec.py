@@ -19,7 +19,15 @@ import pytest
 from tests.front import Front, Gate, served
 from tests.s3_service import s3_service, use_s3
 from tests.store_contract import LARGE, ListContract, StoreContract, noise
-from transforms.errors import AccessDenied, InvalidRequest, NotAModel, ObjectNotFound, StorageError, StoreUnavailable
+from transforms.errors import (
+    AccessDenied,
+    AlreadyExists,
+    InvalidRequest,
+    NotAModel,
+    ObjectNotFound,
+    StorageError,
+    StoreUnavailable,
+)
 from transforms.models import ref as ref_module
 from transforms.models.ref import pin_model
 from transforms.storage import Store, StoreOptions, open_store
@@ -373,6 +381,35 @@ class TestS3Faults:
         front.faults.append(lambda gate: "partNumber" in gate.path and _refuse(gate, 403, "AccessDenied"))
         with pytest.raises(AccessDenied, match=f"Cannot write {root}/large"):
             _write(store, f"{root}/large", noise(LARGE))
+
+    @pytest.mark.parametrize("size", [3, LARGE])
+    @pytest.mark.parametrize("other", [b"other", None])
+    def test_two_that_write_one_object_at_once(
+        self, front: Front, root: str, size: int, other: bytes | None, s3_server: str
+    ) -> None:
+        import boto3
+
+        store, bucket = S3Store(policy=POLICY), root.removeprefix("s3://")
+        conflicts = ["ConditionalRequestConflict"]
+
+        def conflict(gate: Gate) -> bool:
+            if "If-None-Match" not in gate.headers or not conflicts:
+                return False
+            if other:
+                boto3.client("s3", endpoint_url=s3_server).put_object(Bucket=bucket, Key="x", Body=other)
+            return _refuse(gate, 409, conflicts.pop())
+
+        front.faults.append(conflict)
+        with store.create(f"{root}/x") as writer:
+            writer.write(noise(size))
+            if other:
+                with pytest.raises(AlreadyExists, match=f"{root}/x stands already"):
+                    writer.commit()
+            elif size == LARGE:
+                with pytest.raises(StoreUnavailable, match=f"{root}/x is being written by another"):
+                    writer.commit()
+            else:
+                assert store.read(writer.commit()) == noise(size)
 
 
 def _reset(gate: Gate) -> bool:

@@ -6,13 +6,21 @@ s3fs they would be copied several times, and all of them in one thread.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from transforms.errors import AccessDenied, AlreadyExists, InvalidRequest, ObjectNotFound, StorageError
+from transforms.errors import (
+    AccessDenied,
+    AlreadyExists,
+    InvalidRequest,
+    ObjectNotFound,
+    StorageError,
+    StoreUnavailable,
+)
 from transforms.storage.base import ObjectRef, StoreOptions, Writer, check_range
 from transforms.storage.fsspec_store import FsspecStore, changed, described, told
 from transforms.storage.http_range import HttpRefusal, RangeReader, RetryPolicy
@@ -238,16 +246,37 @@ class _S3Writer(Writer):
         return self._closed
 
     def _call(self, method: str, **arguments: Any) -> Any:
-        self._store.counters.add(requests=1)
+        policy = self._store._policy
+        for failures in itertools.count(1):
+            self._store.counters.add(requests=1, retries=1 if failures > 1 else 0)
+            try:
+                return self._filesystem.call_s3(method, **self._target, **arguments)
+            except Exception as error:
+                conflict = _code(error) == "ConditionalRequestConflict"
+                # An upload of parts would have to begin anew.
+                if conflict and method == "put_object" and failures < policy.attempts:
+                    time.sleep(policy.wait_s(failures, 0.0))
+                    continue
+                self.abort()
+                if _code(error) == "PreconditionFailed" or (conflict and self._stands()):
+                    raise AlreadyExists(
+                        f"{self._uri} stands already", cure="Delete it, or write under another name."
+                    ) from error
+                if conflict:
+                    raise StoreUnavailable(
+                        f"{self._uri} is being written by another at this moment",
+                        found=described(error),
+                        cure="Run again once it has ended.",
+                    ) from error
+                raise told(error, self._uri, "write") from error
+        raise AssertionError("unreachable")
+
+    def _stands(self) -> bool:
         try:
-            return self._filesystem.call_s3(method, **self._target, **arguments)
-        except Exception as error:
-            self.abort()
-            if _code(error) == "PreconditionFailed":
-                raise AlreadyExists(
-                    f"{self._uri} stands already", cure="Delete it, or write under another name."
-                ) from error
-            raise told(error, self._uri, "write") from error
+            self._store.stat(self._uri)
+        except StorageError:
+            return False
+        return True
 
     def _check_open(self) -> None:
         if self._closed:
