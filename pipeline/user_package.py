@@ -21,8 +21,8 @@ from transforms.errors import InvalidRequest
 
 _ROOT = Path(transforms.__file__).resolve().parent.parent
 _OURS = ("pipeline", "transforms")
-# What lies beside sources and is none.
-_BESIDE = shutil.ignore_patterns("__pycache__", ".*", "build", "dist", "*.egg-info", "venv")
+_NO_SOURCES = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info")
+_BESIDE = ("build", "dist", "venv")
 _ARCHIVES = (".whl", ".tar.gz", ".zip")
 # They tell of the tool that built a wheel; all else tells of what is in it.
 _TOOLS_OWN = re.compile(r"[^/]+\.dist-info/(RECORD|WHEEL)")
@@ -83,7 +83,7 @@ def _build(source: str, work: Path) -> UserPackage:
     path, built = Path(source), work / "wheel"
     if path.is_dir():
         _check_described(path)
-        path = Path(shutil.copytree(path, work / "source", ignore=_BESIDE))
+        path = _copied(path, work / "source")
     elif not path.is_file() or not source.endswith(_ARCHIVES):
         raise InvalidRequest(
             f"--user_package={source} is no package",
@@ -108,6 +108,25 @@ def _build(source: str, work: Path) -> UserPackage:
             "(python -m build --wheel) and name the wheel",
         )
     return _unpack(source, wheels[0], work / "site")
+
+
+def _copied(folder: Path, to: Path) -> Path:
+    def beside(within: str, names: list[str]) -> set[str]:
+        # Below the top, and with modules in them, they are packages like others.
+        left = [name for name in _BESIDE if Path(within) == folder and not (folder / name / "__init__.py").exists()]
+        return _NO_SOURCES(within, names).union(left)
+
+    try:
+        return Path(shutil.copytree(folder, to, ignore=beside, ignore_dangling_symlinks=True))
+    except (shutil.Error, OSError) as error:
+        several = isinstance(error, shutil.Error)
+        path, reason = (error.args[0][0][0], error.args[0][0][2]) if several else (error.filename, error.strerror)
+        raise InvalidRequest(
+            f"--user_package={folder} cannot be copied",
+            expected="plain files and folders that can be read",
+            found=f"{path}: {reason}"[:300],
+            cure="Remove it, or build the package yourself (python -m build --wheel) and name the wheel",
+        ) from error
 
 
 def _check_described(folder: Path) -> None:

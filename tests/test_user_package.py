@@ -185,6 +185,30 @@ def test_what_cannot_be_built_is_told(
     assert all(fragment in told for fragment in [str(tmp_path / "src"), *fragments]), told
 
 
+def test_packages_may_have_the_names_of_what_lies_beside_sources(tmp_path: Path) -> None:
+    find = f"{PROJECT}[tool.setuptools.packages.find]\n"
+    held = {f"mine/{name}/__init__.py": "" for name in ("build", "dist", "venv", "deep/build")}
+    beside = {"build/lib/mine/stale.py": "", "dist/old.py": "", "venv/lib/mine/stale.py": "", "mine/.hidden/a.py": ""}
+    folder = write(tmp_path / "src", find, {"mine/__init__.py": "", "mine/deep/__init__.py": "", **held, **beside})
+    with open_user_packages([str(folder)], ["mine.build", "mine.dist", "mine.venv", "mine.deep.build"]) as (package,):
+        found = {str(path.relative_to(package.folder)) for path in package.folder.rglob("*.py")}
+    assert found == {"mine/__init__.py", "mine/deep/__init__.py", *held}
+    folder = write(tmp_path / "top", find, {"build/__init__.py": "", "build/a.py": ""})
+    with open_user_packages([str(folder)], ["build.a"]):
+        pass
+
+
+def test_what_cannot_be_copied_is_told(folder: Path) -> None:
+    (folder / "mine/nowhere").symlink_to("/nowhere")
+    with open_user_packages([str(folder)], ["mine.functions"]):
+        pass
+    os.mkfifo(folder / "mine/pipe")
+    assert f"plain files and folders that can be read. Found: {folder}/mine/pipe" in refused([folder])
+    (folder / "mine/pipe").unlink()
+    (folder / "mine/self").symlink_to(".")
+    assert f"Found: {folder}/mine/self/" in refused([folder])
+
+
 def test_what_is_no_package_is_told(package: UserPackage, tmp_path: Path) -> None:
     assert "nothing there" in refused([tmp_path / "none"])
     write(tmp_path, None, {"a.txt": ""})
