@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from copy import deepcopy
+from itertools import chain
 from typing import Any
 
 from apache_beam.options.pipeline_options import (
@@ -20,7 +21,7 @@ from pipeline.accelerator import accelerators_by_service, is_dataflow
 from pipeline.options import PredictOptions, runner_of
 from pipeline.request import Request
 from transforms.errors import InvalidRequest, JobError
-from transforms.listing import scheme_of
+from transforms.listing import expand_lists, scheme_of
 from transforms.versions import __version__
 
 LABEL = "headrace"
@@ -61,21 +62,28 @@ def check_place(options: PredictOptions) -> None:
 
 def check_reachable(options: PredictOptions, request: Request) -> None:
     """Raises `InvalidRequest` for the first of the places that are given which lies on a machine's own disk."""
-    named = [("--model", model.uri) for model in request.models]
-    named += [("--weights", model.weights) for model in request.models if model.weights]
-    named += [("--input", uri) for uri in request.inputs]
-    named += [("--output", request.output)] if request.output else []
-    named += [("--dead_letters", options.dead_letters)] if options.dead_letters else []
-    named += [("--report", options.report)] if options.report not in (None, "", "none") else []
-    named += [("--compare", options.compare)] if options.compare else []
-    for flag, uri in named:
+    named = [("--model=", model.uri) for model in request.models]
+    named += [("--weights=", model.weights) for model in request.models if model.weights]
+    named += [("--input=", uri) for uri in request.inputs]
+    named += [("--output=", request.output)] if request.output else []
+    named += [("--dead_letters=", options.dead_letters)] if options.dead_letters else []
+    named += [("--report=", options.report)] if options.report not in (None, "", "none") else []
+    named += [("--compare=", options.compare)] if options.compare else []
+    # No list is read here that lies on this machine: that was refused before.
+    listed = (
+        (f"--input={one}: ", uri)
+        for one in request.inputs
+        if one.startswith("@")
+        for uri in expand_lists((one,), request.storage)
+    )
+    for flag, uri in chain(named, listed):
         if scheme_of(uri.removeprefix("@")) in _OF_THIS_MACHINE:
             raise InvalidRequest(
-                f"{flag}={uri} lies on this machine, which Dataflow's workers do not see",
+                f"{flag}{uri} lies on this machine, which Dataflow's workers do not see",
                 expected="a bucket, as in gs://bucket/…",
                 found=uri,
                 cure=f"gcloud storage cp --recursive {uri.removeprefix('@')} gs://…"
-                if flag not in ("--output", "--report", "--dead_letters")
+                if flag not in ("--output=", "--report", "--dead_letters")
                 else "Name a place in a bucket",
             )
 

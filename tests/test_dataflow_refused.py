@@ -12,6 +12,7 @@ from pipeline.dataflow import check_dataflow
 from pipeline.launch import open_pipeline
 from pipeline.options import parse_flags
 from pipeline.request import parse_request
+from tests.jobs import put
 from transforms.errors import InvalidRequest
 
 RUNNER = ("--runner=DataflowRunner",)
@@ -49,6 +50,15 @@ def test_it_is_told_at_once(command: str, argv: list[str], told: str, capsys: py
     text = capsys.readouterr().err
     assert re.search(told, text)
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("lines", ["/data/a.parquet", "file:///data/*.parquet"])
+def test_a_list_in_a_bucket_of_files_on_this_machine(
+    bucket: str, lines: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    put(f"{bucket}/list.txt", lines.encode())
+    assert main(["plan", *flags(*RUNNER, *WHERE, input=f"@{bucket}/list.txt")]) == 2
+    assert re.search(rf"--input=@{bucket}/list.txt: /data/\S+ lies on this machine", capsys.readouterr().err)
 
 
 def test_what_lies_in_buckets_is_let_through() -> None:
