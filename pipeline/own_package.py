@@ -32,6 +32,8 @@ from transforms.versions import __version__
 _ROOT = Path(transforms.__file__).resolve().parent.parent
 _PACKAGES = ("pipeline", "transforms")
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
+# Stores and formats that a job may need, where they are installed here.
+_WORKERS_EXTRAS = ("s3", "azure", "hf", "tflite")
 _REQUIREMENT = re.compile(r"(?P<name>[A-Za-z0-9._-]+)(?P<extras>\[[^]]*\])?(?P<rest>.*)")
 
 
@@ -84,16 +86,22 @@ def build_wheel(folder: Path, *, gpu: bool = False) -> Path:
 
 
 def pinned(requirements: Iterable[str], *, gpu: bool = False) -> list[str]:
-    """Each at the version that is installed here; as it was where none is, under that name."""
+    """Each at the version that is installed here; as it was where none is, under that name.
+
+    Of the extras that workers may need, only what is installed here.
+    """
     found = []
     for one in requirements:
         match = _REQUIREMENT.fullmatch(one.strip())
-        if match is None or "extra ==" in one:
+        extra = re.search(r"""extra == ["'](\w+)""", one)
+        if match is None or (extra and extra[1] not in _WORKERS_EXTRAS):
             continue
         extras = match["extras"] or ("[and-cuda]" if gpu and match["name"] == "tensorflow" else "")
         try:
             found.append(f"{match['name']}{extras}=={version(match['name'])}")
         except PackageNotFoundError:
+            if extra:
+                continue
             found.append(f"{match['name']}{extras}{match['rest'].strip()}")
     return found
 
@@ -121,8 +129,9 @@ def _requirements() -> list[str]:
                 found=(run.stderr.strip().splitlines() or ["no description"])[-1],
                 cure="pip install setuptools, or name an image that holds headrace with --sdk_container_image",
             )
-        # What follows the first section's head is of extras.
-        return described.read_text("utf-8").partition("\n[")[0].split()
+        needed, *extras = re.split(r"^\[(.+)\]$", described.read_text("utf-8"), flags=re.MULTILINE)
+        sections = zip(extras[::2], extras[1::2], strict=True)
+        return needed.split() + [f'{one}; extra == "{name}"' for name, ones in sections for one in ones.split()]
 
 
 def _digest(data: bytes) -> str:

@@ -45,7 +45,7 @@ def test_an_installed_headrace_makes_the_same_wheel_without_a_checkout(tmp_path:
 def test_requirements_are_asked_for_as_they_are_here() -> None:
     import numpy
 
-    asked = ["numpy>=2.1", "tensorflow>=2.21", "no-such-package>=3", 's3fs>=1; extra == "s3"', "apache-beam[gcp]>=2"]
+    asked = ["numpy>=2.1", "tensorflow>=2.21", "no-such-package>=3", 'pytest>=1; extra == "dev"', "apache-beam[gcp]>=2"]
     found = pinned(asked)
     assert found[0] == f"numpy=={numpy.__version__}"
     assert found[1].startswith("tensorflow==")
@@ -53,6 +53,15 @@ def test_requirements_are_asked_for_as_they_are_here() -> None:
     assert found[3].startswith("apache-beam[gcp]==")
     assert len(found) == 4
     assert pinned(["tensorflow>=2.21"], gpu=True)[0].startswith("tensorflow[and-cuda]==")
+
+
+def test_extras_that_are_here_come_along(tmp_path: Path) -> None:
+    s3fs = pytest.importorskip("s3fs")
+    wheel = build_wheel(tmp_path)
+    needed = zipfile.ZipFile(wheel).read(f"headrace-{__version__}.dist-info/METADATA").decode().splitlines()
+    assert f"Requires-Dist: s3fs=={s3fs.__version__}" in needed
+    assert not any("pytest" in line or "extra ==" in line for line in needed)
+    assert pinned(["s3fs>=1; extra == 's3'", 'no-such-package>=3; extra == "s3"']) == [f"s3fs=={s3fs.__version__}"]
 
 
 @pytest.mark.parametrize(
