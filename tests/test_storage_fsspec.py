@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -126,6 +128,19 @@ def test_what_passes_is_tried_again(shaky: type[Shaky]) -> None:
     ) as caught:
         store.read(ref, 1, 2)
     assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_process_forked_while_another_thread_connects_does_not_wait_for_it(shaky: type[Shaky]) -> None:
+    store = FsspecStore(StoreOptions(), "shaky", POLICY)
+    with store._lock:
+        child = os.fork()
+        if not child:
+            try:
+                signal.alarm(20)  # ends a child that waits for a lock which nobody holds in it
+                os._exit(0 if store.stat("shaky://b/x").size == 6 else 1)
+            finally:
+                os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_a_change_in_mid_read_is_seen(shaky: type[Shaky]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import email.utils
 import os
 import re
+import signal
 import socket
 import threading
 import time
@@ -291,6 +292,19 @@ def test_a_forked_child_uses_connections_of_its_own(server: FaultyServer) -> Non
     assert os.waitpid(child, 0)[1] == 0
     assert fetch(reader, server, 10, 10) == BLOB[10:20]
     assert len(server.peers) == 2
+
+
+def test_a_process_forked_while_another_thread_loads_certificates_does_not_wait_for_it(server: FaultyServer) -> None:
+    reader = RangeReader(Counters(), POLICY)
+    with reader._lock:
+        child = os.fork()
+        if not child:
+            try:
+                signal.alarm(20)  # ends a child that waits for a lock which nobody holds in it
+                os._exit(0 if fetch(reader, server, 0, 1000) == BLOB[:1000] else 1)
+            finally:
+                os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
 def test_nobody_listening_is_told() -> None:

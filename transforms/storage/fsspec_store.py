@@ -45,7 +45,7 @@ class FsspecStore(Store):
     def __init__(self, options: StoreOptions, scheme: str, policy: RetryPolicy = RetryPolicy()) -> None:
         super().__init__(options)
         self._scheme, self._policy = scheme, policy
-        self._lock = threading.Lock()
+        self._lock, self._pid = threading.Lock(), os.getpid()
         self._made: dict[tuple[int, str], Any] = {}
         _check_installed(scheme)
 
@@ -145,6 +145,9 @@ class FsspecStore(Store):
         scheme, _, rest = uri.partition("://")
         bucket = rest.partition("/")[0]
         place = (os.getpid(), bucket)
+        if self._pid != os.getpid():
+            # Whoever held the lock, as while it connected, is not in this process.
+            self._lock, self._pid = threading.Lock(), os.getpid()
         try:
             with self._lock:
                 if place not in self._made:

@@ -223,11 +223,12 @@ class RangeReader:
         raise AssertionError("unreachable")
 
     def _take(self, url: str) -> http.client.HTTPConnection | None:
+        if self._pid != os.getpid():
+            # Whoever held the lock, as while it loaded certificates, is not in this process. And the parent's sockets:
+            # closing them here would not disturb it, sharing them would.
+            self._lock, self._idle = threading.Lock(), defaultdict(list)
+            self._pid = os.getpid()
         with self._lock:
-            if self._pid != os.getpid():
-                # The parent's sockets: closing them here would not disturb it, sharing them would.
-                self._pid = os.getpid()
-                self._idle.clear()
             idle = self._idle[urllib.parse.urlsplit(url)[:2]]
             return idle.pop() if idle else None
 
