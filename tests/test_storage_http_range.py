@@ -256,6 +256,20 @@ def test_the_whole_object_in_place_of_its_whole_range(server: FaultyServer) -> N
     assert len(server.seen) == 1
 
 
+@pytest.mark.parametrize("end", [b"", b"no chunk\r\n"])
+def test_a_body_that_is_here_needs_no_end(server: FaultyServer, end: bytes) -> None:
+    def chunked(answer: Answer, first: int, last: int) -> None:
+        answer.head(first, last, Content_Length="", Transfer_Encoding="chunked")
+        answer.wfile.write(b"%x\r\n%s\r\n" % (last + 1 - first, BLOB[first : last + 1]) + end)
+        answer.close_connection = True
+
+    server.faults = [chunked] * 2
+    counters = Counters()
+    reader = RangeReader(counters, POLICY)
+    assert fetch(reader, server, 5, 10) + fetch(reader, server, 15, 10) == BLOB[5:25]
+    assert (len(server.seen), counters.retries) == (2, 0)
+
+
 def test_connections_are_kept_and_one_that_was_closed_costs_no_attempt(server: FaultyServer) -> None:
     counters = Counters()
     reader = RangeReader(counters, RetryPolicy(attempts=1))

@@ -21,6 +21,7 @@ import urllib.request
 from base64 import b64encode
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
 from types import MappingProxyType
@@ -185,7 +186,8 @@ class RangeReader:
                 rest[0] = rest[0][count:]
                 if not rest[0].nbytes:
                     rest.pop(0)
-            reusable = not response.read(1) and not response.will_close
+            with suppress(OSError, http.client.HTTPException):  # all that was asked for is here
+                reusable = not response.read(1) and not response.will_close
         except (OSError, http.client.HTTPException) as error:
             raise _Transient(_describe(error)) from error
         finally:
