@@ -15,7 +15,9 @@ from pipeline.cli import main
 from tests.front import Front, Gate, served
 from tests.jobs import put, put_inputs, put_model
 from transforms import load_model
+from transforms.errors import InvalidRequest, StorageError
 from transforms.storage import open_store
+from transforms.storage.base import public_uri
 
 SIGNATURE, PASSWORD = "c2lnbmF0dXJl0123deadbeef", "pa55w0rd-of-robot"
 Capture = pytest.CaptureFixture[str]
@@ -140,3 +142,31 @@ def test_an_error_on_the_way_names_no_secret(
     assert "Cannot start" in err
     for text, where in ((out, "standard output"), (err, "standard error"), (every_log.getvalue(), "the log")):
         assert_no_secret(text, where)
+
+
+@pytest.mark.parametrize("password", ["pw", "p/w", "p#w", "p?w", "p@w", "12a/w"])
+@pytest.mark.parametrize("scheme", ["https", "ftp"])
+def test_a_password_that_is_not_quoted_is_not_shown(scheme: str, password: str) -> None:
+    uri = f"{scheme}://me:{password}@host/x"
+    for text in (public_uri(uri), str(StorageError(f"Cannot read {uri} now"))):
+        assert password not in text
+        assert "me:" not in text
+        assert f"{scheme}://" in text
+    if scheme == "https" and "/" in password:
+        with pytest.raises(InvalidRequest, match="'https://…' is no URL"):
+            open_store(uri).stat(uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "abfs://container@account.dfs.core.windows.net/x",
+        "s3://arn:aws:s3:us-east-1:123456789012:accesspoint/mine/a@b",
+        "gs://bucket/a:b@c",
+        "https://host:8080/a@b",
+        "http://[::1]:80/a@b",
+    ],
+)
+def test_what_is_no_password_is_shown(uri: str) -> None:
+    assert public_uri(uri) == uri
+    assert str(StorageError(f"Cannot read {uri}")) == f"Cannot read {uri}."

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from transforms.errors import InvalidRequest, StorageError
+from transforms.errors import LOGIN, InvalidRequest, StorageError
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -210,7 +210,10 @@ class Store(ABC):
 
 
 def public_uri(uri: str) -> str:
-    """A web address without what may be a secret: user, password, query and fragment. Other URIs as they are."""
+    """A web address without what may be a secret: user, password, query and fragment. Other URIs as they are, but for
+    a user with a password.
+    """
+    uri = LOGIN.sub(r"\1", uri)
     if not uri.startswith(("http://", "https://")):
         return uri
     scheme, _, rest = uri.partition("://")

@@ -183,7 +183,8 @@ def _parse(uri: str) -> tuple[str, dict[str, str]]:
     except ValueError:
         host = None
     if not host or parts.scheme not in ("http", "https"):
-        raise InvalidRequest(f"{public_uri(uri)!r} is no URL", expected="https://host/path")
+        # Where nothing can be told apart, all of it may be a password.
+        raise InvalidRequest(f"'{uri.partition('://')[0]}://…' is no URL", expected="https://host/path")
     # Bytes as they are stored: packed on the way, ranges and sizes would be another thing's.
     headers = {"Accept-Encoding": "identity"}
     login, _, netloc = parts.netloc.rpartition("@")
