@@ -166,6 +166,7 @@ FAULTS = {
     "408": (status(408), 0),
     "429": (status(429, Retry_After="0"), 0),
     "429 without a number": (status(429, Retry_After="soon"), 0),
+    "429 with other digits": (status(429, Retry_After="\u00b2"), 0),
     "reset in mid-body": (reset(70_000), 70_000),
     "reset in another buffer": (reset(210_000), 210_000),
     "truncated body": (truncate(70_000), 70_000),

@@ -321,7 +321,7 @@ def _read_some(response: http.client.HTTPResponse, buffer: memoryview) -> int:
 def _retry_after_s(response: http.client.HTTPResponse) -> float:
     """RFC 9110, section 10.2.3: seconds, or a date."""
     value = response.headers.get("Retry-After", "")
-    if value.isdigit():
+    if value.isascii() and value.isdecimal():
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
