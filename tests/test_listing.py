@@ -86,6 +86,18 @@ def test_a_list_names_files_and_globs(folder: str) -> None:
     assert names(folder, "@near.txt") == ["more/a.parquet"]
 
 
+def test_a_line_ends_where_a_line_feed_is(tmp_path: Path) -> None:
+    name = f"{tmp_path}/a\u2028b\x0cc.parquet"
+    (tmp_path / "list.txt").write_bytes(f"{name}\r\n{tmp_path}/d.parquet".encode())
+    assert expand_lists((f"@{tmp_path}/list.txt",), OPTIONS) == (name, f"{tmp_path}/d.parquet")
+
+
+def test_a_query_is_no_part_of_a_lists_folder(bucket: str, emulator: str) -> None:
+    put(f"{bucket}/list.txt", b"a.parquet\n")
+    folder = f"{emulator}/download/storage/v1/b/{bucket.removeprefix('gs://')}/o"
+    assert expand_lists((f"@{folder}/list.txt?alt=media&sig=a/b",), OPTIONS) == (f"{folder}/a.parquet",)
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [

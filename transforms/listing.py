@@ -106,13 +106,15 @@ def _read_list(uri: str, options: StoreOptions) -> Iterator[str]:
             found=str(error),
             cure="Name a Parquet file itself without the @",
         ) from error
-    lines = [line for raw in text.splitlines() if (line := raw.strip()) and not line.startswith("#")]
+    lines = [line for raw in text.split("\n") if (line := raw.strip()) and not line.startswith("#")]
     if not lines or any(line.startswith("@") for line in lines):
         raise InvalidRequest(
             f"--input=@{uri} is no list of files",
             expected="one URI or glob on each line",
             found="a list within a list" if lines else "no line",
         )
+    if uri.startswith(("http://", "https://")):
+        uri = re.split(r"[?#]", uri)[0]
     folder = uri[: uri.rfind("/") + 1]
     return (absolute_uri(line if "://" in line or line.startswith("/") else folder + line) for line in lines)
 
