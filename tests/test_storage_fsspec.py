@@ -304,6 +304,10 @@ class TestS3(StoreContract):
         self.put(f"{root}/v::2.bin", b"abc")
         assert store.read(store.stat(f"{root}/v::2.bin")) == b"abc"
 
+    def test_buckets_take_no_wildcards(self, store: Store) -> None:
+        with pytest.raises(InvalidRequest, match=r"'s3://test-\*/x' names no bucket.*Buckets take no wildcards"):
+            list(store.glob("s3://test-*/x"))
+
     def test_a_version_in_a_name_is_refused(self, store: Store, root: str) -> None:
         bucket = self._object(root)["Bucket"]
         self.library.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})

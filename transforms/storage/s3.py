@@ -49,11 +49,11 @@ class S3Store(FsspecStore):
         return {"config_kwargs": {"signature_version": "s3v4"}}
 
     def _filesystem(self, uri: str) -> tuple[Any, str]:
-        _check_unversioned(uri)
+        _check_name(uri)
         return super()._filesystem(uri)
 
     def glob(self, pattern: str) -> Iterator[ObjectRef]:
-        _check_unversioned(pattern)
+        _check_name(pattern)
         return super().glob(pattern)
 
     def list(self, folder: str) -> Iterator[ObjectRef]:
@@ -283,7 +283,9 @@ class _S3Writer(Writer):
             raise StorageError(f"{self._uri} was committed or aborted before; nothing more can be written to it")
 
 
-def _check_unversioned(uri: str) -> None:
+def _check_name(uri: str) -> None:
+    if re.match(r"\w+://[^/]*[*?\[]", uri):
+        raise InvalidRequest(f"{uri!r} names no bucket", expected="s3://bucket/name", cure="Buckets take no wildcards.")
     # s3fs takes it off the key, wherever it stands, and does not always heed it.
     if "?versionId=" in uri:
         raise InvalidRequest(
