@@ -25,6 +25,7 @@ from pipeline.start import loaded
 from pipeline.stopping import STOPPED, stop_on_signals, stopped_text
 from pipeline.user_package import open_user_packages
 from transforms.errors import ColumnError, HeadraceError, JobError, NotParquet, StoreUnavailable
+from transforms.versions import __version__
 
 
 def entry() -> None:
@@ -40,6 +41,9 @@ def main(argv: list[str] | None = None) -> int:
     command = argv.pop(0) if argv and argv[0] in COMMANDS else "run"
     if not argv or "--help" in argv or "-h" in argv:
         print(help_text())
+        return 0
+    if argv == ["--version"]:
+        print(f"headrace {__version__}")
         return 0
     verbose = "--verbose" in argv
     set_up_logs(as_json=wants_json(argv), verbose=verbose)

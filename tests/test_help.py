@@ -7,9 +7,11 @@ import shlex
 
 import pytest
 
+from pipeline.cli import main
 from pipeline.dataflow import check_dataflow
 from pipeline.options import COMMANDS, help_text, parse_flags
 from pipeline.request import parse_request
+from transforms.versions import __version__
 
 
 @pytest.mark.parametrize("columns", [80, 200])
@@ -33,3 +35,8 @@ def test_its_three_examples_are_commands() -> None:
         command = argv.pop(0) if argv[0] in COMMANDS else "run"
         options = parse_flags(argv)
         check_dataflow(options, parse_request(options, command))
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"headrace {__version__}\n"
