@@ -83,7 +83,7 @@ def check_reachable(options: PredictOptions, request: Request) -> None:
                 expected="a bucket, as in gs://bucket/…",
                 found=uri,
                 cure=f"gcloud storage cp --recursive {uri.removeprefix('@')} gs://…"
-                if flag not in ("--output=", "--report", "--dead_letters")
+                if flag not in ("--output=", "--report=", "--dead_letters=")
                 else "Name a place in a bucket",
             )
 
