@@ -88,9 +88,9 @@ def build_wheel(folder: Path, *, gpu: bool = False) -> Path:
 def pinned(requirements: Iterable[str], *, gpu: bool = False) -> list[str]:
     """Each at the version that is installed here; as it was where none is, under that name.
 
-    Of the extras that workers may need, only what is installed here.
+    Of the extras that workers may need, only what is installed here, sorted: a checkout tells them in another order.
     """
-    found = []
+    found, of_extras = list[str](), set[str]()
     for one in requirements:
         match = _REQUIREMENT.fullmatch(one.strip())
         extra = re.search(r"""extra == ["'](\w+)""", one)
@@ -98,12 +98,14 @@ def pinned(requirements: Iterable[str], *, gpu: bool = False) -> list[str]:
             continue
         extras = match["extras"] or ("[and-cuda]" if gpu and match["name"] == "tensorflow" else "")
         try:
-            found.append(f"{match['name']}{extras}=={version(match['name'])}")
+            pin = f"{match['name']}{extras}=={version(match['name'])}"
         except PackageNotFoundError:
-            if extra:
-                continue
-            found.append(f"{match['name']}{extras}{match['rest'].strip()}")
-    return found
+            pin = "" if extra else f"{match['name']}{extras}{match['rest'].strip()}"
+        if not extra:
+            found.append(pin)
+        elif pin:
+            of_extras.add(pin)
+    return found + sorted(of_extras.difference(found))
 
 
 def _sources() -> Iterator[Path]:

@@ -100,8 +100,6 @@ def test_columns_survive_parquet() -> None:
         ("float32", (), "does not depend on the batch"),
         ("float32", (1, 4), "does not depend on the batch"),
         ("float32", None, "has no known rank"),
-        ("float32", (None, 0), "has no values"),
-        ("string", (None, 2, 0), "has no values"),
         ("complex64", (None,), "has a dtype that Arrow cannot hold"),
         ("resource", (None,), "has a dtype that Arrow cannot hold"),
     ],

@@ -127,7 +127,8 @@ def test_an_output_of_no_values_is_refused_before(job: Job, tmp_path: Path) -> N
     model = save_signature(tmp_path / "none", lambda x: {"y": x[:, :0], "z": x}, {"x": ([None, 4], "float32")})
     code, _, err = job("plan", f"--model={model}")
     assert code == 2
-    assert "The model's output 'y' has no values" in err
+    assert "The columns that the model gives cannot be written" in err
+    assert "y: fixed_size_list" in err
 
 
 def test_signatures_and_weights_are_each_models_own(job: Job, tmp_path: Path) -> None:

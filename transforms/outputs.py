@@ -130,14 +130,12 @@ def _output(spec: TensorSpec, column: str, prediction_type: str) -> Output:
         reason = "has no known rank, so that its column's type cannot be told before the first row"
     elif not spec.shape or spec.shape[0] is not None:
         reason = "does not depend on the batch: it has no row for each row of the input"
-    elif 0 in spec.shape:
-        reason = "has no values: Arrow cannot read lists of none back"
     elif spec.dtype not in _ARROW:
         reason = "has a dtype that Arrow cannot hold"
     if reason:
         raise UnsupportedModel(
             f"The model's output '{spec.name}' {reason}",
-            expected="a number, bool or string dtype, a first dimension that varies (None), and others that are not 0",
+            expected="a number, bool or string dtype and a first dimension that varies (None)",
             found=told(spec),
             cure="Choose another --signature, or export one without this output.",
         )

@@ -79,7 +79,9 @@ def check_writable(schema: pa.Schema, whose: str) -> None:
             f"The columns that {whose} gives cannot be written",
             expected="one column or more, each of its own name and of a type that Parquet holds",
             found=wrong,
-            cure="Mend the function, or leave such columns out",
+            cure="Choose another --signature, or export one without this output"
+            if whose == "the model"
+            else "Mend the function, or leave such columns out",
         )
 
 
