@@ -23,6 +23,7 @@ from benchmarks import measure, picture, work
 from benchmarks.measure import Goal, Machine
 from benchmarks.peers.columnar import Network
 from benchmarks.throughput_programs import PROGRAMS, QUICK, Program, Sizes, command, why_not
+from pipeline.quiet import quiet_stderr
 
 COMPARED_IDS = 1000
 OF_THE_BOUND = 0.90
@@ -86,7 +87,9 @@ def _seconds_of_a_row(folder: str) -> float:
     """CPU-seconds of the model alone, one thread per operation."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     features = np.random.default_rng(0).standard_normal((ALONE_ROWS, work.WIDTH), dtype=np.float32)
-    return Network(f"{folder}/model", threads_per_operation=1).seconds_alone(features, ALONE_BATCHES) / ALONE_ROWS
+    with quiet_stderr():
+        network = Network(f"{folder}/model", threads_per_operation=1)
+    return network.seconds_alone(features, ALONE_BATCHES) / ALONE_ROWS
 
 
 def _rounds(asked: argparse.Namespace, chosen: Sequence[Program], folder: str) -> list[Run]:
