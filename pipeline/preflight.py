@@ -115,7 +115,10 @@ def _hold_together(
     output_schema = columns.output_schema
     if postprocess is not None:
         output_schema = AppliedFunction(postprocess.load(), postprocess.name, output_schema).output_schema
-    check_writable(output_schema, "--postprocess" if postprocess else "--preprocess" if preprocess else "the model")
+    if postprocess or preprocess:
+        check_writable(output_schema, "--postprocess" if postprocess else "--preprocess")
+    else:  # what is kept was read from Parquet
+        check_writable(pa.schema([field for one in columns.models for field in one.outputs.fields]), "the model")
     check_compilable(request, refs, columns)
     batch_rows, rule = choose_batch_rows(columns, request.batch_rows)
     # A function may look at any column.

@@ -245,12 +245,26 @@ def _check_file(store: Store, ref: ObjectRef, row: dict[str, Any], record: dict[
 
 
 def _checksum(store: Store, ref: ObjectRef) -> int:
-    value, buffer = 0, memoryview(bytearray(min(_READ_BYTES, max(1, ref.size))))
+    value = 0
+    for part in _parts(store, ref):
+        value = crc32c.crc32c(part, value)
+    return int(value)
+
+
+def _sha256(store: Store, ref: ObjectRef) -> str:
+    digest = hashlib.sha256()
+    for part in _parts(store, ref):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _parts(store: Store, ref: ObjectRef) -> Iterator[memoryview]:
+    """The object's bytes, in one buffer that each part takes from the last."""
+    buffer = memoryview(bytearray(min(_READ_BYTES, max(1, ref.size))))
     for start in range(0, ref.size, _READ_BYTES):
         part = buffer[: min(_READ_BYTES, ref.size - start)]
         store.read_into(ref, start, [part])
-        value = crc32c.crc32c(part, value)
-    return int(value)
+        yield part
 
 
 def _read_pages(store: Store, ref: ObjectRef) -> None:
@@ -276,13 +290,13 @@ def _check_dead_letters(verdict: Verdict, storage: StoreOptions, rows: list[dict
             continue
         try:
             store = open_store(uri, storage)
-            data = store.read(store.stat(uri))
-            table = pq.read_table(pa.BufferReader(data), columns=["headrace_input", "headrace_row"])
+            ref = store.stat(uri)
+            digest = _sha256(store, ref)[:16]
+            table = pq.read_table(store.open_arrow(ref), columns=["headrace_input", "headrace_row"])
             found = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
         except (HeadraceError, pa.ArrowException, OSError, KeyError) as error:
             verdict.add("dead letters", uri, f"{bad} rows of {name}", error)
             continue
-        digest = hashlib.sha256(data).hexdigest()[:16]
         if not uri.endswith(f"-{digest}.parquet"):
             verdict.add("dead letters", uri, "a content of the digest in its name", digest)
         for span in input_spans([row]):

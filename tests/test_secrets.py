@@ -15,7 +15,7 @@ from pipeline.cli import main
 from tests.front import Front, Gate, served
 from tests.jobs import put, put_inputs, put_model
 from transforms import load_model
-from transforms.errors import InvalidRequest, StorageError
+from transforms.errors import HeadraceError, InvalidRequest, StorageError
 from transforms.storage import open_store
 from transforms.storage.base import public_uri
 
@@ -155,6 +155,12 @@ def test_a_password_that_is_not_quoted_is_not_shown(scheme: str, password: str) 
     if scheme == "https" and "/" in password:
         with pytest.raises(InvalidRequest, match="'https://…' is no URL"):
             open_store(uri).stat(uri)
+
+
+def test_a_long_text_is_looked_through_once() -> None:
+    """As a hostile model's names may be; once, it took a time that grew with the square."""
+    text = "a://b:c" * 30_000
+    assert HeadraceError(text).what.startswith("a://b:ca://")
 
 
 @pytest.mark.parametrize(

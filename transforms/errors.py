@@ -31,7 +31,9 @@ from __future__ import annotations
 import re
 
 # A user and a password, which may hold `/`, `?` or `#` as they are: what follows the colon is no port then.
-LOGIN = re.compile(r"([a-zA-Z][\w+.-]{0,19}://)(?!arn:)[^\s/?#@:\[]*:(?:[^\s/?#]*|(?!\d*(?:[/?#\s]|$))[^\s@]*)@")
+LOGIN = re.compile(
+    r"([a-zA-Z][\w+.-]{0,19}://)(?!arn:)[^\s/?#@:\[]*:(?:[^\s/?#]*|(?!\d*(?:[/?#\s]|$))(?:(?!://)[^\s@])*)@"
+)
 # A web address's user and query may be a password or a signature; quotes and brackets at its end are the text's around it.
 _WEB_ADDRESS = re.compile(
     r"(https?://)(?:[^\s/?#]*@)?((?:(?!https?://)[^\s?#])*)(?:[?#](?:(?!https?://)\S)*?(?=['\")\]},.;:]*(?:\s|https?://|$)))?"
