@@ -20,7 +20,7 @@ quoted = '$(subst ','\'',$($(1)))'
 
 ifeq ($(GIVEN),)
 run: venv ## the demo; with MODEL=… INPUT=… OUTPUT=… [ARGS=…], the same on your own model and data
-	@$(BIN)/python -m pipeline.demo $(ARGS)
+	@$(BIN)/python -m headrace.pipeline.demo $(ARGS)
 else ifeq ($(MISSING),)
 run: venv
 	$(BIN)/python -m pipeline --model=$(call quoted,MODEL) --input=$(call quoted,INPUT) --output=$(call quoted,OUTPUT) $(ARGS)
@@ -48,7 +48,7 @@ TEMPLATE := BUCKET IMAGE
 ifeq ($(call lacking,$(TEMPLATE)),)
 template: venv ## the flex template's image and spec: BUCKET=… IMAGE=LOCATION-docker.pkg.dev/PROJECT/REPOSITORY/NAME:TAG [GPU=1]
 	@mkdir -p build/flex
-	$(BIN)/python -m pipeline.template spec $(call quoted,IMAGE) > build/flex/headrace.json
+	$(BIN)/python -m headrace.pipeline.flags.template_parameters spec $(call quoted,IMAGE) > build/flex/headrace.json
 	docker build --file=templates/flex/Dockerfile --build-arg=IMAGE=$(call quoted,IMAGE) $(if $(GPU),--build-arg=EXTRAS=gpu) --tag=$(call quoted,IMAGE) .
 	docker push $(call quoted,IMAGE)
 	gcloud storage cp build/flex/headrace.json gs://$(call quoted,BUCKET)/templates/headrace.json
@@ -61,7 +61,7 @@ CLASSIC := BUCKET PROJECT REGION
 
 ifeq ($(call lacking,$(CLASSIC)),)
 template-classic: venv ## the classic template, staged without data: BUCKET=… PROJECT=… REGION=… [ARGS=…]
-	$(BIN)/python -m pipeline.classic --project=$(call quoted,PROJECT) --region=$(call quoted,REGION) \
+	$(BIN)/python -m headrace.pipeline.commands.stage_template --project=$(call quoted,PROJECT) --region=$(call quoted,REGION) \
 	  --temp_location=gs://$(call quoted,BUCKET)/tmp --template_location=gs://$(call quoted,BUCKET)/templates/headrace-classic $(ARGS)
 	gcloud storage cp templates/classic/metadata.json gs://$(call quoted,BUCKET)/templates/headrace-classic_metadata
 else
@@ -80,8 +80,8 @@ coverage: venv ## every test, and how much of the code they run; [PYTEST_ARGS=�
 	$(BIN)/python -m pytest $(AT_ONCE) --cov --cov-report=term --cov-report=html:build/coverage/html $(PYTEST_ARGS)
 
 PYTHONS ?= python3.11 python3.12 python3.13
-FAST := tests/test_import_floors.py $(wildcard tests/test_columns_*.py tests/test_storage_*.py) \
-  tests/test_tensors.py tests/test_keras_archive.py tests/test_shard.py tests/test_plan.py tests/test_job.py
+FAST := tests/layout/test_imports.py $(wildcard tests/test_columns_*.py tests/test_storage_*.py) \
+  tests/transforms/columns/test_tensors.py tests/transforms/models/keras_model/test_keras_archive.py tests/transforms/shards/test_shard.py tests/transforms/beam/test_plan.py tests/jobs/test_job.py
 
 test-pythons: ## the fast tests on each of PYTHONS that is here; [PYTEST_ARGS=…]; minutes and 3 GB for each, removed again
 	@failed=; for python in $(PYTHONS); do \
@@ -93,15 +93,15 @@ test-pythons: ## the fast tests on each of PYTHONS that is here; [PYTEST_ARGS=�
 	done; test -z "$$failed" || { echo "Failed on Python$$failed." >&2; exit 1; }
 
 test-runners: venv ## the demo on the Direct runner, on two machines apart, Prism and Flink, as a table; fetches what they need
-	@$(BIN)/python -m tests.runners $(RUNNERS)
+	@$(BIN)/python -m tests.support.runners $(RUNNERS)
 
 run-flink: venv ## the demo on a Flink of its own: a JobManager, two TaskManagers; [JOB_SERVER=the jar of Beam's job server]
-	@$(if $(JOB_SERVER),JOB_SERVER=$(call quoted,JOB_SERVER)) $(BIN)/python -m tests.runners flink
+	@$(if $(JOB_SERVER),JOB_SERVER=$(call quoted,JOB_SERVER)) $(BIN)/python -m tests.support.runners flink
 
 faults: venv ## 1,000 loads of small models under random faults; LOADS=… SEED=…
-	HEADRACE_FAULT_LOADS=$(or $(LOADS),1000) HEADRACE_FAULT_SEED=$(or $(SEED),1) $(BIN)/python -m pytest tests/test_load_faults.py -s -k each_load
+	HEADRACE_FAULT_LOADS=$(or $(LOADS),1000) HEADRACE_FAULT_SEED=$(or $(SEED),1) $(BIN)/python -m pytest tests/transforms/models/test_load_faults.py -s -k each_load
 
-FAULTED := tests/test_chaos.py tests/test_load_faults.py tests/test_disk_full.py tests/test_verify.py
+FAULTED := tests/jobs/test_chaos.py tests/transforms/models/test_load_faults.py tests/jobs/test_disk_full.py tests/pipeline/checks/test_verify.py
 
 chaos: venv ## jobs killed, doubled and fed with faults, held against undisturbed ones; RUNS=… SEED=…; rewrites docs/faults.md
 	rm -f docs/faults.md
@@ -109,10 +109,10 @@ chaos: venv ## jobs killed, doubled and fed with faults, held against undisturbe
 	  HEADRACE_FAULT_LOADS=$$((5 * $(or $(RUNS),20))) $(BIN)/python -m pytest -n 2 $(FAULTED)
 
 picture-report: venv ## docs/report-light.png and -dark.png, of a real run; needs chromium and chromium-driver
-	$(BIN)/python -m tests.report_picture docs
+	$(BIN)/python -m tests.support.report_picture docs
 
 pictures: venv ## docs/terminal.svg anew: a real job on a terminal
-	$(BIN)/python -m tests.pictures docs/terminal.svg
+	$(BIN)/python -m tests.support.pictures docs/terminal.svg
 
 lint: venv ## format, lint and types
 	$(BIN)/ruff format --check .
@@ -120,7 +120,7 @@ lint: venv ## format, lint and types
 	$(BIN)/mypy
 
 check: lint ## the same, and who imports whom, and the documents' examples
-	$(BIN)/python -m pytest tests/test_import_floors.py tests/test_readme.py tests/test_documents.py
+	$(BIN)/python -m pytest tests/layout/test_imports.py tests/docs/test_readme.py tests/docs/test_documents.py
 
 docs: venv ## the documents as a site, with no warning, into build/site
 	$(BIN)/python -m sphinx --fresh-env --fail-on-warning --keep-going --quiet --conf-dir=docs --doctree-dir=build/doctrees . build/site
@@ -223,7 +223,7 @@ AIRFLOW ?= .venv-airflow
 venv-airflow: $(AIRFLOW)/.installed ## the environment that test-airflow uses
 
 test-airflow: venv venv-airflow ## templates/airflow loaded, rendered and run by a real Airflow in an environment of its own
-	HEADRACE_AIRFLOW=$(abspath $(AIRFLOW)) $(BIN)/python -m pytest tests/test_templates_airflow.py
+	HEADRACE_AIRFLOW=$(abspath $(AIRFLOW)) $(BIN)/python -m pytest tests/templates/test_airflow.py
 
 $(AIRFLOW)/.installed: templates/airflow/requirements.txt
 	@$(python_fits)

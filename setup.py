@@ -68,13 +68,20 @@ setup(
     classifiers=["Typing :: Typed", *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13))],
     # TensorFlow 2.21 has wheels for CPython 3.10 to 3.13; headrace uses what 3.11 brought. The Makefile says the same.
     python_requires=">=3.11,<3.14",
-    packages=find_packages(include=["pipeline", "pipeline.*", "transforms", "transforms.*"]),
+    # The folders `transforms` and `pipeline` are packages of `headrace`: as top-level names they would collide with users' own.
+    package_dir={"headrace": "headrace", "headrace.transforms": "transforms", "headrace.pipeline": "pipeline"},
+    packages=[
+        "headrace",
+        *(
+            f"headrace.{name}"
+            for name in find_packages(include=["pipeline", "pipeline.*", "transforms", "transforms.*"])
+        ),
+    ],
     package_data={
-        "pipeline": ["py.typed"],
-        "transforms": ["py.typed"],
-        "transforms.report": ["page.css", "page.js", "uplot/*"],
+        "headrace": ["py.typed"],
+        "headrace.transforms.report": ["page.css", "page.js", "uplot/*"],
     },
-    entry_points={"console_scripts": ["headrace = pipeline.start:entry"]},
+    entry_points={"console_scripts": ["headrace = headrace.pipeline.start:entry"]},
     install_requires=REQUIRES,
     extras_require={
         "gpu": ["tensorflow[and-cuda]>=2.21"],

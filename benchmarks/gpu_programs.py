@@ -34,7 +34,7 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
 def card() -> dict[str, Any]:
     import tensorflow as tf
 
-    from transforms.devices import choose_devices, set_up_tensorflow
+    from headrace.transforms.predicting.devices import choose_devices, set_up_tensorflow
 
     set_up_tensorflow()
     built = tf.sysconfig.get_build_info()
@@ -63,8 +63,8 @@ def load(folder: str, model: str, program: str, width: int, in_flight: int) -> d
     import keras
     import tensorflow as tf
 
-    from transforms import load_model
-    from transforms.devices import choose_devices, set_up_tensorflow
+    from headrace import load_model
+    from headrace.transforms.predicting.devices import choose_devices, set_up_tensorflow
 
     set_up_tensorflow()
     device, path = choose_devices("auto")[0].name, f"{folder}/{model}"
@@ -98,8 +98,8 @@ def job(folder: str, images: int, files: int, side: int, batch: int, times: int,
     """Whole jobs in a process that is warm, beside the natively loaded model alone: images per second."""
     import tensorflow as tf
 
-    from pipeline.cli import main as headrace
-    from transforms.models import placement
+    from headrace.pipeline.cli import main as headrace
+    from headrace.transforms.models import device_placement as placement
 
     model = _made(f"{folder}/network-{side}", _write_network, side)
     source = _made(f"{folder}/images-{side}-{images}-{files}", _write_images, images, files, side)
@@ -132,7 +132,7 @@ def memory(folder: str, rows: int) -> dict[str, Any]:
     import pyarrow.parquet as pq
     import tensorflow as tf
 
-    from pipeline.cli import main as headrace
+    from headrace.pipeline.cli import main as headrace
 
     if gpus := tf.config.list_physical_devices("GPU"):
         small = tf.config.LogicalDeviceConfiguration(memory_limit=MEMORY_MIB)
@@ -171,7 +171,7 @@ def _against(function: Any, output: str, source: str, name: str) -> dict[str, An
     import pyarrow.parquet as pq
     import tensorflow as tf
 
-    from transforms.bisect import pieces
+    from headrace.transforms.predicting.bisection import pieces
 
     compared = different = 0
     largest, kinds = 0.0, set()

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from benchmarks import measure, work
 from benchmarks.measure import Goal, Machine
-from pipeline.quiet import quiet_stderr
+from headrace.pipeline.terminal.native_stderr import quiet_stderr
 
 SIDE = 224
 LEAST = 0.95

@@ -33,10 +33,10 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     import keras
     import tensorflow as tf
 
-    import transforms.models.keras_model
-    import transforms.models.saved_model
-    import transforms.storage.gcs  # noqa: F401
-    from transforms import load_model
+    import headrace.transforms.models.keras_model.model
+    import headrace.transforms.models.saved_model.tf2
+    import headrace.transforms.storage.gcs  # noqa: F401
+    from headrace import load_model
 
     tf.linalg.matmul(tf.ones((2, 2)), tf.ones((2, 2)))
     _warm(task["warm"])

@@ -30,12 +30,12 @@ BASE = "imports and the model"
 IMPORTS = """
 import sys
 
-import pipeline.launch
-import pipeline.preflight
-import pipeline.report
-import pipeline.standing
-from transforms.models.ref import pin_model
-from transforms.predict import load_shared
+import headrace.pipeline.runners.launch
+import headrace.pipeline.checks.preflight
+import headrace.pipeline.commands.summary
+import headrace.pipeline.checks.output_folder
+from headrace.transforms.models.ref import pin_model
+from headrace.transforms.beam.predict import load_shared
 
 model = load_shared(pin_model(sys.argv[1]), "serving_default")
 """

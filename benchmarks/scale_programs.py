@@ -25,20 +25,20 @@ import pyarrow.parquet as pq
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
-import transforms.storage.memory
+import headrace.transforms.storage.memory
 from benchmarks import measure
-from pipeline import demo
-from pipeline.preflight import Prepared
-from pipeline.standing import examine_output, write_record
-from transforms.finalize import finish, write_part
-from transforms.job import Job, JobModel
-from transforms.listing import expand_lists, survey_inputs
-from transforms.mapping import ColumnChoice, ColumnPlan
-from transforms.models.ref import ModelRef
-from transforms.plan import PlanShards, input_files, plan_units
-from transforms.shard import ShardResult, common_folder
-from transforms.storage import ObjectRef, StoreOptions, open_store
-from transforms.storage.memory import MemoryStore
+from headrace.pipeline import demo
+from headrace.pipeline.checks.output_folder import examine_output, write_record
+from headrace.pipeline.checks.preflight import Prepared
+from headrace.transforms.beam.finalize import finish, write_part
+from headrace.transforms.beam.plan import PlanShards, input_files, plan_units
+from headrace.transforms.columns.plan import ColumnChoice, ColumnPlan
+from headrace.transforms.jobs.input_files import expand_lists, survey_inputs
+from headrace.transforms.jobs.job import Job, JobModel
+from headrace.transforms.models.ref import ModelRef
+from headrace.transforms.shards.shard import ShardResult, common_folder
+from headrace.transforms.storage import ObjectRef, StoreOptions, open_store
+from headrace.transforms.storage.memory import MemoryStore
 
 GROUPS = 10
 SCHEMA = pa.schema([("id", pa.int64()), ("label", pa.string()), ("features", pa.list_(pa.float32(), 64))])
@@ -204,7 +204,7 @@ def main(program: str, files: int) -> None:
         print(json.dumps({"seconds": told["plan_seconds"], "peak": peak(), **told}))
         return
     MadeUpStore.files = files
-    transforms.storage.memory.MemoryStore = MadeUpStore  # type: ignore[misc]  # `open_store` finds it there
+    headrace.transforms.storage.memory.MemoryStore = MadeUpStore  # type: ignore[misc]  # `open_store` finds it there
     content()
     work = {"launcher": launcher, "planning": planning, "transform": transform}.get(program)
     run = finished(files) if work is None else lambda: work(files)

@@ -12,7 +12,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from sphinx.application import Sphinx  # noqa: E402
 
 import lookup  # noqa: E402
-from transforms.versions import __version__  # noqa: E402
+from headrace.transforms.versions import __version__  # noqa: E402
 
 project = "headrace"
 release = version = __version__

@@ -9,20 +9,20 @@ import re
 from collections.abc import Callable, Iterator
 
 import transforms
-from pipeline.options import PredictOptions
-from transforms import errors
-from transforms.errors import HeadraceError
+from headrace.pipeline.flags.flags import PredictOptions
+from headrace.transforms import errors
+from headrace.transforms.errors import HeadraceError
 
 # Not of `transforms` itself, but what its names take and give.
 BESIDE = (
-    "transforms.models.spec.ModelSpec",
-    "transforms.models.spec.Signature",
-    "transforms.rules.ColumnRules",
-    "transforms.job.Loading",
-    "transforms.storage.base.StoreOptions",
-    "transforms.storage.base.Store",
-    "transforms.storage.base.Writer",
-    "transforms.storage.base.ObjectRef",
+    "headrace.transforms.models.spec.ModelSpec",
+    "headrace.transforms.models.spec.Signature",
+    "headrace.transforms.columns.rules.ColumnRules",
+    "headrace.transforms.jobs.job.Loading",
+    "headrace.transforms.storage.store.StoreOptions",
+    "headrace.transforms.storage.store.Store",
+    "headrace.transforms.storage.store.Writer",
+    "headrace.transforms.storage.store.ObjectRef",
 )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.cli import main as headrace
+from headrace.pipeline.cli import main as headrace
 
 KIND = ("good", "lovely", "warm")
 UNKIND = ("bad", "awful", "cold")

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.cli import main as headrace
+from headrace.pipeline.cli import main as headrace
 
 SIDE = 24
 COLORS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 240)}

@@ -1,4 +1,4 @@
-from pipeline.start import entry
+from headrace.pipeline.start import entry
 
 if __name__ == "__main__":
     entry()

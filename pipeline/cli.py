@@ -13,19 +13,20 @@ import traceback
 from contextlib import nullcontext
 from dataclasses import replace
 
-from pipeline.accelerator import is_dataflow, set_up_workers
-from pipeline.answer import Answer
-from pipeline.dataflow import check_dataflow, detached, tell_dataflow
-from pipeline.log import is_json, set_up_logs, tell, tell_error, wants_json
-from pipeline.options import COMMANDS, PredictOptions, help_text, parse_flags, runner_of
-from pipeline.portable import check_portable
-from pipeline.quiet import quiet_stderr
-from pipeline.request import Request, parse_request
-from pipeline.start import loaded
-from pipeline.stopping import STOPPED, stop_on_signals, stopped_text
-from pipeline.user_package import open_user_packages
-from transforms.errors import ColumnError, HeadraceError, JobError, NotParquet, StoreUnavailable
-from transforms.versions import __version__
+from headrace.transforms.errors import ColumnError, HeadraceError, JobError, NotParquet, StoreUnavailable
+from headrace.transforms.versions import __version__
+
+from .flags.flags import COMMANDS, PredictOptions, help_text, parse_flags, runner_of
+from .flags.request import Request, parse_request
+from .packages.user_package import open_user_packages
+from .runners.dataflow import check_dataflow, detached, tell_dataflow
+from .runners.dataflow_workers import is_dataflow, set_up_workers
+from .runners.portable import check_portable
+from .start import loaded
+from .terminal.answer import Answer
+from .terminal.log import is_json, set_up_logs, tell, tell_error, wants_json
+from .terminal.native_stderr import quiet_stderr
+from .terminal.signals import STOPPED, stop_on_signals, stopped_text
 
 
 def entry() -> None:
@@ -88,7 +89,7 @@ def _tell(what: str, error: HeadraceError, verbose: bool, code: int) -> int:
 
 def _start_tensorflow(device: str, *, check: bool) -> None:
     """Before anything else uses it, since it takes its number of threads only then. `check`: it is to predict here."""
-    from transforms.devices import choose_devices, set_up_tensorflow
+    from headrace.transforms.predicting.devices import choose_devices, set_up_tensorflow
 
     set_up_tensorflow(device, whole_process=True)
     if check:
@@ -96,13 +97,14 @@ def _start_tensorflow(device: str, *, check: bool) -> None:
 
 
 def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
-    from pipeline.launch import detach, launch, open_pipeline
-    from pipeline.own_package import own_package
-    from pipeline.preflight import prepare
-    from pipeline.report import empty_files, report_nothing_to_do, report_summary
-    from pipeline.report_place import report_written
-    from pipeline.standing import check_overwritten, claim_output, examine_output
-    from transforms.storage import open_store
+    from headrace.transforms.storage import open_store
+
+    from .checks.output_folder import check_overwritten, claim_output, examine_output
+    from .checks.preflight import prepare
+    from .checks.report_place import report_written
+    from .commands.summary import empty_files, report_nothing_to_do, report_summary
+    from .packages.own_wheel import own_package
+    from .runners.launch import detach, launch, open_pipeline
 
     started = time.monotonic()
     prepared = prepare(request)
@@ -153,11 +155,12 @@ def _show(answer: Answer, as_json: bool) -> int:
 
 
 def _plan(request: Request, as_json: bool) -> int:
-    from pipeline.look import look
-    from pipeline.preflight import prepare
-    from pipeline.report import report_look, report_plan
-    from pipeline.standing import examine_output
-    from transforms.plan import input_files, plan_shards
+    from headrace.transforms.beam.plan import input_files, plan_shards
+
+    from .checks.inspection import look
+    from .checks.output_folder import examine_output
+    from .checks.preflight import prepare
+    from .commands.summary import report_look, report_plan
 
     try:
         prepared = prepare(request)
@@ -170,17 +173,18 @@ def _plan(request: Request, as_json: bool) -> int:
 
 
 def _inspect(request: Request, as_json: bool) -> int:
-    from pipeline.look import look
-    from pipeline.report import report_look
+    from .checks.inspection import look
+    from .commands.summary import report_look
 
     return _show(report_look(look(request)), as_json)
 
 
 def _verify(request: Request, as_json: bool) -> int:
-    from pipeline.preflight import prepare
-    from pipeline.sample import verify_sample
-    from pipeline.verify import verdict_document, verdict_text, verify
-    from transforms.job import check_same_job
+    from headrace.transforms.jobs.job import check_same_job
+
+    from .checks.preflight import prepare
+    from .checks.recomputed_sample import verify_sample
+    from .checks.soundness import verdict_document, verdict_text, verify
 
     job = prepare(request).job if request.sample is not None else None
     try:

@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.quiet import quiet_stderr
-from transforms.storage import Store, open_store
+from headrace.transforms.storage import Store, open_store
+
+from .terminal.native_stderr import quiet_stderr
 
 BUCKET = "headrace-demo"
 SHARDS = 8
@@ -185,7 +186,7 @@ def _accurate(scores: Any, labels: Any) -> bool:
 
 def _same_from_keras(uri: str, pixels: Any, scores: Any) -> bool:
     """The other format, by way of the library; other batch sizes may round otherwise, so equal within 1e-5."""
-    from transforms import load_model
+    from headrace.transforms.models.load import load_model
 
     difference = float(np.abs(load_model(uri).predict({"pixels": pixels})["output_0"] - scores).max())
     print(

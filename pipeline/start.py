@@ -9,7 +9,7 @@ import gc
 
 def entry() -> None:
     gc.disable()
-    from pipeline.cli import entry as run
+    from .cli import entry as run
 
     run()
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.warm import Warm, shared
+from tests.support.warm import Warm, shared
 
 # One process holds all that TensorFlow and Keras make in hundreds of tests: looking through it as often as Python does by
 # itself takes a tenth of the time.

@@ -1,31 +1,12 @@
-"""The public names. Importing one loads only what it needs: `load_model` brings no Beam, `Predict` no TensorFlow."""
+"""What the workers run. Its import name is `headrace.transforms`; the public names are in `headrace`.
+
+Imports go down this list only: beam, steps, predicting, report, output, jobs, columns, parquet, shards, models, storage; and the
+modules beside these folders (errors, versions, progress, read_ahead), which import nothing of them.
+"""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
-
-_HOME = {
-    "HeadraceError": "transforms.errors",
-    "Model": "transforms.models.model",
-    "ModelRef": "transforms.models.ref",
-    "PlanShards": "transforms.plan",
-    "Predict": "transforms.predict",
-    "PredictShards": "transforms.predict",
-    "StreamingModelHandler": "transforms.model_handler",
-    "TensorSpec": "transforms.models.spec",
-    "load_model": "transforms.models.load",
-    "open_store": "transforms.storage",
-    "pin_model": "transforms.models.ref",
-}
-__all__ = sorted(_HOME)  # noqa: PLE0605
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'transforms' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
-
-
-def __dir__() -> list[str]:
-    return list(__all__)
+if __name__ == "transforms":
+    raise ModuleNotFoundError(
+        "No module named 'transforms': import headrace.transforms, or the public names of headrace"
+    )

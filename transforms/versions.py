@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
-from transforms.errors import WorkerMismatch
+from .errors import WorkerMismatch
 
 __version__ = "0.1.0"
 

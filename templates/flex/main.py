@@ -2,8 +2,8 @@
 
 import sys
 
-from pipeline.start import entry
-from pipeline.template import launcher_flags
+from headrace.pipeline.flags.template_parameters import launcher_flags
+from headrace.pipeline.start import entry
 
 if __name__ == "__main__":
     sys.argv[1:] = launcher_flags(sys.argv[1:])

@@ -4,7 +4,7 @@ TensorFlow's own call binds, casts and compares its arguments in Python each tim
 two thirds of what the call of a small network costs on a batch of a few rows. Here the same function of TensorFlow's
 runtime gets the same tensors, so that nothing of what it computes is another.
 
-What it uses of TensorFlow that is private, each held by tests/test_direct_call.py:
+What it uses of TensorFlow that is private, each held by tests/transforms/models/test_direct_call.py:
 
 - `ConcreteFunction._inference_function.name`: what the runtime calls the function.
 - `ConcreteFunction._captured_inputs`: tensors, or for those that are made anew with each call, functions that do so.

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from transforms.errors import InvalidRequest, SignatureNotFound, UnsupportedModel
-from transforms.models.collector import old_objects_set_aside
-from transforms.models.model import Model
-from transforms.models.placement import full_name, on, weights_leave_the_host
-from transforms.models.progress_line import ProgressLine
-from transforms.models.ref import ModelRef, file_name, pin_model
-from transforms.models.spec import ModelSpec
-from transforms.models.stream import Progress, StreamOptions
-from transforms.storage import StoreOptions, open_store
+from ..errors import InvalidRequest, SignatureNotFound, UnsupportedModel
+from ..storage import StoreOptions, open_store
+from .device_placement import full_name, on, weights_leave_the_host
+from .gc_pause import old_objects_set_aside
+from .model import Model
+from .progress_line import ProgressLine
+from .ref import ModelRef, file_name, pin_model
+from .spec import ModelSpec
+from .streaming.tensor_stream import Progress, StreamOptions
 
 _DEFAULT = StreamOptions()
 
@@ -128,7 +128,7 @@ def _place(ref: ModelRef, model_sharing: str, away: bool) -> Any:
         )
     if model_sharing == "process":
         return None
-    from transforms.models import machine_stream
+    from .streaming import shared_stream as machine_stream
 
     if reason := "they go to the GPU, which each process has a copy in" if away else machine_stream.why_not(ref):
         machine_stream.say_once(reason)
@@ -138,15 +138,15 @@ def _place(ref: ModelRef, model_sharing: str, away: bool) -> Any:
 
 def _format(ref: ModelRef) -> Any:
     if ref.format == "saved_model":
-        from transforms.models import saved_model
+        from .saved_model import tf2 as saved_model
 
         return saved_model
     if ref.format in ("keras", "keras_h5", "keras_config"):
-        from transforms.models import keras_model
+        from .keras_model import model as keras_model
 
         return keras_model
     if ref.format == "tflite":
-        from transforms.models import tflite
+        from . import tflite
 
         return tflite
     raise ValueError(f"no loader for the format {ref.format!r} of {ref.uri}")

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from transforms.errors import DataError
-from transforms.models.dlpack import to_tensor
-from transforms.models.placement import placed
-from transforms.models.ref import ModelRef
-from transforms.models.spec import TensorSpec
+from ..errors import DataError
+from .device_placement import placed
+from .ref import ModelRef
+from .spec import TensorSpec
+from .streaming.dlpack import to_tensor
 
 
 class Model:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from transforms.errors import CorruptModel, NotAModel, ObjectNotFound
-from transforms.storage import ObjectRef, Store, StoreOptions, open_store
-from transforms.storage.base import public_uri
+from ..errors import CorruptModel, NotAModel, ObjectNotFound
+from ..storage import ObjectRef, Store, StoreOptions, open_store
+from ..storage.store import public_uri
 
 _GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
 _BELONGS = (*_GRAPHS, "fingerprint.pb", "keras_metadata.pb")
@@ -177,7 +177,7 @@ def _weights(uri: str, options: StoreOptions) -> list[ObjectRef]:
 
 
 def _shards(store: Store, index: ObjectRef) -> list[ObjectRef]:
-    from transforms.models.keras_files import SHARD_INDEX_BYTES, weight_map
+    from .keras_model.files import SHARD_INDEX_BYTES, weight_map
 
     if index.size > SHARD_INDEX_BYTES:
         raise CorruptModel(f"{index.uri} is too large", expected=f"at most {SHARD_INDEX_BYTES} bytes")
@@ -208,7 +208,7 @@ def _saved_model(store: Store, uri: str) -> tuple[ObjectRef, ...]:
         if listed is not None:
             return listed.result()
     if uri.startswith(_WEB):
-        from transforms.models.web_folder import saved_model_objects
+        from .saved_model.over_http import saved_model_objects
 
         return saved_model_objects(store, uri, graph)
     return _belonging(store, uri, no_model)

@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from transforms.errors import CorruptModel, DataError, UnsupportedModel
-from transforms.models.dlpack import to_tensor
-from transforms.models.machine_stream import say_once
-from transforms.models.model import Model
-from transforms.models.ref import ModelRef
-from transforms.models.saved_model_files import no_such_signature
-from transforms.models.spec import ModelSpec, Signature, TensorSpec
-from transforms.models.stream import StreamOptions, TensorSlot, mask_crc, open_stream
-from transforms.models.whole import say_unchecked
-from transforms.storage import Store
+from ..errors import CorruptModel, DataError, UnsupportedModel
+from ..storage import Store
+from .model import Model
+from .ref import ModelRef
+from .saved_model.files import no_such_signature
+from .spec import ModelSpec, Signature, TensorSpec
+from .streaming.dlpack import to_tensor
+from .streaming.shared_stream import say_once
+from .streaming.tensor_stream import StreamOptions, TensorSlot, mask_crc, open_stream
+from .streaming.whole_reads import say_unchecked
 
 DEFAULT_SIGNATURE = "serving_default"
 

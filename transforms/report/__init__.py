@@ -1,1 +1,1 @@
-"""What a run was, as one HTML page: put together by the graph's last step, from what each shard told. No Beam."""
+"""What a run did, as one HTML page. The graph's last step merges the accounts of all shards into it; no Beam here."""

@@ -14,15 +14,15 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms.dead_letters import COLUMNS as DEAD_LETTER_COLUMNS
-from transforms.errors import NotParquet, ObjectChanged, ObjectNotFound
-from transforms.job import Job
-from transforms.parquet import read_footer
-from transforms.report.told import STATISTICS, Process, ShardTold
-from transforms.shard import ShardResult
-from transforms.statistics import Column, Numbers, decode, merge
-from transforms.storage import ObjectRef, Store, open_store
-from transforms.storage.base import public_uri
+from ..errors import NotParquet, ObjectChanged, ObjectNotFound
+from ..jobs.job import Job
+from ..output.dead_letters import COLUMNS as DEAD_LETTER_COLUMNS
+from ..parquet.reader import read_footer
+from ..shards.column_statistics import Column, Numbers, decode, merge
+from ..shards.measuring import STATISTICS, Process, ShardTold
+from ..shards.shard import ShardResult
+from ..storage import ObjectRef, Store, open_store
+from ..storage.store import public_uri
 
 STAGES = ("load", "read", "predict", "write")
 SLOWEST = 40

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transforms.report.account import STAGES, TimeLine
-from transforms.report.shift import is_text
-from transforms.statistics import Column, Numbers
+from ..shards.column_statistics import Column, Numbers
+from .account import STAGES, TimeLine
+from .drift import is_text
 
 MOST_BARS = 40
 _ONE_BAR = 0.8

@@ -8,10 +8,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from transforms.job import Job
-from transforms.report.account import STAGES, Account
-from transforms.report.charts import Areas, Bars, column_charts, histogram, number, time_line
-from transforms.report.elements import (
+from ..jobs.job import Job
+from ..shards.column_statistics import ALL_ROWS, EVERY, Column
+from .account import STAGES, Account
+from .charts import Areas, Bars, column_charts, histogram, number, time_line
+from .drift import GROUPS, MARKED, SLIGHT, Shift, shifts, worst
+from .html import (
     answer,
     areas_figure,
     bars_figure,
@@ -29,9 +31,7 @@ from transforms.report.elements import (
     tail,
     track,
 )
-from transforms.report.previous import Kept, embedded
-from transforms.report.shift import GROUPS, MARKED, SLIGHT, Shift, shifts, worst
-from transforms.statistics import ALL_ROWS, EVERY, Column
+from .kept import Kept, embedded
 
 _NAMES_SHOWN = 12
 _MOST_CHARTS = 80
@@ -61,7 +61,7 @@ def page(run: Run) -> str:
             *_how_to_read(run),
         ]
     )
-    assets = files("transforms.report")
+    assets = files("headrace.transforms.report")
     script = "\n".join(
         [
             f"/* uPlot\n{assets.joinpath('uplot/LICENSE').read_text('utf-8').strip()}\n*/",

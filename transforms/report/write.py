@@ -6,15 +6,15 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 
-from transforms.errors import AlreadyExists, HeadraceError, InvalidRequest, ObjectNotFound
-from transforms.job import Job
-from transforms.report.account import Account, account_of, merged
-from transforms.report.page import Run, page
-from transforms.report.previous import Kept, embedded, read_report
-from transforms.shard import ShardResult
-from transforms.statistics import Column
-from transforms.storage import ObjectRef, Store, open_store
-from transforms.storage.base import public_uri
+from ..errors import AlreadyExists, HeadraceError, InvalidRequest, ObjectNotFound
+from ..jobs.job import Job
+from ..shards.column_statistics import Column
+from ..shards.shard import ShardResult
+from ..storage import ObjectRef, Store, open_store
+from ..storage.store import public_uri
+from .account import Account, account_of, merged
+from .kept import Kept, embedded, read_report
+from .page import Run, page
 
 _MOST_KEPT_LETTERS = 400_000
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transforms.storage.base import ObjectRef, Store, StoreOptions, Writer
+from .store import ObjectRef, Store, StoreOptions, Writer
 
 __all__ = ["ObjectRef", "Store", "StoreOptions", "Writer", "open_store"]
 
@@ -14,25 +14,25 @@ def open_store(uri: str, options: StoreOptions = StoreOptions()) -> Store:
     """
     scheme = uri.split("://", 1)[0] if "://" in uri else "file"
     if scheme == "gs":
-        from transforms.storage.gcs import GcsStore
+        from .gcs import GcsStore
 
         return GcsStore(options)
     if scheme == "file":
-        from transforms.storage.local import LocalStore
+        from .local import LocalStore
 
         return LocalStore(options)
     if scheme in ("http", "https"):
-        from transforms.storage.http_store import HttpStore
+        from .http_store import HttpStore
 
         return HttpStore(options)
     if scheme == "memory":
-        from transforms.storage.memory import MemoryStore
+        from .memory import MemoryStore
 
         return MemoryStore(options)
     if scheme in ("s3", "s3a"):
-        from transforms.storage.s3 import S3Store
+        from .s3 import S3Store
 
         return S3Store(options)
-    from transforms.storage.fsspec_store import FsspecStore
+    from .fsspec_store import FsspecStore
 
     return FsspecStore(options, scheme)

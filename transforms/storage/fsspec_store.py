@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from transforms.errors import (
+from ..errors import (
     AccessDenied,
     HeadraceError,
     InvalidRequest,
@@ -23,8 +23,8 @@ from transforms.errors import (
     StorageError,
     StoreUnavailable,
 )
-from transforms.storage.base import ObjectRef, Store, StoreOptions, Writer, check_range
-from transforms.storage.http_range import RetryPolicy
+from .http_ranges import RetryPolicy
+from .store import ObjectRef, Store, StoreOptions, Writer, check_range
 
 _EXTRAS = {
     "s3": "s3",

@@ -6,11 +6,11 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 
-from transforms.errors import InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
-from transforms.storage.base import ObjectRef, Store, StoreOptions, Writer, check_range
-from transforms.storage.gcs_client import LIBRARY_ERRORS, TIMEOUT_S, GcsClient, explain, pin, split
-from transforms.storage.gcs_upload import GcsWriter
-from transforms.storage.http_range import HttpRefusal, RangeReader, RetryPolicy
+from ..errors import InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
+from .gcs_client import LIBRARY_ERRORS, TIMEOUT_S, GcsClient, explain, pin, split
+from .gcs_upload import GcsWriter
+from .http_ranges import HttpRefusal, RangeReader, RetryPolicy
+from .store import ObjectRef, Store, StoreOptions, Writer, check_range
 
 _FIELDS = "items(name,size,generation,crc32c),nextPageToken"
 

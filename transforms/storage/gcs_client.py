@@ -23,9 +23,9 @@ from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from transforms.errors import AccessDenied, InvalidRequest, ObjectNotFound, StorageError, StoreUnavailable
-from transforms.storage.base import Counters, ObjectRef
-from transforms.storage.http_range import HttpRefusal
+from ..errors import AccessDenied, InvalidRequest, ObjectNotFound, StorageError, StoreUnavailable
+from .http_ranges import HttpRefusal
+from .store import Counters, ObjectRef
 
 TIMEOUT_S = 60.0
 _ANONYMOUS_PATIENCE_S = 10.0

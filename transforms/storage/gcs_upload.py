@@ -14,9 +14,9 @@ from google.api_core.retry import Retry
 from google.cloud.storage.fileio import BlobWriter
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from transforms.errors import AlreadyExists, ObjectNotFound, StorageError
-from transforms.storage.base import Counters, ObjectRef, Writer
-from transforms.storage.gcs_client import LIBRARY_ERRORS, TIMEOUT_S, GcsClient, explain, pin, split
+from ..errors import AlreadyExists, ObjectNotFound, StorageError
+from .gcs_client import LIBRARY_ERRORS, TIMEOUT_S, GcsClient, explain, pin, split
+from .store import Counters, ObjectRef, Writer
 
 CHUNK = 8 << 20
 _TYPE = "application/octet-stream"

@@ -15,10 +15,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from email.message import Message
 
-from transforms.errors import AccessDenied, InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
-from transforms.storage.base import ObjectRef, Store, StoreOptions, Writer, check_range, public_uri
-from transforms.storage.http_range import Header, HttpRefusal, RangeReader, RetryPolicy
-from transforms.storage.recent import Recent
+from ..errors import AccessDenied, InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
+from .bounded_cache import Recent
+from .http_ranges import Header, HttpRefusal, RangeReader, RetryPolicy
+from .store import ObjectRef, Store, StoreOptions, Writer, check_range, public_uri
 
 _REDIRECTS = {301, 302, 303, 307, 308}
 _MOST_REDIRECTS = 10

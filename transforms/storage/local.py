@@ -13,8 +13,8 @@ import stat
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from transforms.errors import AccessDenied, AlreadyExists, InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
-from transforms.storage.base import ObjectRef, Store, Writer, check_range
+from ..errors import AccessDenied, AlreadyExists, InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
+from .store import ObjectRef, Store, Writer, check_range
 
 _TEMPORARY = ".headrace-"
 _BUFFERS_PER_CALL = os.sysconf("SC_IOV_MAX")
@@ -56,7 +56,7 @@ class LocalStore(Store):
 
     def open_arrow(self, ref: ObjectRef) -> Any:
         """A `pyarrow.OSFile`, read without the GIL. That it was rewritten meanwhile is told when it is closed."""
-        from transforms.storage.pinned_file import PinnedFile
+        from .pinned_local_file import PinnedFile
 
         try:
             fd = os.open(_path(ref.uri), os.O_RDONLY | os.O_CLOEXEC)

@@ -9,8 +9,8 @@ from typing import Any
 
 import google_crc32c
 
-from transforms.errors import AlreadyExists, ObjectChanged, ObjectNotFound, StorageError
-from transforms.storage.base import ObjectRef, Store, Writer, check_range
+from ..errors import AlreadyExists, ObjectChanged, ObjectNotFound, StorageError
+from .store import ObjectRef, Store, Writer, check_range
 
 # URI to (what is pinned, content); shared by every MemoryStore of the process, as a bucket is by its clients.
 OBJECTS: dict[str, tuple[ObjectRef, bytes]] = {}

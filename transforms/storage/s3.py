@@ -13,18 +13,11 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from transforms.errors import (
-    AccessDenied,
-    AlreadyExists,
-    InvalidRequest,
-    ObjectNotFound,
-    StorageError,
-    StoreUnavailable,
-)
-from transforms.storage.base import ObjectRef, StoreOptions, Writer, check_range
-from transforms.storage.fsspec_store import FsspecStore, changed, described, told
-from transforms.storage.http_range import HttpRefusal, RangeReader, RetryPolicy
-from transforms.storage.recent import Recent
+from ..errors import AccessDenied, AlreadyExists, InvalidRequest, ObjectNotFound, StorageError, StoreUnavailable
+from .bounded_cache import Recent
+from .fsspec_store import FsspecStore, changed, described, told
+from .http_ranges import HttpRefusal, RangeReader, RetryPolicy
+from .store import ObjectRef, StoreOptions, Writer, check_range
 
 # S3 takes parts of 5 MiB to 5 GiB, 10,000 at most: so objects of up to 160 GB.
 PART = 16 << 20

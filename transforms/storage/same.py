@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from transforms.errors import AlreadyExists
-from transforms.storage.base import ObjectRef, Store
+from ..errors import AlreadyExists
+from .store import ObjectRef, Store
 
 
 def create_same(store: Store, uri: str, data: bytes) -> ObjectRef:

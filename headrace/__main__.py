@@ -1,0 +1,4 @@
+from headrace.pipeline.start import entry
+
+if __name__ == "__main__":
+    entry()

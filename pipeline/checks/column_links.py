@@ -1,0 +1,119 @@
+"""A model's signature held against columns tensor by tensor, to be shown: preflight stops at the first that does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from headrace.transforms.columns.inputs import Input, plan_inputs, plan_outputs
+from headrace.transforms.columns.plan import ColumnChoice, varying_batch
+from headrace.transforms.columns.rules import ColumnRules
+from headrace.transforms.columns.struct_paths import member_type, path_of
+from headrace.transforms.columns.wording import nearest
+from headrace.transforms.errors import HeadraceError
+from headrace.transforms.models.spec import Signature, TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What leads from columns to a tensor or back. `kind` is "feature", "prediction", "kept", or "unused".
+
+    `model` is its name, "" of the only one. `columns` are names and types, the type None of one that is not there. `how` is
+    "" where values stay as they are, else "widened", "cast", "decoded", "packed"; `problem` says why it does not fit, "" where
+    it does, and `cure` what to do.
+    """
+
+    kind: str
+    model: str
+    columns: tuple[tuple[str, pa.DataType | None], ...]
+    tensor: TensorSpec | None
+    how: str = ""
+    problem: str = ""
+    cure: str = ""
+
+    def fields(self) -> dict[str, Any]:
+        tensor = self.tensor
+        shape = None if tensor is None or tensor.shape is None else list(tensor.shape)
+        return {
+            "kind": self.kind,
+            "model": self.model,
+            "columns": [{"name": name, "type": None if kind is None else str(kind)} for name, kind in self.columns],
+            "tensor": None if tensor is None else {"name": tensor.name, "dtype": tensor.dtype, "shape": shape},
+            "how": self.how,
+            "problem": self.problem,
+            "cure": self.cure,
+        }
+
+
+def fit(
+    schema: pa.Schema,
+    models: Sequence[tuple[Signature, ColumnChoice]],
+    keep: Sequence[str] | None,
+    told_by_folders: Collection[str] = (),
+) -> list[Link]:
+    """Every input and output of every model, then the columns that are kept, then those that nothing reads."""
+    links = [link for signature, choice in models for link in _of_model(schema, signature, choice)]
+    features = {name for link in links if link.kind == "feature" for name, kind in link.columns if kind is not None}
+    aside = features.union(told_by_folders)
+    kept = list(keep) if keep is not None else [name for name in schema.names if name not in aside]
+    for name in kept:
+        found = name in schema.names
+        cure = "" if found else nearest(name, schema.names)
+        problem = "" if found else f"--keep names no column of the input: {name!r}"
+        links.append(Link("kept", "", ((name, _type(schema, name)),), None, "", problem, cure))
+    read = {(path_of(schema, name) or (name,))[0] for name in features} | set(kept)
+    links += [Link("unused", "", ((field.name, field.type),), None) for field in schema if field.name not in read]
+    return links
+
+
+def _of_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice) -> Iterator[Link]:
+    inputs, outputs = varying_batch(signature)
+    features, predictions = dict(choice.features), dict(choice.predictions)
+    for tensor in [*features, *predictions]:
+        if tensor not in inputs and tensor not in outputs:
+            kind, known = ("feature", inputs) if tensor in features else ("prediction", outputs)
+            problem = f"The model has no {'input' if tensor in features else 'output'} {tensor!r}"
+            yield Link(kind, choice.name, (), TensorSpec(tensor, "", ()), "", problem, nearest(tensor, known))
+    for name, spec in inputs.items():
+        chosen = {name: features.get(name) or (name,)} if features or len(inputs) > 1 else {}
+        wanted = chosen.get(name) or (name,)
+        try:
+            (one,) = plan_inputs(schema, {name: spec}, chosen, rules=_rules_of(choice.rules, name)).inputs
+        except HeadraceError as error:
+            columns = tuple((column, _type(schema, column)) for column in wanted)
+            yield Link("feature", choice.name, columns, spec, "", error.what, error.cure)
+            continue
+        columns = tuple((column.name, member_type(column.type, column.path)) for column in one.columns)
+        yield Link("feature", choice.name, columns, spec, _how(one))
+    for name, spec in outputs.items():
+        column = predictions.get(name) or (f"{choice.name}_{name}" if choice.name else name)
+        try:
+            (out,) = plan_outputs({name: spec}, {name: column}, rules=choice.rules).outputs
+        except HeadraceError as error:
+            yield Link("prediction", choice.name, ((column, None),), spec, "", error.what, error.cure)
+            continue
+        yield Link("prediction", choice.name, ((column, out.field.type),), spec)
+
+
+def _rules_of(rules: ColumnRules, tensor: str) -> ColumnRules:
+    def own(pairs: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
+        return tuple(pair for pair in pairs if pair[0] == tensor)
+
+    cast = tuple(name for name in rules.cast if name == tensor)
+    return replace(rules, pad=own(rules.pad), fill=own(rules.fill), decode_image=own(rules.decode_image), cast=cast)
+
+
+def _how(one: Input) -> str:
+    if any(column.rule.image is not None for column in one.columns):
+        return "decoded"
+    if any(column.leaf.dtype != one.spec.dtype or not column.leaf.exact for column in one.columns):
+        return "cast" if any(column.rule.cast for column in one.columns) else "widened"
+    return "packed" if len(one.columns) > 1 else ""
+
+
+def _type(schema: pa.Schema, name: str) -> pa.DataType | None:
+    path = path_of(schema, name)
+    return None if path is None or schema.names.count(path[0]) != 1 else member_type(schema.field(path[0]).type, path)

@@ -1,0 +1,57 @@
+"""What `inspect` looks at: models, an input, and how the one would be fed from the other, whether it can be or not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from headrace.transforms.jobs.input_files import Survey, expand_lists, survey_inputs
+from headrace.transforms.jobs.user_functions import AppliedFunction, find_function
+from headrace.transforms.models.load import describe_model
+from headrace.transforms.models.ref import ModelRef
+from headrace.transforms.models.spec import ModelSpec
+from headrace.transforms.parquet.reader import Footer, read_footer
+from headrace.transforms.storage import ObjectRef, open_store
+
+from ..flags.request import Request
+from .column_links import Link, fit
+from .preflight import choose_columns, pin_requested, with_partitions
+
+
+@dataclass(frozen=True)
+class Looked:
+    """`models` with the names of the signatures asked for; `schema` is what features choose from, the input's own or what
+    --preprocess makes of it. `links` is empty where there is no model, no input, or no such signature.
+    """
+
+    models: tuple[tuple[ModelRef, ModelSpec, str], ...]
+    inputs: Survey | None
+    first: Footer | None
+    schema: pa.Schema | None
+    links: tuple[Link, ...]
+
+
+def look(request: Request) -> Looked:
+    """Raises a `HeadraceError` for a model or an input that cannot be read; that they do not fit is no error."""
+    refs = [pin_requested(request, model) for model in request.models]
+    models = tuple((ref, describe_model(ref), model.signature) for ref, model in zip(refs, request.models, strict=True))
+    if not request.inputs:
+        return Looked(models, None, None, None, ())
+    inputs = survey_inputs(expand_lists(request.inputs, request.storage), request.storage, _anywhere)
+    first = read_footer(open_store(inputs.first.uri, request.storage), inputs.first)
+    schema, partitions = with_partitions(request, inputs, first.schema)
+    if request.preprocess is not None:
+        function = find_function(request.preprocess, "--preprocess")
+        schema = AppliedFunction(function.load(), function.name, schema).output_schema
+    signatures = [spec.signatures.get(name) for _, spec, name in models]
+    known = [signature for signature in signatures if signature is not None]
+    if not models or len(known) < len(models):
+        return Looked(models, inputs, first, schema, ())
+    choices = choose_columns(request, known)
+    links = fit(schema, list(zip(known, choices, strict=True)), request.keep, partitions)
+    return Looked(models, inputs, first, schema, tuple(links))
+
+
+def _anywhere(_: ObjectRef) -> None:
+    """Nothing is written, so that an input may lie anywhere."""

@@ -1,0 +1,304 @@
+"""What the output folder holds already, and taking it: resume, refuse or overwrite."""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from headrace.transforms.errors import (
+    AlreadyExists,
+    HeadraceError,
+    JobError,
+    NotParquet,
+    ObjectNotFound,
+    OutputConflict,
+)
+from headrace.transforms.jobs.input_files import scheme_of
+from headrace.transforms.jobs.job import (
+    DEAD_LETTERS_FOLDER,
+    JOB_RECORD,
+    MANIFEST_FOLDER,
+    SUCCESS,
+    Job,
+    check_same_job,
+    dump_record,
+)
+from headrace.transforms.output.dead_letters import dead_letters_of
+from headrace.transforms.output.manifest import NamesDigest, manifest_outputs
+from headrace.transforms.parquet.reader import read_footer
+from headrace.transforms.shards.shard import OutputName, named_output, parse_output_name, source_digest
+from headrace.transforms.storage import ObjectRef, Store, open_store
+from headrace.transforms.storage.local import check_writable
+
+from .preflight import Prepared
+
+_NAMES_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What the output folder holds of this job before it runs.
+
+    `kept` is the record of the job that stands there, ours or one to be overwritten, and `record` and `mark` the objects of
+    it and of `_SUCCESS`; `done` is how many shards of this job stand there, and `superseded` how many more of inputs that
+    changed or vanished; `complete` says that nothing is left to do.
+    """
+
+    kept: dict[str, Any] | None = None
+    record: ObjectRef | None = None
+    mark: ObjectRef | None = None
+    done: int = 0
+    superseded: int = 0
+    complete: bool = False
+
+
+class _Folder:
+    """One listing of the output folder, of which little is kept: its records, and a digest of its outputs' names."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._prepared, self._job = prepared, prepared.job.fingerprint[:8]
+        self.record: ObjectRef | None = None
+        self.mark: ObjectRef | None = None
+        self.parts: dict[str, ObjectRef] = {}
+        self.names = NamesDigest()
+        self.sources = array("Q")
+        self.stranger: str | None = None
+        self.changed: tuple[str, ObjectRef] | None = None
+        self.strange = self.outputs = self.superseded = 0
+
+    def read(self, refs: Iterable[ObjectRef]) -> None:
+        folder, left = f"{self._prepared.job.output}/", iter(refs)
+        while some := list(islice(left, _NAMES_AT_ONCE)):
+            outputs = []
+            for ref in some:
+                name = ref.uri.removeprefix(folder)
+                if (made := parse_output_name(name)) is not None:
+                    outputs.append((name, made, ref))
+                self._note(name, ref)
+            self._hold_against_inputs(outputs)
+
+    def _note(self, name: str, ref: ObjectRef) -> None:
+        if name == JOB_RECORD:
+            self.record = ref
+        elif name.startswith(f"{MANIFEST_FOLDER}/"):
+            self.parts[name] = ref
+        elif name == SUCCESS:
+            self.mark = ref
+        if name == SUCCESS or name.endswith(".parquet"):
+            self.strange += 1
+            self.stranger = self.stranger or name
+
+    def _hold_against_inputs(self, outputs: list[tuple[str, OutputName, ObjectRef]]) -> None:
+        known = self._prepared.inputs.includes(made.source for _, made, _ in outputs)
+        for (name, made, ref), is_known in zip(outputs, known, strict=True):
+            self.names.add(name)
+            if is_known and made.job == self._job:
+                self.outputs += 1
+                self.sources.append(made.source)
+            elif self._prepared.job.incremental and made.job == self._job:
+                self.superseded += 1
+            elif self.changed is None:
+                self.changed = name, ref
+
+
+def examine_output(prepared: Prepared, *, overwrite: bool) -> Standing:
+    """Raises `OutputConflict` where the folder holds anything that is no part of this job, unless it may be overwritten, and
+    `StorageError` where a local one cannot be written.
+    """
+    job = prepared.job
+    store = open_store(job.output, job.storage)
+    folder = _Folder(prepared)
+    folder.read(store.list(f"{job.output}/"))
+    kept = read_record(store, folder.record)
+    if kept is None:
+        if folder.stranger is not None:
+            raise OutputConflict(
+                f"{job.output} holds {folder.stranger}, and no record of a job of headrace",
+                expected="an empty folder, or one that headrace wrote",
+                found=f"{folder.strange} Parquet files or marks without {JOB_RECORD}",
+                cure="Name another --output; these files are not headrace's to remove",
+            )
+        if scheme_of(job.output) == "file":
+            check_writable(job.output)
+        return Standing()
+    if overwrite:
+        return Standing(kept, folder.record, folder.mark)
+    check_same_job(job.output, kept, job.record())
+    if folder.changed is not None:
+        _refuse_changed(prepared, store, *folder.changed)
+    complete = _is_complete(prepared, store, folder)
+    return Standing(kept, folder.record, folder.mark, folder.outputs, folder.superseded, complete)
+
+
+def read_record(store: Store, ref: ObjectRef | None) -> dict[str, Any] | None:
+    if ref is None:
+        return None
+    try:
+        record = json.loads(store.read(ref))
+        digests = [model["digest"] for model in record["models"].values()]
+        if not all(isinstance(text, str) for text in (record["fingerprint"], *digests)) or not digests:
+            raise TypeError("fingerprint and digest are not text")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OutputConflict(
+            f"{ref.uri} is no record of a job",
+            expected="JSON with a model and a fingerprint",
+            found=f"{type(error).__name__}: {error}",
+            cure="Name another --output",
+        ) from error
+    return dict(record)
+
+
+def _refuse_changed(prepared: Prepared, store: Store, name: str, output: ObjectRef) -> None:
+    job = prepared.job
+    made = parse_output_name(name)
+    assert made is not None
+    if made.job != job.fingerprint[:8]:
+        raise OutputConflict(
+            f"{job.output}/{name} is the output of another job than the folder's record tells of",
+            expected=f"files of job {job.fingerprint[:8]}",
+            found=f"one of job {made.job}",
+            cure="Name another --output, or add --overwrite to replace all of it",
+        )
+    kept = read_footer(store, output).key_values
+    if b"headrace.joined" in kept:
+        raise OutputConflict(
+            f"{job.output}/{name} joins files other than --compact joins now: one was rewritten, is gone or new since",
+            expected=f"the files from {kept.get(b'headrace.input', b'?').decode()} on, as they were",
+            found=f"{prepared.inputs.files} files that match, joined otherwise",
+            cure="Add --incremental to predict only outputs whose files are new, changed or joined otherwise, or --overwrite "
+            "to predict everything again; or name another --output",
+        )
+    was_uri, was_version = (kept.get(f"headrace.{key}".encode(), b"?").decode() for key in ("input", "input_version"))
+    try:
+        now = open_store(job.folder, job.storage).stat(was_uri).version
+    except ObjectNotFound:
+        now = was_version
+    rewritten = now != was_version
+    raise OutputConflict(
+        f"{job.output}/{name} was made from an input that has {'been rewritten' if rewritten else 'gone'} since: {was_uri}",
+        expected=f"version {was_version} of it",
+        found=f"version {now}" if rewritten else f"no such file among the {prepared.inputs.files} that match",
+        cure="Add --incremental to predict only what is new or changed, or --overwrite to predict everything again; or "
+        "name another --output",
+    )
+
+
+def _is_complete(prepared: Prepared, store: Store, folder: _Folder) -> bool:
+    """`_SUCCESS` stands, its manifest names exactly the outputs that stand, and these cover exactly today's inputs."""
+    if folder.mark is None or folder.superseded:
+        return False
+    try:
+        parts = [str(part) for part in json.loads(store.read(folder.mark))["manifest"]]
+    except (ValueError, KeyError, TypeError):  # a mark of somebody else's making
+        return False
+    if not parts or any(part not in folder.parts for part in parts):
+        return False
+    names = NamesDigest()
+    try:
+        for name in manifest_outputs(store, (folder.parts[part] for part in parts)):
+            names.add(name)
+    except NotParquet:  # damaged, as only another hand can: the next run writes it anew
+        return False
+    made_from, inputs = np.unique(np.frombuffer(folder.sources, np.uint64)), np.unique(prepared.inputs.sources)
+    covered = prepared.job.limit is not None or np.array_equal(made_from, inputs)
+    return names == folder.names and covered
+
+
+def check_overwritten(prepared: Prepared, standing: Standing, *, overwrite: bool) -> None:
+    """Raises `OutputConflict` where `claim_output` would meet what it may not remove, before it removes anything."""
+    if overwrite and standing.kept is not None:
+        job = prepared.job
+        for _ in _written_by_headrace(open_store(job.output, job.storage), job.output, standing):
+            """It looks at each."""
+
+
+def claim_output(prepared: Prepared, standing: Standing, *, overwrite: bool) -> None:
+    """The first write of a job: takes `_SUCCESS` away, removes what is to be overwritten, and leaves the job's record.
+
+    Raises `OutputConflict` where another job claimed the folder meanwhile, and `JobError` where something was removed before
+    it came to an end.
+    """
+    job = prepared.job
+    store = open_store(job.output, job.storage)
+    removed = 0
+    try:
+        for remover, ref in _to_remove(prepared, standing, store, overwrite=overwrite):
+            remover.delete(ref)
+            removed += 1
+        write_record(store, job)
+    except HeadraceError as error:
+        if not removed:
+            raise
+        raise JobError(
+            f"{job.output} is neither the earlier output nor free for this one",
+            expected="all that the earlier job wrote to be removed",
+            found=f"{removed:,} objects were removed before it failed: {error}",
+            cure="Mend that, and run the same command again",
+        ) from error
+
+
+def _to_remove(
+    prepared: Prepared, standing: Standing, store: Store, *, overwrite: bool
+) -> Iterator[tuple[Store, ObjectRef]]:
+    job = prepared.job
+    if standing.mark is not None:
+        yield store, standing.mark
+    if overwrite and standing.kept is not None:
+        folder = standing.kept.get("dead_letters", f"{job.output}/{DEAD_LETTERS_FOLDER}")
+        letters = open_store(folder, job.storage)
+        for ref in dead_letters_of(job.output, letters, folder):
+            yield letters, ref
+        for ref in _written_by_headrace(store, job.output, standing):
+            yield store, ref
+
+
+def _written_by_headrace(store: Store, output: str, standing: Standing) -> Iterator[ObjectRef]:
+    """What the folder's job wrote, and what another that ran at the same time left; the record comes last.
+
+    Raises `OutputConflict` where a file only looks like that.
+    """
+    assert standing.kept is not None
+    assert standing.record is not None
+    mine = str(standing.kept["fingerprint"])[:8]
+    for ref in store.list(f"{output}/"):
+        name = ref.uri.removeprefix(f"{output}/")
+        made = parse_output_name(name)
+        if made is not None and made.job != mine and not _says_its_name(store, ref, name, made.stem):
+            raise OutputConflict(
+                f"{ref.uri} looks like an output of headrace, and is none by its own account",
+                expected="Parquet metadata that lead to that name",
+                cure="Move it away, or name another --output",
+            )
+        if made is not None or name.startswith(f"{MANIFEST_FOLDER}/part-"):
+            yield ref
+    yield standing.record
+
+
+def _says_its_name(store: Store, ref: ObjectRef, name: str, stem: str) -> bool:
+    """Whether the file's own metadata lead to its name."""
+    said = read_footer(store, ref).key_values
+    try:
+        uri, version, first_row, rows, fingerprint = (
+            said[f"headrace.{key}".encode()].decode()
+            for key in ("input", "input_version", "first_row", "rows", "fingerprint")
+        )
+        digest = int(said.get(b"headrace.joined", b"")[:12] or f"{source_digest(ObjectRef(uri, 0, version)):x}", 16)
+        return name == named_output(stem, int(first_row), int(rows), fingerprint, digest)
+    except (KeyError, ValueError):
+        return False
+
+
+def write_record(store: Store, job: Job) -> None:
+    uri = f"{job.output}/{JOB_RECORD}"
+    with store.create(uri) as writer:
+        writer.write(dump_record(job.record()))
+        try:
+            writer.commit()
+        except AlreadyExists:
+            check_same_job(job.output, read_record(store, store.stat(uri)) or {}, job.record())

@@ -1,0 +1,284 @@
+"""Everything that can be known before a job is submitted: the model's signature held against one Parquet footer."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from headrace.transforms.columns.inputs import ColumnRules
+from headrace.transforms.columns.plan import ColumnChoice, ColumnPlan, choose_batch_rows, plan_columns
+from headrace.transforms.errors import ColumnError, HeadraceError, InvalidRequest
+from headrace.transforms.jobs.input_files import Survey, expand_lists, survey_inputs
+from headrace.transforms.jobs.job import JOB_RECORD, FirstInput, Job, JobModel
+from headrace.transforms.jobs.user_functions import AppliedFunction, FunctionRef, find_function
+from headrace.transforms.models.load import describe_model
+from headrace.transforms.models.ref import ModelRef, pin_model
+from headrace.transforms.models.spec import ModelSpec, Signature
+from headrace.transforms.output.dead_letters import dead_letter_schema
+from headrace.transforms.parquet.reader import read_footer
+from headrace.transforms.parquet.writer import check_writable
+from headrace.transforms.shards.shard import common_folder, output_name, relative_stem
+from headrace.transforms.storage import ObjectRef, open_store
+from headrace.transforms.storage.store import glob_regex, split_glob
+from headrace.transforms.versions import versions
+
+from ..flags.request import ModelRequest, Request
+from .report_place import check_report
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A job that passed every check, with what the checks read. `specs` are of the job's models, in their order.
+
+    `schema` is the input's, `seen` what features choose from, which --preprocess may make another; `output_schema` is that
+    of every prediction file.
+    """
+
+    job: Job
+    specs: tuple[ModelSpec, ...]
+    inputs: Survey
+    columns: ColumnPlan
+    schema: pa.Schema
+    seen: pa.Schema
+    output_schema: pa.Schema
+
+
+def prepare(request: Request) -> Prepared:
+    """Raises a `HeadraceError` for every mistake that can be known now. Writes nothing."""
+    around = tuple(
+        find_function(name, flag) if name else None
+        for name, flag in ((request.preprocess, "--preprocess"), (request.postprocess, "--postprocess"))
+    )
+    refs = [pin_requested(request, model) for model in request.models]
+    specs = tuple(describe_model(ref, model.signature) for ref, model in zip(refs, request.models, strict=True))
+    patterns = expand_lists(request.inputs, request.storage)
+    apart = _OutputApart(request.output, patterns)
+    inputs = survey_inputs(patterns, request.storage, apart.check, request.shard_bytes if request.compact else None)
+    if (kept := _kept_schema(request, inputs.first)) is not None:
+        prepared = _hold_together(request, around, refs, specs, patterns, inputs, kept[0])
+        if prepared.job.fingerprint == kept[1]:
+            return prepared
+    stored = read_footer(open_store(inputs.first.uri, request.storage), inputs.first).schema
+    return _hold_together(request, around, refs, specs, patterns, inputs, stored)
+
+
+def _kept_schema(request: Request, first: ObjectRef) -> tuple[pa.Schema, str] | None:
+    """What the record of the job that stands in the output says of the first file's schema, and that job's fingerprint, where
+    it was learned from this very version of it. It saves reading a footer; what else the record says, `standing` judges.
+    """
+    store = open_store(request.output, request.storage)
+    try:
+        record = json.loads(store.read(store.stat(f"{request.output}/{JOB_RECORD}")))
+        said = record["first_input"]
+        if (said["uri"], said["version"]) != (first.uri, first.version):
+            return None
+        schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(said["schema"])))
+        return schema, str(record["fingerprint"])
+    except (
+        HeadraceError,
+        pa.ArrowException,
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # no record, or none that can be read
+        return None
+
+
+def _hold_together(
+    request: Request,
+    around: tuple[FunctionRef | None, ...],
+    refs: Sequence[ModelRef],
+    specs: tuple[ModelSpec, ...],
+    patterns: tuple[str, ...],
+    inputs: Survey,
+    stored: pa.Schema,
+) -> Prepared:
+    """`stored` is the schema of the first file; `around` are the functions before and after the models."""
+    preprocess, postprocess = around
+    first = inputs.first
+    signatures = [spec.signatures[model.signature] for spec, model in zip(specs, request.models, strict=True)]
+    schema, partitions = with_partitions(request, inputs, stored)
+    seen, where = schema, first.uri
+    if preprocess is not None:
+        seen, where = AppliedFunction(preprocess.load(), preprocess.name, schema).output_schema, preprocess.name
+    choices = choose_columns(request, signatures)
+    columns = plan_columns(
+        seen, list(zip(signatures, choices, strict=True)), request.keep, told_by_folders=partitions, where=where
+    )
+    output_schema = columns.output_schema
+    if postprocess is not None:
+        output_schema = AppliedFunction(postprocess.load(), postprocess.name, output_schema).output_schema
+    if postprocess or preprocess:
+        check_writable(output_schema, "--postprocess" if postprocess else "--preprocess")
+    else:  # what is kept was read from Parquet
+        check_writable(pa.schema([field for one in columns.models for field in one.outputs.fields]), "the model")
+    check_compilable(request, refs, columns)
+    batch_rows, rule = choose_batch_rows(columns, request.batch_rows)
+    # A function may look at any column.
+    read = schema.names if preprocess is not None else columns.columns
+    check_dead_letters(request, pa.schema([schema.field(name) for name in read]))
+    check_report(request.report, request.compare, request.storage)
+    job = Job(
+        models=tuple(
+            JobModel(ref, model.signature, plan.resolved(choice))
+            for ref, model, plan, choice in zip(refs, request.models, columns.models, choices, strict=True)
+        ),
+        inputs=request.inputs,
+        folder=common_folder(patterns),
+        partitions=tuple(key for key in partitions if key in read),
+        output=request.output,
+        keep=columns.keep,
+        input_schema=pa.schema([schema.field(name).with_nullable(True) for name in read]).serialize().to_pybytes(),
+        batch_rows=batch_rows,
+        batch_rule=rule,
+        shard_bytes=request.shard_bytes,
+        limit=request.limit,
+        versions=tuple(sorted(versions().items())),
+        preprocess=preprocess,
+        postprocess=postprocess,
+        user_packages=tuple(sorted((package.name, package.digest) for package in request.packages)),
+        jit_compile=request.jit_compile,
+        compact=request.compact,
+        first_input=FirstInput(first.uri, first.version, stored.serialize().to_pybytes()),
+        incremental=request.incremental,
+        storage=request.storage,
+        loading=request.loading,
+        on_error=request.on_error,
+        report=request.report,
+        compare=request.compare,
+    )
+    return Prepared(job, specs, inputs, columns, schema, seen, output_schema)
+
+
+def with_partitions(request: Request, inputs: Survey, stored: pa.Schema) -> tuple[pa.Schema, tuple[str, ...]]:
+    """The columns that folders tell behind those of the first file, and the names of these."""
+    partitions = tuple(
+        key for key in inputs.partitions if key not in stored.names and request.partition_columns == "auto"
+    )
+    return pa.schema([*stored, *(pa.field(key, pa.string()) for key in partitions)], stored.metadata), partitions
+
+
+def pin_requested(request: Request, model: ModelRequest) -> ModelRef:
+    return pin_model(
+        model.uri,
+        request.storage,
+        weights=model.weights,
+        custom_objects=request.custom_objects,
+        unsafe=request.unsafe_model,
+    )
+
+
+def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[ColumnChoice]:
+    """What the request says of each model's columns: `NAME.TENSOR` of that model, `TENSOR` of every other.
+
+    Raises `ColumnError` where several models are asked for and none has such a tensor; of a single one, planning tells.
+    """
+    names = [model.name for model in request.models]
+    inputs, outputs = (set().union(*(getattr(one, what) for one in signatures)) for what in ("inputs", "outputs"))
+
+    def of(name: str, given: Mapping[str, Value], flag: str, own: Iterable[str], every: set[str]) -> dict[str, Value]:
+        general: dict[str, Value] = {}
+        specific: dict[str, Value] = {}
+        for key, value in given.items():
+            model, dot, tensor = key.partition(".")
+            if dot and model and model in names:
+                specific |= {tensor: value} if model == name else {}
+            elif len(names) == 1 or key in own:
+                general[key] = value
+            elif key not in every:
+                raise ColumnError(
+                    f"{flag} names {key!r}, which no model has",
+                    expected=f"one of {', '.join(sorted(every))}, or NAME.TENSOR of one model",
+                    found=key,
+                )
+        return general | specific
+
+    def choice(name: str, signature: Signature) -> ColumnChoice:
+        features = of(name, request.features, "--feature", signature.inputs, inputs)
+        rules: dict[str, Any] = {
+            flag: tuple(sorted(of(name, getattr(request, flag), f"--{flag}", signature.inputs, inputs).items()))
+            for flag in ("fill", "pad", "decode_image")
+        }
+        cast = tuple(sorted(of(name, request.cast, "--cast", signature.inputs, inputs)))
+        predictions = of(name, request.predictions, "--prediction", signature.outputs, outputs)
+        return ColumnChoice(
+            name,
+            tuple(features.items()),
+            tuple(predictions.items()),
+            ColumnRules(cast=cast, prediction_type=request.prediction_type, **rules),
+        )
+
+    return [choice(name, signature) for name, signature in zip(names, signatures, strict=True)]
+
+
+def check_compilable(request: Request, refs: Sequence[ModelRef], columns: ColumnPlan) -> None:
+    """Raises `InvalidRequest` for what XLA cannot compile, as far as it can be known without compiling."""
+    for model, ref, plan in zip(request.models, refs, columns.models, strict=True):
+        specs = [one.spec for one in plan.inputs.inputs] + [one.spec for one in plan.outputs.outputs]
+        strings = [spec.name for spec in specs if spec.dtype == "string"]
+        if request.jit_compile and (ref.format == "tflite" or strings):
+            raise InvalidRequest(
+                f"--jit_compile cannot compile {model.uri}",
+                expected="a SavedModel or a Keras model of numbers",
+                found=f"strings in {strings[0]!r}" if strings else "TFLite, which has an interpreter of its own",
+                cure="Leave --jit_compile out",
+            )
+
+
+def check_dead_letters(request: Request, columns: pa.Schema) -> None:
+    """Names that clash with those of `columns`, and a folder in which an --input would find them."""
+    folder = request.on_error.dead_letters
+    if folder is None:
+        return
+    dead_letter_schema(columns)
+    for pattern in request.inputs:
+        parts = pattern.rpartition("/")[0].split("/")
+        below = f"{folder}/".startswith(split_glob(pattern)[0]) and not f"{folder}/".startswith(f"{request.output}/")
+        like = len(folder.split("/")) <= len(parts) and all(
+            glob_regex(part).fullmatch(found) for part, found in zip(parts, folder.split("/"), strict=False)
+        )
+        if below and (like or "**" in pattern):
+            raise InvalidRequest(
+                f"--dead_letters={folder} lies where --input reads from",
+                expected="a folder that no --input matches",
+                found=pattern,
+                cure="Name another folder, or leave --dead_letters out",
+            )
+
+
+class _OutputApart:
+    """Predictions written where a job's own --input finds them would be read as inputs by the next run."""
+
+    def __init__(self, output: str, patterns: tuple[str, ...]) -> None:
+        self._inside, self._folder, self._output = f"{output}/", common_folder(patterns), output
+        near = [pattern for pattern in patterns if self._may_match(pattern)]
+        self._named = {pattern for pattern in near if not split_glob(pattern)[1]}
+        self._globs = [(glob_regex(pattern), pattern) for pattern in near if pattern not in self._named]
+
+    def _may_match(self, pattern: str) -> bool:
+        """What no name in the output folder can match is not tried on each file."""
+        folder = split_glob(pattern)[0]
+        return folder.startswith(self._inside) or self._inside.startswith(folder)
+
+    def check(self, ref: ObjectRef) -> None:
+        """Raises `InvalidRequest` where a pattern matches that input's output, or finds it in the output folder."""
+        found = ref.uri if ref.uri.startswith(self._inside) else None
+        if self._named or self._globs:
+            written = self._inside + output_name(relative_stem(ref.uri, self._folder), ref, 0, 0, "0" * 64)
+            matching = [pattern for regex, pattern in self._globs if regex.fullmatch(written)]
+            found = written if written in self._named else next(iter(matching), found)
+        if found is not None:
+            raise InvalidRequest(
+                f"--output={self._output} lies where --input reads from",
+                expected="a folder that no --input matches",
+                found=found,
+                cure="Name another --output, or a narrower --input",
+            )

@@ -1,0 +1,118 @@
+"""Computes some batches of a finished job again, and holds them against what its files say."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from headrace.transforms.beam.plan import shards_of_file
+from headrace.transforms.errors import HeadraceError
+from headrace.transforms.jobs.job import Job
+from headrace.transforms.parquet.reader import read_batches, read_footer
+from headrace.transforms.predicting.predictor import Predictor, input_columns, load_predictor
+from headrace.transforms.shards.shard import Shard
+from headrace.transforms.storage import ObjectRef, Store, open_store
+
+from .soundness import Verdict, input_spans
+
+RELATIVE, ABSOLUTE = 1e-3, 1e-5
+"""Tolerances of numbers that another kind of machine computed: other instructions round otherwise."""
+
+
+def verify_sample(verdict: Verdict, job: Job, manifest: pa.Table, count: int) -> None:
+    """Adds to the verdict what `count` random batches show. Batches equal to the bit, or within the tolerance, are sound.
+
+    Files whose batches were cut otherwise than planned (bad rows, batches too large for memory) are passed over.
+    """
+    rows = [
+        row
+        for row in input_spans(one for one in manifest.to_pylist() if not one.get("bad_rows"))
+        if row["rows"] and not row.get("batch_splits")
+    ]
+    if not rows:
+        verdict.notes.append("No file has batches as planned: nothing was computed again.")
+        return
+    predictor, close = load_predictor(job), 0
+    store, sink = open_store(job.folder, job.storage), open_store(job.output, job.storage)
+    for row in random.choices(rows, [row["rows"] for row in rows], k=count):  # noqa: S311 any batch will do
+        batch = random.randrange(-(-row["rows"] // job.batch_rows))  # noqa: S311
+        verdict.looked_at["sample"] += 1
+        where = f"{job.output}/{row['output']}"
+        first = row["first_row"] + batch * job.batch_rows
+        try:
+            expected = _again(job, predictor, store, row, batch)
+            found = _standing(sink, where, row, job.batch_rows, batch)
+        except HeadraceError as error:
+            verdict.add("sample", where, f"rows from {first} on to compute again", error)
+            continue
+        if found.schema.names != expected.schema.names:
+            verdict.add("sample", where, f"columns {', '.join(expected.schema.names)}", ", ".join(found.schema.names))
+            continue
+        differing = [name for name in expected.schema.names if not same(expected.column(name), found.column(name))]
+        far = [name for name in differing if not near(expected.column(name), found.column(name))]
+        if far:
+            verdict.add("sample", where, f"column {far[0]!r} of rows from {first} on as computed again", "other values")
+        close += bool(differing) and not far
+    if close:
+        verdict.notes.append(
+            f"{close} of {count} batches are not equal to the bit, but within {RELATIVE:g} of each value: so it is on "
+            "another kind of machine than the one that predicted."
+        )
+
+
+def _again(job: Job, predictor: Predictor, store: Store, row: dict[str, Any], number: int) -> pa.RecordBatch:
+    source = ObjectRef(row["input"], row["input_bytes"], row["input_version"])
+    shard = next(shard for shard in _shards(job, store, source) if shard.first_row == row["first_row"])
+    shard = replace(shard, rows=row["rows"])  # of a job with a limit, the last one is cut
+    batches = read_batches(store, shard, input_columns(job), job.batch_rows)
+    batch = next(islice(batches, number, None))
+    return predictor(batch, source.uri, shard.first_row + number * job.batch_rows)
+
+
+def _shards(job: Job, store: Store, source: ObjectRef) -> Iterator[Shard]:
+    return shards_of_file(job, source, read_footer(store, source))
+
+
+def _standing(sink: Store, uri: str, row: dict[str, Any], rows: int, number: int) -> pa.RecordBatch:
+    file = sink.stat(uri)
+    footer = read_footer(sink, file)
+    skipped = row["before"]
+    whole = Shard("", file, skipped, row["rows"], (0, len(footer.row_group_rows)), file.size, skipped)
+    return next(islice(read_batches(sink, whole, footer.schema.names, rows), number, None))
+
+
+def same(a: pa.Array, b: pa.Array) -> bool:
+    """To the bit; a NaN is itself, and a dictionary-encoded value what it stands for."""
+    return _agree(a, b, lambda first, second: first.tobytes() == second.tobytes())
+
+
+def near(a: pa.Array, b: pa.Array) -> bool:
+    return _agree(a, b, lambda first, second: np.allclose(first, second, RELATIVE, ABSOLUTE, equal_nan=True))
+
+
+def _agree(a: pa.Array, b: pa.Array, floats: Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], bool]) -> bool:
+    """Whether both are alike, down to their fractions, of which `floats` decides."""
+    if a.equals(b):
+        return True
+    if a.type != b.type or len(a) != len(b) or not a.is_null().equals(b.is_null()):
+        return False
+    if isinstance(a, pa.ExtensionArray):
+        return _agree(a.storage, b.storage, floats)
+    if pa.types.is_dictionary(a.type):
+        return _agree(a.dictionary_decode(), b.dictionary_decode(), floats)
+    if pa.types.is_floating(a.type):
+        return floats(*(one.drop_null().to_numpy(zero_copy_only=False) for one in (a, b)))
+    if pa.types.is_map(a.type):
+        kind = pa.list_(pa.struct([a.type.key_field, a.type.item_field]))
+        a, b = a.cast(kind), b.cast(kind)
+    if pa.types.is_struct(a.type):
+        return all(_agree(one, other, floats) for one, other in zip(a.flatten(), b.flatten(), strict=True))
+    if pa.types.is_nested(a.type):
+        return bool(a.value_lengths().equals(b.value_lengths())) and _agree(a.flatten(), b.flatten(), floats)
+    return False

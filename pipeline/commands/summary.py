@@ -1,0 +1,215 @@
+"""What a person or a program reads on standard output: the plan before, the summary after, models and inputs looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from headrace.transforms.jobs.input_files import PassedOver
+from headrace.transforms.models.ref import ModelRef
+from headrace.transforms.models.spec import ModelSpec, Signature, TensorSpec
+from headrace.transforms.shards.shard import Shard
+from headrace.transforms.storage.store import public_uri
+
+from ..checks.column_links import Link, fit
+from ..checks.inspection import Looked
+from ..checks.output_folder import Standing
+from ..checks.preflight import Prepared
+from ..checks.report_place import report_line, report_written
+from ..runners.dataflow import min_ram_gb
+from ..runners.launch import Done
+from ..terminal.answer import Answer
+from ..terminal.tables import WIDTH, drawn, table, tensor_cells, wrapped
+
+
+def empty_files(passed: PassedOver) -> str:
+    """What a writer that was stopped leaves: somebody may miss their rows."""
+    said = f"Files of zero bytes passed over: {passed.empty:,}, the first of them {passed.first_empty}"
+    return said if passed.empty else ""
+
+
+def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard]) -> Answer:
+    job, inputs = prepared.job, prepared.inputs
+    count = rows = size = 0
+    for shard in shards:
+        count, rows, size = count + 1, rows + shard.rows, size + shard.nbytes
+    hidden, empty = inputs.passed.hidden, inputs.passed.empty
+    memory_gb = min_ram_gb(sum(spec.nbytes for spec in prepared.specs))
+    signatures = [spec.signatures[model.signature] for spec, model in zip(prepared.specs, job.models, strict=True)]
+    chosen = [(signature, model.columns) for signature, model in zip(signatures, job.models, strict=True)]
+    links = fit(prepared.seen, chosen, job.keep)
+    models = [
+        _model_document(model.ref, spec) | {"name": model.columns.name, "signature": model.signature}
+        for model, spec in zip(job.models, prepared.specs, strict=True)
+    ]
+    functions = [function.name if function else None for function in (job.preprocess, job.postprocess)]
+    document = {
+        "models": models,
+        "input": {
+            "files": inputs.files,
+            "hidden": hidden,
+            "empty": empty,
+            "shards": count,
+            "rows": rows,
+            "bytes": size,
+        },
+        "output": job.output,
+        "shards_found_done": standing.done,
+        "complete": standing.complete,
+        "limit": job.limit,
+        "batch_rows": job.batch_rows,
+        "batch_rule": job.batch_rule,
+        "preprocess": functions[0],
+        "postprocess": functions[1],
+        "dead_letters": job.on_error.dead_letters,
+        "max_bad_rows": job.on_error.most if job.on_error.dead_letters else None,
+        "memory_bytes_per_worker": memory_gb * 10**9,
+        "columns": [link.fields() for link in links],
+    }
+    passed_over = f" ({hidden} hidden and {empty} empty passed over)" if hidden + empty else ""
+    around = [functions[0], "the models" if len(models) > 1 else "the model", functions[1]]
+    lines = [
+        *(line for model in models for line in _model_lines(model)),
+        f"Input    {inputs.files:,} files{passed_over}",
+        *([f"         {empty_files(inputs.passed)}"] if empty else []),
+        f"         {count:,} shards, {rows:,} rows, {size:,} bytes of Parquet",
+        f"Output   {job.output}",
+        *([f"Limit    the first {job.limit:,} rows only"] if job.limit is not None else []),
+        *wrapped("Batches", f"of {job.batch_rows:,} rows ({job.batch_rule})"),
+        *wrapped(
+            "Memory", f"{memory_gb} GB a worker: the weights, half of them again while they load, 3 GiB for all else"
+        ),
+        *([f"Bad rows up to {job.on_error.most}, to {job.on_error.dead_letters}"] if job.on_error.dead_letters else []),
+        *([f"Around   {', then '.join(filter(None, around))}"] if any(functions) else []),
+        "",
+        *_drawn(links, [(model["name"], signature.name) for model, signature in zip(models, signatures, strict=True)]),
+    ]
+    if standing.complete:
+        lines += ["", "Everything is done: the same command would compute nothing."]
+    elif standing.done:
+        lines += [
+            "",
+            f"{standing.done:,} of {count:,} shards stand in the output already and would not be computed again.",
+        ]
+    return Answer("\n".join(lines), document)
+
+
+def report_look(looked: Looked) -> Answer:
+    document: dict[str, Any] = {"models": [], "input": None, "columns": [link.fields() for link in looked.links]}
+    lines: list[str] = []
+    for ref, spec, signature in looked.models:
+        document["models"].append(
+            _model_document(ref, spec)
+            | {
+                "signature": signature,
+                "objects": len(ref.objects),
+                "object_bytes": sum(part.size for part in ref.objects),
+            }
+            | {"signatures": {name: _signature_document(one) for name, one in spec.signatures.items()}}
+        )
+        lines += ["", *_looked_model_lines(ref, spec, signature if looked.links else None)]
+    if looked.inputs is not None and looked.first is not None and looked.schema is not None:
+        inputs, first = looked.inputs, looked.first
+        document["input"] = {
+            "files": inputs.files,
+            "empty": inputs.passed.empty,
+            "first": inputs.first.name,
+            "first_rows": first.rows,
+            "first_row_groups": len(first.row_group_rows),
+            "columns": [{"name": field.name, "type": str(field.type)} for field in looked.schema],
+        }
+        lines += ["", f"{inputs.files:,} files of Parquet; the first of them:", inputs.first.name]
+        lines += [empty_files(inputs.passed)] if inputs.passed.empty else []
+        groups = len(first.row_group_rows)
+        lines += [f"{first.rows:,} rows in {groups:,} row group{'s' * (groups != 1)}", ""]
+        if looked.links:
+            names = [looked.links[0].model, *(link.model for link in looked.links if link.kind == "feature")]
+            names = list(dict.fromkeys(names)) if len(looked.models) > 1 else [""]
+            lines += _drawn(looked.links, list(zip(names, (one[2] for one in looked.models), strict=False)))
+        else:
+            lines += table(("column", "type"), [(field.name, str(field.type)) for field in looked.schema])
+            lines += [
+                f"\nThere is no signature {signature!r} to hold these columns against: name one with --signature."
+                for _, spec, signature in looked.models
+                if signature not in spec.signatures
+            ]
+    return Answer("\n".join(lines).strip("\n"), document)
+
+
+def report_summary(prepared: Prepared, done: Done, seconds: float) -> Answer:
+    job, bad = prepared.job, done.bad_rows
+    found = None if done.computed is None else done.rows - done.computed
+    document = {
+        "output": job.output,
+        "rows": done.rows,
+        "rows_computed": done.computed,
+        "rows_found_done": found,
+        "bad_rows": bad,
+        "dead_letters": job.on_error.dead_letters if bad else None,
+        "shards": done.shards,
+        "storage_retries": done.retries,
+        "seconds": round(seconds, 3),
+        "limit": job.limit,
+        "report": None,
+    }
+    lines = [
+        f"Predictions of {done.rows - bad:,} rows lie in {job.output}",
+        f"{done.computed:,} rows computed in {seconds:.1f} s, {found:,} rows found done, {done.shards:,} shards"
+        if found is not None
+        else f"{done.shards:,} shards in {seconds:.1f} s; how many of the rows were computed now is not known",
+    ]
+    if bad:
+        lines.insert(1, f"{bad:,} rows could not be predicted and lie in {job.on_error.dead_letters}")
+    if done.retries:
+        lines.append(f"{done.retries:,} requests to a store were tried again")
+    if job.limit is not None:
+        lines.append(f"A trial: only the first {job.limit:,} rows of the plan (--limit)")
+    if job.report is not None:
+        written = report_written(job)
+        document["report"] = public_uri(job.report) if written else None
+        lines.append(report_line(job, written))
+    return Answer("\n".join(lines), document)
+
+
+def report_nothing_to_do(prepared: Prepared, standing: Standing) -> Answer:
+    output, limit = prepared.job.output, prepared.job.limit
+    text = f"Nothing to do: all {standing.done:,} shards stand in {output}, and none of their inputs changed."
+    return Answer(text, {"output": output, "rows_computed": 0, "shards": standing.done, "limit": limit})
+
+
+def _drawn(links: Sequence[Link], signatures: Sequence[tuple[str, str]]) -> list[str]:
+    title = ", ".join(f"{name}: {signature}" if name else signature for name, signature in signatures)
+    return drawn(links, f"signature{'s' * (len(signatures) > 1)} {title}")
+
+
+def _model_lines(model: dict[str, Any]) -> Iterator[str]:
+    name = f"{model['name']}: " if model["name"] else ""
+    yield f"Model    {name}{model['uri']}"
+    yield f"         {model['format']}, signature {model['signature']}"
+    yield f"         {model['bytes']:,} bytes to stream, {model['parameters']:,} parameters"
+
+
+def _model_document(ref: ModelRef, spec: ModelSpec) -> dict[str, Any]:
+    counted = {"parameters": spec.parameters, "bytes": spec.nbytes}
+    return {"uri": public_uri(ref.uri), "format": spec.format, "digest": ref.digest} | counted
+
+
+def _looked_model_lines(ref: ModelRef, spec: ModelSpec, drawn_below: str | None) -> Iterator[str]:
+    yield public_uri(ref.uri)
+    yield f"{spec.format}, {spec.parameters:,} parameters, {spec.nbytes:,} bytes to stream"
+    yield f"{len(ref.objects)} objects of {sum(part.size for part in ref.objects):,} bytes"
+    for signature in spec.signatures.values():
+        if signature.name != drawn_below:
+            rows = [("input", name, *tensor_cells(tensor)) for name, tensor in signature.inputs.items()]
+            rows += [("output", name, *tensor_cells(tensor)) for name, tensor in signature.outputs.items()]
+            yield from ("", f"signature {signature.name}", *table(("", "tensor", "dtype", "shape"), rows, WIDTH))
+
+
+def _signature_document(signature: Signature) -> dict[str, Any]:
+    def specs(tensors: Iterable[TensorSpec]) -> list[dict[str, Any]]:
+        return [
+            {"name": one.name, "dtype": one.dtype, "shape": None if one.shape is None else list(one.shape)}
+            for one in tensors
+        ]
+
+    return {"inputs": specs(signature.inputs.values()), "outputs": specs(signature.outputs.values())}

@@ -1,0 +1,286 @@
+"""What a person asks for: the flags as values, each held against the form that it must have."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from headrace.transforms.errors import InvalidRequest
+from headrace.transforms.jobs.input_files import absolute_uri, check_one_store
+from headrace.transforms.jobs.job import DEAD_LETTERS_FOLDER, Loading, OnError
+from headrace.transforms.storage.store import StoreOptions
+
+from ..checks.report_place import report_place
+from ..packages.user_package import UserPackage
+from .flags import DEFAULT_MAX_BAD_ROWS, DEFAULT_SIGNATURE, PredictOptions
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """One model as asked for. `name` is "" where it was given none."""
+
+    name: str
+    uri: str
+    weights: str | None
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a person asked for, parsed. `keep=None` and `batch_rows=None` leave the choice to headrace.
+
+    `packages` are `user_packages` built, for as long as they are on the path.
+
+    Keys of `features`, `predictions`, `cast`, `fill`, `pad` and `decode_image` are tensors, or `NAME.TENSOR` of a named
+    model.
+    """
+
+    models: tuple[ModelRequest, ...]
+    custom_objects: tuple[str, ...]
+    unsafe_model: bool
+    inputs: tuple[str, ...]
+    output: str
+    features: dict[str, tuple[str, ...]]
+    predictions: dict[str, str]
+    cast: dict[str, bool]
+    fill: dict[str, str]
+    pad: dict[str, str]
+    decode_image: dict[str, tuple[int, int]]
+    prediction_type: str
+    keep: tuple[str, ...] | None
+    partition_columns: str
+    preprocess: str | None
+    postprocess: str | None
+    user_packages: tuple[str, ...]
+    batch_rows: int | None
+    jit_compile: bool
+    shard_bytes: int
+    limit: int | None
+    sample: int | None
+    compact: bool
+    incremental: bool
+    overwrite: bool
+    clean: bool
+    storage: StoreOptions
+    loading: Loading
+    on_error: OnError
+    report: str | None
+    compare: str | None
+    packages: tuple[UserPackage, ...] = ()
+
+    @property
+    def named_modules(self) -> tuple[str, ...]:
+        """The modules that flags name, which a worker must be able to import."""
+        names = (*self.custom_objects, *filter(None, (self.preprocess, self.postprocess)))
+        return tuple(dict.fromkeys(name.partition(":")[0] for name in names))
+
+
+def parse_request(options: PredictOptions, command: str) -> Request:
+    """Raises `InvalidRequest` where a flag is missing or is no value of its kind. A template is staged without data."""
+    needed: tuple[str, ...] = () if command == "stage" else ("model", "input", "output")
+    if command == "inspect":
+        needed = () if options.input else ("model",)
+    if command == "verify" and options.sample is None:
+        needed = ("output",)
+    if command != "verify" and options.sample is not None:
+        raise InvalidRequest(
+            "--sample is for verify", cure="headrace verify --sample=N and the flags of the job's command"
+        )
+    for name in needed:
+        if not getattr(options, name):
+            raise InvalidRequest(
+                f"--{name} is missing",
+                expected=" ".join(f"--{flag}=…" for flag in needed),
+                cure="Add it; headrace --help shows an example",
+            )
+    for name in ("limit", "sample", "shard_bytes", "connections", "in_flight_bytes"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise InvalidRequest(f"--{name}={value} is out of range", expected="1 or more", found=str(value))
+    inputs = tuple(
+        f"@{absolute_uri(pattern[1:])}" if pattern.startswith("@") else absolute_uri(pattern)
+        for pattern in options.input or ()
+    )
+    check_one_store(pattern for pattern in inputs if not pattern.startswith("@"))
+    if options.incremental and options.overwrite:
+        raise InvalidRequest("--incremental and --overwrite contradict each other", cure="Leave one of them out")
+    if options.compact and options.limit is not None:
+        raise InvalidRequest(
+            "--compact and --limit contradict each other",
+            expected="--limit for a trial of few rows, --compact for many small files",
+            found="both",
+            cure="Leave --compact out of a trial: predictions are the same with and without it",
+        )
+    output = absolute_uri(options.output or "").rstrip("/")
+    if output.endswith(":") or (not output and "output" in needed):  # nothing but a scheme, or the root
+        raise InvalidRequest(f"--output={options.output} is no folder of its own", cure="Name a folder below it")
+    return Request(
+        models=_models(options),
+        custom_objects=tuple(options.custom_objects or ()),
+        unsafe_model=options.unsafe_model,
+        inputs=inputs,
+        output=output,
+        features={tensor: tuple(_names(value)) for tensor, value in _pairs("--feature", options.feature)},
+        predictions=dict(_pairs("--prediction", options.prediction)),
+        cast=dict.fromkeys(options.cast or (), True),
+        fill=dict(_pairs("--fill", options.fill)),
+        pad=dict(_pairs("--pad", options.pad)),
+        decode_image={tensor: _size(tensor, value) for tensor, value in _pairs("--decode_image", options.decode_image)},
+        prediction_type=options.prediction_type,
+        keep=None if options.keep is None else tuple(dict.fromkeys(_names(options.keep))),
+        partition_columns=options.partition_columns,
+        preprocess=options.preprocess,
+        postprocess=options.postprocess,
+        user_packages=tuple(options.user_package or ()),
+        batch_rows=_batch_rows(options.batch_size),
+        jit_compile=options.jit_compile,
+        shard_bytes=options.shard_bytes,
+        limit=options.limit,
+        sample=options.sample,
+        compact=options.compact,
+        incremental=options.incremental,
+        overwrite=options.overwrite,
+        clean=options.clean,
+        storage=StoreOptions(options.billing_project, options.kms_key),
+        loading=Loading(options.connections, options.in_flight_bytes, options.model_sharing, options.device),
+        on_error=_on_error(options, output),
+        report=report_place(options, output),
+        compare=None if options.compare is None else absolute_uri(options.compare),
+    )
+
+
+def _on_error(options: PredictOptions, output: str) -> OnError:
+    if options.on_error == "fail":
+        for flag in ("dead_letters", "max_bad_rows"):
+            if (value := getattr(options, flag)) is not None:
+                raise InvalidRequest(
+                    f"--{flag}={value} has no meaning where the first bad row fails the job",
+                    expected=f"--on_error=dead_letter with --{flag}",
+                    found="--on_error=fail",
+                    cure=f"Add --on_error=dead_letter, or leave --{flag} out",
+                )
+        return OnError()
+    most = DEFAULT_MAX_BAD_ROWS if options.max_bad_rows is None else options.max_bad_rows
+    if not re.fullmatch(r"\d{1,18}|(100(\.0+)?|\d{1,2}(\.\d{1,9})?)%", most):
+        raise InvalidRequest(
+            f"--max_bad_rows={most} is no number of rows",
+            expected="a whole number, or a share as 1% or 0.05%",
+            found=most,
+        )
+    folder = f"{output}/{DEAD_LETTERS_FOLDER}"
+    if options.dead_letters is not None:
+        folder = absolute_uri(options.dead_letters).rstrip("/")
+        inside = folder == output or (folder.startswith(f"{output}/") and folder != f"{output}/{DEAD_LETTERS_FOLDER}")
+        if inside or not folder or folder.endswith(":"):
+            raise InvalidRequest(
+                f"--dead_letters={options.dead_letters} is no folder of its own",
+                expected="a folder outside of --output",
+                found=folder or "/",
+                cure=f"Leave it out, and dead letters lie in {output}/{DEAD_LETTERS_FOLDER}",
+            )
+    return OnError(folder, most)
+
+
+def _models(options: PredictOptions) -> tuple[ModelRequest, ...]:
+    uris, weights, signatures = (
+        dict(_by_model(f"--{flag}", getattr(options, flag))) for flag in ("model", "weights", "signature")
+    )
+    if len(uris) > 1 and "" in uris:
+        raise InvalidRequest(
+            "--model is given several times",
+            expected="--model=NAME=URI for each of several models",
+            found=f"--model={uris['']} without a name",
+            cure="Name each: its columns are told apart by that.",
+        )
+    for flag, given in (("--weights", weights), ("--signature", signatures)):
+        if strange := sorted(given.keys() - uris.keys() - {""}):
+            raise InvalidRequest(
+                f"{flag}={strange[0]}=… names no model",
+                expected=f"one of {', '.join(map(repr, uris)) or 'the names in --model=NAME=URI'}",
+                found=strange[0],
+            )
+    if "" in weights and "" not in uris:
+        raise InvalidRequest(
+            f"--weights={weights['']} does not say of which model",
+            expected=f"--weights=NAME=URI, with one of {', '.join(map(repr, uris))}",
+            found="no name",
+            cure="Give it the name that the model has in --model=NAME=URI",
+        )
+    return tuple(
+        ModelRequest(
+            name,
+            absolute_uri(uri).rstrip("/") or "/",
+            absolute_uri(beside) if (beside := weights.get(name, weights.get("") if name == "" else None)) else None,
+            signatures.get(name, signatures.get("", DEFAULT_SIGNATURE)),
+        )
+        for name, uri in uris.items()
+    )
+
+
+def _by_model(flag: str, values: list[str] | None) -> Iterator[tuple[str, str]]:
+    """`NAME=VALUE`, or the value alone under ""; a name has no slash, so that most URIs with = need no name."""
+    seen: set[str] = set()
+    for value in values or ():
+        match = re.fullmatch(r"([A-Za-z_]\w*)=(.+)", value)
+        name, rest = match.groups() if match else ("", value)
+        if name in seen:
+            raise InvalidRequest(
+                f"{flag} is given twice {f'for {name!r}' if name else 'without a name'}",
+                expected=f"{flag}=NAME=… for each of several models",
+                found=value,
+            )
+        seen.add(name)
+        yield name, rest
+
+
+def _pairs(flag: str, values: list[str] | None) -> Iterator[tuple[str, str]]:
+    form = _FORMS[flag]
+    seen: set[str] = set()
+    for value in values or ():
+        name, equals, rest = value.partition("=")
+        name = name.strip()
+        # A blank is as good a text to fill in as any.
+        rest = rest if flag in _VALUES else rest.strip()
+        if not equals or not name or (not rest and flag not in _VALUES):
+            raise InvalidRequest(f"{flag} {value} has no meaning", expected=form, found=value)
+        if flag == "--feature" and not all(_names(rest, blank=True)):
+            raise InvalidRequest(f"{flag} {value} has no meaning", expected=form, found=value)
+        if name in seen:
+            raise InvalidRequest(f"{flag} names {name!r} twice", expected="each name once", found=value)
+        seen.add(name)
+        yield name, rest
+
+
+_VALUES = ("--fill", "--pad")
+_FORMS = {
+    "--feature": "TENSOR=COLUMN or TENSOR=COLUMN,COLUMN",
+    "--prediction": "OUTPUT=COLUMN",
+    "--fill": "TENSOR=VALUE",
+    "--pad": "TENSOR=VALUE",
+    "--decode_image": "TENSOR=HxW",
+}
+
+
+def _names(value: str, *, blank: bool = False) -> list[str]:
+    """Names with commas between; a comma within one is written with a backslash before it."""
+    names = [part.replace("\\,", ",").strip() for part in re.split(r"(?<!\\),", value)]
+    return names if blank else [name for name in names if name]
+
+
+def _size(tensor: str, value: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", value)
+    if match is None:
+        raise InvalidRequest(
+            f"--decode_image {tensor}={value} is no size", expected="TENSOR=HxW, as in image=224x224", found=value
+        )
+    return int(match[1]), int(match[2])
+
+
+def _batch_rows(value: str) -> int | None:
+    if value == "auto":
+        return None
+    if re.fullmatch(r"[1-9]\d{0,8}", value):
+        return int(value)
+    raise InvalidRequest(
+        f"--batch_size={value} is no number of rows", expected="a whole number from 1, or auto", found=value
+    )

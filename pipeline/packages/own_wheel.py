@@ -1,0 +1,141 @@
+"""headrace itself on its way to workers that do not have it: a wheel of the very modules that this process runs.
+
+It asks for the versions that are installed here, so that a worker with internet access installs what the launcher has. Built
+the same way from a checkout and from an installed distribution, without build tools or network. The form is that of
+https://packaging.python.org/en/latest/specifications/binary-distribution-format/
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, WorkerOptions
+
+import transforms
+from headrace.transforms.errors import InvalidRequest
+from headrace.transforms.versions import __version__
+
+from ..runners.dataflow_workers import is_dataflow
+from ..terminal.log import tell
+
+_ROOT = Path(transforms.__file__).resolve().parent.parent
+_PACKAGES = ("pipeline", "transforms")
+_LONG_AGO = (1980, 1, 1, 0, 0, 0)
+# Stores and formats that a job may need, where they are installed here.
+_WORKERS_EXTRAS = ("s3", "azure", "hf", "tflite")
+_REQUIREMENT = re.compile(r"(?P<name>[A-Za-z0-9._-]+)(?P<extras>\[[^]]*\])?(?P<rest>.*)")
+
+
+@contextmanager
+def own_package(options: PipelineOptions, *, gpu: bool = False) -> Iterator[tuple[Path, ...]]:
+    """The wheel, until the context ends; nothing where the workers have headrace in another way.
+
+    `gpu`: TensorFlow brings CUDA's libraries with it. Raises `InvalidRequest` where requirements cannot be found out.
+    """
+    if not is_dataflow(options) or travels_already(options):
+        yield ()
+        return
+    tell(
+        "note",
+        "Workers install headrace and its requirements from PyPI. From an image (--sdk_container_image, templates/flex) "
+        "they start sooner, and need no internet access.",
+    )
+    with tempfile.TemporaryDirectory(prefix="headrace-package-") as folder:
+        yield (build_wheel(Path(folder), gpu=gpu),)
+
+
+def travels_already(options: PipelineOptions) -> bool:
+    """In an image, or in a package that was named: this checkout's setup.py, or an archive of headrace."""
+    setup, worker = options.view_as(SetupOptions), options.view_as(WorkerOptions)
+    if worker.sdk_container_image:
+        return True
+    if setup.setup_file and (Path(setup.setup_file).resolve().parent / "transforms" / "versions.py").exists():
+        return True
+    return any(re.match(r"headrace-\d", Path(package).name) for package in setup.extra_packages or ())
+
+
+def build_wheel(folder: Path, *, gpu: bool = False) -> Path:
+    """The same bytes for the same sources and versions."""
+    info = f"headrace-{__version__}.dist-info"
+    metadata = ["Metadata-Version: 2.1", "Name: headrace", f"Version: {__version__}"]
+    metadata += [f"Requires-Dist: {one}" for one in pinned(_requirements(), gpu=gpu)]
+    files = {str(path.relative_to(_ROOT)): path.read_bytes() for path in _sources()}
+    files |= {
+        f"{info}/METADATA": "\n".join([*metadata, ""]).encode(),
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: headrace\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": b"[console_scripts]\nheadrace = headrace.pipeline.start:entry\n",
+    }
+    record = "".join(f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in files.items())
+    files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
+    wheel = folder / f"headrace-{__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(zipfile.ZipInfo(name.replace(os.sep, "/"), _LONG_AGO), data, zipfile.ZIP_DEFLATED)
+    return wheel
+
+
+def pinned(requirements: Iterable[str], *, gpu: bool = False) -> list[str]:
+    """Each at the version that is installed here; as it was where none is, under that name.
+
+    Of the extras that workers may need, only what is installed here, sorted: a checkout tells them in another order.
+    """
+    found, of_extras = list[str](), set[str]()
+    for one in requirements:
+        match = _REQUIREMENT.fullmatch(one.strip())
+        extra = re.search(r"""extra == ["'](\w+)""", one)
+        if match is None or (extra and extra[1] not in _WORKERS_EXTRAS):
+            continue
+        extras = match["extras"] or ("[and-cuda]" if gpu and match["name"] == "tensorflow" else "")
+        try:
+            pin = f"{match['name']}{extras}=={version(match['name'])}"
+        except PackageNotFoundError:
+            pin = "" if extra else f"{match['name']}{extras}{match['rest'].strip()}"
+        if not extra:
+            found.append(pin)
+        elif pin:
+            of_extras.add(pin)
+    return found + sorted(of_extras.difference(found))
+
+
+def _sources() -> Iterator[Path]:
+    for package in _PACKAGES:
+        paths = sorted((_ROOT / package).rglob("*"))
+        yield from (path for path in paths if path.is_file() and "__pycache__" not in path.parts)
+
+
+@cache
+def _requirements() -> list[str]:
+    """Of a checkout by its own setup.py, since what was once installed from it may be older."""
+    setup = _ROOT / "setup.py"
+    if not setup.exists():
+        return list(requires("headrace") or ())
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(setup), "--quiet", "egg_info", "--egg-base", folder]
+        run = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+        described = Path(folder, "headrace.egg-info", "requires.txt")
+        if run.returncode or not described.exists():
+            raise InvalidRequest(
+                "headrace cannot be packed for the workers",
+                expected="setuptools in this environment",
+                found=(run.stderr.strip().splitlines() or ["no description"])[-1],
+                cure="pip install setuptools, or name an image that holds headrace with --sdk_container_image",
+            )
+        needed, *extras = re.split(r"^\[(.+)\]$", described.read_text("utf-8"), flags=re.MULTILINE)
+        sections = zip(extras[::2], extras[1::2], strict=True)
+        return needed.split() + [f'{one}; extra == "{name}"' for name, ones in sections for one in ones.split()]
+
+
+def _digest(data: bytes) -> str:
+    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()

@@ -1,0 +1,154 @@
+"""A job on Dataflow: what it lacks is refused early, what it is told beside its user's own options, where one sees it.
+
+Runner v2 is what Beam 2.77 asks for by itself; GPUs and processes are pipeline/runners/dataflow_workers.py's.
+"""
+
+from __future__ import annotations
+
+import re
+from copy import deepcopy
+from itertools import chain
+from typing import Any
+
+from apache_beam.options.pipeline_options import (
+    GoogleCloudOptions,
+    PipelineOptions,
+    StandardOptions,
+    WorkerOptions,
+)
+
+from headrace.transforms.errors import InvalidRequest, JobError
+from headrace.transforms.jobs.input_files import expand_lists, scheme_of
+from headrace.transforms.versions import __version__
+
+from ..flags.flags import PredictOptions, runner_of
+from ..flags.request import Request
+from .dataflow_workers import accelerators_by_service, is_dataflow
+
+LABEL = "headrace"
+# TensorFlow, Beam, the runner's own process and some batches; beside it the weights, and half of them again while they load.
+_BASE_BYTES = 3 << 30
+_OF_THIS_MACHINE = ("file", "memory")
+_MIN_RAM = re.compile(r"(min_?ram|beam:resources:min_ram_bytes:v1)=", re.IGNORECASE)
+
+
+def check_dataflow(options: PredictOptions, request: Request) -> None:
+    """Raises `InvalidRequest` for what workers elsewhere could not reach, for a missing project or region, and for --no_wait
+    where nobody would be left to run the job.
+    """
+    if not is_dataflow(options):
+        if options.no_wait:
+            raise InvalidRequest(
+                "--no_wait is for Dataflow alone",
+                expected="--runner=DataflowRunner",
+                found=f"--runner={runner_of(options) or 'none: the job runs in this process'}",
+                cure="Leave it out: the job needs this process to its end",
+            )
+        return
+    check_place(options)
+    check_reachable(options, request)
+
+
+def check_place(options: PredictOptions) -> None:
+    """Raises `InvalidRequest` where no project or region is named."""
+    cloud = options.view_as(GoogleCloudOptions)
+    for name in ("project", "region"):
+        if not getattr(cloud, name):
+            raise InvalidRequest(
+                f"--{name} is missing",
+                expected="--runner=DataflowRunner --project=… --region=…",
+                cure="Add it; gcloud config list shows your defaults",
+            )
+
+
+def check_reachable(options: PredictOptions, request: Request) -> None:
+    """Raises `InvalidRequest` for the first of the places that are given which lies on a machine's own disk."""
+    named = [("--model=", model.uri) for model in request.models]
+    named += [("--weights=", model.weights) for model in request.models if model.weights]
+    named += [("--input=", uri) for uri in request.inputs]
+    named += [("--output=", request.output)] if request.output else []
+    named += [("--dead_letters=", options.dead_letters)] if options.dead_letters else []
+    named += [("--report=", options.report)] if options.report not in (None, "", "none") else []
+    named += [("--compare=", options.compare)] if options.compare else []
+    # No list is read here that lies on this machine: that was refused before.
+    listed = (
+        (f"--input={one}: ", uri)
+        for one in request.inputs
+        if one.startswith("@")
+        for uri in expand_lists((one,), request.storage)
+    )
+    for flag, uri in chain(named, listed):
+        if scheme_of(uri.removeprefix("@")) in _OF_THIS_MACHINE:
+            raise InvalidRequest(
+                f"{flag}{uri} lies on this machine, which Dataflow's workers do not see",
+                expected="a bucket, as in gs://bucket/…",
+                found=uri,
+                cure=f"gcloud storage cp --recursive {uri.removeprefix('@')} gs://…"
+                if flag not in ("--output=", "--report=", "--dead_letters=")
+                else "Name a place in a bucket",
+            )
+
+
+def tell_dataflow(options: PredictOptions, model_bytes: int | None) -> PredictOptions:
+    """The options with a label and, where nobody chose the machines, the memory that they need. What was given stays.
+
+    `model_bytes` is None where the model is not known yet, and with it the memory.
+    """
+    changed = deepcopy(options)
+    cloud, standard = changed.view_as(GoogleCloudOptions), changed.view_as(StandardOptions)
+    labels = list(cloud.labels or ())
+    if not any(re.match(rf"{LABEL}(=|$)|.*['\"]{LABEL}['\"]\s*:", label) for label in labels):
+        cloud.labels = [*labels, f"{LABEL}={version_label()}"]
+    hints = list(standard.resource_hints or ())
+    chosen = changed.view_as(WorkerOptions).machine_type or cloud.flexrs_goal
+    # A hint turns right fitting on, which would exclude the service option.
+    if model_bytes is not None and not (
+        chosen or accelerators_by_service(changed) or any(_MIN_RAM.match(hint) for hint in hints)
+    ):
+        standard.resource_hints = [*hints, f"min_ram={min_ram_gb(model_bytes)}GB"]
+    return changed
+
+
+def detached(options: PredictOptions) -> bool:
+    """Nobody waits for the job: that was asked for, or only its description is written, as a template."""
+    return options.no_wait or (is_dataflow(options) and bool(options.view_as(GoogleCloudOptions).template_location))
+
+
+def min_ram_gb(model_bytes: int) -> int:
+    """Gigabytes (10⁹ bytes) of a worker that has one process, rounded up."""
+    return -(-(_BASE_BYTES + model_bytes * 3 // 2) // 10**9)
+
+
+def version_label() -> str:
+    """Labels have neither dots nor capitals."""
+    return re.sub(r"[^a-z0-9_-]", "-", __version__.lower())
+
+
+def submitted_text(options: PipelineOptions, result: Any) -> str:
+    """`result` is what Beam's Dataflow runner returns."""
+    cloud = options.view_as(GoogleCloudOptions)
+    if not result.has_job:
+        return f"Nothing was started: the job's description lies at {cloud.template_location}"
+    page = f"https://console.cloud.google.com/dataflow/jobs/{cloud.region}/{result.job_id()}?project={cloud.project}"
+    return f"Job {result.job_id()} is with Dataflow: {page}"
+
+
+def not_taken(error: Exception) -> JobError:
+    """Of what Beam raises where staging or submitting fails; the service's answers have their status as `code`."""
+    cures = {
+        403: "Grant this account roles/dataflow.developer on the project and roles/iam.serviceAccountUser on the workers' one",
+        409: "Wait for that job, or give this one another --job_name",
+    }
+    text = str(error).strip().splitlines() or [""]
+    return JobError(
+        "Dataflow did not take the job",
+        expected="a job of that project and region",
+        found=f"{type(error).__name__}: {text[0]}",
+        cure=cures.get(getattr(error, "code", 0), "docs/dataflow.md tells what goes wrong, and its cure"),
+    )
+
+
+def left_running_text(options: PipelineOptions, result: Any) -> str:
+    cloud = options.view_as(GoogleCloudOptions)
+    cancel = f"gcloud dataflow jobs cancel {result.job_id()} --project={cloud.project} --region={cloud.region}"
+    return f"The job goes on without this command. {cancel} ends it; the same command then goes on from what is done."

@@ -1,0 +1,108 @@
+"""What Dataflow's workers are to be like: GPUs from --worker_accelerator, and one SDK process on each machine.
+
+The form of the service option and of the resource hint, and that a job must not use both, are from Dataflow's pages "Run a
+pipeline with GPUs", "Right fitting" and "Service options"; the experiments from Beam's Dataflow runner. One process is
+right for machines of up to some twenty cores, which it keeps busy; how many a machine has is not known here.
+"""
+
+from __future__ import annotations
+
+import re
+from copy import deepcopy
+
+from apache_beam.options.pipeline_options import DebugOptions, GoogleCloudOptions, PipelineOptions, StandardOptions
+
+from headrace.transforms.errors import InvalidRequest
+
+from ..flags.flags import PredictOptions, runner_of
+
+_ONE_PROCESS, _MANY_PROCESSES = "no_use_multiple_sdk_containers", "use_multiple_sdk_containers"
+_SERVICE_OPTION, _HINT = "worker_accelerator=", "accelerator="
+_HINTS = re.compile(r"(accelerator|beam:resources:accelerator:v1)=")
+_FORM = re.compile(r"(?P<type>[a-z0-9-]+):(?P<count>[1-9]\d?)(:(?P<driver>[\w.]+))?")
+
+
+def set_up_workers(options: PredictOptions) -> PredictOptions:
+    """The options with what a Dataflow job lacks, and as they are for another runner; what was given stays.
+
+    Raises `InvalidRequest` for an accelerator that is given twice, that Dataflow could not read, or that no runner heeds.
+    """
+    flag = options.worker_accelerator
+    if not is_dataflow(options):
+        if flag:
+            raise InvalidRequest(
+                f"--worker_accelerator={flag} is for Dataflow alone",
+                expected="--runner=DataflowRunner",
+                found=f"--runner={runner_of(options) or 'none: the job runs in this process'}",
+                cure="Leave it out, and choose machines with GPUs; --device=gpu makes sure that they are used",
+            )
+        return options
+    changed = deepcopy(options)
+    cloud, debug, standard = (changed.view_as(kind) for kind in (GoogleCloudOptions, DebugOptions, StandardOptions))
+    services, hints, experiments = (
+        list(given or ()) for given in (cloud.dataflow_service_options, standard.resource_hints, debug.experiments)
+    )
+    if _MANY_PROCESSES not in experiments and _ONE_PROCESS not in experiments:
+        debug.experiments = [*experiments, _ONE_PROCESS]
+    by_service = accelerators_by_service(changed)
+    own = [*by_service, *(f"--resource_hints={one}" for one in hints if _HINTS.match(one))]
+    if len(own) > 1 or (own and flag):
+        raise InvalidRequest(
+            "The workers' accelerator is given twice",
+            expected="one of --worker_accelerator, --dataflow_service_options=worker_accelerator=…, "
+            "--resource_hints=accelerator=…",
+            found=" and ".join([*([f"--worker_accelerator={flag}"] if flag else []), *own]),
+            cure="Leave out all but one",
+        )
+    if by_service and hints:
+        raise InvalidRequest(
+            "A resource hint turns on right fitting, which excludes an accelerator as a service option",
+            expected="the accelerator as --worker_accelerator, or as --resource_hints=accelerator=…",
+            found=f"{by_service[0]} and --resource_hints={hints[0]}",
+            cure="Give it as --worker_accelerator=TYPE:COUNT: beside a hint, that becomes one too",
+        )
+    if flag:
+        # Any resource hint turns on right fitting, which excludes the service option.
+        if hints:
+            standard.resource_hints = [*hints, _HINT + _accelerator(flag)]
+        else:
+            cloud.dataflow_service_options = [*services, _SERVICE_OPTION + _accelerator(flag)]
+    if flag or own:
+        if changed.device == "cpu":
+            raise InvalidRequest(
+                "--device=cpu would leave the accelerator unused that is paid for",
+                expected="--device=gpu or auto",
+                found="--device=cpu",
+                cure="Leave out --device, or the accelerator",
+            )
+        # A worker whose driver is missing is to fail, not to go on slowly.
+        changed.device = "gpu"
+    return changed
+
+
+def accelerators_by_service(options: PipelineOptions) -> list[str]:
+    """As service options, or as what these become: experiments."""
+    given = (
+        options.view_as(GoogleCloudOptions).dataflow_service_options,
+        options.view_as(DebugOptions).experiments,
+    )
+    return [one for several in given for one in several or () if one.startswith(_SERVICE_OPTION)]
+
+
+def is_dataflow(options: PipelineOptions) -> bool:
+    """By its short name, or by its class's."""
+    name = (runner_of(options) or "").rpartition(".")[2].lower()
+    return name.removesuffix("runner").removeprefix("test") == "dataflow"
+
+
+def _accelerator(flag: str) -> str:
+    match = _FORM.fullmatch(flag)
+    if match is None:
+        raise InvalidRequest(
+            f"--worker_accelerator={flag} has no meaning",
+            expected="TYPE:COUNT or TYPE:COUNT:DRIVER, as in nvidia-l4:1",
+            found=flag,
+            cure="gcloud compute accelerator-types list shows the types",
+        )
+    driver = f":{match['driver']}" if match["driver"] else ""
+    return f"type:{match['type']};count:{match['count']};install-nvidia-driver{driver}"

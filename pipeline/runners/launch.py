@@ -1,0 +1,219 @@
+"""Runner, progress, and what became of the job."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.metrics import MetricsFilter
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, SetupOptions
+
+from headrace.transforms import errors, progress
+from headrace.transforms.beam.metrics import NAMESPACE
+from headrace.transforms.errors import HeadraceError, InvalidRequest, JobError
+from headrace.transforms.jobs.job import SUCCESS, Job
+from headrace.transforms.storage import open_store
+from headrace.transforms.storage.store import take_retries
+
+from ..flags.flags import runner_of
+from ..packages.user_package import UserPackage
+from ..terminal.log import tell
+from ..terminal.progress_output import watched
+from .dataflow import left_running_text, not_taken, submitted_text
+from .dataflow_workers import is_dataflow
+from .graph import build_graph
+from .portable import cancelled_text, portable_error
+
+_OURS = re.compile(r"^(?:headrace\.transforms\.errors\.)(\w+): (.*?)(?: \[while running .*)?$", re.MULTILINE)
+_REMOTE_LINE_EVERY_SECONDS = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """Rows that are accounted for in the output, those of them that this run computed (None where the runner does not tell
+    any more), and shards; `bad_rows` are those of them that lie in dead letters. `retries` are requests to stores that were
+    tried again.
+    """
+
+    rows: int
+    computed: int | None
+    shards: int
+    bad_rows: int
+    retries: int
+
+
+def open_pipeline(
+    options: PipelineOptions, packages: Sequence[UserPackage] = (), own: Sequence[Path] = ()
+) -> beam.Pipeline:
+    """`packages`, and headrace's own wheel, are staged for workers elsewhere; processes of this machine have them on their
+    path.
+
+    Raises `InvalidRequest` where Beam knows no such runner, or it lacks an option."""
+    try:
+        if runner_of(options) is not None:
+            setup = options.view_as(SetupOptions)
+            if wheels := [*own, *(package.wheel for package in packages)]:
+                setup.extra_packages = [*(setup.extra_packages or ()), *map(str, wheels)]
+            return beam.Pipeline(options=options)
+        # Named, since Beam's default for local runs first tries to download another runner.
+        from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+
+        return beam.Pipeline(runner=FnApiRunner(), options=options)
+    except (ValueError, ImportError) as error:
+        raise InvalidRequest(
+            "Beam refuses these options", found=str(error), cure="Mend --runner, or what that runner asks for"
+        ) from error
+
+
+def launch(job: Job, pipeline: beam.Pipeline) -> Done:
+    """Runs the job to its end. Raises the worker's own `HeadraceError` where one ended it, else `JobError`."""
+    progress.reset()
+    try:
+        build_graph(pipeline, job)
+        elsewhere = runner_of(pipeline.options) is not None  # asked now: Beam's portable runner takes its name away
+        with watched() if _in_this_process(pipeline.options) else nullcontext():
+            result = _submit(pipeline)
+        with _told(pipeline.options, result) if elsewhere else nullcontext():
+            result.wait_until_finish()
+        counted = _counted(result)
+        store = open_store(job.output, job.storage)
+        mark = json.loads(store.read(store.stat(f"{job.output}/{SUCCESS}")))
+        computed = None if counted is None else counted["rows"] + counted["bad_rows"]
+        retries = (counted or Counter())["storage_retries"] + take_retries()
+        return Done(mark["rows"], computed, mark["shards"], mark["bad_rows"], retries)
+    except HeadraceError as error:
+        # Beam adds the step's name to the text.
+        raise type(error)(str(error).partition(" [while running ")[0]) from error
+    except Exception as error:
+        if "KeyboardInterrupt" in str(error):  # raised in the middle of a bundle, handed on as text
+            raise KeyboardInterrupt from error
+        raise workers_error(error) from error
+
+
+def _counted(result: Any) -> Counter[str] | None:
+    """None where the runner does not answer any more: the job has ended well, which its mark tells."""
+    try:
+        return counters(result)
+    except Exception as error:
+        tell("note", f"The job has ended, but its counters cannot be had: {type(error).__name__}: {error}")
+        return None
+
+
+def detach(job: Job, pipeline: beam.Pipeline) -> str:
+    """Submits the job to Dataflow and tells where it is seen. Raises `JobError` where it is not taken."""
+    try:
+        build_graph(pipeline, job)
+        return submitted_text(pipeline.options, _submit(pipeline))
+    except HeadraceError:
+        raise
+    except Exception as error:
+        raise workers_error(error) from error
+
+
+def _submit(pipeline: beam.Pipeline) -> Any:
+    """Where the job runs in this process, to its end."""
+    try:
+        return pipeline.run()
+    except Exception as error:
+        if is_dataflow(pipeline.options):
+            raise not_taken(error) from error
+        raise
+
+
+@contextmanager
+def _told(options: PipelineOptions, result: Any) -> Iterator[None]:
+    """Says where a job that runs elsewhere is seen, and what it has counted, until the context ends."""
+    if not is_dataflow(options):
+        try:
+            with _shown_counts(result):
+                yield
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(cancelled_text(result)) from None
+        return
+    tell("submitted", submitted_text(options, result))
+    try:
+        with _shown_counts(result):
+            yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(left_running_text(options, result)) from None
+
+
+def _in_this_process(options: PipelineOptions) -> bool:
+    return runner_of(options) is None and options.view_as(DirectOptions).direct_running_mode != "multi_processing"
+
+
+def workers_error(error: Exception) -> HeadraceError:
+    """Runners hand a worker's exception over as the text of its traceback."""
+    found = _OURS.findall(str(error))
+    if found:
+        kind, message = found[-1]
+        return getattr(errors, kind, JobError)(message)
+    if told := portable_error(str(error)):
+        return told
+    last = [line for line in str(error).strip().splitlines() if line.strip()][-1:] or [""]
+    return JobError(
+        "Beam could not run it to its end",
+        found=f"{type(error).__name__}: {last[0].strip()}",
+        cure="Run the same command again to go on from what is done; --verbose shows the traceback",
+    )
+
+
+@contextmanager
+def _shown_counts(result: Any) -> Iterator[None]:
+    """A line for the job's counters, where they changed, and one at its end."""
+    stop, started, shown = threading.Event(), time.monotonic(), ""
+
+    def show() -> None:
+        nonlocal shown
+        counted = Counter[str]()
+        try:
+            counted = counters(result)
+            line = describe_counts(counted)
+        except Exception as error:  # of a runner or its network: the job does not depend on it
+            line = f"no counters at the moment: {type(error).__name__}"
+        if line != shown:
+            seconds = time.monotonic() - started
+            tell("progress", f"{line}, {seconds:,.0f} s", seconds=round(seconds, 3), **counted)
+            shown = line
+
+    def poll() -> None:
+        while not stop.wait(_REMOTE_LINE_EVERY_SECONDS):
+            show()
+
+    thread = threading.Thread(target=poll, name="headrace-counters", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    show()
+
+
+def counters(result: Any) -> Counter[str]:
+    """headrace's counters by name, as Beam's result has them now."""
+    counted = Counter[str]()
+    for one in result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]:
+        counted[one.key.metric.name] += one.result or 0
+    return counted
+
+
+def describe_counts(counted: Counter[str]) -> str:
+    """One line of what workers elsewhere have counted; the plan's size is known to them alone."""
+    if not counted["shards"] + counted["shards_found_done"]:
+        return "no shard is done yet"
+    parts = [f"{counted['shards']:,} shards", f"{counted['rows']:,} rows predicted"]
+    if found := counted["shards_found_done"]:
+        parts.append(f"{found:,} shards found done")
+    if bad := counted["bad_rows"]:
+        parts.append(f"{bad:,} rows to dead letters")
+    return ", ".join(parts)

@@ -1,0 +1,120 @@
+"""What the command says on standard error: lines of text, or with --log_format=json one JSON object on each line.
+
+Each object has `time` (RFC 3339, UTC), `severity` and `message`, the names that Cloud Logging looks for, and `event`, which
+tells what other keys there are. docs/watching.md lists them; a test holds that it does.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
+from types import TracebackType
+from typing import Any
+
+from headrace.transforms.errors import HeadraceError
+
+_SEVERITIES = {logging.INFO: "INFO", logging.WARNING: "WARNING", logging.ERROR: "ERROR", logging.CRITICAL: "CRITICAL"}
+_as_json = False
+
+
+def wants_json(argv: Sequence[str]) -> bool:
+    """Asked before the flags are read, since what is wrong with them is told in the same form."""
+    said = [value for flag, value in pairwise(argv) if flag == "--log_format"]
+    said += [flag.partition("=")[2] for flag in argv if flag.startswith("--log_format=")]
+    return said[-1:] == ["json"]
+
+
+def set_up_logs(*, as_json: bool, verbose: bool) -> None:
+    """Also of other packages' log records; Beam's and TensorFlow's are held back unless `verbose`."""
+    global _as_json
+    _as_json = as_json
+    root = logging.getLogger()
+    for handler in [one for one in root.handlers if isinstance(one, _JsonLines)]:
+        root.removeHandler(handler)
+    level = logging.INFO if verbose else logging.WARNING
+    if as_json:
+        root.addHandler(_JsonLines())
+        root.setLevel(level)
+        logging.captureWarnings(True)
+        sys.excepthook = _tell_uncaught
+    else:
+        logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", handlers=[_Lines()])
+    if not verbose:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        # It logs each traceback before we tell what it means.
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+        # So do portable runners, by the root logger.
+        root.addFilter(_not_of_a_portable_runner)
+        # Beam has this one log all that Prism says, whatever the level.
+        logging.getLogger("PrismJobServer").addFilter(lambda _: False)
+
+
+def _not_of_a_portable_runner(record: logging.LogRecord) -> bool:
+    return record.module != "portable_runner"
+
+
+def tell(event: str, message: str, severity: int = logging.INFO, **keys: Any) -> None:
+    line = _object(event, message, severity, **keys) if _as_json else message
+    print(line, file=sys.stderr, flush=True)
+
+
+def tell_error(what: str, error: HeadraceError, code: int, traceback: str | None) -> None:
+    """`what` has become of the command; `code` is its exit code."""
+    if not _as_json:
+        print(f"{traceback or ''}{what}: {error}", file=sys.stderr, flush=True)
+        return
+    keys = {key: getattr(error, key) for key in ("what", "expected", "found", "cure")}
+    keys |= {"error": type(error).__name__, "exit_code": code} | ({"traceback": traceback} if traceback else {})
+    tell("error", f"{what}: {error}", logging.ERROR, **keys)
+
+
+def tell_at_once(event: str, message: str) -> None:
+    """From within a signal's handler: past Python's own buffers, whose owner it may have interrupted."""
+    text = _object(event, message, logging.WARNING) if _as_json else f"\n{message}"
+    os.write(2, f"{text}\n".encode())
+
+
+def tell_raw(data: bytes) -> None:
+    """What native code wrote to file descriptor 2 while it was held back."""
+    if not _as_json:
+        os.write(2, data)
+        return
+    for line in data.decode(errors="replace").splitlines():
+        tell("log", line, logging.WARNING, logger="native")
+
+
+def is_json() -> bool:
+    return _as_json
+
+
+def _object(event: str, message: str, severity: int, **keys: Any) -> str:
+    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    told = {"time": now, "severity": _SEVERITIES.get(severity, "DEBUG"), "event": event, "message": message} | keys
+    return json.dumps(told, ensure_ascii=False, default=str)
+
+
+def _tell_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    import traceback
+
+    lines = "".join(traceback.format_exception(kind, error, trace))
+    tell("error", f"{kind.__name__}: {error}", logging.CRITICAL, error=kind.__name__, exit_code=1, traceback=lines)
+
+
+class _Lines(logging.Handler):
+    """To what standard error is now, which a display replaces while it stands."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
+class _JsonLines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        keys: dict[str, Any] = {"logger": record.name}
+        if record.exc_info:
+            keys["traceback"] = logging.Formatter().formatException(record.exc_info)
+        tell("log", record.getMessage(), record.levelno, **keys)

@@ -1,0 +1,30 @@
+"""TensorFlow's C++ talks on standard error while it is imported, before it heeds any log level."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .log import tell_raw
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Holds back what is written to file descriptor 2 in the block; an exception brings it out again."""
+    sys.stderr.flush()
+    kept, real = os.memfd_create("stderr"), os.dup(2)
+    os.dup2(kept, 2)
+    try:
+        yield
+    except BaseException:
+        os.dup2(real, 2)
+        os.lseek(kept, 0, os.SEEK_SET)
+        with open(kept, "rb", closefd=False) as held:
+            tell_raw(held.read())
+        raise
+    finally:
+        os.dup2(real, 2)
+        os.close(real)
+        os.close(kept)

@@ -1,0 +1,92 @@
+"""Ctrl-C and SIGTERM: the first lets the job end in order, the second ends the process where it is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
+
+from headrace.transforms import progress
+
+from .log import tell_at_once
+
+STOPPED = 130
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# By default ignored, and sent to a thread by nobody else.
+_WAKE = signal.SIGURG
+_WAKE_EVERY_SECONDS, _WAKE_TIMES = 0.2, 25
+_Announce = Callable[[str], None]
+
+
+def _announce_at_once(text: str) -> None:
+    tell_at_once("stopping", text)
+
+
+_announce: _Announce = _announce_at_once
+
+
+@contextmanager
+def announced_by(announce: _Announce) -> Iterator[None]:
+    """While a display stands, it says that the job stops. `announce` is called in a signal's handler."""
+    global _announce
+    _announce = announce
+    try:
+        yield
+    finally:
+        _announce = _announce_at_once
+
+
+def stop_on_signals() -> None:
+    """The first raises `KeyboardInterrupt` in the main thread."""
+    for number in _SIGNALS:
+        signal.signal(number, _stop)
+    _wake_on_signals()
+
+
+def _wake_on_signals() -> None:
+    """Python only notes a signal; the main thread has to run for its handler. While that waits for a lock, it is woken by a
+    signal that finds it asleep, but not by one that came just before, or to another thread: Ctrl-C would do nothing until it
+    is pressed again, and SIGTERM end in SIGKILL. So a thread hears of each signal and wakes the main thread.
+    """
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    signal.signal(_WAKE, lambda *_: None)
+    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+
+    def keep_waking() -> None:
+        # Holds `told` too, which would else be closed.
+        while told.fileno() >= 0:
+            if heard.recv(1)[0] not in _SIGNALS:
+                continue
+            for _ in range(_WAKE_TIMES):
+                time.sleep(_WAKE_EVERY_SECONDS)
+                signal.pthread_kill(main, _WAKE)
+
+    main = threading.main_thread().ident or 0
+    threading.Thread(target=keep_waking, name="headrace-signals", daemon=True).start()
+
+
+def _stop(*_: object) -> NoReturn:
+    for number in _SIGNALS:
+        signal.signal(number, _end_now)
+    _announce("Stopping. Once more ends it at once.")
+    raise KeyboardInterrupt
+
+
+def _end_now(*_: object) -> NoReturn:
+    _announce("Ended at once.")
+    # Nothing is lost by that: what is not committed was never visible.
+    os._exit(STOPPED)
+
+
+def stopped_text(*, overwrites: bool) -> str:
+    """What is done, and how to go on. To overwrite again would begin anew."""
+    now = progress.snapshot()
+    done = f" {now.shards_done:,} of {now.shards_planned:,} shards are done." if now.shards_planned else ""
+    same = "The same command without --overwrite" if overwrites else "The same command"
+    return f"Stopped.{done} {same} goes on from what is done."

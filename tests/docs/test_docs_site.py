@@ -1,0 +1,143 @@
+"""The site that `make docs` builds: no warning, no broken link, nothing fetched from elsewhere, all that the code offers."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+import transforms
+from headrace.pipeline.flags.flags import help_text
+from headrace.transforms import errors
+from headrace.transforms.beam import metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+FETCHED = {
+    ("link", "href"),
+    ("script", "src"),
+    ("img", "src"),
+    ("iframe", "src"),
+    ("source", "src"),
+    ("object", "data"),
+}
+
+
+class Page(HTMLParser):
+    """Anchors, links and what a browser fetches by itself."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.links: list[str] = []
+        self.fetched: list[str] = []
+        self.words: list[str] = []
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id" and value:
+                self.anchors.add(value)
+            elif (tag, name) in FETCHED and value and ("rel", "canonical") not in attrs:
+                self.fetched.append(value)
+            elif (tag, name) == ("a", "href") and value:
+                self.links.append(value)
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.words)
+
+
+Site = dict[Path, Page]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built as `make docs` builds it, from nothing."""
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    (line,) = re.findall(r"^\t\$\(BIN\)/python -m (sphinx .*)$", makefile, re.MULTILINE)
+    built = tmp_path_factory.mktemp("site")
+    arguments = line.replace("build/doctrees", f"{built}/trees").replace("build/site", f"{built}/site").split()
+    run = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return built / "site"
+
+
+@pytest.fixture(scope="module")
+def site(folder: Path) -> Site:
+    return {path: Page(path) for path in folder.rglob("*.html")}
+
+
+def test_every_document_is_a_page(site: Site, folder: Path) -> None:
+    documents = [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("templates/*/README.md"), ROOT / "CONTRIBUTING.md"]
+    pages = {path.relative_to(folder).with_suffix("") for path in site}
+    assert {document.relative_to(ROOT).with_suffix("") for document in documents} <= pages
+
+
+def test_no_link_within_the_site_is_broken(site: Site, folder: Path) -> None:
+    broken = defaultdict(set)
+    for path, page in site.items():
+        for link in [*page.links, *page.fetched]:
+            to = urlsplit(link)
+            if to.scheme or to.netloc:
+                continue
+            target = (path.parent / unquote(to.path)).resolve() if to.path else path
+            anchors = site[target].anchors if target in site else set()
+            if not target.is_file() or (to.fragment and target in site and unquote(to.fragment) not in anchors):
+                broken[path.relative_to(folder)].add(link)
+    assert not broken
+
+
+def test_links_to_elsewhere_are_addresses(site: Site) -> None:
+    """Whether somebody answers there is not asked: the checks reach nothing but this machine."""
+    links = {link for page in site.values() for link in page.links if urlsplit(link).scheme}
+    away = {link for link in links if urlsplit(link).hostname != "localhost"}
+    assert away
+    assert not [link for link in away if urlsplit(link).scheme != "https" or "." not in urlsplit(link).netloc]
+
+
+def test_a_reader_s_browser_asks_nobody_else(site: Site, folder: Path) -> None:
+    fetched = {link for page in site.values() for link in page.fetched if re.match(r"(\w+:)?//", link)}
+    styles = "".join(path.read_text("utf-8") for path in folder.rglob("*.css"))
+    assert not fetched
+    assert not re.findall(r"url\(['\"]?(?:\w+:)?//[^)]*|@import[^;]*//[^;]*", styles)
+
+
+def test_every_flag_is_told(site: Site, folder: Path) -> None:
+    flags = set(re.findall(r"^ +(?:-\w, )?(--\w+)", help_text(), re.MULTILINE)) - {"--help"}
+    assert flags
+    first_cells = re.findall(r"<td><p>(.*?)</p></td>", (folder / "docs/reference/flags.html").read_text("utf-8"))
+    told = {flag for cell in first_cells for flag in re.findall(r'^<code.*?<span class="pre">(--\w+)', cell)}
+    assert told == flags
+
+
+def test_every_error_is_told_with_its_cure(site: Site, folder: Path) -> None:
+    text = site[folder / "docs/reference/errors.html"].text
+    kinds = [
+        kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.HeadraceError)
+    ]
+    assert len(kinds) > 15
+    for kind in kinds:
+        assert kind.__name__ in text
+        if not kind.__subclasses__():
+            assert "Cure: " in (kind.__doc__ or ""), f"the docstring of {kind.__name__} tells no cure"
+
+
+def test_every_metric_is_told(site: Site, folder: Path) -> None:
+    page = (folder / "docs/reference/metrics.html").read_text("utf-8")
+    told = set(re.findall(r'<span class="pre">(\w+)</span></code>', page))
+    counted = {*metrics._COUNTERS, *(metric.metric_name.name for metric in metrics._TIMES.values())}
+    assert counted <= told
+
+
+def test_every_public_name_is_told(site: Site, folder: Path) -> None:
+    anchors = site[folder / "docs/reference/api.html"].anchors
+    assert {f"transforms.{name}" for name in transforms.__all__} <= anchors

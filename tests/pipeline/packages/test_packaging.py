@@ -1,0 +1,149 @@
+"""What is shipped: a wheel that works outside the checkout, and the source archive that Beam's --setup_file stages."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+import pipeline
+
+ROOT = Path(__file__).resolve().parents[3]
+PACKAGES = ("pipeline", "transforms")
+SHIPPED = {
+    str(path.relative_to(ROOT))
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*")
+    if path.is_file() and path.suffix != ".pyc"
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the distribution is built from, so that building leaves nothing in the checkout."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path) -> Path:
+    """Built from the source archive, as installing from an index would do it."""
+    _python("-m", "build", "--no-isolation", "--outdir", "dist", cwd=source)
+    return next((source / "dist").glob("*.whl"))
+
+
+def _python(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> str:
+    run = subprocess.run([sys.executable, *arguments], cwd=cwd, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+def test_the_wheel_holds_every_file_and_no_other(wheel: Path) -> None:
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert names == SHIPPED
+    assert {f"{package}/py.typed" for package in PACKAGES} <= names
+
+
+def test_the_version_is_written_once(wheel: Path) -> None:
+    assert wheel.name.startswith(f"headrace-{pipeline.__version__}-")
+    texts = [path.read_text("utf-8") for path in (ROOT / "setup.py", ROOT / "pyproject.toml", ROOT / "Makefile")]
+    assert not any(pipeline.__version__ in re.findall(r"\b\d+\.\d+\.\d+\b", text) for text in texts)
+
+
+@pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"], ids=["wheel", "sdist"])
+def test_the_command_works_outside_the_checkout(wheel: Path, kind: str, tmp_path: Path) -> None:
+    (built,) = wheel.parent.glob(kind)
+    offline = ("--quiet", "--no-deps", "--no-index", "--no-build-isolation")
+    _python("-m", "pip", "install", *offline, "--target=site", str(built), cwd=tmp_path)
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    where = _python(
+        "-c", "import pipeline, transforms; print(pipeline.__file__, transforms.__file__)", cwd=tmp_path, env=env
+    )
+    assert all(path.startswith(str(tmp_path / "site")) for path in where.split())
+    script = tmp_path / "site" / "bin" / "headrace"
+    text = _python(str(script), "--help", cwd=tmp_path, env=env)
+    assert "--model" in text
+    refused = subprocess.run(
+        [sys.executable, script, "--modle=x"], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert refused.returncode == 2
+    assert "--model" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_what_beam_stages_for_workers_is_complete(source: Path, tmp_path: Path) -> None:
+    """As Beam builds it: by `build` where the launcher has it, by setup.py itself elsewhere."""
+    from apache_beam.runners.portability.stager import Stager
+
+    by_build = Stager._build_setup_package(str(source / "setup.py"), str(tmp_path))
+    _python("setup.py", "--quiet", "sdist", "--dist-dir", str(tmp_path / "plain"), cwd=source)
+    for archive in (by_build, next((tmp_path / "plain").iterdir())):
+        with tarfile.open(archive) as tar:
+            names = {name.partition("/")[2] for name in tar.getnames()}
+        assert SHIPPED | {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= names
+
+
+def test_every_import_is_a_declared_requirement(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        lines = archive.read(metadata).decode().split("\n\n")[0].splitlines()
+    required = {_plain(line.removeprefix("Requires-Dist: ")) for line in lines if line.startswith("Requires-Dist: ")}
+    homes = packages_distributions()
+    missing = {
+        f"{path}: {name}"
+        for path in sorted(SHIPPED)
+        if path.endswith(".py")
+        for name in _imported((ROOT / path).read_text("utf-8"))
+        if name not in (*sys.stdlib_module_names, *PACKAGES)
+        # A package of an extra need not be installed here; its import is then taken for its name.
+        and required.isdisjoint({_plain(home) for home in homes.get(name, [name])})
+    }
+    assert not missing
+
+
+def test_the_pins_are_plain_and_cover_the_requirements() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!]+(; python_version < \"3\.13\")?", line) for line in lines)
+    pinned = {_plain(line) for line in lines}
+    setup = ast.parse((ROOT / "setup.py").read_text("utf-8"))
+    asked = {
+        _plain(item.value)
+        for node in setup.body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.List)
+        for item in node.value.elts
+        if isinstance(item, ast.Constant) and isinstance(item.value, str)
+    }
+    assert {"tensorflow", "apache-beam", "pytest", "scikit-learn"} <= asked
+    assert asked <= pinned
+
+
+def test_setup_py_alone_describes_the_distribution() -> None:
+    assert "project" not in tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+
+
+def _plain(requirement: str) -> str:
+    """The name alone, as indexes compare it."""
+    name = re.match(r"[A-Za-z0-9._-]+", requirement)
+    assert name is not None
+    return re.sub(r"[-_.]+", "-", name[0]).lower()
+
+
+def _imported(source: str) -> set[str]:
+    tree = list(ast.walk(ast.parse(source)))
+    plain = {name.name for node in tree if isinstance(node, ast.Import) for name in node.names}
+    by_name = {node.module for node in tree if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {module.split(".")[0] for module in plain | by_name}

@@ -1,0 +1,106 @@
+"""Whole models as Keras 2 writes them: `python tests/support/keras2_zoo.py FOLDER` makes one HDF5 file of each, in a process apart.
+
+Both Kerases in one process would share TensorFlow's registries.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+ROWS = 7
+
+
+def _numbers(*shape: int) -> Any:
+    return np.random.default_rng(7).standard_normal((ROWS, *shape)).astype(np.float32)
+
+
+def _tokens(steps: int) -> Any:
+    return np.random.default_rng(3).integers(0, 40, (ROWS, steps)).astype(np.float32)
+
+
+BATCHES: dict[str, Any] = {
+    "mlp": _numbers(12),
+    "convolutional": _numbers(12, 12, 3),
+    "recurrent": _numbers(9, 4),
+    "reading": _tokens(11),
+    "nested": [_numbers(4), _numbers(4) + 1],
+    "normalizing": _numbers(5) * 3 + 14,
+}
+
+
+def mlp(keras: Any) -> Any:
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Dense(16, activation="relu", input_shape=(12,), name="hidden"),
+            layers.Dropout(0.5),
+            layers.BatchNormalization(),
+            layers.Dense(3, activation="softmax"),
+        ]
+    )
+    model.compile("adam", "mse", metrics=["mae"])
+    model.fit(_numbers(12), _numbers(3), verbose=0)
+    return model
+
+
+def convolutional(keras: Any) -> Any:
+    layers = keras.layers
+    x = keras.Input((12, 12, 3))
+    y = layers.Conv2D(6, 3, use_bias=False)(x)
+    y = layers.LeakyReLU()(layers.BatchNormalization()(y))
+    y = layers.DepthwiseConv2D(3)(layers.SeparableConv2D(6, 3, padding="same")(y))
+    model = keras.Model(x, layers.Dense(2)(layers.GlobalAveragePooling2D()(y)))
+    model.compile("sgd", "mse")
+    model.fit(_numbers(12, 12, 3), _numbers(2), verbose=0)
+    return model
+
+
+def recurrent(keras: Any) -> Any:
+    layers = keras.layers
+    x = keras.Input((None, 4))
+    y = layers.Bidirectional(layers.LSTM(6, return_sequences=True))(x)
+    y = layers.TimeDistributed(layers.Dense(5))(layers.GRU(5, return_sequences=True)(y))
+    return keras.Model(x, layers.SimpleRNN(3)(y))
+
+
+def reading(keras: Any) -> Any:
+    """Steps of any number."""
+    layers = keras.layers
+    return keras.Sequential(
+        [layers.Embedding(50, 8, input_shape=(None,)), layers.Conv1D(4, 3), layers.GlobalMaxPooling1D()]
+    )
+
+
+def nested(keras: Any) -> Any:
+    layers = keras.layers
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(4), layers.BatchNormalization()], name="inner")
+    x = keras.Input((4,))
+    deeper = keras.Model(x, layers.Dense(3)(inner(x)), name="deeper")
+    shared = layers.Dense(4, name="shared")
+    a, b = keras.Input((4,), name="left"), keras.Input((4,), name="right")
+    return keras.Model([a, b], [layers.Add()([deeper(shared(a)), deeper(shared(b))]), shared(a)])
+
+
+def normalizing(keras: Any) -> Any:
+    layer = keras.layers.Normalization()
+    layer.adapt(_numbers(5) * 3 + 14)
+    x = keras.Input((5,))
+    return keras.Model(x, keras.layers.Dense(2)(layer(x)))
+
+
+MODELS = (mlp, convolutional, recurrent, reading, nested, normalizing)
+
+
+if __name__ == "__main__":
+    import tf_keras
+
+    for make in MODELS:
+        tf_keras.utils.set_random_seed(11)
+        made = make(tf_keras)
+        made.save(f"{sys.argv[1]}/{make.__name__}.h5")
+        made.save_weights(f"{sys.argv[1]}/{make.__name__}-weights.h5")
+        outputs = made.predict_on_batch(BATCHES[make.__name__])
+        np.savez(f"{sys.argv[1]}/{make.__name__}.npz", *(outputs if isinstance(outputs, list) else [outputs]))

@@ -1,0 +1,175 @@
+"""The manifest in parts, held against the output folder; a finished job run again."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import pyarrow.parquet as pq
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.pipeline.checks.output_folder import write_record
+from headrace.pipeline.checks.preflight import prepare
+from headrace.pipeline.cli import main
+from headrace.pipeline.flags.flags import parse_flags
+from headrace.pipeline.flags.request import parse_request
+from headrace.transforms.beam.finalize import Finalize, PartBegins, finalize, finish, write_part
+from headrace.transforms.beam.plan import input_files, plan_shards
+from headrace.transforms.errors import NotParquet, OutputConflict, OutputIncomplete
+from headrace.transforms.jobs.job import Job
+from headrace.transforms.output.manifest import list_finished, manifest_outputs
+from headrace.transforms.shards.shard import Shard, ShardResult, output_name
+from headrace.transforms.storage import ObjectRef, StoreOptions, open_store
+from headrace.transforms.storage.memory import MemoryStore
+from tests.support.jobs import model_folder, put, put_inputs
+from tests.support.plans import plain_job
+
+Capture = pytest.CaptureFixture[str]
+
+
+def written(job: Job, count: int) -> list[ShardResult]:
+    """Results of so many shards, and objects of their names, in no order."""
+    results = []
+    for i in sorted(range(count), key=lambda i: i * 7919 % 1009):
+        source = ObjectRef(f"memory://b/{i % 3}/{i}.parquet", 10, str(i))
+        name = output_name(f"{i % 3}/{i}", source, 0, i, job.fingerprint)
+        ref = put(f"{job.output}/{name}", b"anything")
+        shard = Shard(name, source, 0, i, (0, 1), 10)
+        results.append(ShardResult(shard, ref.size, ref.version, ref.crc32c, computed=False, predicted_rows=i))
+    return results
+
+
+def job_in(tmp_path: Path) -> Job:
+    return plain_job(f"memory://{tmp_path.name}/in/*.parquet", output=f"memory://{tmp_path.name}/out")
+
+
+def test_a_damaged_page_of_a_part_is_told(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    name = write_part(job, 0, written(job, 600)).name
+    store = open_store(job.output)
+    damaged = bytearray(store.read(store.stat(f"{job.output}/{name}")))
+    damaged[60:400] = bytes(340)
+    ref = put(f"{job.output}/other.parquet", bytes(damaged))
+    with pytest.raises(NotParquet, match=r"other\.parquet cannot be read"):
+        list(manifest_outputs(store, [ref]))
+
+
+@pytest.mark.parametrize("part_rows", [50, 1000])
+def test_parts_are_bounded_and_sort_as_the_outputs_do(tmp_path: Path, part_rows: int) -> None:
+    job = job_in(tmp_path)
+    results = written(job, 600)
+    with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([])) as pipeline:
+        given = pipeline | beam.Create(results)
+        (given | beam.Map(lambda result: result.shard), given) | Finalize(job, part_rows)
+    store = open_store(job.output)
+    mark = json.loads(store.read(store.stat(f"{job.output}/_SUCCESS")))
+    assert (mark["shards"], mark["rows"]) == (600, sum(range(600)))
+    assert len(mark["manifest"]) == -(-600 // part_rows)
+    parts = [store.stat(f"{job.output}/{part}") for part in mark["manifest"]]
+    names = list(manifest_outputs(store, parts))
+    assert names == sorted(result.shard.output for result in results)
+    assert all(pq.read_metadata(store.open_arrow(part)).num_rows <= part_rows for part in parts)
+
+
+@given(st.lists(st.text(max_size=3), min_size=1, max_size=80), st.integers(1, 30), st.integers(1, 5))
+def test_part_begins_do_not_depend_on_how_names_are_bundled(names: list[str], part_rows: int, bundles: int) -> None:
+    combine = PartBegins(part_rows)
+    split: list[Any] = [combine.create_accumulator() for _ in range(bundles)]
+    whole = combine.create_accumulator()
+    for i, name in enumerate(names):
+        split[i % bundles] = combine.add_input(split[i % bundles], name)
+        whole = combine.add_input(whole, name)
+    begins = combine.extract_output(combine.merge_accumulators(split))
+    assert begins == combine.extract_output(whole) == sorted(begins)
+    assert len(begins) == -(-len(names) // part_rows) - 1
+    if len(set(names)) == len(names):
+        sizes = Counter(sum(begin <= name for begin in begins) for name in names)
+        assert max(sizes.values()) <= part_rows
+
+
+@pytest.mark.parametrize("number", [0, 57, 99])
+def test_a_file_that_has_vanished_is_named(tmp_path: Path, number: int) -> None:
+    job = job_in(tmp_path)
+    results = sorted(written(job, 100), key=lambda result: result.shard)
+    gone = results[number].shard.output
+    store = open_store(job.output)
+    store.delete(store.stat(f"{job.output}/{gone}"))
+    with pytest.raises(OutputIncomplete, match=rf"{gone} has vanished.*100 prediction files.*Found: 99"):
+        finalize(job, results)
+
+
+def test_a_file_that_is_no_part_of_the_plan_is_named(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    *results, stray = sorted(written(job, 100), key=lambda result: result.shard)
+    with pytest.raises(OutputConflict, match=rf"{stray.shard.output} is no part of this job.*the 99 files.*1 more"):
+        finalize(job, results)
+    assert not [ref for ref in open_store(job.output).list(f"{job.output}/") if "_SUCCESS" in ref.uri]
+
+
+def test_an_equal_job_that_was_first_may_have_removed_our_parts(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    results = written(job, 20)
+    store, late = open_store(job.output), [write_part(job, 0, results)]
+    first = finish(job, [write_part(job, 1, results)])
+    assert finish(job, late) == first
+    (part,) = store.list(f"{job.output}/_manifest/")
+    assert part.uri.endswith(first["manifest"][0])
+    store.delete(store.stat(f"{job.output}/_SUCCESS"))
+    store.delete(part)
+    with pytest.raises(OutputIncomplete, match=r"A part of the manifest has vanished.*part-00000"):
+        finish(job, late)
+
+
+def test_what_stands_is_found_by_name(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    put(f"{job.output}/notes.parquet", b"")
+    assert len(list_finished(job.output, StoreOptions())) == 0
+    results = written(job, 100)
+    finished = list_finished(job.output, StoreOptions())
+    assert len(finished) == 100
+    for result in results:
+        there = finished.find(result.shard.output)
+        assert there == open_store(job.output).stat(f"{job.output}/{result.shard.output}")
+    assert finished.find("0/") is finished.find("z") is None
+
+
+def test_a_finished_job_run_again_lists_twice_and_opens_no_input(
+    capfd: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its outputs are no Parquet files at all here: nothing but their names is looked at."""
+    folder, shards = f"memory://{tmp_path.name}", 2000
+    (first,) = put_inputs(f"{folder}/in", [3])
+    store = open_store(folder)
+    content = store.read(store.stat(first))
+    for i in range(1, shards):
+        put(f"{folder}/in/part-{i:05d}.parquet", content)
+    argv = [f"--model={model_folder()}/saved_model", f"--input={folder}/in/*", f"--output={folder}/out"]
+    job = prepare(parse_request(parse_flags(argv), "run")).job
+    results = []
+    for shard in plan_shards(job, input_files(job)):
+        ref = put(f"{job.output}/{shard.output}", b"")
+        results.append(ShardResult(shard, ref.size, ref.version, ref.crc32c, computed=False, predicted_rows=3))
+    write_record(store, job)
+    finish(job, [write_part(job, 0, results[:700]), write_part(job, 1, results[700:])])
+
+    listed: Counter[str] = Counter()
+    read: Counter[str] = Counter()
+    plain_list, plain_read = MemoryStore.list, MemoryStore.read_into
+    monkeypatch.setattr(MemoryStore, "list", lambda self, of: (listed.update([of]), plain_list(self, of))[1])
+    monkeypatch.setattr(
+        MemoryStore, "read_into", lambda self, ref, *where: (read.update([ref.uri]), plain_read(self, ref, *where))[1]
+    )
+    assert main(argv) == 0
+    assert f"Nothing to do: all {shards:,} shards stand" in capfd.readouterr().out
+    assert listed == {f"{folder}/in/": 1, f"{folder}/out/": 1}
+    assert not [uri for uri in read if "/in/" in uri]
+    assert {uri.split("/out/")[1].split("/")[0] for uri in read if "/out/" in uri} == {
+        "_SUCCESS",
+        "_manifest",
+        "_headrace",
+    }

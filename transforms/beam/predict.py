@@ -1,0 +1,260 @@
+"""RecordBatch to RecordBatch (`Predict`), and Shard to committed file (`PredictShards`), on one core."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.pvalue import TaggedOutput
+from apache_beam.transforms.display import DisplayDataItem
+from apache_beam.transforms.window import GlobalWindows
+from apache_beam.typehints import with_input_types, with_output_types
+
+from .. import progress
+from ..columns.plan import check_choice
+from ..columns.rules import ColumnRules
+from ..errors import InvalidRequest
+from ..jobs.job import Job, Loading
+from ..models.load import describe_model
+from ..models.ref import ModelRef, pin_model
+from ..output.dead_letters import dead_letter, dead_letter_schema
+from ..predicting.batch_predictor import BatchPredictor, BatchRequest, request_batches
+from ..predicting.bisection import BadRow
+from ..predicting.devices import cores, least_busy
+from ..predicting.predictor import devices_for, load_predictors, load_shared
+from ..shards.measuring import timed_load
+from ..shards.shard import Shard, ShardResult, WorkUnit
+from ..steps.predict_shard import predict_shard
+from ..storage import StoreOptions, open_store
+from ..storage.store import public_uri, take_retries
+from .metrics import (
+    count_batch,
+    count_load,
+    count_model_bytes,
+    count_result,
+    count_retries,
+    count_started,
+    count_traces,
+)
+from .plan import GivenJob
+
+DEAD_LETTERS = "dead_letters"
+
+
+@cache
+def _shard_threads() -> ThreadPoolExecutor:
+    """One pool for the process, however many DoFns a runner makes: a shard per core is in flight and no more."""
+    return ThreadPoolExecutor(cores(), thread_name_prefix="headrace-shard")
+
+
+class _PredictShard(beam.DoFn):
+    """Runners hand out elements one by one and bundles unevenly; the process-wide pool keeps all cores busy anyway.
+
+    The model is loaded in `setup`, unless the job is found out by an earlier step, as in a template.
+    """
+
+    def __init__(self, job: Job | None) -> None:
+        self._job = job
+        self._pending: deque[Future[ShardResult]] = deque()
+        self._cancelled = threading.Event()
+        self._ready = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._job,)
+
+    def setup(self) -> None:
+        if self._job is not None:
+            self._load(self._job)
+
+    def start_bundle(self) -> None:
+        self._abandon()
+        self._cancelled = threading.Event()
+
+    def process(self, unit: WorkUnit, job: Job) -> Iterator[ShardResult]:
+        if not self._ready:
+            self._load(job)
+        for shard in unit:
+            count_started()
+            self._pending.append(_shard_threads().submit(self._on_a_device, job, shard, self._cancelled))
+            while len(self._pending) > 2 * cores():
+                yield self._oldest()
+
+    def _load(self, job: Job) -> None:
+        (self._devices, self._predictors), self._process = timed_load(lambda: load_predictors(job))
+        self._traces_told, self._load_told = 0, False
+        self._store = open_store(job.folder, job.storage)
+        self._sink = open_store(job.output, job.storage)
+        self._ready = True
+
+    def _on_a_device(self, job: Job, shard: Shard, cancelled: threading.Event) -> ShardResult:
+        progress.add(shards_in_flight=1)
+        try:
+            with least_busy(self._devices) as i:
+                result = predict_shard(job, self._predictors[i], self._store, self._sink, shard, cancelled)
+        finally:
+            progress.add(shards_in_flight=-1)
+        return result if result.told is None else replace(result, told=replace(result.told, process=self._process))
+
+    def finish_bundle(self) -> Iterator[Any]:
+        while self._pending:
+            yield GlobalWindows.windowed_value(self._oldest())
+        if not self._ready:  # an empty bundle
+            return
+        if not self._load_told:
+            count_load(self._process.load_seconds)
+        self._load_told = True
+        count_model_bytes(progress.take_model_bytes())
+        traces = sum(predictor.traces for predictor in self._predictors)
+        count_traces(traces - self._traces_told)
+        count_retries(take_retries())
+        self._traces_told = traces
+
+    def teardown(self) -> None:
+        self._abandon()
+
+    def _oldest(self) -> ShardResult:
+        try:
+            result = self._pending.popleft().result()
+        except BaseException:
+            self._abandon()
+            raise
+        count_result(result)
+        return result
+
+    def _abandon(self) -> None:
+        self._cancelled.set()
+        while self._pending:
+            future = self._pending.popleft()
+            if not future.cancel():
+                future.exception()
+
+
+class PredictShards(beam.PTransform):
+    """PCollection[WorkUnit] to PCollection[ShardResult]: each shard becomes one prediction file in the job's output."""
+
+    def __init__(self, job: GivenJob) -> None:
+        super().__init__()
+        self._job = job
+
+    def expand(self, units: beam.PCollection[WorkUnit]) -> beam.PCollection[ShardResult]:
+        known = self._job if isinstance(self._job, Job) else None
+        return units | "Predict" >> beam.ParDo(_PredictShard(known), self._job).with_output_types(ShardResult)
+
+    def display_data(self) -> dict[str, Any]:
+        if not isinstance(self._job, Job):
+            return {}
+        models = [(model.ref, model.signature) for model in self._job.models]
+        return _shown(models, self._job.batch_rows, self._job.loading)
+
+
+class _PredictBatch(beam.DoFn):
+    def __init__(self, request: BatchRequest, ref: ModelRef, loading: Loading, dead_letters: bool) -> None:
+        self._request, self._ref, self._loading, self._dead_letters = request, ref, loading, dead_letters
+
+    def setup(self) -> None:
+        started = time.perf_counter()
+        devices = devices_for([self._ref], self._loading)
+        models = [load_shared(self._ref, self._request.signature, self._loading, device) for device in devices]
+        self._predict = BatchPredictor(self._request, devices, models)
+        self._load_seconds: float | None = time.perf_counter() - started
+
+    def start_bundle(self) -> None:
+        if self._load_seconds is not None:
+            count_load(self._load_seconds)
+        self._load_seconds = None
+        count_model_bytes(progress.take_model_bytes())
+
+    def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | TaggedOutput]:
+        if self._dead_letters:
+            dead_letter_schema(batch.schema)
+        bad: list[BadRow] = []
+        started = time.perf_counter()
+        for results, bisection in self._predict(batch, bad.append if self._dead_letters else None):
+            count_batch(
+                bisection.predicted_rows,
+                time.perf_counter() - started,
+                batches=bisection.batches,
+                bad_rows=bisection.bad_rows,
+                halved=bisection.halved,
+            )
+            # Beam's coder sends the whole of what a slice is of: kept columns would go with each piece anew.
+            yield from (pa.concat_batches([one]) if one.num_rows < batch.num_rows else one for one in results)
+            started = time.perf_counter()
+        if bad:
+            yield TaggedOutput(DEAD_LETTERS, pa.concat_batches(list(map(dead_letter, bad))))
+
+
+@with_input_types(pa.RecordBatch)
+@with_output_types(pa.RecordBatch)
+class Predict(beam.PTransform):
+    """PCollection[pa.RecordBatch] to PCollection[pa.RecordBatch]: the kept columns, then a column for each output.
+
+    `model` is a URI, pinned now, or the `ModelRef` that `pin_model` gives: of a config.json with weights, with custom
+    objects, or with code of its own. `features` maps a tensor to its column or columns, `predictions` an output
+    to its column's name; both default to equal names. `keep=None` keeps all columns that are no feature. `batch_rows` splits
+    larger batches; "auto" is a pure function of schema and signature; a batch that memory does not hold is halved, and so
+    are those after it. `rules` say what may be done to values, `loading` how the model reaches which device.
+
+    A row that cannot be predicted fails the pipeline, or with `on_error="dead_letter"` goes to a second collection, as a
+    record batch of its columns and of those that `headrace.transforms.output.dead_letters` tells; what comes back is then a tuple of both,
+    `.predictions` and `.dead_letters`. No bound holds there: count the latter.
+
+    Raises `ModelError`, `StorageError`, `InvalidRequest`, and `ColumnError` for names that the model lacks, when it is
+    constructed; `ColumnError` and `NullFeature` where a batch does not fit.
+
+        batches | Predict("gs://bucket/model", features={"pixels": "image"}, keep=["id"])
+    """
+
+    def __init__(
+        self,
+        model: str | ModelRef,
+        *,
+        signature: str = "serving_default",
+        features: Mapping[str, str | Sequence[str]] | None = None,
+        predictions: Mapping[str, str] | None = None,
+        keep: Sequence[str] | None = None,
+        batch_rows: int | str = "auto",
+        rules: ColumnRules = ColumnRules(),
+        on_error: str = "fail",
+        options: StoreOptions = StoreOptions(),
+        loading: Loading = Loading(),
+    ) -> None:
+        super().__init__()
+        self._request = request_batches(signature, features, predictions, keep, batch_rows, rules)
+        if on_error not in ("fail", "dead_letter"):
+            raise InvalidRequest("on_error has no such value", expected="'fail' or 'dead_letter'", found=repr(on_error))
+        self._dead_letters = on_error == "dead_letter"
+        self._ref = model if isinstance(model, ModelRef) else pin_model(model, options)
+        check_choice(describe_model(self._ref, signature).signatures[signature], self._request.columns)
+        self._loading = loading
+
+    def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Any:
+        do_fn = _PredictBatch(self._request, self._ref, self._loading, self._dead_letters)
+        predict = beam.ParDo(do_fn).with_output_types(pa.RecordBatch)
+        if not self._dead_letters:
+            return batches | "Predict" >> predict
+        return batches | "Predict" >> predict.with_outputs(DEAD_LETTERS, main="predictions")
+
+    def display_data(self) -> dict[str, Any]:
+        rows = self._request.rows or "auto"
+        return _shown([(self._ref, self._request.signature)], rows, self._loading)
+
+
+def _shown(models: Sequence[tuple[ModelRef, str]], rows: int | str, loading: Loading) -> dict[str, Any]:
+    """What a runner's page tells of a step; a key may have one value."""
+    told = {
+        "model": ("Model", [public_uri(ref.uri) for ref, _ in models]),
+        "digest": ("SHA-256 of the model", [ref.digest for ref, _ in models]),
+        "signature": ("Signature", [signature for _, signature in models]),
+        "batch_rows": ("Rows per batch", [str(rows)]),
+        "device": ("Device", [loading.device]),
+    }
+    return {key: DisplayDataItem(", ".join(values), label=label) for key, (label, values) in told.items()}

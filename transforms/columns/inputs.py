@@ -1,0 +1,311 @@
+"""RecordBatch to tensors and back. Everything that schema and signature can tell is checked when a plan is made.
+
+What fits: each row of the column has the tensor's shape beyond the batch. Besides, a flat list of as many values as the
+tensor's known dimensions multiply to is taken row-major, dimensions of 1 may be missing or extra, and several scalar
+columns are packed side by side. A column may be the member of a struct, by its path (`payload.pixels`); a column whose own
+name is that wins. Casts happen only where no value can change, bool becomes 0 and 1; `ColumnRules` allows more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from ..errors import ColumnError, UnsupportedModel
+from ..models.spec import TensorSpec
+from ..models.streaming.dlpack import to_tensor
+from .casts import NUMERIC, can_cast, casts_exactly, is_float, numpy_dtype
+from .column import Column, column_of
+from .nesting import EqualLists, Level, PaddedLists
+from .outputs import Output, OutputPlan, output_plan
+from .rules import ColumnRules, TensorRule, tensor_rules
+from .struct_paths import member_type, path_names, path_of
+from .wording import listed, nearest, shown, told, within
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+__all__ = ["ColumnRules", "Input", "InputPlan", "Output", "OutputPlan", "plan_inputs", "plan_outputs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """How one tensor is read. `inner` is its shape beyond the batch; None where the rows decide."""
+
+    spec: TensorSpec
+    columns: tuple[Column, ...]
+    inner: tuple[int, ...] | None
+
+    def tensor(self, batch: pa.RecordBatch, where: str, first_row: int) -> tf.Tensor:
+        if len(self.columns) > 1:
+            return self._packed(batch, where, first_row)
+        return self.columns[0].tensor(batch, self.inner, where, first_row)
+
+    def _packed(self, batch: pa.RecordBatch, where: str, first_row: int) -> tf.Tensor:
+        rows, shape = batch.num_rows, (batch.num_rows, *(self.inner or (len(self.columns),)))
+        if self.spec.dtype == "string":
+            import tensorflow as tf
+
+            return tf.reshape(
+                tf.stack([one.tensor(batch, (), where, first_row) for one in self.columns], axis=1), shape
+            )
+        dtype = numpy_dtype(self.spec.dtype)
+        buffer = pa.allocate_buffer(rows * len(self.columns) * dtype.itemsize)
+        packed = np.frombuffer(buffer, dtype).reshape(rows, len(self.columns))
+        for place, column in enumerate(self.columns):
+            packed[:, place] = column.numbers(batch, where, first_row)
+        return to_tensor(packed.reshape(shape), self.spec.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class InputPlan:
+    """Which columns become which tensors, and how; survives pickling."""
+
+    inputs: tuple[Input, ...]
+
+    @property
+    def mapping(self) -> Mapping[str, tuple[str, ...]]:
+        """Tensor name to its column or columns, members of structs by their path."""
+        return {one.spec.name: tuple(column.name for column in one.columns) for one in self.inputs}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The top-level columns to read, each once, in the order of their first use."""
+        return tuple(dict.fromkeys(column.path[0] for one in self.inputs for column in one.columns))
+
+    @property
+    def whole_columns(self) -> tuple[str, ...]:
+        """Those of `columns` that are features as a whole. A struct of which a member is read is none: it has other members,
+        so that it is kept unless somebody says otherwise.
+        """
+        return tuple(
+            dict.fromkeys(column.path[0] for one in self.inputs for column in one.columns if len(column.path) == 1)
+        )
+
+    @property
+    def row_nbytes(self) -> int | None:
+        """Bytes that one row takes in the tensors; None where strings or lists vary."""
+        total = 0
+        for one in self.inputs:
+            inner = one.inner if one.inner is not None else one.columns[0].dims
+            if one.spec.dtype == "string" or None in inner:
+                return None
+            itemsize = 2 if one.spec.dtype == "bfloat16" else np.dtype(one.spec.dtype).itemsize
+            total += itemsize * math.prod(dim or 0 for dim in inner)
+        return total
+
+    def tensors(self, batch: pa.RecordBatch, *, where: str = "", first_row: int = 0) -> dict[str, tf.Tensor]:
+        """One tensor per input, its first dimension the rows of the batch, in Arrow's own memory where that is aligned.
+
+        `where` (the file) and `first_row` (the file's row at which the batch begins, from 0) are for messages.
+        Raises `NullFeature` for a null that nothing fills, and `ColumnError` for a list of another length, a value that
+        cannot be cast and an image that cannot be decoded; all name the first such row.
+        """
+        return {one.spec.name: one.tensor(batch, where, first_row) for one in self.inputs}
+
+
+def plan_inputs(
+    schema: pa.Schema,
+    inputs: Mapping[str, TensorSpec],
+    features: Mapping[str, tuple[str, ...]],
+    *,
+    rules: ColumnRules = ColumnRules(),
+    where: str = "",
+) -> InputPlan:
+    """Finds each tensor's columns and how to read them; `where` (the file) is for messages.
+
+    A tensor that `features` does not name takes the column of its own name; a single tensor without such a column takes
+    the only column that fits it, times and structs aside. Raises `ColumnError`.
+    """
+    ruled = check_inputs(inputs, features, rules)
+    names = {tensor: tuple(features.get(tensor) or (tensor,)) for tensor in inputs}
+    if len(inputs) == 1 and not features and path_of(schema, next(iter(inputs))) is None:
+        ((tensor, spec),) = inputs.items()
+        names = {tensor: (_only_fit(schema, spec, ruled[tensor], where),)}
+    return InputPlan(
+        tuple(_input(schema, inputs[tensor], columns, ruled[tensor], where) for tensor, columns in names.items())
+    )
+
+
+def check_inputs(
+    inputs: Mapping[str, TensorSpec], features: Iterable[str], rules: ColumnRules
+) -> dict[str, TensorRule]:
+    """What is to be done to each tensor's values. Raises `ColumnError` for a name or value that does not suit the model."""
+    for tensor in features:
+        if tensor not in inputs:
+            raise ColumnError(
+                f"The model has no input '{tensor}'",
+                expected="the name of one of its inputs",
+                found=listed("inputs", inputs),
+                cure=nearest(tensor, inputs) or "Name one of these instead.",
+            )
+    return tensor_rules(rules, inputs)
+
+
+def plan_outputs(
+    outputs: Mapping[str, TensorSpec], predictions: Mapping[str, str], *, rules: ColumnRules = ColumnRules()
+) -> OutputPlan:
+    """The columns that the outputs become, named as `predictions` says, else after the output.
+
+    One value a row is a primitive column. By `rules.prediction_type`, a vector is a fixed-size list ("auto", "list") or an
+    `arrow.fixed_shape_tensor` ("tensor"); more dimensions are such a tensor ("auto", "tensor") or lists of lists ("list").
+    Strings, bools, ragged outputs and dimensions that vary are always lists. bfloat16 becomes float32. Strings become `binary`:
+    TensorFlow's are any bytes, and whether all are UTF-8 is not known before the last.
+    Raises `ColumnError` for names, `UnsupportedModel` for an output that has no row for each row of the input.
+    """
+    return output_plan(outputs, predictions, rules.prediction_type)
+
+
+def _input(schema: pa.Schema, spec: TensorSpec, names: tuple[str, ...], rule: TensorRule, where: str) -> Input:
+    if spec.shape is not None and (not spec.shape or spec.shape[0] is not None):
+        raise UnsupportedModel(
+            f"The model's input '{spec.name}' has no batch dimension",
+            expected="a first dimension that varies (None): a row of data for each",
+            found=told(spec),
+            cure="Export the model with a batch dimension of None.",
+        )
+    columns = [_column(schema, spec, name, rule, where) for name in names]
+    target = None if spec.shape is None else spec.shape[1:]
+    if len(columns) == 1:
+        (column,) = columns
+        fit = _match(column.dims, target)
+        if fit is None:
+            raise _misfit(spec, column, where, "Reshape the column, or name another with --feature.")
+        lengths, inner = fit
+        return Input(spec, (_with_lengths(column, lengths),), inner)
+    for column in columns:
+        if column.dims:
+            raise _misfit(spec, column, where, "Only scalar columns can be packed side by side.")
+    fit = _match((len(columns),), target)
+    if fit is None:
+        raise ColumnError(
+            f"{len(columns)} columns do not fit tensor '{spec.name}'{within(where)}",
+            expected=told(spec),
+            found=", ".join(names),
+            cure=f"Give --feature {spec.name}=… as many columns as the tensor has values in a row.",
+        )
+    return Input(spec, tuple(columns), fit[1])
+
+
+def _column(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule, where: str) -> Column:
+    """The handlers for a column whose values can become the tensor's; shapes are not looked at."""
+    path = path_of(schema, name)
+    if path is None or schema.names.count(path[0]) != 1:
+        found = path is not None
+        raise ColumnError(
+            f"There {'are several columns' if found else 'is no column'} '{name}'{within(where)} for tensor '{spec.name}'",
+            expected=told(spec),
+            found=listed("columns", schema.names),
+            cure="Rename all but one."
+            if found
+            else nearest(name, path_names(schema)) + f" Say --feature {spec.name}=COLUMN.",
+        )
+    kind = schema.field(path[0]).type
+    column = column_of(name, path, kind, rule)
+    if column is None:
+        found_kind = member_type(kind, path)
+        raise _misfit_type(spec, name, str(found_kind), where, _cure(found_kind, spec, name, rule))
+    own = column.leaf.dtype
+    if own == spec.dtype and column.leaf.exact:
+        return column
+    if casts_exactly(own, spec.dtype) and column.leaf.exact:
+        return column
+    possible = can_cast(own, spec.dtype) and (column.leaf.exact or is_float(spec.dtype))
+    if possible and rule.cast:
+        return column
+    cure = f"Write the column as {spec.dtype}, or name another with --feature."
+    if possible:
+        cure = f"Values could change, so nothing is cast: write the column as {spec.dtype}, or say --cast {spec.name}."
+    elif own in NUMERIC and spec.dtype in NUMERIC:
+        cure = f"A decimal becomes a fraction only: write the column as {spec.dtype}."
+    raise _misfit(spec, column, where, cure)
+
+
+def _cure(kind: pa.DataType, spec: TensorSpec, name: str, rule: TensorRule) -> str:
+    """What to do about a column that no handler reads."""
+    if pa.types.is_struct(kind) and kind.num_fields:
+        members = ", ".join(f"{name}.{kind.field(i).name}" for i in range(kind.num_fields))
+        return f"Name one of its members: --feature {spec.name}=MEMBER, of {members}."
+    if rule.image is not None:
+        return f"--decode_image {spec.name}=… takes a column of binary or strings that hold JPEG or PNG files."
+    return "Cast the column to a number, bool, string or list of these."
+
+
+def _only_fit(schema: pa.Schema, spec: TensorSpec, rule: TensorRule, where: str) -> str:
+    fitting = [name for name in dict.fromkeys(schema.names) if _fits(schema, spec, name, rule)]
+    if len(fitting) == 1:
+        return fitting[0]
+    raise ColumnError(
+        f"{'Several columns fit' if fitting else 'No column fits'} the model's only input '{spec.name}'{within(where)}",
+        expected=f"one column for {told(spec)}",
+        found=", ".join(fitting) or ", ".join(f"{field.name}: {field.type}" for field in schema),
+        cure=f"Name the column: --feature {spec.name}=COLUMN.",
+    )
+
+
+def _fits(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule) -> bool:
+    """Whether the column may be meant where none is named; a time that is read as a number is not meant unasked."""
+    try:
+        plan = _input(schema, spec, (name,), rule, "")
+    except ColumnError:
+        return False
+    return not plan.columns[0].leaf.meaning
+
+
+def _match(
+    dims: tuple[int | None, ...], target: tuple[int | None, ...] | None
+) -> tuple[tuple[int | None, ...], tuple[int, ...] | None] | None:
+    """Holds the shape of a column's row against the tensor's: the lengths that the column's levels must have and the
+    tensor's shape beyond the batch (None where the rows decide), or None where they do not fit.
+    """
+    if target is None:
+        return dims, _known(dims)
+    if len(dims) == len(target) and all(d is None or t is None or d == t for d, t in zip(dims, target, strict=True)):
+        lengths = tuple(t if d is None else d for d, t in zip(dims, target, strict=True))
+        return lengths, _known(lengths)
+    if not dims and target == (None,):
+        return (), (1,)
+    inner = _known(target)
+    if inner is None:
+        return None
+    if len(dims) == 1 and dims[0] in (None, math.prod(inner)):
+        return (math.prod(inner),), inner
+    if None not in dims and [d for d in dims if d != 1] == [t for t in inner if t != 1]:
+        return dims, inner
+    return None
+
+
+def _known(dims: tuple[int | None, ...]) -> tuple[int, ...] | None:
+    known = tuple(dim for dim in dims if dim is not None)
+    return known if len(known) == len(dims) else None
+
+
+def _with_lengths(column: Column, lengths: tuple[int | None, ...]) -> Column:
+    """The column, its lists held to these lengths from the outermost in."""
+    levels: list[Level] = []
+    at = 0
+    for level in column.levels:
+        levels.append(replace(level, dims=(lengths[at],)) if isinstance(level, EqualLists | PaddedLists) else level)
+        at += len(level.dims)
+    return replace(column, levels=tuple(levels))
+
+
+def _misfit(spec: TensorSpec, column: Column, where: str, cure: str) -> ColumnError:
+    kind = str(member_type(column.type, column.path))
+    if column.rule.image is not None:
+        kind += f", decoded to {shown(column.leaf.dims)}"
+    return _misfit_type(spec, column.name, kind, where, cure)
+
+
+def _misfit_type(spec: TensorSpec, name: str, kind: str, where: str, cure: str) -> ColumnError:
+    return ColumnError(
+        f"Column '{name}'{within(where)} does not fit tensor '{spec.name}'",
+        expected=told(spec),
+        found=kind,
+        cure=cure,
+    )

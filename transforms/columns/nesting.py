@@ -1,0 +1,140 @@
+"""The levels between a row and its values: fixed lists, equal lists, padded lists, members of structs.
+
+A level opens an array of its kind: it gives the values within, and the shape that it adds. Once something is padded, a
+mask tells at which places these values stand, one after the other; so they are put there once, at the leaf, however many
+levels are padded.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .values import nulls, offsets
+
+
+@dataclass(slots=True)
+class Opened:
+    """The values of `array` stand, in order, at the places where `present` is true, or everywhere where that is None.
+
+    `dims` is what the levels so far make of one row: places are row-major.
+    """
+
+    array: pa.Array
+    present: np.ndarray[Any, Any] | None = None
+    dims: tuple[int, ...] = ()
+
+    def row(self, index: int) -> int:
+        """The row of the batch that the value at this index of the array belongs to."""
+        place = index if self.present is None else int(np.flatnonzero(self.present)[index])
+        return place // math.prod(self.dims)
+
+
+# One long list makes all of a batch long; this many values of eight bytes are 2 GiB.
+MOST_PLACES = 1 << 28
+
+
+class ListLengthError(Exception):
+    """The list at `index` of its level is of a length that the plan does not allow."""
+
+    def __init__(self, index: int, length: int, wanted: str) -> None:
+        super().__init__(index, length, wanted)
+        self.index, self.length, self.wanted = index, length, wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One field of a struct, which is null where the struct is."""
+
+    name: str
+    dims: tuple[()] = ()
+    fills_nulls = True
+
+    def open(self, at: Opened) -> None:
+        at.array = pc.struct_field(at.array, [at.array.type.get_field_index(self.name)])
+
+
+@dataclass(frozen=True, slots=True)
+class FixedLists:
+    """`arrow.fixed_shape_tensor`s and fixed-size lists: `dims` values each, row-major. A null one is of nulls."""
+
+    dims: tuple[int, ...]
+    fills_nulls = True
+
+    def open(self, at: Opened) -> None:
+        storage = at.array.storage if isinstance(at.array, pa.ExtensionArray) else at.array
+        size = storage.type.list_size
+        values = storage.values.slice(storage.offset * size, len(storage) * size)
+        if storage.null_count:
+            place = pa.array(np.arange(len(values)), mask=np.repeat(nulls(storage), size))
+            values = values.take(place)
+        if at.present is not None:
+            at.present = np.repeat(at.present, size)
+        at.array, at.dims = values, at.dims + self.dims
+
+
+@dataclass(frozen=True, slots=True)
+class EqualLists:
+    """Lists that must be equally long: `dims[0]` values each, or where that is None, as many as the first has."""
+
+    dims: tuple[int | None]
+    fills_nulls = False
+
+    def open(self, at: Opened) -> None:
+        array, wanted = at.array, self.dims[0]
+        if not len(array):
+            at.array, at.dims = array.values.slice(0, 0), (*at.dims, wanted or 0)
+            return
+        edges = offsets(array)
+        lengths = np.diff(edges)
+        length = int(lengths[0]) if wanted is None else wanted
+        wrong = lengths != length
+        if wrong.any():
+            index = int(wrong.argmax())
+            told = f"{length} values" if wanted is not None else f"{length} values, as in the first list"
+            raise ListLengthError(index, int(lengths[index]), told)
+        at.array = array.values.slice(int(edges[0]), int(edges[-1] - edges[0]))
+        at.dims = (*at.dims, length)
+
+
+@dataclass(frozen=True, slots=True)
+class PaddedLists:
+    """Lists of any length up to `dims[0]`, or where that is None, up to the longest of the batch. A null one is empty."""
+
+    dims: tuple[int | None]
+    fills_nulls = True
+
+    def open(self, at: Opened) -> None:
+        array, wanted = at.array, self.dims[0]
+        edges = offsets(array) if len(array) else np.zeros(1, np.int64)
+        first, last = int(edges[0]), int(edges[-1])
+        lengths = np.diff(edges)
+        values = array.values.slice(first, last - first)
+        if array.null_count and lengths[missing := nulls(array)].any():
+            values = values.filter(pa.array(np.repeat(~missing, lengths)))
+            lengths[missing] = 0
+        longest = int(lengths.max(initial=0))
+        size = longest if wanted is None else wanted
+        places = len(lengths) if at.present is None else len(at.present)
+        if longest > size:
+            index = int((lengths > size).argmax())
+            raise ListLengthError(index, int(lengths[index]), f"at most {size} values")
+        if places * size > MOST_PLACES:
+            told = f"at most {MOST_PLACES // places} values, since {places} lists of the batch are padded alike"
+            raise ListLengthError(int(lengths.argmax()), longest, told)
+        if at.present is not None or longest < size or int(lengths.min(initial=size)) < size:
+            present = np.arange(size) < lengths[:, None]
+            if at.present is not None:
+                everywhere = np.zeros((len(at.present), size), np.bool_)
+                everywhere[at.present] = present
+                present = everywhere
+            at.present = present.reshape(-1)
+        at.array, at.dims = values, (*at.dims, size)
+
+
+Level = Member | FixedLists | EqualLists | PaddedLists

@@ -1,0 +1,213 @@
+"""Which columns feed the model, which stay, what the output holds: settled from schema and signature, before any row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+import numpy as np
+import pyarrow as pa
+
+from ..errors import ColumnError, InvalidRequest
+from ..models.spec import Signature, TensorSpec
+from .inputs import InputPlan, OutputPlan, check_inputs, plan_inputs, plan_outputs
+from .rules import ColumnRules
+
+_BATCH_BYTES = 2 << 20
+_MOST_BATCH_ROWS = 8192
+# Rows as large as images: a few at once, so that a pass over the model's weights serves more than one.
+_LARGE_ROWS, _LARGE_BATCH_BYTES = 8, 16 << 20
+_VARIABLE_LENGTH_ROWS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnChoice:
+    """What is said of one model's columns: tensor to column or columns, output to column, and what may be done to values.
+
+    `name` tells several models of one job apart; an output that `predictions` leaves out becomes the column `NAME_OUTPUT`
+    then, and `OUTPUT` where there is no name. Hashable; survives pickling.
+    """
+
+    name: str = ""
+    features: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    predictions: tuple[tuple[str, str], ...] = ()
+    rules: ColumnRules = ColumnRules()
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """How one model is fed and what becomes of its outputs. `batch_rows` is its fixed batch; None where it varies."""
+
+    inputs: InputPlan
+    outputs: OutputPlan
+    batch_rows: int | None
+
+    def resolved(self, choice: ColumnChoice) -> ColumnChoice:
+        """The choice with nothing left to a default."""
+        columns = [(one.spec.name, one.field.name) for one in self.outputs.outputs]
+        return ColumnChoice(choice.name, tuple(sorted(self.inputs.mapping.items())), tuple(columns), choice.rules)
+
+
+@dataclass(frozen=True)
+class ColumnPlan:
+    """`columns` feed the models or are kept, in order; `output_schema` holds kept columns, then predictions."""
+
+    models: tuple[ModelPlan, ...]
+    keep: tuple[str, ...]
+    columns: tuple[str, ...]
+    output_schema: pa.Schema
+
+
+def plan_columns(
+    schema: pa.Schema,
+    models: Sequence[tuple[Signature, ColumnChoice]],
+    keep: Sequence[str] | None,
+    *,
+    told_by_folders: Collection[str] = (),
+    where: str = "",
+) -> ColumnPlan:
+    """`keep=None` keeps every column that is no feature of any model, nor `told_by_folders` of the output; `where` (the
+    file) is for messages.
+
+    Raises `ColumnError` for columns that do not fit, `UnsupportedModel` for inputs and outputs without a batch.
+    """
+    repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    if repeated:
+        raise ColumnError(
+            f"{where or 'The input'} has several columns named {repeated[0]!r}",
+            expected="a name for each column",
+            found=f"columns {', '.join(schema.names)}",
+            cure="Rename all but one of them",
+        )
+    plans = tuple(_plan_model(schema, signature, choice, where) for signature, choice in models)
+    features = {name for plan in plans for name in plan.inputs.columns}
+    # A struct of which only a member feeds a model passes through like any other column.
+    whole = {name for plan in plans for name in plan.inputs.whole_columns}
+    # Readers of Parquet take such a column from the folders, and most of them no file that has it as well.
+    aside = whole.union(told_by_folders)
+    kept = tuple(keep) if keep is not None else tuple(name for name in schema.names if name not in aside)
+    for name in kept:
+        if name not in schema.names:
+            near = get_close_matches(name, schema.names, 1)
+            raise ColumnError(
+                f"--keep names a column {name!r} that {where or 'the input'} lacks",
+                expected=f"one of {', '.join(schema.names)}",
+                found=name,
+                cure=f"Did you mean {near[0]!r}?" if near else "Name columns of the input, or --keep= for none",
+            )
+    owners = dict.fromkeys(kept, "a kept column")
+    for plan, (_, choice) in zip(plans, models, strict=True):
+        for output in plan.outputs.outputs:
+            column, title = output.field.name, f"{choice.name}.{output.spec.name}".lstrip(".")
+            if column in owners:
+                raise ColumnError(
+                    f"The model's output {title!r} and {owners[column]} would both be {column!r}",
+                    expected="a name of its own for each column of the output",
+                    found=f"kept columns {', '.join(kept)}; predictions "
+                    + ", ".join(field.name for one in plans for field in one.outputs.fields),
+                    cure=f"Rename the prediction, as in --prediction {title}={column}_predicted"
+                    + (", or leave it out of --keep" if column in kept else ""),
+                )
+            owners[column] = f"the output {title!r}"
+    columns = tuple(name for name in schema.names if name in features or name in kept)
+    # Files may differ in whether a column can be null, and the first speaks for all of them.
+    fields = [schema.field(name).with_nullable(True) for name in kept]
+    return ColumnPlan(plans, kept, columns, pa.schema(fields + [f for plan in plans for f in plan.outputs.fields]))
+
+
+def _plan_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice, where: str) -> ModelPlan:
+    inputs, outputs = varying_batch(signature)
+    predictions = dict(choice.predictions)
+    if choice.name:
+        predictions = {output: f"{choice.name}_{output}" for output in outputs} | predictions
+    return ModelPlan(
+        plan_inputs(schema, inputs, dict(choice.features), rules=choice.rules, where=where),
+        plan_outputs(outputs, predictions, rules=choice.rules),
+        fixed_batch(signature),
+    )
+
+
+def check_choice(signature: Signature, choice: ColumnChoice) -> None:
+    """What the signature alone tells of a choice. Raises `ColumnError` for names and values, `UnsupportedModel` for outputs."""
+    check_inputs(signature.inputs, dict(choice.features), choice.rules)
+    plan_outputs(varying_batch(signature)[1], dict(choice.predictions), rules=choice.rules)
+
+
+def fixed_batch(signature: Signature) -> int | None:
+    """The batch that a model of static shapes asks for: every input's first dimension, where all have the same one."""
+    first = {spec.shape[0] if spec.shape else None for spec in signature.inputs.values()}
+    return first.pop() if len(first) == 1 else None
+
+
+def varying_batch(signature: Signature) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+    """The inputs and outputs as columns are held against them: what is fixed of the batch alone is filled up later."""
+    rows = fixed_batch(signature)
+    inputs, outputs = (
+        {name: _varying(spec, rows) for name, spec in specs.items()} for specs in (signature.inputs, signature.outputs)
+    )
+    return inputs, outputs
+
+
+def _varying(spec: TensorSpec, rows: int | None) -> TensorSpec:
+    if rows is None or not spec.shape or spec.shape[0] != rows:
+        return spec
+    return replace(spec, shape=(None, *spec.shape[1:]))
+
+
+def choose_batch_rows(plan: ColumnPlan, asked: int | None) -> tuple[int, str]:
+    """Rows per batch and the rule that gave them; `asked=None` leaves them to `auto_batch_rows`.
+
+    Raises `InvalidRequest` where a model is fixed to another batch.
+    """
+    fixed = sorted({model.batch_rows for model in plan.models if model.batch_rows is not None})
+    if len(fixed) > 1 or (fixed and asked not in (None, *fixed)):
+        raise InvalidRequest(
+            f"--batch_size={asked or 'auto'} does not fit the models",
+            expected=f"the batch that a model is fixed to: {' and '.join(map(str, fixed))}",
+            found=str(asked) if len(fixed) == 1 else "models fixed to different batches",
+            cure="Leave --batch_size out" if len(fixed) == 1 else "Run a job for each of these models",
+        )
+    return (asked, "given") if asked else auto_batch_rows(plan)
+
+
+def auto_batch_rows(plan: ColumnPlan) -> tuple[int, str]:
+    """Rows per batch and the rule that gave them: a pure function of schema and signature."""
+    if fixed := [model.batch_rows for model in plan.models if model.batch_rows is not None]:
+        return max(fixed), "the batch that the model is fixed to"
+    sizes = [model.inputs.row_nbytes for model in plan.models]
+    outputs = max(known_row_nbytes(one.spec for one in model.outputs.outputs) for model in plan.models)
+    return rows_that_fit(None if None in sizes else max(size or 0 for size in sizes), outputs)
+
+
+def rows_that_fit(inputs: int | None, outputs: int) -> tuple[int, str]:
+    """As `auto_batch_rows`, for rows of so many bytes in a model's inputs, None where that varies, and in its outputs.
+
+    The larger of both stays near 2 MiB: a small network took equal CPU per row in batches of 2,048 to 16,384 rows of 256
+    bytes, more in larger ones, and each batch costs the interpreter's lock as much as another. The outputs count since
+    a model may make of a number or a text many times their bytes.
+    """
+    row_bytes = max(1, inputs or 0, outputs)
+    fits = max(1, _BATCH_BYTES // row_bytes, min(_LARGE_ROWS, _LARGE_BATCH_BYTES // row_bytes))
+    most = _MOST_BATCH_ROWS if inputs is not None else _VARIABLE_LENGTH_ROWS
+    rows = min(most, 1 << (fits.bit_length() - 1))
+    told = f"{row_bytes} bytes a row" if inputs is not None else f"{outputs} bytes a row of outputs (its inputs vary)"
+    return (
+        rows,
+        f"auto/2: the power of two at or below 2 MiB / {told}, at most {most}, at least {_LARGE_ROWS} within 16 MiB",
+    )
+
+
+def row_nbytes(spec: TensorSpec) -> int | None:
+    """Bytes that one row takes in the tensor; None where that varies."""
+    inner = None if spec.shape is None else spec.shape[1:]
+    if inner is None or None in inner or spec.dtype == "string":
+        return None
+    itemsize = 2 if spec.dtype == "bfloat16" else np.dtype(spec.dtype).itemsize
+    return itemsize * math.prod(dim or 0 for dim in inner)
+
+
+def known_row_nbytes(specs: Iterable[TensorSpec]) -> int:
+    """Bytes that one row takes in those of the tensors whose rows are all of one size."""
+    return sum(row_nbytes(spec) or 0 for spec in specs)

@@ -1,0 +1,37 @@
+"""How tensors, columns and names are told in errors."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from ..models.spec import TensorSpec
+
+
+def told(spec: TensorSpec) -> str:
+    if spec.shape is None:
+        return f"{spec.dtype} of any shape"
+    return f"{spec.dtype} {shown(spec.shape)}"
+
+
+def shown(shape: tuple[int | None, ...]) -> str:
+    return f"[{', '.join(str(dim) for dim in shape)}]"
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(names), 3, 0.5)
+    return f"Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
+
+
+def listed(what: str, names: Iterable[str]) -> str:
+    every = list(names)
+    rest = f" and {len(every) - 20} more" if len(every) > 20 else ""
+    return f"{what} {', '.join(every[:20])}{rest}" if every else f"no {what}"
+
+
+def of(where: str) -> str:
+    return f" of {where}" if where else ""
+
+
+def within(where: str) -> str:
+    return f" in {where}" if where else ""

@@ -1,0 +1,1 @@
+"""The immutable description of a job, the input files it names, and the user functions that it runs."""

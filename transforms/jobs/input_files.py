@@ -1,0 +1,298 @@
+"""Patterns to input files: listings that are streamed, so that memory does not grow with the number of files. No Beam."""
+
+from __future__ import annotations
+
+import heapq
+import os
+import re
+from array import array
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, groupby, islice
+from typing import Any, TypeVar
+
+import numpy as np
+
+from ..errors import HeadraceError, InvalidRequest, NotParquet, ObjectNotFound
+from ..shards.shard import common_folder, partition_values, source_digest
+from ..storage import ObjectRef, Store, StoreOptions, open_store
+from ..storage.store import public_uri, split_glob
+
+_STATS_AT_ONCE = 32
+# What an output tells of its files travels with it as one element of a runner.
+_MOST_JOINED = 4096
+
+Part = TypeVar("Part")
+HIDDEN = re.compile(r"/[._]")
+
+
+@dataclass(slots=True)
+class PassedOver:
+    """Files that match and are not read: names that start with `_` or `.`, and objects of zero bytes."""
+
+    hidden: int = 0
+    empty: int = 0
+    first_empty: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What one pass over the listing tells, in eight bytes for each file.
+
+    `first` is the first by URI. `sources` are the `source_digest`s of all files, or of those that are joined together, uint64,
+    sorted. `partitions` are the keys of the folders `key=value` that every file lies in, in that order.
+    """
+
+    first: ObjectRef
+    files: int
+    passed: PassedOver
+    sources: np.ndarray[Any, np.dtype[np.uint64]]
+    partitions: tuple[str, ...]
+
+    def includes(self, sources: Iterable[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Whether each `source_digest` is that of one of the files."""
+        asked = np.fromiter(sources, np.uint64)
+        at = np.searchsorted(self.sources, asked)
+        return self.sources[np.minimum(at, len(self.sources) - 1)] == asked
+
+
+def absolute_uri(uri: str) -> str:
+    """One name for each local file, however it was given; other URIs, and what is no path, as they are."""
+    path = uri.removeprefix("file://")
+    local = path.startswith("/") if uri.startswith("file://") else path and "://" not in path
+    return os.path.abspath(path) if local else uri
+
+
+def scheme_of(uri: str) -> str:
+    return uri.split("://", 1)[0] if "://" in uri else "file"
+
+
+def check_one_store(patterns: Iterable[str]) -> None:
+    if len(schemes := {scheme_of(pattern) for pattern in patterns}) > 1:
+        raise InvalidRequest(
+            "--input names files in several stores",
+            expected="all of one kind",
+            found=", ".join(sorted(schemes)),
+            cure="Run a job for each, or copy the files into one store",
+        )
+
+
+def expand_lists(inputs: tuple[str, ...], options: StoreOptions) -> tuple[str, ...]:
+    """The patterns themselves: each `@URI` gives way to the lines of that file, a URI or glob each. Blank lines, and those
+    that start with `#`, say nothing; a relative line starts in the list's own folder.
+    """
+    patterns = tuple(
+        chain.from_iterable(_read_list(one[1:], options) if one.startswith("@") else (one,) for one in inputs)
+    )
+    check_one_store(patterns)
+    return patterns
+
+
+def _read_list(uri: str, options: StoreOptions) -> Iterator[str]:
+    store = open_store(uri, options)
+    try:
+        text = store.read(store.stat(uri)).decode("utf-8-sig")
+    except ObjectNotFound as error:
+        raise ObjectNotFound(
+            f"--input=@{uri} names no file",
+            expected="a text file with one URI or glob on each line, where workers can read it too",
+            found=str(error),
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(
+            f"--input=@{uri} is no list of files",
+            expected="UTF-8 text with one URI or glob on each line",
+            found=str(error),
+            cure="Name a Parquet file itself without the @",
+        ) from error
+    lines = [line for raw in text.split("\n") if (line := raw.strip()) and not line.startswith("#")]
+    if not lines or any(line.startswith("@") for line in lines):
+        raise InvalidRequest(
+            f"--input=@{uri} is no list of files",
+            expected="one URI or glob on each line",
+            found="a list within a list" if lines else "no line",
+        )
+    if uri.startswith(("http://", "https://")):
+        uri = re.split(r"[?#]", uri)[0]
+    folder = uri[: uri.rfind("/") + 1]
+    return (absolute_uri(line if "://" in line or line.startswith("/") else folder + line) for line in lines)
+
+
+def each_input(patterns: tuple[str, ...], options: StoreOptions, passed: PassedOver) -> Iterator[ObjectRef]:
+    """Every file that a pattern matches, once, in the order of its URI. Passes over names that start with `_` or `.` below
+    a pattern's literal folder, as Parquet readers do, and objects of zero bytes; `passed` counts them.
+
+    Raises `ObjectNotFound` where a pattern matches nothing, and `NotParquet` where a file of zero bytes is named without one.
+    """
+    for pattern in patterns:
+        if pattern != public_uri(pattern):
+            raise InvalidRequest(
+                f"--input={public_uri(pattern)} has a query or a user, which would show in the output's names and records",
+                cure="Give it without, or copy the file to a bucket.",
+            )
+    store = open_store(patterns[0], options)
+    named = sorted({pattern for pattern in patterns if not split_glob(pattern)[1]})
+    sources = [_matching(store, pattern) for pattern in patterns if split_glob(pattern)[1]]
+    sources += [_named(store, named)] if named else []
+    found = False
+    for ref, hidden in _merged(sources):
+        _check_name(ref)
+        if hidden:
+            passed.hidden += 1
+        elif ref.size == 0:
+            passed.empty += 1
+            passed.first_empty = passed.first_empty or ref.uri
+        else:
+            found = True
+            yield ref
+    if not found:
+        raise ObjectNotFound(
+            f"Nothing is left to read of --input={', '.join(patterns[:3])}{', …' * (len(patterns) > 3)}",
+            expected="at least one Parquet file of more than zero bytes whose name starts with neither '_' nor '.'",
+            found=f"{passed.hidden} hidden and {passed.empty} empty files"
+            + f", the first of zero bytes {passed.first_empty}" * bool(passed.empty),
+            cure="Mend the pattern, or write the files first",
+        )
+
+
+def _merged(sources: list[Iterator[tuple[ObjectRef, bool]]]) -> Iterator[tuple[ObjectRef, bool]]:
+    """Each file once, in the order of its URI; hidden where every source says so."""
+    if len(sources) == 1:  # a store names an object once, in order: a third of the time of a long listing
+        yield from sources[0]
+        return
+    for _, same in groupby(heapq.merge(*sources, key=_uri), key=_uri):
+        refs = list(same)
+        yield refs[0][0], all(hidden for _, hidden in refs)
+
+
+def _uri(found: tuple[ObjectRef, bool]) -> str:
+    return found[0].uri
+
+
+def _matching(store: Store, pattern: str) -> Iterator[tuple[ObjectRef, bool]]:
+    """Each file with whether it is hidden."""
+    folder, matched = split_glob(pattern)[0], False
+    for ref in store.glob(pattern):
+        matched = True
+        yield ref, HIDDEN.search(ref.uri, len(folder) - 1) is not None
+    if not matched:
+        raise ObjectNotFound(
+            f"No file matches --input={pattern}",
+            expected="at least one Parquet file",
+            found=_what_is_near(store, folder),
+            cure="Mend the pattern (quote it in a shell; ** crosses folders), or write the files first",
+        )
+
+
+def _named(store: Store, uris: list[str]) -> Iterator[tuple[ObjectRef, bool]]:
+    """Files named without a wildcard; a few are asked for at once."""
+    left = iter(uris)
+    with ThreadPoolExecutor(_STATS_AT_ONCE) as threads:
+        while some := list(islice(left, _STATS_AT_ONCE)):
+            for ref in threads.map(lambda uri: _stat(store, uri), some):
+                hidden = ref.uri.rpartition("/")[2].startswith((".", "_"))
+                if not (ref.size or hidden):
+                    raise NotParquet(
+                        f"{ref.uri} is no Parquet file",
+                        expected="a file of more than zero bytes",
+                        found="zero bytes",
+                        cure="Write the file again, or leave it out of --input",
+                    )
+                yield ref, hidden
+
+
+def _stat(store: Store, uri: str) -> ObjectRef:
+    folder = uri.rstrip("/")
+    try:
+        if uri != folder:
+            raise ObjectNotFound(f"{uri} is the name of a folder")
+        return store.stat(uri)
+    except ObjectNotFound:
+        try:
+            inside = next(iter(store.list(f"{folder}/")), None)
+        except HeadraceError:  # a store that lists nothing has no folders
+            inside = None
+        if inside is None:
+            raise
+        raise ObjectNotFound(
+            f"--input={uri} is a folder",
+            expected="a file or a glob",
+            found=f"{inside.uri} in it",
+            cure=f"Say --input='{folder}/*.parquet', or '{folder}/**/*.parquet' for the folders below it too",
+        ) from None
+
+
+def _check_name(ref: ObjectRef) -> None:
+    try:
+        if not ref.uri.isascii():
+            ref.uri.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"An input file's name is no UTF-8: {ref.uri!a}",
+            cure="Rename it: its output's name and the manifest could not tell of it",
+        ) from error
+
+
+def _what_is_near(store: Store, folder: str) -> str:
+    near = [ref.uri for _, ref in zip(range(3), store.list(folder), strict=False)]
+    return f"in {folder}: {', '.join(near)}, …" if near else f"nothing in {folder}"
+
+
+def together(files: Iterable[ObjectRef], joined_bytes: int | None) -> Iterator[tuple[ObjectRef, ...]]:
+    """The files of one output each: neighbours of one folder up to `joined_bytes` and 4096 files, or each alone where that is
+    None. A pure function of the listing, so that whoever lists the same files joins the same; what it gave, it gives again.
+    """
+    if joined_bytes is None:
+        yield from ((ref,) for ref in files)
+        return
+    for _, neighbours in groupby(files, key=lambda ref: ref.uri.rpartition("/")[0]):
+        yield from join_small(neighbours, lambda ref: ref.size, joined_bytes, _MOST_JOINED)
+
+
+def join_small(
+    parts: Iterable[Part], size: Callable[[Part], int], most_bytes: int, most: int
+) -> Iterator[tuple[Part, ...]]:
+    """Neighbours together, up to `most` and `most_bytes` in all; what is larger alone stays alone."""
+    unit: list[Part] = []
+    nbytes = 0
+    for part in parts:
+        if unit and (nbytes + size(part) > most_bytes or len(unit) == most):
+            yield tuple(unit)
+            unit, nbytes = [], 0
+        unit.append(part)
+        nbytes += size(part)
+    if unit:
+        yield tuple(unit)
+
+
+def survey_inputs(
+    patterns: tuple[str, ...],
+    options: StoreOptions,
+    check: Callable[[ObjectRef], None],
+    joined_bytes: int | None = None,
+) -> Survey:
+    """Lists the input once; `check` is called with each file. `joined_bytes` as in `together`."""
+    folder, passed = common_folder(patterns), PassedOver()
+    first: ObjectRef | None = None
+    keys: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    place: str | None = None  # the folder of the last file, whose keys are `own`
+    sources, files = array("Q"), 0
+    for refs in together(each_input(patterns, options, passed), joined_bytes):
+        for ref in refs:
+            check(ref)
+            if place is not None and ref.uri.startswith(place) and ref.uri.find("/", len(place)) < 0:
+                continue
+            place = ref.uri[: ref.uri.rfind("/") + 1]
+            own = tuple(key for key, _ in partition_values(ref.uri, folder))
+            if first is None:
+                first, keys = ref, own
+            elif own != keys and keys:
+                keys = keys if set(own) == set(keys) else ()
+        files += len(refs)
+        sources.append(source_digest(*refs))
+    assert first is not None  # else each_input has raised
+    digests = np.frombuffer(sources, np.uint64)
+    digests.sort()
+    return Survey(first, files, passed, digests, keys)

@@ -1,0 +1,246 @@
+"""A Job: everything that decides what the output holds. It crosses to the workers and is kept in the output."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
+from typing import Any
+
+from ..columns.inputs import ColumnRules
+from ..columns.plan import ColumnChoice
+from ..errors import OutputConflict
+from ..models.ref import ModelRef
+from ..storage.store import StoreOptions, public_uri
+from .user_functions import FunctionRef
+
+JOB_RECORD = "_headrace/job.json"
+SUCCESS = "_SUCCESS"
+REPORT = "_headrace/report.html"
+MANIFEST_FOLDER = "_manifest"
+DEAD_LETTERS_FOLDER = "_dead_letters"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How a worker loads the model; no part of what the job is. See `headrace.load_model`.
+
+    `device` is one of `headrace.transforms.predicting.devices.DEVICES`: "auto" is every GPU that TensorFlow sees, else the CPU.
+    """
+
+    connections: int = 32
+    in_flight_bytes: int = 256 << 20
+    model_sharing: str = "machine"
+    device: str = "auto"
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """All but the device, as `load_model` takes it."""
+        return {name: value for name, value in asdict(self).items() if name != "device"}
+
+
+@dataclass(frozen=True, slots=True)
+class FirstInput:
+    """The input file that told the schema, of which `schema` is the Arrow IPC form: kept, so that a job which is run again
+    reads no footer.
+    """
+
+    uri: str
+    version: str
+    schema: bytes
+
+    def record(self) -> dict[str, str]:
+        return {"uri": self.uri, "version": self.version, "schema": base64.b64encode(self.schema).decode()}
+
+
+@dataclass(frozen=True, slots=True)
+class OnError:
+    """What becomes of rows that cannot be predicted. `dead_letters` is the folder that they go to, without a trailing
+    slash; None fails the job at the first. `most` is how many may: `N`, or `P%`, which is rounded up to a whole row.
+    """
+
+    dead_letters: str | None = None
+    most: str = "0"
+
+    def allowed(self, rows: int) -> int:
+        """Bad rows (inclusive) that a shard of so many rows may have, or the job."""
+        if self.most.endswith("%"):
+            return math.ceil(rows * Fraction(self.most[:-1]) / 100)
+        return int(self.most)
+
+
+@dataclass(frozen=True, slots=True)
+class JobModel:
+    """One model of the job's pass over the rows. Its columns are resolved: nothing is left to a default.
+
+    `columns.name` is "" where the job has one model, else what `--model NAME=URI` calls it.
+    """
+
+    ref: ModelRef
+    signature: str
+    columns: ColumnChoice
+
+    def record(self) -> dict[str, Any]:
+        usual = ColumnRules()
+        rules = self.columns.rules
+        return {
+            "uri": public_uri(self.ref.uri),
+            "format": self.ref.format,
+            "digest": self.ref.digest,
+            "signature": self.signature,
+            "feature": {tensor: list(columns) for tensor, columns in self.columns.features},
+            "prediction": dict(self.columns.predictions),
+            **{
+                one.name: getattr(rules, one.name)
+                for one in fields(rules)
+                if getattr(rules, one.name) != getattr(usual, one.name)
+            },
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """`models` and `keep` are resolved: nothing in them is left to a default.
+
+    `input_schema` is the Arrow IPC form of the columns that are read, in the order in which they are read.
+    `inputs` are globs, URIs and `@` lists of them; `folder` is the deepest above all of them, with its trailing slash.
+    `partitions` are the columns that the folders below it tell. `user_packages` are names and digests of contents.
+    `first_input` is what the schema was learned from; no part of what the job is.
+    `compact` joins the rows of small files into outputs of up to `shard_bytes`.
+    `incremental` lets outputs of inputs that changed or vanished give way; it is no part of what the job is.
+    `report` is the page that is written at the end, `compare` another one to hold it against; neither is part of it either.
+    `output` has no trailing slash. `batch_rows` and `limit` are rows, `shard_bytes` compressed bytes.
+    """
+
+    models: tuple[JobModel, ...]
+    inputs: tuple[str, ...]
+    folder: str
+    partitions: tuple[str, ...]
+    output: str
+    keep: tuple[str, ...]
+    input_schema: bytes
+    batch_rows: int
+    batch_rule: str
+    shard_bytes: int
+    limit: int | None
+    versions: tuple[tuple[str, str], ...]
+    preprocess: FunctionRef | None = None
+    postprocess: FunctionRef | None = None
+    user_packages: tuple[tuple[str, str], ...] = ()
+    jit_compile: bool = False
+    compact: bool = False
+    first_input: FirstInput | None = None
+    incremental: bool = False
+    storage: StoreOptions = StoreOptions()
+    loading: Loading = Loading()
+    on_error: OnError = OnError()
+    report: str | None = None
+    compare: str | None = None
+
+    def record(self) -> dict[str, Any]:
+        """What `_headrace/job.json` holds. Two jobs with equal fingerprints write equal predictions."""
+        record: dict[str, Any] = {
+            "headrace_format": FORMAT,
+            "models": {model.columns.name: model.record() for model in self.models},
+            "input": list(self.inputs),
+            # What a list names may change the folder, and with it every output's name.
+            **({"folder": self.folder} if any(one.startswith("@") for one in self.inputs) else {}),
+            "partition_columns": list(self.partitions),
+            "keep": list(self.keep),
+            "schema": hashlib.sha256(self.input_schema).hexdigest(),
+            "batch_size": self.batch_rows,
+            "batch_rule": self.batch_rule,
+            "shard_bytes": self.shard_bytes,
+            **({"compact": True} if self.compact else {}),
+            "limit": self.limit,
+            "versions": dict(self.versions),
+            "preprocess": asdict(self.preprocess) if self.preprocess else None,
+            "postprocess": asdict(self.postprocess) if self.postprocess else None,
+            "user_package": dict(self.user_packages),
+            "jit_compile": self.jit_compile,
+            **self._record_on_error(),
+            **({"first_input": self.first_input.record()} if self.first_input else {}),
+        }
+        record = json.loads(json.dumps(record))  # tuples become lists, as in the file
+        record["fingerprint"] = fingerprint_of(record)
+        return record
+
+    def _record_on_error(self) -> dict[str, Any]:
+        """The usual folder of dead letters is no part of it: it follows the output wherever that lies."""
+        folder = self.on_error.dead_letters
+        if folder is None:
+            return {"on_error": "fail"}
+        elsewhere = {} if folder == f"{self.output}/{DEAD_LETTERS_FOLDER}" else {"dead_letters": folder}
+        return {"on_error": "dead_letter", **elsewhere, "max_bad_rows": self.on_error.most}
+
+    @property
+    def joined_bytes(self) -> int | None:
+        """How many bytes of small files go into one output; None where each has its own."""
+        return self.shard_bytes if self.compact else None
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the record."""
+        return str(self.record()["fingerprint"])
+
+    @property
+    def model_digests(self) -> str:
+        """The digest of the one model; of several, `name=digest`, in their order, with commas between."""
+        return ",".join(
+            f"{model.columns.name}={model.ref.digest}" if model.columns.name else model.ref.digest
+            for model in self.models
+        )
+
+
+def fingerprint_of(record: dict[str, Any]) -> str:
+    """Where a model lies is not part of what it is; its digest is. How many rows may be bad decides none of them, nor does
+    which file told the schema.
+    """
+    no_part = ("fingerprint", "max_bad_rows", "first_input")
+    what = {key: value for key, value in record.items() if key not in no_part}
+    what["models"] = {
+        name: {key: value for key, value in model.items() if key != "uri"} for name, model in record["models"].items()
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def dump_record(record: dict[str, Any]) -> bytes:
+    return json.dumps(record, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def check_same_job(output: str, kept: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises `OutputConflict` naming every field in which the folder's job differs from the one asked for."""
+    if kept.get("fingerprint") == wanted["fingerprint"]:
+        return
+    was, now = _flat(kept), _flat(wanted)
+    differ = [key for key in now | was if was.get(key) != now.get(key)]
+    raise OutputConflict(
+        f"{output} holds the output of another job: {', '.join(differ) or 'an edited record'} differ",
+        expected="; ".join(f"{key} {_short(was.get(key))}" for key in differ) + " (the folder's job)",
+        found="; ".join(f"{key} {_short(now.get(key))}" for key in differ) + " (this command)",
+        cure="Name another --output, or add --overwrite to replace that job's output",
+    )
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """Each field by the name that a person knows it by; a model is its digest, and lies wherever it lies."""
+    flat = {key: value for key, value in record.items() if key not in ("fingerprint", "models", "first_input")}
+    models: dict[str, dict[str, Any]] = record.get("models", {})
+    if models.keys() == {""}:
+        (one,) = models.values()
+        own = {key: value for key, value in one.items() if key not in ("uri", "format", "digest")}
+        return {"model": {key: one[key] for key in ("uri", "digest")}, **own, **flat} if "digest" in one else flat
+    named: dict[str, Any] = {}
+    for name, model in models.items():
+        named[f"model {name}"] = {key: model.get(key) for key in ("uri", "digest")}
+        named |= {f"{key} of {name}": value for key, value in model.items() if key not in ("uri", "format", "digest")}
+    return named | flat
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True)
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -1,0 +1,314 @@
+"""A Keras model without its weights, from its configuration, and no weight computed on the way.
+
+What it uses of Keras that is private, each held by tests/transforms/models/keras_model/test_keras_private.py, for Keras 3.15 on TensorFlow:
+
+- `backend.StatelessScope(initialize_variables=False)`: building a model would compute random weights otherwise.
+- global state "uninitialized_variables": that scope leaves its variables there, and Keras initialises them all at the
+  end of the next scope, or fails.
+- global state "custom_objects_scope_dict": the custom objects of the scope around.
+- `saving_lib._model_from_config`; for configurations as Keras 1 and 2 wrote them `saving_utils.model_from_config`,
+  `json_utils.decode` and `saving_options.keras_option_scope` of `keras.src.legacy.saving`: how Keras itself reads them.
+- `serialization_lib.SafeModeScope`, `deserialize_keras_object`: likewise.
+- `Variable._value`, `_deferred_initialize`: whether a variable has a value yet; the process-wide random generator needs one.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import logging
+import math
+import re
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from ...errors import CorruptModel, HeadraceError, InvalidRequest, UnsupportedModel
+from ...storage.store import public_uri
+from . import keras2_config
+
+_UNINITIALIZED = "uninitialized_variables"
+_CHEAP_TO_INITIALISE = 10_000
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a model is built from: `config` is JSON, in the older form of HDF5 files where it is `legacy`.
+
+    `keras_version` is that of the Keras that wrote it, where the file tells.
+
+    `custom_objects` are `module:name`, or just modules, that are imported; `unsafe` allows Python code in the configuration.
+    """
+
+    uri: str
+    config: bytes | bytearray | str
+    legacy: bool = False
+    keras_version: str | None = None
+    custom_objects: tuple[str, ...] = ()
+    unsafe: bool = False
+
+
+class Built:
+    """A model without weights. `helpers` are its variables that no file holds, such as the states of random generators."""
+
+    def __init__(self, model: Any, pending: list[weakref.ref[Any]]) -> None:
+        self.model, self._pending = model, pending
+
+    @property
+    def helpers(self) -> list[Any]:
+        weights = {id(v) for v in self.model.weights}
+
+        def alive() -> list[Any]:
+            return [v for v in (ref() for ref in self._pending) if v is not None and id(v) not in weights]
+
+        found = alive()
+        if sum(math.prod(v.shape) for v in found) > _CHEAP_TO_INITIALISE:
+            # Layers that the build made and dropped again would be initialised in vain.
+            del found
+            gc.collect()
+            return alive()
+        return found
+
+
+def build(recipe: Recipe) -> Built:
+    """The model that a configuration describes, with no weight computed.
+
+    Raises `UnsupportedModel` for lambdas, for classes that are not known here, and for what Keras cannot rebuild,
+    `CorruptModel` where the config is not JSON, and `InvalidRequest` for custom objects that cannot be imported.
+    """
+    import keras
+    from keras.src.backend.common import global_state
+
+    uri = recipe.uri
+    if keras.backend.backend() != "tensorflow":
+        raise UnsupportedModel(
+            f"{uri} needs Keras on TensorFlow",
+            expected="the TensorFlow backend",
+            found=f"KERAS_BACKEND={keras.backend.backend()}",
+            cure="Set KERAS_BACKEND=tensorflow.",
+        )
+    try:
+        described = json.loads(recipe.config)
+        lambdas = list(_lambdas(described))
+        described, legacy = _in_one_form(described, recipe)
+        text = json.dumps(described)
+    except (ValueError, RecursionError) as error:
+        raise CorruptModel(
+            f"The configuration of {uri} is not JSON",
+            expected="what model.save writes",
+            found=brief(error),
+            cure="Copy the file again from where it was saved, or save it again.",
+        ) from error
+    if recipe.unsafe:
+        _say_unsafe(public_uri(uri))
+    elif lambdas:
+        raise UnsupportedModel(
+            f"{uri} holds Python code in {', '.join(lambdas[:5])}, which headrace does not run",
+            expected="layers that are rebuilt from their configuration",
+            found="a lambda",
+            cure="Replace the Lambda by a registered layer or keras.ops, or export the model with model.export(…); "
+            "if you trust whoever wrote the file, --unsafe_model (unsafe=True) runs its code.",
+        )
+    # A scope hides the one around it, which a caller may have entered.
+    around = global_state.get_global_attribute("custom_objects_scope_dict", {})
+    known = {**around, "Sequential": _sequential_built_once(), **custom_objects(recipe.custom_objects)}
+
+    def make() -> Any:
+        with keras.saving.CustomObjectScope(known):
+            return _legacy_model(text, recipe.unsafe, known) if legacy else _model(text, recipe.unsafe)
+
+    try:
+        return _build(make, stateless=True)
+    except Exception as error:
+        # A custom layer may make a variable from an array, which Keras allows outside such a scope only.
+        if "stateless scope" not in str(error):
+            raise _cannot_build(error, uri) from error
+    try:
+        return _build(make, stateless=False)
+    except Exception as error:
+        raise _cannot_build(error, uri) from error
+
+
+def custom_objects(names: Sequence[str]) -> dict[str, Any]:
+    """What `module:name` lead to, under the names by which a configuration may call them.
+
+    Raises `InvalidRequest` where one cannot be imported.
+    """
+    import keras
+
+    found: dict[str, Any] = {}
+    for given in names:
+        module, colon, path = given.partition(":")
+        try:
+            value: Any = importlib.import_module(module)
+            for part in filter(None, path.split(".")):
+                value = getattr(value, part)
+        except (Exception, SystemExit) as error:  # the user's module may raise whatever it likes, and a script leaves
+            raise InvalidRequest(
+                f"The custom object {given!r} cannot be imported",
+                expected="module:name, e.g. my_package.layers:Scale",
+                found=brief(error),
+                cure="Install the module where the model is loaded, on the workers too, or put it on PYTHONPATH.",
+            ) from error
+        # A module alone may register what it has when it is imported.
+        if colon:
+            found[path.rpartition(".")[2]] = value
+            if callable(value):
+                found[keras.saving.get_registered_name(value)] = value
+    return found
+
+
+@cache
+def _say_unsafe(name: str) -> None:
+    _log.warning("%s may run Python code that it holds itself: safe mode is off for it", name)
+
+
+def _model(text: str, unsafe: bool) -> Any:
+    from keras.src.saving import saving_lib
+
+    return saving_lib._model_from_config(text, custom_objects=None, compile=False, safe_mode=not unsafe)
+
+
+def _legacy_model(text: str, unsafe: bool, known: dict[str, Any]) -> Any:
+    """As `legacy_h5_format.load_model_from_hdf5` does."""
+    import keras
+    from keras.src.legacy.saving import json_utils, saving_options, saving_utils
+    from keras.src.saving import serialization_lib
+
+    with saving_options.keras_option_scope(use_legacy_config=True), serialization_lib.SafeModeScope(not unsafe):
+        return saving_utils.model_from_config(
+            json_utils.decode(text), custom_objects={**keras.saving.get_custom_objects(), **known}
+        )
+
+
+@cache
+def _sequential_built_once() -> Any:
+    """Stands for `Sequential` in a configuration, whose own `from_config` builds the model anew with each layer."""
+    import keras
+    from keras.src.legacy.saving import saving_utils
+    from keras.src.saving import serialization_lib
+
+    class BuiltOnce:
+        @classmethod
+        def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+            layers = [
+                (serialization_lib.deserialize_keras_object if "module" in layer else saving_utils.model_from_config)(
+                    layer, custom_objects=custom_objects
+                )
+                for layer in config["layers"]
+            ]
+            model = keras.Sequential(layers, name=config["name"])
+            shape = config.get("build_input_shape")
+            if not model.built and isinstance(shape, (list, tuple)) and shape:
+                model.build(shape)
+            return model
+
+    return BuiltOnce
+
+
+def _build(make: Callable[[], Any], *, stateless: bool) -> Built:
+    from keras import Model
+    from keras.src.backend.common.stateless_scope import StatelessScope
+
+    with uninitialized() as made:
+        if stateless:
+            with StatelessScope(initialize_variables=False):
+                model = make()
+        else:
+            model = make()
+    if not isinstance(model, Model):
+        raise TypeError(f"the configuration describes a {type(model).__name__}, not a Model")
+    return Built(model, [weakref.ref(variable) for variable in made])
+
+
+@contextmanager
+def uninitialized() -> Iterator[list[Any]]:
+    """Within it, variables that Keras leaves without a value are put on a list of its own, which it yields."""
+    from keras.src.backend.common import global_state
+
+    earlier = global_state.get_global_attribute(_UNINITIALIZED)
+    made: list[Any] = []
+    global_state.set_global_attribute(_UNINITIALIZED, made)
+    try:
+        yield made
+    finally:
+        for variable in made:
+            # The process-wide random generator may be among them, and outlives this model.
+            if variable.name == "seed_generator_state" and variable._value is None:
+                variable._deferred_initialize()
+        global_state.set_global_attribute(_UNINITIALIZED, earlier or [])
+
+
+def _in_one_form(described: Any, recipe: Recipe) -> tuple[Any, bool]:
+    """The configuration that Keras is to read, and whether by its legacy code."""
+    legacy = recipe.legacy or (isinstance(described, dict) and "module" not in described)
+    version = recipe.keras_version
+    if version is None and isinstance(described, dict):
+        version = described.get("keras_version")
+    if keras2_config.is_old(version) and (legacy or version is not None):
+        return keras2_config.modernised(_adapted(described)), True
+    return _adapted(described), legacy
+
+
+def _adapted(config: Any) -> Any:
+    """Without what only training needs, and with a name for `Sequential` under which a custom object is looked up."""
+    if isinstance(config, list):
+        return [_adapted(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    is_object = "class_name" in config and "config" in config
+    adapted = {key: None if is_object and key == "compile_config" else _adapted(value) for key, value in config.items()}
+    if adapted.get("class_name") == "Sequential" and adapted.get("module") in ("keras", "keras.models"):
+        adapted["registered_name"] = "Sequential"
+    return adapted
+
+
+def _lambdas(config: Any, inside: str = "its configuration") -> Iterator[str]:
+    if isinstance(config, dict):
+        inner = config.get("config")
+        name = inner.get("name") if isinstance(inner, dict) else None
+        here = f"{config.get('class_name')} layer {name!r}" if isinstance(name, str) else inside
+        function = inner.get("function") if isinstance(inner, dict) else None
+        # Keras 1 and 2 wrote a lambda as [bytecode, defaults, closure].
+        if config.get("class_name") == "__lambda__":
+            yield inside
+        elif config.get("class_name") == "Lambda" and isinstance(function, list):
+            yield here
+        for key, value in config.items():
+            if key != "compile_config":
+                yield from _lambdas(value, here)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _lambdas(value, inside)
+
+
+def _cannot_build(error: Exception, uri: str) -> HeadraceError:
+    if isinstance(error, HeadraceError):
+        return error
+    unknown = re.search(r"(?:Could not locate (?:class|function)|Unknown [\w ]+:) '([^']+)'", str(error))
+    if unknown:
+        return UnsupportedModel(
+            f"{uri} uses {unknown[1]!r}, which is not known here",
+            expected="classes of Keras, or registered ones",
+            found=f"a custom object {unknown[1]!r}",
+            cure="Name it with --custom_objects=module:name (custom_objects=…), or import the module that registers it "
+            "with keras.saving.register_keras_serializable(), or export the model with model.export(…).",
+        )
+    return UnsupportedModel(
+        f"Keras cannot rebuild the model of {uri} from its configuration",
+        expected="a configuration that this version of Keras reads",
+        found=brief(error),
+        cure="Save the model again with this version of Keras, or export it with model.export(…).",
+    )
+
+
+def brief(error: BaseException) -> str:
+    """Its kind and its first line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"

@@ -1,0 +1,324 @@
+"""The weights of a Keras model put where Keras puts them: through the layers' own methods, from streamed tensors.
+
+What it uses of Keras that is private, each held by tests/transforms/models/keras_model/test_keras_private.py, for Keras 3.15 on TensorFlow:
+
+- `saving_lib._load_state`, `_walk_saveable`, `_get_unique_name`: the walk that puts each layer's variables where
+  `model.save` wrote them, and the layers' own `load_own_variables` and `load_assets`.
+- `saving_lib.H5IOStore`, `DiskIOStore`: `_load_state` accepts only their subclasses.
+- `legacy_h5_format._legacy_weights`, `_set_weights`: the order of a layer's weights in the older layout, and what a layer
+  does once it has them. The loop around them, `load_weights_from_hdf5_group`, copies each weight.
+- `Variable._value`, `_initialize`, `_direct_assign`, `_deferred_initialize`: a variable takes its first value from the
+  stream, instead of being initialised and then assigned.
+- TensorFlow's `UninitializedVariable`, as `tf.saved_model.load` uses it: a variable that a graph can refer to before it
+  has a value.
+- `Layer._flatten_layers`: every layer; `Model._trainable_variables`, `_non_trainable_variables`: the model's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from ...errors import CorruptModel, HeadraceError, UnsupportedModel
+from .asset_files import AssetFiles, AssetFolder
+from .build import Built, brief, uninitialized
+
+_SAVE_AGAIN = "Save the model again with the Keras that wrote it."
+
+
+def saved_paths(model: Any) -> list[str]:
+    """The HDF5 groups, in the order in which Keras fills them, in which the model's variables may lie.
+
+    A plan of what to fetch, not of what goes where: a path too many costs bytes, one too few a round trip.
+    """
+    from keras.src.saving import saving_lib
+    from keras.src.saving.keras_saveable import KerasSaveable
+
+    paths: list[str] = []
+    visited = _not_for_inference(model)
+    containers: set[int] = set()
+
+    def walk(saveable: Any, path: str) -> None:
+        if id(saveable) in visited:
+            return
+        visited.add(id(saveable))
+        paths.append(f"{path}/vars".lstrip("/"))
+        for name, child in saving_lib._walk_saveable(saveable):
+            follow(child, f"{path}/{name}".lstrip("/"))
+
+    def follow(child: Any, path: str) -> None:
+        if isinstance(child, KerasSaveable):
+            walk(child, path)
+        elif isinstance(child, (list, dict, tuple)) and id(child) not in containers:
+            containers.add(id(child))
+            kept.append(child)
+            used: dict[str, int] = {}
+            for item in list(child.values()) if isinstance(child, dict) else child:
+                if isinstance(item, KerasSaveable):
+                    name = saving_lib.naming.to_snake_case(type(item).__name__)
+                    walk(item, f"{path}/{saving_lib._get_unique_name(name, used)}")
+                elif isinstance(item, (list, dict, tuple)):
+                    follow(item, f"{path}/{saving_lib._get_unique_name('container', used)}")
+
+    # Some attributes make a new list each time: one that is dropped would lend its id to the next.
+    kept: list[Any] = []
+    walk(model, "")
+    return paths
+
+
+class Weights:
+    """What `fill` reads from: the variables directly below an HDF5 group as tensors, by name."""
+
+    def __init__(self, group: str, names: Mapping[str, object], tensor: Callable[[str], Any]) -> None:
+        self.group, self._names, self._tensor = group, names, tensor
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def keys(self) -> list[str]:
+        return list(self._names)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._tensor(name)
+
+
+def fill(
+    built: Built,
+    weights: Callable[[str], Weights | None],
+    has_group: Callable[[str], bool],
+    assets: Mapping[str, bytes | bytearray],
+    uri: str,
+) -> None:
+    """Gives every variable its saved value through the layers' own `load_own_variables` and `load_assets`.
+
+    `weights` answers for an HDF5 group, `assets` holds vocabulary files by their path below `assets/`. Raises
+    `CorruptModel` naming a variable that stays without a value, or whose shape differs, and whatever `weights` raises.
+    """
+    from keras.src.saving import saving_lib
+
+    class WeightsStore(saving_lib.H5IOStore):
+        def __init__(self) -> None:
+            pass
+
+        def __bool__(self) -> bool:
+            return True
+
+        def get(self, path: str) -> Any:
+            found = weights(f"{path}/vars".lstrip("/"))
+            return {} if found is None else found
+
+        def has_path(self, path: str) -> bool:
+            return has_group(path)
+
+    class AssetStore(saving_lib.DiskIOStore):
+        def __init__(self, files: AssetFiles) -> None:
+            self._files = files
+
+        def get(self, path: str) -> Any:
+            return self._files.folder(path)
+
+        def has_path(self, path: str) -> bool:
+            return self._files.folder(path) is not None
+
+    errors: dict[int, tuple[Any, Exception]] = {}
+    failed: set[int] = set()
+    with uninitialized(), AssetFiles(assets) as files, _filling() as filled:
+        saving_lib._load_state(
+            built.model,
+            weights_store=WeightsStore(),
+            assets_store=AssetStore(files) if assets else None,
+            inner_path="",
+            visited_saveables=_not_for_inference(built.model),
+            failed_saveables=failed,
+            error_msgs=errors,
+        )
+    if failed:
+        raise _failure(errors, uri)
+    _check_complete(built, filled, uri)
+    if not assets:
+        _check_vocabularies(built, uri)
+
+
+def allocate(built: Built) -> bool:
+    """Gives every variable its place, though no value yet, so that the model can be traced while its weights come.
+
+    False, and nothing done, where a layer makes more of its weights than variables, which a trace would not see.
+    """
+    from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
+
+    if not all(map(_is_all_variables, built.model._flatten_layers())):
+        return False
+    for variable in built.model.weights:
+        if variable._value is None:
+            place = UninitializedVariable(
+                trainable=variable.trainable, shape=variable.shape, dtype=variable._dtype, name=variable.name
+            )
+            variable._initialize(place)
+    _initialise_helpers(built)
+    return True
+
+
+def _is_all_variables(layer: Any) -> bool:
+    """Whether filling its variables is all that loading the layer does, and its call reads none while it is traced."""
+    from keras import layers
+
+    # What stands in a variable without a value is no error to read, but garbage; nobody knows what custom code reads.
+    if not type(layer).__module__.startswith("keras.") or isinstance(layer, layers.Lambda):
+        return False
+    # Those of Keras' own that override it do so for quantized weights.
+    plain = (layers.Layer, layers.Dense, layers.EinsumDense, layers.Embedding, layers.Conv2D)
+    return (
+        type(layer).load_own_variables in {kind.load_own_variables for kind in plain}
+        and not hasattr(layer, "load_assets")
+        and not hasattr(layer, "finalize_state")
+        and getattr(layer, "quantization_mode", None) is None
+    )
+
+
+def _initialise_helpers(built: Built) -> None:
+    for variable in built.helpers:
+        if variable._value is None:
+            variable._deferred_initialize()
+
+
+T = TypeVar("T")
+
+
+def legacy_pairs(
+    model: Any, layers: Sequence[tuple[str, Sequence[T]]], top: Sequence[T] | None, uri: str
+) -> list[tuple[Any, list[Any], Sequence[T]]]:
+    """Which layer takes which saved weights, and into which variables: by their order, as `load_weights_from_hdf5_group` does.
+
+    `layers` are the saved layers that have weights, `top` the model's own. Raises `CorruptModel` where the counts differ.
+    """
+    from keras.src.legacy.saving import legacy_h5_format
+
+    def mismatch(what: str, expected: int, found: int) -> CorruptModel:
+        return CorruptModel(
+            f"The weights of {uri} do not fit {what}",
+            expected=f"{expected}, as its configuration declares",
+            found=str(found),
+            cure=_SAVE_AGAIN,
+        )
+
+    wanted = [(layer, weights) for layer in model.layers if (weights := legacy_h5_format._legacy_weights(layer))]
+    if len(wanted) != len(layers):
+        raise mismatch("its model: the number of layers with weights differs", len(wanted), len(layers))
+    pairs = []
+    for (layer, variables), (name, saved) in zip(wanted, layers, strict=True):
+        if len(variables) != len(saved):
+            raise mismatch(
+                f"its {type(layer).__name__} {layer.name!r}, saved as {name!r}: the number of weights differs",
+                len(variables),
+                len(saved),
+            )
+        pairs.append((layer, variables, saved))
+    if top is not None:
+        weights = {id(v) for v in model.weights}
+        own = [v for v in model._trainable_variables + model._non_trainable_variables if id(v) in weights]
+        if len(own) != len(top):
+            raise mismatch("the model's own variables: their number differs", len(own), len(top))
+        pairs.append((model, own, top))
+    return pairs
+
+
+def legacy_fill(
+    built: Built, pairs: Sequence[tuple[Any, list[Any], Sequence[T]]], take: Callable[[T], Any], uri: str
+) -> None:
+    """Gives every variable its saved value as Keras gives it from HDF5 files of the older layout. Raises as `fill`."""
+    from keras.src.legacy.saving import legacy_h5_format
+
+    with uninitialized(), _filling() as filled:
+        for layer, variables, saved in pairs:
+            try:
+                legacy_h5_format._set_weights(layer, variables, [take(value) for value in saved], name=layer.name)
+            except Exception as error:
+                raise _failure({0: (layer, error)}, uri) from error
+    _check_complete(built, filled, uri)
+    _check_vocabularies(built, uri)
+
+
+def _check_vocabularies(built: Built, uri: str) -> None:
+    """Where a file has no assets, a vocabulary that was learned by `adapt` is lost in it."""
+    for layer in built.model._flatten_layers():
+        if hasattr(layer, "load_assets") and layer.get_config().get("vocabulary", ()) is None:
+            raise UnsupportedModel(
+                f"{uri} holds no vocabulary for its {type(layer).__name__} {layer.name!r}",
+                expected="a vocabulary in the configuration, or in assets beside it",
+                cure="Save the model as a whole `.keras` file, which keeps it.",
+            )
+
+
+def _check_complete(built: Built, filled: set[int], uri: str) -> None:
+    for variable in built.model.weights:
+        if id(variable) not in filled:
+            raise CorruptModel(
+                f"{uri} has no value for variable {variable.path!r}",
+                expected=f"{variable.dtype} {list(variable.shape)}",
+                found="none among its weights",
+                cure=_SAVE_AGAIN,
+            )
+    _initialise_helpers(built)
+
+
+@contextmanager
+def _filling() -> Iterator[set[int]]:
+    """Within it, `variable.assign` sets a first value without computing one; yields the ids of what was assigned."""
+    from keras.src.backend.common.stateless_scope import StatelessScope
+
+    filled: set[int] = set()
+
+    class Filling(StatelessScope):
+        def add_update(self, update: tuple[Any, Any]) -> None:
+            variable, value = update
+            if variable._value is None:
+                variable._initialize(value)
+            else:
+                variable._direct_assign(value)
+            filled.add(id(variable))
+
+    with Filling(initialize_variables=False):
+        yield filled
+
+
+def _not_for_inference(model: Any) -> set[int]:
+    """Ids of the metrics, losses and optimizers that hang on the model: training's state, never fetched."""
+    from keras import Loss, Metric, Optimizer
+
+    found: set[int] = set()
+    for layer in model._flatten_layers():
+        for child in vars(layer).values():
+            children = child if isinstance(child, (list, tuple)) else [child]
+            found.update(id(c) for c in children if isinstance(c, (Metric, Optimizer, Loss)))
+    return found
+
+
+def _failure(errors: Mapping[int, tuple[Any, Exception]], uri: str) -> Exception:
+    for saveable, error in errors.values():
+        if isinstance(error, HeadraceError):
+            return error
+        if isinstance(error, FileNotFoundError) and AssetFolder.PLACE in str(error):
+            return UnsupportedModel(
+                f"Layer {saveable.name!r} ({type(saveable).__name__}) of {uri} reads assets that only a disk could hold",
+                expected="files that are opened by their path below the folder given to load_assets",
+                found=brief(error),
+                cure="Keep its state in variables or in its configuration, or export the model with model.export(…).",
+            )
+    saveable, error = next(iter(errors.values()))
+    failure = CorruptModel(
+        f"The weights of {uri} do not fit its {type(saveable).__name__} {getattr(saveable, 'name', '')!r}",
+        expected="what its configuration declares",
+        found=brief(error),
+        cure=_SAVE_AGAIN,
+    )
+    failure.__cause__ = error
+    return failure

@@ -1,0 +1,242 @@
+"""Keras models from their configuration and their weights: `.keras` files and folders, legacy HDF5, config.json and weights.
+
+The graph comes from the configuration; each tensor from its place in an HDF5 file; only what inference uses is fetched.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import NotAModel, SignatureNotFound
+from ...storage import Store, open_store
+from ...storage.store import public_uri
+from ..direct_call import direct
+from ..model import Model
+from ..ref import ModelRef, file_name
+from ..spec import ModelSpec, Signature, TensorSpec
+from ..streaming.ranges import Ranges
+from ..streaming.tensor_stream import StreamOptions, TensorStream, open_stream
+from . import files as keras_files
+from . import signature as keras_signature
+from .build import Built, Recipe, build
+from .fill import Weights, allocate, fill, legacy_fill, legacy_pairs, saved_paths
+from .weights import SavedWeights, Tensor, open_weights
+
+SIGNATURE = "serving_default"
+
+_log = logging.getLogger(__name__)
+
+
+def describe(store: Store, ref: ModelRef) -> ModelSpec:
+    """From the configuration and the HDF5 files' metadata; no weight is fetched.
+
+    Raises `NotAModel`, `CorruptModel` or `UnsupportedModel`, and what the store raises.
+    """
+    with _open(store, ref) as saved:
+        built = build(saved.recipe)
+        tensors = saved.plan(built)
+        arguments = keras_signature.input_signature(built.model, ref.uri)
+        outputs = keras_signature.name_outputs(keras_signature.output_struct(built.model, arguments), ref.uri)
+    return ModelSpec(
+        ref.format,
+        {
+            SIGNATURE: Signature(
+                SIGNATURE,
+                keras_signature.input_specs(keras_signature.trace(lambda *args: list(args), arguments)),
+                {name: TensorSpec(name, output.dtype, tuple(output.shape)) for name, output in outputs.items()},
+            )
+        },
+        _parameters(built.model),
+        sum(tensor.dataset.nbytes for tensor in tensors),
+    )
+
+
+def load(store: Store, ref: ModelRef, signature: str = SIGNATURE, stream: StreamOptions = StreamOptions()) -> Model:
+    """The model with its weights streamed into memory.
+
+    Raises `SignatureNotFound`, `NotAModel`, `CorruptModel` or `UnsupportedModel`, and what the store raises.
+    """
+    if signature != SIGNATURE:
+        raise SignatureNotFound(
+            f"{ref.uri} has no signature {signature!r}",
+            expected=f"{SIGNATURE!r}, the only one of a Keras model",
+            found=repr(signature),
+            cure="Leave --signature out.",
+        )
+    with _open(store, ref) as saved:
+
+        def fetch(opened: ExitStack) -> TensorStream:
+            slots = saved.weights.slots(saved.weights.guess())
+            return opened.enter_context(open_stream(saved.store, slots, stream, saved.weights.spans(slots)))
+
+        # Keras takes as long over a large model's graph as its weights take to come. They are asked for first: tracing
+        # holds the interpreter's lock, which made the index of the weights take more than twice as long.
+        with ExitStack() as opened, ThreadPoolExecutor(1, "headrace-index") as pool:
+            arriving = pool.submit(fetch, opened)
+            built = build(saved.recipe)
+            tensors = arriving.result()
+            traced = _trace(built.model, ref) if allocate(built) else None
+            saved.fill(built, tensors)
+        nbytes = saved.weights.nbytes
+    return _serve(built.model, ref, nbytes, traced or _trace(built.model, ref))
+
+
+def _trace(model: Any, ref: ModelRef) -> tuple[Any, Any]:
+    """The graph whose inputs and outputs are the model's, and the function to call."""
+    import tensorflow as tf
+
+    # As Keras' own predict_step does.
+    options = {"training": False} if "training" in inspect.signature(model.call).parameters else {}
+
+    def serve(*args: Any) -> dict[str, Any]:
+        return keras_signature.name_outputs(model(*args, **options), ref.uri)
+
+    concrete = keras_signature.trace(serve, keras_signature.input_signature(model, ref.uri))
+    if not keras_signature.needs_static_shapes(model):
+        return concrete, concrete
+    _log.info(
+        "%s is traced anew for each shape of its inputs, since TimeDistributed needs to know it", public_uri(ref.uri)
+    )
+    return concrete, tf.function(serve, autograph=False)
+
+
+def _serve(model: Any, ref: ModelRef, nbytes: int, traced: tuple[Any, Any]) -> Model:
+    import tensorflow as tf
+
+    concrete, function = traced
+    arguments = concrete.structured_input_signature[0]
+    inputs = keras_signature.input_specs(concrete)
+
+    def call(tensors: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(function(*tf.nest.pack_sequence_as(arguments, [tensors[name] for name in inputs])))
+
+    return Model(
+        ref,
+        SIGNATURE,
+        inputs,
+        {name: keras_signature.tensor_spec(name, output) for name, output in concrete.structured_outputs.items()},
+        direct(concrete, list(inputs), call) if function is concrete else call,
+        parameters=_parameters(model),
+        nbytes=nbytes,
+        keep=(model, concrete, function),
+    )
+
+
+def _parameters(model: Any) -> int:
+    return sum(math.prod(variable.shape) for variable in model.weights)
+
+
+@dataclass(frozen=True, slots=True)
+class _Saved:
+    """An open model; `store` is the one that its weights lie in."""
+
+    recipe: Recipe
+    weights: SavedWeights
+    store: Store
+    files: keras_files.Files | None = None
+    """Where its assets lie."""
+
+    def plan(self, built: Built) -> list[Tensor]:
+        """What inference needs, in the order in which Keras asks for it."""
+        if self.weights.legacy_root is not None:
+            return [tensor for _, _, tensors in self._legacy_pairs(built) for tensor in tensors]
+        groups = saved_paths(built.model)
+        self.weights.locate(groups)
+        return [tensor for group in groups for tensor in (self.weights.group(group) or {}).values()]
+
+    def fill(self, built: Built, tensors: TensorStream) -> None:
+        if self.weights.legacy_root is not None:
+            pairs = self._legacy_pairs(built)
+            legacy_fill(built, pairs, lambda tensor: self.weights.take(tensor, tensors), self.recipe.uri)
+            return
+
+        def group(path: str) -> Weights | None:
+            found = self.weights.group(path)
+            if found is None:
+                return None
+            return Weights(path, found, lambda name: self.weights.take(found[name], tensors))
+
+        assets = {} if self.files is None else keras_files.assets(self.files)
+        fill(built, group, self.weights.has, assets, self.recipe.uri)
+
+    def _legacy_pairs(self, built: Built) -> Any:
+        layers, top = self.weights.legacy_layers()
+        return legacy_pairs(
+            built.model,
+            [(layer.name, layer.tensors) for layer in layers],
+            None if top is None else top.tensors,
+            self.recipe.uri,
+        )
+
+
+@contextmanager
+def _open(store: Store, ref: ModelRef) -> Iterator[_Saved]:
+    with ExitStack() as opened:
+        if ref.format == "keras_h5":
+            yield _open_legacy(store, ref, opened)
+            return
+        files = _files(store, ref, opened)
+        if keras_files.CONFIG not in files.names():
+            raise NotAModel(
+                f"{ref.uri} is a zip archive, but no Keras model",
+                expected=f"a member {keras_files.CONFIG}",
+                found=", ".join(sorted(files.names())[:5]) or "an empty archive",
+                cure="Name a file that model.save('….keras') wrote.",
+            )
+        config = files.read(keras_files.CONFIG, keras_files.CONFIG_BYTES)
+        version = keras_files.keras_version(files)
+        recipe = Recipe(ref.uri, config, False, version, ref.custom_objects, ref.unsafe)
+        if ref.weights is None:
+            weights = opened.enter_context(keras_files.weights_of(files))
+            yield _Saved(recipe, weights, store, files)
+        else:
+            apart = store if _scheme(ref.weights) == _scheme(ref.uri) else open_store(ref.weights, ref.options)
+            yield _Saved(recipe, _open_apart(apart, ref, opened), apart)
+
+
+def _files(store: Store, ref: ModelRef, opened: ExitStack) -> keras_files.Files:
+    if ref.format == "keras_config":
+        return keras_files.ObjectFiles(store, ref.uri, {keras_files.CONFIG: ref.objects[0]}, opened)
+    if ref.objects[0].uri == ref.uri:
+        return keras_files.ZipFiles(store, opened.enter_context(Ranges(store, ref.objects[0])))
+    objects = {file.uri.removeprefix(f"{ref.uri}/"): file for file in ref.objects}
+    return keras_files.ObjectFiles(store, ref.uri, objects, opened)
+
+
+def _open_apart(store: Store, ref: ModelRef, opened: ExitStack) -> SavedWeights:
+    """Weights that were named apart from their configuration."""
+    objects = {file_name(file.uri): file for file in ref.objects[1:]}
+    name = next(iter(objects))
+    if name.endswith(".keras"):
+        zipped = keras_files.ZipFiles(store, opened.enter_context(Ranges(store, objects[name])))
+        return opened.enter_context(keras_files.weights_of(zipped))
+    files = keras_files.ObjectFiles(store, ref.weights or "", objects, opened)
+    if name.endswith(".json"):
+        return opened.enter_context(keras_files.sharded_weights(files, name))
+    return opened.enter_context(open_weights(store, [files.place(name)]))
+
+
+def _open_legacy(store: Store, ref: ModelRef, opened: ExitStack) -> _Saved:
+    name = file_name(ref.uri)
+    files = keras_files.ObjectFiles(store, ref.uri, {name: ref.objects[0]}, opened)
+    weights = opened.enter_context(open_weights(store, [files.place(name)]))
+    config = weights.config
+    if config is None or weights.legacy_root is None:
+        raise NotAModel(
+            f"{ref.uri} holds no whole model",
+            expected="a configuration and weights, as model.save('….h5') writes them",
+            found="no model_config" if config is None else "no list of layer names",
+            cure="Name the model's config.json, and this file as its weights (--weights, weights=…).",
+        )
+    return _Saved(Recipe(ref.uri, config, True, weights.keras_version, ref.custom_objects, ref.unsafe), weights, store)
+
+
+def _scheme(uri: str) -> str:
+    return uri.partition("://")[0] if "://" in uri else ""

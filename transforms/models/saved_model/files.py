@@ -1,0 +1,177 @@
+"""The files of a SavedModel: its graph as a message, its checkpoint's index, and what TensorFlow's own loader must read."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ...errors import CorruptModel, HeadraceError, SignatureNotFound, UnsupportedModel
+from ...storage import ObjectRef, Store
+from ..ref import ModelRef
+from ..spec import Signature, TensorSpec
+from ..streaming.whole_reads import Readable, ReadTogether, read_whole, say_unchecked
+from .tensor_bundle import Bundle
+
+COPY_AGAIN = "Copy the model again from where it was exported."
+INIT_OP = "__saved_model_init_op"
+_LARGE = 16 << 20
+_folders = itertools.count()
+
+
+def read_front(store: Store, ref: ModelRef) -> ReadTogether:
+    """Asks at once for what is read before any weight: graph, index, and the end of large data, where the checkpoint's
+    object graph is written. A wrong guess of its place costs a thousandth of the data's bytes and one more request.
+    """
+    names = ("saved_model.pb", "saved_model.pbtxt", "variables/variables.index")
+    wanted = [(part, 0) for name in names if (part := ref.object(name)) is not None]
+    data = [part for part in ref.objects if part.uri.startswith(f"{ref.uri}/variables/variables.data-")]
+    if len(data) == 1 and data[0].size >= _LARGE:
+        wanted.append((data[0], data[0].size - (data[0].size >> 10)))
+    return ReadTogether(store, wanted)
+
+
+def read_proto(store: Readable, ref: ModelRef) -> Any:
+    """saved_model.pb, or saved_model.pbtxt. Raises `CorruptModel`."""
+    from google.protobuf import text_format
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    binary = ref.object("saved_model.pb")
+    source = binary or ref.object("saved_model.pbtxt")
+    if source is None:
+        raise CorruptModel(f"{ref.uri} holds neither saved_model.pb nor saved_model.pbtxt", cure=COPY_AGAIN)
+    if source.crc32c is None:
+        say_unchecked(source.name)
+    data = read_whole(store, source)
+    try:
+        if binary is not None:
+            return saved_model_pb2.SavedModel.FromString(data)
+        return text_format.Parse(data.decode(), saved_model_pb2.SavedModel())
+    except (DecodeError, text_format.ParseError, UnicodeDecodeError) as error:
+        raise CorruptModel(
+            f"{source.uri} cannot be parsed", expected="a SavedModel", found=str(error), cure=COPY_AGAIN
+        ) from error
+
+
+def open_bundle(store: Readable, ref: ModelRef) -> Bundle:
+    """Raises `CorruptModel` where there is no index."""
+    index = ref.object("variables/variables.index")
+    if index is None:
+        raise CorruptModel(f"{ref.uri} has weights, but no variables/variables.index", cure="Copy the whole folder.")
+
+    def shard(i: int, n: int) -> ObjectRef | None:
+        return ref.object(f"variables/variables.data-{i:05d}-of-{n:05d}")
+
+    return Bundle(store, index, shard)
+
+
+def signature_of(name: str, definition: Any, ref: ModelRef, *, ragged: bool = False) -> Signature:
+    """Raises `UnsupportedModel` where it takes or gives what is no dense tensor, or gives a ragged one unless allowed."""
+    return Signature(name, _specs(definition.inputs, ref), _specs(definition.outputs, ref, ragged))
+
+
+def no_such_signature(ref: ModelRef, name: str, signatures: list[str]) -> SignatureNotFound:
+    return SignatureNotFound(
+        f"{ref.uri} has no signature {name!r}",
+        expected=f"one of {', '.join(map(repr, signatures))}" if signatures else "a signature",
+        found="" if signatures else "no signature at all",
+        cure="Name one with --signature." if signatures else "Export the model with signatures=….",
+    )
+
+
+def unloadable(ref: ModelRef, error: Exception) -> UnsupportedModel:
+    import tensorflow as tf
+
+    return UnsupportedModel(
+        f"TensorFlow {tf.__version__} cannot load the graph of {ref.uri}",
+        found=str(error).partition("\n")[0],
+        cure="Import the package that registers its operations, or export it again with this TensorFlow.",
+    )
+
+
+@contextmanager
+def reading_graph(ref: ModelRef) -> Iterator[None]:
+    """What a damaged graph leads to is not only a message that cannot be parsed: unknown dtypes, missing inputs, no UTF-8."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        yield
+    except (DecodeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise CorruptModel(f"The graph of {ref.uri} is damaged", found=str(error), cure=COPY_AGAIN) from error
+
+
+class RamFolder:
+    """The graph and the assets in TensorFlow's in-memory file system, until removed or collected."""
+
+    def __init__(self, store: Store, ref: ModelRef, proto: Any) -> None:
+        import tensorflow as tf
+
+        # Writing to a name that exists appends there, so each load has a folder of its own.
+        self.uri, self._ref = f"ram://headrace-{os.getpid()}-{next(_folders)}", ref
+        self.remove = weakref.finalize(self, _remove, self.uri)
+        try:
+            tf.io.gfile.makedirs(self.uri)
+            self._write("saved_model.pb", proto.SerializeToString())
+            for asset in ref.objects:
+                relative = asset.uri.removeprefix(f"{ref.uri}/")
+                if relative.startswith("assets/"):
+                    self._write(relative, read_whole(store, asset))
+        except BaseException:
+            self.remove()
+            raise
+
+    def _write(self, relative: str, data: bytes) -> None:
+        import tensorflow as tf
+
+        path = f"{self.uri}/{relative}"
+        tf.io.gfile.makedirs(path.rpartition("/")[0])
+        with tf.io.gfile.GFile(path, "wb") as file:
+            file.write(data)
+
+    def load(self, tags: list[str]) -> Any:
+        """The graph with its variables unset. Raises `UnsupportedModel`."""
+        import tensorflow as tf
+
+        options = tf.saved_model.LoadOptions(experimental_skip_checkpoint=True)
+        try:
+            return tf.saved_model.load(self.uri, tags, options)
+        except HeadraceError:
+            raise
+        except Exception as error:
+            raise unloadable(self._ref, error) from error
+
+
+def _remove(uri: str) -> None:
+    import tensorflow as tf
+
+    if tf.io.gfile.exists(uri):
+        tf.io.gfile.rmtree(uri)
+
+
+def _specs(infos: Any, ref: ModelRef, ragged: bool = False) -> dict[str, TensorSpec]:
+    import tensorflow as tf
+
+    specs = {}
+    for name, info in sorted(infos.items()):
+        shape, dtype, rows_differ = info.tensor_shape, info.dtype, 0
+        if info.WhichOneof("encoding") not in ("name", None):
+            kind = info.composite_tensor.type_spec
+            if not ragged or kind.type_spec_class != kind.RAGGED_TENSOR_SPEC:
+                raise UnsupportedModel(
+                    f"{name!r} of {ref.uri} is a {info.WhichOneof('encoding')}, not a dense tensor",
+                    cure="Export the model with dense inputs and outputs, e.g. x.to_tensor().",
+                )
+            # RaggedTensorSpec._serialize: shape, dtype, ragged rank, dtype of the row splits.
+            of = kind.type_state.tuple_value.values
+            shape, dtype, rows_differ = of[0].tensor_shape_value, of[1].tensor_dtype_value, of[2].int64_value
+        sizes: tuple[int | None, ...] | None = None
+        if not shape.unknown_rank:
+            sizes = tuple(
+                d.size if d.size >= 0 and not 1 <= i <= rows_differ else None for i, d in enumerate(shape.dim)
+            )
+        specs[name] = TensorSpec(name, tf.dtypes.as_dtype(dtype).base_dtype.name, sizes)
+    return specs

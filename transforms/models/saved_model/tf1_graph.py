@@ -1,0 +1,269 @@
+"""The graph of a SavedModel of TensorFlow 1, read as nodes and edges: what a signature needs, and what fills that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...errors import CorruptModel, UnsupportedModel
+from ..ref import ModelRef
+from ..spec import Signature
+from ..streaming.whole_reads import Readable
+from .files import COPY_AGAIN, INIT_OP, no_such_signature, open_bundle, signature_of
+from .tensor_bundle import Bundle, Entry, Region
+
+_TRAIN_OP = "__saved_model_train_op"
+_VARIABLES = ("VarHandleOp", "VariableV2", "Variable")
+
+Output = tuple[str, int]
+"""An output of a node: the node's name, and which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """An operation of the restoring part of the graph, and the outputs of `RestoreV2` that it stands on."""
+
+    operation: str
+    restored: tuple[Output, ...] = field(hash=False)
+
+
+class Graph:
+    """One meta graph of a SavedModel, read as nodes and edges, of which TensorFlow runs nothing here."""
+
+    def __init__(self, store: Readable, ref: ModelRef, proto: Any) -> None:
+        self._store, self._ref, self._proto = store, ref, proto
+        self._meta = _choose(proto, ref)
+        self.tags = sorted(self._meta.meta_info_def.tags)
+        self._nodes = {node.name: node for node in self._meta.graph_def.node}
+        self._definitions = {
+            name: definition
+            for name, definition in sorted(self._meta.signature_def.items())
+            if name not in (INIT_OP, _TRAIN_OP)
+        }
+        self.signatures: dict[str, Signature] = {}
+        self._refused: dict[str, UnsupportedModel] = {}
+        for name, definition in self._definitions.items():
+            try:
+                self.signatures[name] = signature_of(name, definition, ref)
+            except UnsupportedModel as error:
+                self._refused[name] = error
+        self._bundle: Bundle | None = None
+
+    @property
+    def bundle(self) -> Bundle:
+        if self._bundle is None:
+            self._bundle = open_bundle(self._store, self._ref)
+        return self._bundle
+
+    def cut(self, signature: str) -> Any:
+        """The SavedModel with no other meta graph and no other signature: the loader would cut a function for each."""
+        from tensorflow.core.protobuf import saved_model_pb2
+
+        for name in [*self._definitions]:
+            if name != signature:
+                del self._meta.signature_def[name]
+        schema = self._proto.saved_model_schema_version
+        return saved_model_pb2.SavedModel(saved_model_schema_version=schema, meta_graphs=[self._meta])
+
+    def steps(self, signature: str) -> list[Step]:
+        """What fills all that the signature and the initialisers reach.
+
+        Raises `SignatureNotFound`, and `UnsupportedModel` where something reached is filled by nothing.
+        """
+        if signature in self._refused:
+            raise self._refused[signature]
+        if signature not in self.signatures:
+            raise no_such_signature(self._ref, signature, list(self.signatures))
+        definition = self._definitions[signature]
+        fed = {self._output(info.name) for info in definition.inputs.values()}
+        initialised = {name for name, _ in self._above(self._initialisers())}
+        used = {name for name, _ in self._above((self._output(i.name) for i in definition.outputs.values()), fed)}
+        reached = {self._state(name) for name in used | initialised} | self._states_in_functions()
+        steps, filled = [], set()
+        for step, above in self._restoring():
+            states = {self._state(name) for name in above if self._nodes[name].op not in ("Const", "NoOp")}
+            if states & reached:
+                steps.append(step)
+                filled |= states
+        filled |= {self._state(name) for name in initialised}
+        for name in sorted(used):
+            if self._nodes[name].op in _VARIABLES and self._state(name) not in filled:
+                raise UnsupportedModel(
+                    f"Nothing gives a value to the variable {name!r} of {self._ref.uri}",
+                    expected="a saver or an initialiser that does",
+                    found=f"signature {signature!r}, which reads it",
+                    cure="Export the model again with a session in which it is initialised.",
+                )
+        return steps
+
+    def copies(self, steps: Iterable[Step]) -> bool:
+        """Whether any of the steps copies what it is given."""
+        return any(self._nodes[step.operation].op == "Assign" for step in steps)
+
+    def values(self, steps: Iterable[Step]) -> dict[Output, Entry]:
+        """Where each restored tensor lies. Raises `CorruptModel` where it is missing or of another dtype."""
+        import tensorflow as tf
+
+        found: dict[Output, Entry] = {}
+        consts: dict[str, list[str]] = {}
+        for step in steps:
+            for name, i in step.restored:
+                node = self._nodes[name]
+                if name not in consts:
+                    consts[name] = self._strings(node.input[1])
+                    consts[f"{name}\n"] = self._strings(node.input[2])
+                names, slices, dtypes = consts[name], consts[f"{name}\n"], node.attr["dtypes"].list.type
+                if not 0 <= i < len(names) == len(slices) == len(dtypes):
+                    raise self._corrupt(f"{name!r} restores {len(names)} tensors, but output {i} is used")
+                entry = self.bundle.entry(names[i])
+                if entry is None:
+                    raise self._corrupt(f"{names[i]!r} has no value in the checkpoint")
+                if slices[i]:
+                    entry = entry.part(self._region(names[i], slices[i], entry.shape))
+                self._check_fit(entry, tf.dtypes.as_dtype(dtypes[i]).base_dtype.name, step, (name, i))
+                found[name, i] = entry
+        return found
+
+    def _check_fit(self, entry: Entry, dtype: str, step: Step, restored: Output) -> None:
+        import tensorflow as tf
+
+        node, shape = self._nodes[step.operation], tf.TensorShape(None)
+        if node.op in ("Assign", "AssignVariableOp"):
+            above = self._output(node.input[1])
+            while above != restored and self._nodes[above[0]].op == "Identity":
+                above = self._output(self._nodes[above[0]].input[0])
+            variable = self._nodes[self._output(node.input[0])[0]]
+            if above == restored and "shape" in variable.attr:
+                shape = tf.TensorShape(variable.attr["shape"].shape)
+        if entry.dtype != dtype or not shape.is_compatible_with(entry.shape):
+            raise CorruptModel(
+                f"The checkpoint of {self._ref.uri} does not fit its graph: variable {entry.name!r}",
+                expected=f"{dtype} {shape}",
+                found=f"{entry.dtype} {list(entry.shape)}",
+                cure="Copy saved_model.pb and variables/ from the same export.",
+            )
+
+    def _restoring(self) -> Iterator[tuple[Step, set[str]]]:
+        """Every operation that the saver waits for, with the nodes above it."""
+        if not self._meta.HasField("saver_def") or not self._meta.saver_def.restore_op_name:
+            return
+        todo, seen = [self._output(self._meta.saver_def.restore_op_name)[0]], set()
+        while todo:
+            name = todo.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            node = self._node(name)
+            todo += [self._output(i)[0] for i in node.input if i.startswith("^")]
+            if all(i.startswith("^") for i in node.input):
+                continue
+            above = list(self._above([(name, 0)], stop="RestoreV2"))
+            restored = [output for output in above if self._nodes[output[0]].op == "RestoreV2"]
+            if any(self._nodes[n].op in ("Restore", "RestoreSlice") for n, _ in above):
+                raise UnsupportedModel(
+                    f"{self._ref.uri} restores its weights from a checkpoint of version 1",
+                    expected="the operation RestoreV2",
+                    cure="Load it in TensorFlow and export it again.",
+                )
+            if restored:
+                yield Step(name, tuple(sorted(set(restored)))), {n for n, _ in above}
+
+    def _initialisers(self) -> list[Output]:
+        """What TensorFlow runs after restoring (tensorflow/python/saved_model/loader_impl.py, get_init_op)."""
+        if INIT_OP in self._meta.signature_def:
+            return [self._output(i.name) for i in self._meta.signature_def[INIT_OP].outputs.values()]
+        collections = self._meta.collection_def
+        for key in ("saved_model_main_op", "legacy_init_op"):
+            if key in collections and collections[key].node_list.value:
+                return [self._output(name) for name in collections[key].node_list.value]
+        return [*self._default_initialisers(collections)]
+
+    def _default_initialisers(self, collections: Any) -> Iterator[Output]:
+        from tensorflow.core.framework import variable_pb2
+
+        if "table_initializer" in collections:
+            yield from (self._output(name) for name in collections["table_initializer"].node_list.value)
+        if "local_variables" in collections:
+            for raw in collections["local_variables"].bytes_list.value:
+                yield self._output(variable_pb2.VariableDef.FromString(raw).initializer_name)
+
+    def _above(self, outputs: Iterable[Output], fed: Iterable[Output] = (), stop: str = "") -> Iterator[Output]:
+        """The outputs themselves and all that they stand on, but nothing above what is fed or an operation `stop`."""
+        todo, seen = list(outputs), set(fed)
+        while todo:
+            output = todo.pop()
+            if output in seen:
+                continue
+            seen.add(output)
+            yield output
+            node = self._node(output[0])
+            if node.op != stop:
+                todo += [self._output(name) for name in node.input]
+
+    def _states_in_functions(self) -> set[str]:
+        bodies = self._meta.graph_def.library.function
+        return {
+            node.attr["shared_name"].s.decode(errors="replace")
+            for body in bodies
+            for node in body.node_def
+            if node.attr["shared_name"].s
+        }
+
+    def _state(self, name: str) -> str:
+        """Two operations of one shared name stand for one variable or table."""
+        shared = self._nodes[name].attr["shared_name"].s if "shared_name" in self._nodes[name].attr else b""
+        return shared.decode(errors="replace") or name
+
+    def _node(self, name: str) -> Any:
+        if name not in self._nodes:
+            raise self._corrupt(f"its graph names the operation {name!r}, which it does not hold")
+        return self._nodes[name]
+
+    def _output(self, name: str) -> Output:
+        node, _, i = name.removeprefix("^").partition(":")
+        return node, int(i) if i.isdecimal() else 0
+
+    def _strings(self, name: str) -> list[str]:
+        import tensorflow as tf
+
+        node = self._node(self._output(name)[0])
+        if node.op != "Const":
+            raise UnsupportedModel(f"{self._ref.uri} computes what it restores", found=f"{name!r}, a {node.op}")
+        return [value.decode() for value in tf.make_ndarray(node.attr["value"].tensor).ravel()]
+
+    def _region(self, name: str, spec: str, shape: tuple[int, ...]) -> Region:
+        """ "4 100 0,3:70,30": the whole shape, then start and length of each dimension, or a dash for all of it."""
+        *full, spans = spec.split()
+        try:
+            pairs = [
+                (0, size) if span == "-" else tuple(map(int, span.split(",")))
+                for span, size in zip(spans.split(":"), shape, strict=True)
+            ]
+            region = tuple((start, length) for start, length in pairs)
+            fits = tuple(map(int, full)) == shape and all(
+                start >= 0 and 0 <= length <= size - start for (start, length), size in zip(region, shape, strict=True)
+            )
+        except ValueError:
+            fits = False
+        if not fits:
+            raise self._corrupt(f"it restores the slice {spec!r} of {name!r}, whose shape is {list(shape)}")
+        return region
+
+    def _corrupt(self, found: str) -> CorruptModel:
+        return CorruptModel(f"{self._ref.uri} is damaged", found=found, cure=COPY_AGAIN)
+
+
+def _choose(proto: Any, ref: ModelRef) -> Any:
+    """The meta graph tagged "serve" and nothing else, else the only one so tagged, else the only one."""
+    metas = list(proto.meta_graphs)
+    serving = [meta for meta in metas if "serve" in meta.meta_info_def.tags]
+    for found in ([meta for meta in serving if len(meta.meta_info_def.tags) == 1], serving, metas):
+        if len(found) == 1:
+            return found[0]
+    raise UnsupportedModel(
+        f"It is not clear which graph of {ref.uri} serves",
+        expected='one graph tagged "serve"',
+        found=f"{len(metas)} graphs, tagged {[sorted(meta.meta_info_def.tags) for meta in metas]}",
+        cure="Export the one for serving alone, with the tag tf.saved_model.SERVING.",
+    )

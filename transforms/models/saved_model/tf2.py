@@ -1,0 +1,322 @@
+"""SavedModels: the graph through TensorFlow's own loader, the weights through the engine. Those of TensorFlow 2 here.
+
+The loader reads from a folder in TensorFlow's in-memory file system, which holds the graph and the assets but no
+variable. Which node of the checkpoint fills which variable follows TensorFlow's own rule: the saved object graph and the
+checkpoint's object graph are walked together, from the root, by the names of their edges
+(tensorflow/core/protobuf/saved_object_graph.proto and trackable_object_graph.proto). A signature's function names the
+nodes that it captures, in the order in which the loaded function lists its captured inputs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import CorruptModel, UnsupportedModel
+from ...storage import Store
+from ..direct_call import by_keywords
+from ..model import Model
+from ..ref import ModelRef
+from ..spec import ModelSpec, Signature
+from ..streaming.dlpack import to_tensor
+from ..streaming.tensor_stream import StreamOptions, TensorStream, open_stream
+from ..streaming.whole_reads import Readable
+from . import tf1 as saved_model_v1
+from .files import (
+    COPY_AGAIN,
+    INIT_OP,
+    RamFolder,
+    no_such_signature,
+    open_bundle,
+    read_front,
+    read_proto,
+    reading_graph,
+    signature_of,
+)
+from .tensor_bundle import Bundle, Entry
+
+_OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+State = tuple[Entry, ...]
+"""A variable's value, or a table's keys and values."""
+
+
+def describe(store: Store, ref: ModelRef, signature: str | None = None) -> ModelSpec:
+    """Reads the graph and the bundle's index. Counts `signature`'s weights, and raises what loading it would raise.
+
+    With none named, counts those of `serving_default`, else of all signatures, and refuses no state.
+    """
+    with read_front(store, ref) as front:
+        proto = read_proto(front, ref)
+        if _is_v1(proto):
+            return saved_model_v1.describe(front, ref, proto, signature)
+        with reading_graph(ref):
+            graph = _Graph(front, ref, proto)
+            if signature is not None:
+                graph.signature(signature)
+                weights = graph.weights(graph.captures(signature))
+            else:
+                counted = ["serving_default"] if "serving_default" in graph.signatures else list(graph.signatures)
+                nodes = dict.fromkeys(node for name in counted for node in graph.captures(name))
+                weights = graph.weights(nodes, refuse=False)
+    return ModelSpec("saved_model", graph.signatures, _parameters(weights), _nbytes(weights))
+
+
+def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> Model:
+    """Streams what `signature` captures while TensorFlow loads the graph.
+
+    Raises `SignatureNotFound`, `UnsupportedModel` where the signature needs state that cannot be restored, `CorruptModel`.
+    """
+    with read_front(store, ref) as front:
+        proto = read_proto(front, ref)
+        if _is_v1(proto):
+            return saved_model_v1.load(store, ref, proto, signature, stream, front)
+        with reading_graph(ref):
+            graph = _Graph(front, ref, proto)
+            spec = graph.signature(signature)
+            captures = graph.captures(signature)
+            weights = graph.weights(captures)
+    # It holds every constant of the graph: only the folder keeps it, and not for long.
+    del proto
+    slots = [piece.slot for state in weights.values() for entry in state for piece in entry.pieces]
+    with open_stream(store, slots, stream) as tensors:
+        folder = RamFolder(store, ref, graph.take_proto())
+        try:
+            loaded = folder.load(graph.tags)
+            function = loaded.signatures[signature]
+            fill = _Filler(function, captures, weights, ref)
+            for node in sorted(weights, key=lambda node: _place(weights[node])):
+                fill(node, tensors, graph.bundle)
+        except BaseException:
+            folder.remove()
+            raise
+    # A function that captures an asset's path reads the file whenever it is called.
+    if not graph.captures_asset(captures):
+        folder.remove()
+    return Model(
+        ref,
+        signature,
+        spec.inputs,
+        spec.outputs,
+        by_keywords(function),
+        parameters=_parameters(weights),
+        nbytes=_nbytes(weights),
+        keep=(loaded, folder),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """Where a node of the saved object graph stands in the checkpoint's; `path` is how it is called from the root."""
+
+    path: str
+    attributes: Mapping[str, str]
+    has_saver: bool
+
+
+class _Graph:
+    """saved_model.pb, and the two object graphs side by side."""
+
+    def __init__(self, store: Readable, ref: ModelRef, proto: Any) -> None:
+        self._store, self._ref, self._proto = store, ref, proto
+        metas = proto.meta_graphs
+        self.tags = list(metas[0].meta_info_def.tags)
+        self._objects = metas[0].object_graph_def
+        self.signatures = {
+            name: signature_of(name, definition, ref, ragged=True)
+            for name, definition in sorted(metas[0].signature_def.items())
+            if name != INIT_OP
+        }
+        self._bundle: Bundle | None = None
+
+    def take_proto(self) -> Any:
+        """The whole message, for the loader: it holds every constant of the graph, so nothing here keeps it."""
+        proto, self._proto = self._proto, None
+        return proto
+
+    @property
+    def bundle(self) -> Bundle:
+        if self._bundle is None:
+            self._bundle = open_bundle(self._store, self._ref)
+        return self._bundle
+
+    def signature(self, name: str) -> Signature:
+        if name not in self.signatures:
+            raise no_such_signature(self._ref, name, list(self.signatures))
+        return self.signatures[name]
+
+    def captures(self, signature: str) -> list[int]:
+        """The nodes that the signature's function is bound to, in order."""
+        node = self._child(self._child(0, "signatures"), signature)
+        objects = self._objects
+        function = objects.nodes[node].bare_concrete_function.concrete_function_name if node is not None else ""
+        if function not in objects.concrete_functions:
+            raise self._corrupt(f"signature {signature!r} leads to no function")
+        bound = list(objects.concrete_functions[function].bound_inputs)
+        if any(not 0 <= n < len(objects.nodes) for n in bound):
+            raise self._corrupt(f"signature {signature!r} captures an object that does not exist")
+        return bound
+
+    def captures_asset(self, nodes: Iterable[int]) -> bool:
+        return any(self._objects.nodes[node].WhichOneof("kind") == "asset" for node in nodes)
+
+    def weights(self, nodes: Iterable[int], refuse: bool = True) -> dict[int, State]:
+        """What fills each captured variable and table. Raises `UnsupportedModel` where anything else has saved state."""
+        kinds = {node: self._objects.nodes[node].WhichOneof("kind") for node in nodes}
+        # Constants lie in the graph itself; a model of nothing else may lack a checkpoint.
+        stateful = [node for node, kind in kinds.items() if kind not in ("constant", "asset", "captured_tensor")]
+        if not stateful:
+            return {}
+        places = self._places()
+        states: dict[int, State] = {}
+        for node in stateful:
+            place = places.get(node)
+            if kinds[node] == "variable":
+                states[node] = (self._variable(node, place),)
+            elif place is not None and (place.attributes or place.has_saver):
+                if table := self._table(place):
+                    states[node] = table
+                elif refuse:
+                    state = ", ".join(sorted(place.attributes)) or "a saver of its own"
+                    raise UnsupportedModel(
+                        f"{place.path!r} of {self._ref.uri} keeps state that cannot be streamed",
+                        expected="variables and lookup tables only",
+                        found=f"a {kinds[node]} with {state} in the checkpoint",
+                        cure="Replace it by a variable or a table (tf.lookup) and export again.",
+                    )
+        entries = [entry for state in states.values() for entry in state]
+        if len({entry.name for entry in entries}) != len(entries):
+            raise self._corrupt("two variables share one value of the checkpoint")
+        return states
+
+    def _variable(self, node: int, place: _Node | None) -> Entry:
+        key = place.attributes.get("VARIABLE_VALUE") if place is not None else None
+        entry = self.bundle.entry(key) if key else None
+        saved = self._objects.nodes[node].variable
+        if entry is None:
+            raise self._corrupt(f"variable {place.path if place else saved.name!r} has no value in the checkpoint")
+        self._check_fit(entry, saved)
+        return entry
+
+    def _table(self, place: _Node) -> State | None:
+        """The keys and values of a mutable or dense table (tensorflow/python/ops/lookup_ops.py saves them so)."""
+        if place.has_saver or list(place.attributes) != ["table"]:
+            return None
+        found = [self.bundle.entry(place.attributes["table"] + part) for part in ("-keys", "-values")]
+        if None in found:
+            raise self._corrupt(f"the table {place.path!r} has no keys or no values in the checkpoint")
+        keys, values = (entry for entry in found if entry is not None)
+        if not keys.shape or keys.shape[:1] != values.shape[:1]:
+            raise self._corrupt(f"the table {place.path!r} has {keys.shape} keys for {values.shape} values")
+        return keys, values
+
+    def _check_fit(self, entry: Entry, saved: Any) -> None:
+        import tensorflow as tf
+
+        shape, dtype = tf.TensorShape(saved.shape), tf.dtypes.as_dtype(saved.dtype)
+        if dtype.name != entry.dtype or not shape.is_compatible_with(entry.shape):
+            raise CorruptModel(
+                f"The checkpoint of {self._ref.uri} does not fit its graph: variable {entry.name!r}",
+                expected=f"{dtype.name} {shape}",
+                found=f"{entry.dtype} {list(entry.shape)}",
+                cure="Copy saved_model.pb and variables/ from the same export.",
+            )
+
+    def _places(self) -> dict[int, _Node]:
+        from google.protobuf.message import DecodeError
+        from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+        raw = self.bundle.string(_OBJECT_GRAPH)
+        if raw is None:
+            raise self._corrupt("the checkpoint holds no object graph")
+        try:
+            checkpoint = trackable_object_graph_pb2.TrackableObjectGraph.FromString(raw).nodes
+        except DecodeError as error:
+            raise self._corrupt("the checkpoint's object graph cannot be parsed") from error
+        places: dict[int, _Node] = {}
+        todo = [(0, 0, "")]
+        while todo:
+            saved, kept, path = todo.pop()
+            if saved in places:
+                continue
+            if not (0 <= saved < len(self._objects.nodes) and 0 <= kept < len(checkpoint)):
+                raise self._corrupt("an object graph names an object that does not exist")
+            node = checkpoint[kept]
+            attributes = {a.name: a.checkpoint_key for a in node.attributes}
+            places[saved] = _Node(path, attributes, node.HasField("registered_saver"))
+            children = {c.local_name: c.node_id for c in node.children}
+            todo += [
+                (c.node_id, children[c.local_name], f"{path}.{c.local_name}" if path else c.local_name)
+                for c in reversed(self._objects.nodes[saved].children)
+                if c.local_name in children
+            ]
+        return places
+
+    def _child(self, node: int | None, name: str) -> int | None:
+        nodes = self._objects.nodes
+        if node is None or not 0 <= node < len(nodes):
+            return None
+        found = next((c.node_id for c in nodes[node].children if c.local_name == name), None)
+        return found if found is not None and 0 <= found < len(nodes) else None
+
+    def _corrupt(self, found: str) -> CorruptModel:
+        return CorruptModel(f"{self._ref.uri} is damaged", found=found, cure=COPY_AGAIN)
+
+
+class _Filler:
+    """Fills what the loaded function captures, in the order in which it lists its captured inputs: that of `captures`."""
+
+    def __init__(self, function: Any, captures: list[int], weights: Mapping[int, State], ref: ModelRef) -> None:
+        captured = function.captured_inputs
+        variables = {id(variable.handle): variable for variable in function.variables}
+        handles = dict(zip(captures, captured, strict=False))
+        self._weights, self._ref = weights, ref
+        self._tables = {node: handles[node] for node in weights if len(weights[node]) == 2 and node in handles}
+        self._variables = {
+            node: variables[id(handles[node])]
+            for node in weights
+            if len(weights[node]) == 1 and id(handles.get(node)) in variables
+        }
+        filled = {id(target) for target in (*self._tables.values(), *self._variables.values())}
+        if len(captured) != len(captures) or len(filled) != len(weights):
+            raise UnsupportedModel(
+                f"The loaded function of {ref.uri} captures other objects than its graph says",
+                expected=f"{len(captures)} captured inputs",
+                found=f"{len(captured)}, {len(variables)} of them variables",
+            )
+
+    def __call__(self, node: int, tensors: TensorStream, bundle: Bundle) -> None:
+        import tensorflow as tf
+
+        values = [to_tensor(bundle.value(entry, tensors.take), entry.dtype) for entry in self._weights[node]]
+        if node in self._variables:
+            self._variables[node].assign(values[0], read_value=False)
+            return
+        try:
+            tf.raw_ops.LookupTableImportV2(table_handle=self._tables[node], keys=values[0], values=values[1])
+        except tf.errors.InvalidArgumentError as error:
+            raise CorruptModel(
+                f"The checkpoint of {self._ref.uri} does not fit its graph: table {self._weights[node][0].name!r}",
+                found=error.message.partition("\n")[0],
+                cure="Copy saved_model.pb and variables/ from the same export.",
+            ) from error
+
+
+def _is_v1(proto: Any) -> bool:
+    """TensorFlow's own rule (tensorflow/python/saved_model/load.py)."""
+    return len(proto.meta_graphs) != 1 or not proto.meta_graphs[0].HasField("object_graph_def")
+
+
+def _place(state: State) -> tuple[str, int]:
+    slot = state[0].pieces[0].slot
+    return slot.source.uri, slot.offset
+
+
+def _parameters(weights: Mapping[int, State]) -> int:
+    return sum(math.prod(state[0].shape) for state in weights.values() if len(state) == 1)
+
+
+def _nbytes(weights: Mapping[int, State]) -> int:
+    return sum(entry.nbytes for state in weights.values() for entry in state)

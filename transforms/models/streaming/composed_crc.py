@@ -1,0 +1,120 @@
+"""A checksum of bytes that arrive in pieces, in any order: that of each piece, put together.
+
+As zlib's crc32_combine does since 1.2.12: appending n zero bytes multiplies a CRC by x^8n modulo its polynomial
+(https://github.com/madler/zlib/blob/v1.3.1/crc32.c).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ...errors import CorruptModel
+from ...storage import ObjectRef
+
+_POLYNOMIALS = {"CRC-32C": 0x82F63B78, "CRC-32": 0xEDB88320}
+_ONE = 1 << 31
+# What is read for the checksum's sake alone: less than this costs nothing to speak of.
+_MOST_BESIDES, _SHARE_BESIDES = 256 << 10, 256
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedSpan:
+    """Bytes `start` (inclusive) to `stop` (exclusive) of an object, of which a checksum is known.
+
+    `kind` is "CRC-32C", as stores keep it of whole objects, or "CRC-32", as a zip archive does of its members.
+    """
+
+    source: ObjectRef
+    start: int
+    stop: int
+    crc: int
+    kind: str
+
+    def besides(self, taken: Iterable[tuple[int, int]]) -> list[tuple[int, int]] | None:
+        """What of the span is left beside the (start, stop) that are read anyway, where reading it too costs little.
+
+        None where it costs too much, or where these overlap or leave the span: then the checksum is of no use.
+        """
+        left, at = [], self.start
+        for start, stop in sorted(taken):
+            if start < at or stop > self.stop:
+                return None
+            if start > at:
+                left.append((at, start))
+            at = stop
+        if at < self.stop:
+            left.append((at, self.stop))
+        most = max(_MOST_BESIDES, (self.stop - self.start) // _SHARE_BESIDES)
+        return left if sum(stop - start for start, stop in left) <= most else None
+
+
+class ComposedCrc:
+    """Safe for threads that add different pieces."""
+
+    def __init__(self, span: CheckedSpan) -> None:
+        self._span = span
+        self._pieces: dict[int, tuple[int, int]] = {}
+
+    def add(self, offset: int, data: memoryview) -> None:
+        """A piece of the object, from byte `offset` on; what lies outside the span is nobody's."""
+        if self._span.start <= offset < self._span.stop:
+            self._pieces[offset] = len(data), _crc(self._span.kind, data)
+
+    def check(self) -> None:
+        """Raises `CorruptModel` where the pieces are not the bytes that the checksum is of."""
+        span, at, whole = self._span, self._span.start, 0
+        for offset, (length, crc) in sorted(self._pieces.items()):
+            if offset != at:
+                break
+            whole, at = combine(span.kind, whole, crc, length), at + length
+        if at != span.stop:
+            raise RuntimeError(f"{span.source.uri}: nothing was added from byte {at} on, of {span.stop}")
+        if whole != span.crc:
+            raise CorruptModel(
+                f"{span.source.uri} arrived damaged",
+                expected=f"{span.kind} {span.crc:08x} of bytes {span.start} to {span.stop} (exclusive)",
+                found=f"{whole:08x}",
+                cure="Run again; if that does not help, copy the model again from where it was saved.",
+            )
+
+
+def combine(kind: str, first: int, second: int, length: int) -> int:
+    """The checksum of two pieces put together, from those of each and the bytes of the second."""
+    polynomial = _POLYNOMIALS[kind]
+    shift = _ONE
+    for bit in _bits(8 * length):
+        shift = _times(_power_of_two(polynomial, bit), shift, polynomial)
+    return _times(shift, first, polynomial) ^ second
+
+
+def _crc(kind: str, data: memoryview) -> int:
+    if kind == "CRC-32":
+        return zlib.crc32(data)
+    import crc32c
+
+    return int(crc32c.crc32c(data))
+
+
+def _bits(number: int) -> Iterator[int]:
+    return (i for i in range(number.bit_length()) if number >> i & 1)
+
+
+@lru_cache(256)
+def _power_of_two(polynomial: int, bit: int) -> int:
+    """x to the power of 2^bit, modulo the polynomial; the lowest coefficient is the highest bit."""
+    if not bit:
+        return _ONE >> 1
+    root = _power_of_two(polynomial, bit - 1)
+    return _times(root, root, polynomial)
+
+
+def _times(a: int, b: int, polynomial: int) -> int:
+    product = 0
+    for i in range(32):
+        if a & _ONE >> i:
+            product ^= b
+        b = b >> 1 ^ (polynomial if b & 1 else 0)
+    return product

@@ -1,0 +1,1 @@
+"""What a job writes beside the predictions, and reads again: dead letters and the manifest."""

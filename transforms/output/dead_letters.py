@@ -1,0 +1,260 @@
+"""Rows that could not be predicted: one Parquet file for each shard that has any, named by its content. No Beam.
+
+It holds the columns as they were read, before any function, and beside them `headrace_input`, `headrace_row` (from 0 in
+that input), `headrace_stage` and `headrace_error`. Of a file whose schema is not the job's it holds all rows, with all of that
+file's own columns: files of dead letters need not have one schema. It is committed before the prediction file, which names it
+in its own metadata: dead letters that no prediction file names are of an attempt that came to nothing, and do not count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import ColumnError, DataError, InvalidRequest, OutputIncomplete, TooManyBadRows
+from ..jobs.job import Job
+from ..parquet.reader import read_footer
+from ..predicting.bisection import BadRow
+from ..shards.shard import Shard
+from ..storage import ObjectRef, Store, open_store
+from ..storage.same import create_same
+
+COLUMNS = pa.schema(
+    [
+        ("headrace_input", pa.string()),
+        ("headrace_row", pa.int64()),
+        ("headrace_stage", pa.string()),
+        ("headrace_error", pa.string()),
+    ]
+)
+_NAME = re.compile(r"(?P<output>.*-\d{12}-\d{12}-(?P<job>[0-9a-f]{8})[0-9a-f]{12})-[0-9a-f]{16}\.parquet")
+_ROWS_HELD = 1024
+_BYTES_HELD = 1 << 20
+_EXAMPLES = 3
+_EXAMPLE_LETTERS = 400
+
+
+def dead_letter_schema(columns: pa.Schema) -> pa.Schema:
+    """Raises `InvalidRequest` where a column has a name that dead letters need."""
+    if taken := [name for name in COLUMNS.names if name in columns.names]:
+        raise InvalidRequest(
+            f"The input has a column {taken[0]!r}, and so have dead letters",
+            expected=f"no column named {', '.join(COLUMNS.names)}",
+            found=f"columns {', '.join(columns.names)}",
+            cure="Rename it, leave it out with --keep, or take --on_error=fail",
+        )
+    return pa.schema([*(field.with_nullable(True) for field in columns), *COLUMNS])
+
+
+def dead_letter(bad: BadRow) -> pa.RecordBatch:
+    """One row that holds on to no memory of the batch that it was found in."""
+    told = [pa.array([value], kind) for value, kind in zip(_told(bad), COLUMNS.types, strict=True)]
+    return pa.RecordBatch.from_arrays(
+        [*map(_copied, bad.values.columns), *told], schema=dead_letter_schema(bad.values.schema.remove_metadata())
+    )
+
+
+def _told(bad: BadRow) -> tuple[object, ...]:
+    return bad.where, bad.row, bad.stage, bad.error
+
+
+def _copied(array: pa.Array) -> pa.Array:
+    try:
+        return array.take(pa.array([0]))
+    except pa.ArrowNotImplementedError:  # of views
+        return pa.array([array[0].as_py()], array.type)
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedDeadLetters:
+    """`sha256` is of the whole object, in hexadecimal."""
+
+    uri: str
+    sha256: str
+
+
+class DeadLetters:
+    """The bad rows of one shard. Holds them in memory as compressed Parquet until they are committed."""
+
+    def __init__(self, job: Job, shard: Shard, columns: pa.Schema) -> None:
+        """`columns` are those that are read. The job's policy must be one that has a folder for dead letters."""
+        self._job, self._shard, self._allowed = job, shard, job.on_error.allowed(shard.rows)
+        self._schema = dead_letter_schema(columns.remove_metadata())
+        self._sink = io.BytesIO()
+        self._writer: pq.ParquetWriter | None = None
+        self._held: list[pa.RecordBatch] = []
+        self._examples: list[str] = []
+        self.rows = 0
+
+    def add(self, bad: BadRow) -> None:
+        """Raises `TooManyBadRows` as soon as there are more than the job's bound lets a shard of that size have."""
+        self.rows += 1
+        if len(self._examples) < _EXAMPLES:
+            self._examples.append(_example(bad.row, bad.stage, bad.error))
+        if self.rows > self._allowed:
+            span = f"rows {self._shard.first_row} to {self._shard.end_row} (the end exclusive)"
+            raise too_many_bad_rows(
+                self._job, f"among {span} of {self._shard.where}", self._allowed, self.rows, self._examples
+            )
+        self._held.append(dead_letter(bad))
+        if len(self._held) >= _ROWS_HELD or sum(batch.nbytes for batch in self._held) >= _BYTES_HELD:
+            self._write_held()
+
+    def add_all(self, batch: pa.RecordBatch, first_row: int, error: DataError) -> None:
+        """A whole batch. Raises `TooManyBadRows` as `add` does."""
+        self.rows += batch.num_rows
+        if self.rows > self._allowed:
+            raise rows_of_another_schema(self._job, self._shard, self._allowed)
+        told = [self._shard.source.uri, None, error.stage, str(error)]
+        columns = [
+            pa.array(range(first_row, first_row + batch.num_rows), kind)
+            if value is None
+            else pa.repeat(pa.scalar(value, kind), batch.num_rows)
+            for value, kind in zip(told, COLUMNS.types, strict=True)
+        ]
+        self._held.append(pa.RecordBatch.from_arrays([*batch.columns, *columns], schema=self._schema))
+        self._write_held()
+
+    def commit(self, store: Store) -> CommittedDeadLetters | None:
+        """Nothing where no row is bad."""
+        self._write_held()
+        if self._writer is None:
+            return None
+        self._writer.close()
+        data = self._sink.getvalue()
+        sha256 = hashlib.sha256(data).hexdigest()
+        stem = self._shard.output.removesuffix(".parquet")
+        uri = f"{self._job.on_error.dead_letters}/{stem}-{sha256[:16]}.parquet"
+        create_same(store, uri, data)
+        return CommittedDeadLetters(uri, sha256)
+
+    def _write_held(self) -> None:
+        if not self._held:
+            return
+        if self._writer is None:
+            source = self._shard.source
+            said = {
+                "headrace.fingerprint": self._job.fingerprint,
+                "headrace.output": f"{self._job.output}/{self._shard.output}",
+                "headrace.input": source.uri,
+                "headrace.input_version": source.version,
+            }
+            schema = self._schema.with_metadata(said)
+            self._writer = pq.ParquetWriter(self._sink, schema, compression="zstd", write_page_checksum=True)
+        self._writer.write_table(pa.Table.from_batches(self._held, self._schema))
+        self._held = []
+
+
+def too_many_bad_rows(job: Job, among: str, allowed: int | None, found: int, examples: Iterable[str]) -> TooManyBadRows:
+    """`allowed` is None where none is left to predict."""
+    return TooManyBadRows(
+        f"Too many rows cannot be predicted {among}",
+        expected=f"{allowed:,} at most (--max_bad_rows={job.on_error.most})"
+        if allowed is not None
+        else "not all of them",
+        found=f"{found:,}, as {'; '.join(examples)}",
+        cure="Look at these rows first; if they may be left out, run the same command with another --max_bad_rows"
+        if allowed is not None
+        else "Mend what all rows fail on: no --max_bad_rows lets a job through that predicts nothing",
+    )
+
+
+def of_another_schema(shard: Shard) -> ColumnError:
+    """What all rows of a shard fail on whose file has not the job's columns."""
+    what, expected, found = shard.drift
+    error = ColumnError(what, expected=expected, found=found)
+    error.stage = "schema"
+    return error
+
+
+def rows_of_another_schema(job: Job, shard: Shard, allowed: int) -> TooManyBadRows:
+    what, expected, found = shard.drift
+    return TooManyBadRows(
+        f"{what}, so that none of its {shard.rows:,} rows can be predicted",
+        expected=f"{expected}; or {allowed:,} such rows at most (--max_bad_rows={job.on_error.most})",
+        found=found,
+        cure="Leave this file out of --input, or write it again with the same schema; if its rows may be left out, run the "
+        "same command with another --max_bad_rows",
+    )
+
+
+def _example(row: int, stage: str, error: str) -> str:
+    return f"row {row} ({stage}): {error[:_EXAMPLE_LETTERS]}{'…' if len(error) > _EXAMPLE_LETTERS else ''}"
+
+
+def first_examples(store: Store, uris: Sequence[str]) -> Iterator[str]:
+    """Of the first rows in these files, three at most, each with its file."""
+    left = _EXAMPLES
+    for uri in uris[:_EXAMPLES]:
+        source = store.open_arrow(store.stat(uri))
+        try:
+            table = pq.ParquetFile(source).read_row_group(0, columns=COLUMNS.names).slice(0, left)
+        finally:
+            source.close()
+        for where, row, stage, error in zip(*(table[name].to_pylist() for name in COLUMNS.names), strict=True):
+            yield f"{where} {_example(row, stage, error)}"
+        left -= table.num_rows
+        if not left:
+            return
+
+
+@dataclass(frozen=True, slots=True)
+class StandingDeadLetters:
+    """The one listing of the folder: files of dead letters by the name of the prediction file that they belong to."""
+
+    by_output: dict[str, tuple[ObjectRef, ...]]
+
+
+def list_dead_letters(job: Job) -> StandingDeadLetters:
+    """Of this job's fingerprint alone; several outputs may share a folder."""
+    folder = job.on_error.dead_letters
+    if folder is None:
+        return StandingDeadLetters({})
+    found: dict[str, tuple[ObjectRef, ...]] = {}
+    for ref in open_store(folder, job.storage).list(f"{folder}/"):
+        match = _NAME.fullmatch(ref.uri.removeprefix(f"{folder}/"))
+        if match is not None and match["job"] == job.fingerprint[:8]:
+            output = f"{match['output']}.parquet"
+            found[output] = (*found.get(output, ()), ref)
+    return StandingDeadLetters(found)
+
+
+def dead_letters_of(output: str, store: Store, folder: str) -> Iterator[ObjectRef]:
+    """Every file of dead letters in the folder that says itself that it belongs to that output folder, of whatever job."""
+    for ref in store.list(f"{folder}/"):
+        match = _NAME.fullmatch(ref.uri.removeprefix(f"{folder}/"))
+        if match is not None and _output_of(store, ref) == f"{output}/{match['output']}.parquet":
+            yield ref
+
+
+def _output_of(store: Store, ref: ObjectRef) -> str:
+    return read_footer(store, ref).key_values.get(b"headrace.output", b"").decode()
+
+
+def check_dead_letters(job: Job, named: dict[str, str]) -> None:
+    """Raises `OutputIncomplete` where a file that a prediction file names (output to URI) is gone."""
+    there = {ref.uri for refs in list_dead_letters(job).by_output.values() for ref in refs}
+    if gone := sorted(set(named.values()) - there):
+        raise OutputIncomplete(
+            f"{gone[0]} has vanished since it was written",
+            expected=f"{len(named)} files of dead letters",
+            found=f"{len(named) - len(gone)}",
+            cure="Put it back, or predict everything again with --overwrite",
+        )
+
+
+def remove_unnamed(job: Job, named: dict[str, str]) -> None:
+    """Removes what no prediction file names, of attempts that came to nothing and of outputs that are no more; and of that
+    only what says itself that it is of this output folder.
+    """
+    for output, refs in list_dead_letters(job).by_output.items():
+        for ref in refs:
+            store = open_store(ref.uri, job.storage)
+            if ref.uri != named.get(output) and _output_of(store, ref) == f"{job.output}/{output}":
+                store.delete(ref)

@@ -1,0 +1,98 @@
+"""The manifest's parts read one after the other, so that memory does not grow with the output. No Beam."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import NotParquet
+from ..shards.shard import parse_output_name
+from ..storage import ObjectRef, Store, StoreOptions, open_store
+
+_LISTED_AT_ONCE = 1 << 16
+_LISTED = pa.schema([("name", pa.string()), ("size", pa.int64()), ("version", pa.string()), ("crc32c", pa.uint32())])
+
+
+def manifest_outputs(store: Store, parts: Iterable[ObjectRef]) -> Iterator[str]:
+    """The names of all outputs, in order. Raises `NotParquet` where a part is damaged."""
+    for table in _read_parts(store, parts, ["output"]):
+        yield from table["output"].to_pylist()
+
+
+def manifest_dead_letters(store: Store, parts: Iterable[ObjectRef]) -> Iterator[tuple[str, str]]:
+    """Output and URI of each file of dead letters that is named. Raises `NotParquet` where a part is damaged."""
+    for table in _read_parts(store, parts, ["output", "dead_letters"]):
+        table = table.filter(table["dead_letters"].is_valid())
+        yield from zip(table["output"].to_pylist(), table["dead_letters"].to_pylist(), strict=True)
+
+
+def _read_parts(store: Store, parts: Iterable[ObjectRef], columns: list[str]) -> Iterator[pa.Table]:
+    for part in parts:
+        try:
+            with closing(store.open_arrow(part)) as opened:
+                table = pq.read_table(opened, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise NotParquet(
+                f"{part.uri} cannot be read", found=str(error), cure="Run the same command again"
+            ) from error
+        yield table
+
+
+class NamesDigest:
+    """Names in their order, as a SHA-256."""
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+
+    def add(self, name: str) -> None:
+        self._sha.update(name.encode(errors="surrogateescape") + b"\0")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, NamesDigest) and self._sha.digest() == other._sha.digest()
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The prediction files that one listing of an output folder tells: columns sorted by name, some 150 bytes for each."""
+
+    folder: str
+    columns: pa.Table
+
+    def __len__(self) -> int:
+        return int(self.columns.num_rows)
+
+    def find(self, name: str) -> ObjectRef | None:
+        """The output of that name."""
+        names = self.columns["name"]
+        at = bisect_left(range(len(self)), name, key=lambda i: names[i].as_py())
+        if at == len(self) or names[at].as_py() != name:
+            return None
+        row = self.columns.slice(at, 1).to_pylist()[0]
+        return ObjectRef(f"{self.folder}/{name}", row["size"], row["version"], row["crc32c"])
+
+
+def list_finished(folder: str, options: StoreOptions) -> Finished:
+    listed = each_finished(folder, options)
+    batches = []
+    while some := list(islice(listed, _LISTED_AT_ONCE)):
+        columns = zip(*((name, ref.size, ref.version, ref.crc32c) for name, ref in some), strict=True)
+        arrays = [pa.array(column, kind) for column, kind in zip(columns, _LISTED.types, strict=True)]
+        batches.append(pa.RecordBatch.from_arrays(arrays, schema=_LISTED))
+    return Finished(folder, pa.Table.from_batches(batches, _LISTED).combine_chunks())
+
+
+def each_finished(folder: str, options: StoreOptions) -> Iterator[tuple[str, ObjectRef]]:
+    """Each prediction file below the folder, by its name there, in the order of the names."""
+    for ref in open_store(folder, options).list(f"{folder}/"):
+        name = ref.uri.removeprefix(f"{folder}/")
+        if parse_output_name(name) is not None:
+            yield name, ref

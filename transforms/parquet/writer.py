@@ -1,0 +1,157 @@
+"""A stream of record batches as one committed file; memory is bounded by the row group."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import crc32c
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import InvalidRequest
+from ..storage.store import ObjectRef, Store, Writer
+
+# Arrow gathers what it writes up to this much before Python sees it.
+_WRITE_BYTES = 1 << 20
+# A row group is encoded whole, in several copies: large ones make the peak grow with the shard.
+_ROW_GROUP_BYTES = 4 << 20
+
+
+def write_batches(
+    store: Store,
+    uri: str,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    key_values: dict[str, str],
+    at_end: Callable[[int], dict[str, str]] = lambda _: {},
+) -> tuple[ObjectRef, int]:
+    """Writes one file, whole or not at all; returns it and its rows.
+
+    `at_end` is called with the rows written, before the footer is, and adds to the file's key values.
+    Its CRC-32C is that of the bytes as they were written, whether the store keeps one or not.
+    Raises `AlreadyExists` where an object of that name stands. An exception out of `batches` leaves nothing behind.
+    """
+    rows, held_bytes = 0, 0.0
+    row_bytes = fixed_row_bytes(schema)
+    held: list[pa.RecordBatch] = []
+    with store.create(uri) as sink, _Summed(sink) as summed:
+        gathered = pa.BufferedOutputStream(pa.PythonFile(summed, mode="w"), _WRITE_BYTES)
+        with pq.ParquetWriter(  # closing it writes a footer even after an exception; without commit() nobody sees that
+            gathered,
+            schema.with_metadata(key_values),
+            compression="zstd",
+            use_dictionary=_repetitive(schema),
+            write_page_checksum=True,
+        ) as writer:
+            for batch in batches:
+                held.append(batch)
+                rows += batch.num_rows
+                held_bytes += batch.nbytes if row_bytes is None else batch.num_rows * row_bytes
+                if held_bytes >= _ROW_GROUP_BYTES:
+                    writer.write_table(pa.Table.from_batches(held, schema))
+                    held, held_bytes = [], 0.0
+                    pa.default_memory_pool().release_unused()
+            if held:
+                writer.write_table(pa.Table.from_batches(held, schema))
+            if more := at_end(rows):
+                writer.add_key_value_metadata(more)
+        gathered.flush()
+        return replace(sink.commit(), crc32c=summed.crc32c), rows
+
+
+def check_writable(schema: pa.Schema, whose: str) -> None:
+    """Raises `InvalidRequest` where `whose` columns make no Parquet file that can be read back."""
+    twice = [name for name, times in Counter(schema.names).items() if times > 1]
+    wrong = "no column" if not schema.names else f"two columns named {twice[0]!r}" if twice else ""
+    for field in schema if not wrong else ():
+        try:
+            if _holds_nothing(field.type):
+                raise pa.ArrowInvalid("lists of no values cannot be read back")
+            pq.write_table(pa.table([pa.nulls(1, field.type)], [field.name]), pa.BufferOutputStream())
+        except (pa.ArrowException, OSError) as error:
+            wrong = f"{field.name}: {field.type}: {error}"
+            break
+    if wrong:
+        raise InvalidRequest(
+            f"The columns that {whose} gives cannot be written",
+            expected="one column or more, each of its own name and of a type that Parquet holds",
+            found=wrong,
+            cure="Choose another --signature, or export one without this output"
+            if whose == "the model"
+            else "Mend the function, or leave such columns out",
+        )
+
+
+def _holds_nothing(kind: pa.DataType) -> bool:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _holds_nothing(kind.storage_type)
+    if pa.types.is_fixed_size_list(kind) and not kind.list_size:
+        return True
+    return any(_holds_nothing(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def fixed_row_bytes(schema: pa.Schema) -> float | None:
+    """Bytes of a row in memory, validity aside; None where rows vary. Asking each batch hands the interpreter's lock over."""
+
+    def bits(kind: pa.DataType) -> int:
+        if isinstance(kind, pa.BaseExtensionType):
+            return bits(kind.storage_type)
+        if pa.types.is_fixed_size_list(kind):
+            return int(kind.list_size) * bits(kind.value_type)
+        if pa.types.is_dictionary(kind):
+            raise ValueError("its values are not counted")
+        return int(kind.bit_width)
+
+    try:
+        return sum(bits(field.type) for field in schema) / 8
+    except ValueError:
+        return None
+
+
+class _Summed:
+    """What pyarrow asks of a sink; sums up what goes through. After the block nothing does: Arrow writes what it has gathered
+    even when it is thrown away.
+    """
+
+    closed = False
+
+    def __init__(self, sink: Writer) -> None:
+        self._sink, self.crc32c, self._ended = sink, 0, False
+
+    def __enter__(self) -> _Summed:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended = True
+
+    def write(self, data: Any) -> int:
+        if self._ended:
+            return len(data)
+        self.crc32c = crc32c.crc32c(data, self.crc32c)
+        return self._sink.write(data)
+
+    def tell(self) -> int:
+        return self._sink.tell()
+
+    def flush(self) -> None:
+        self._sink.flush()
+
+    def close(self) -> None:
+        """Nothing to do: closing must never publish."""
+
+    def readable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _repetitive(schema: pa.Schema) -> list[str]:
+    """Columns in which a dictionary may save much; for scores it costs time and saves nothing."""
+    return [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_dictionary(field.type)]

@@ -1,0 +1,92 @@
+"""Record batches of whatever schema through one model, on the device that is least in use. No Beam, no files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from ..columns.plan import ColumnChoice, choose_batch_rows, plan_columns
+from ..columns.rules import ColumnRules
+from ..errors import InvalidRequest
+from ..models.model import Model
+from ..models.spec import Signature
+from .bisection import BadRow, Bisection
+from .devices import Device, least_busy
+from .predictor import Predictor
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRequest:
+    """What is asked of batches whose schema is not known yet. `keep=None` and `rows=None` leave the choice to headrace."""
+
+    signature: str
+    columns: ColumnChoice
+    keep: tuple[str, ...] | None
+    rows: int | None
+
+
+def request_batches(
+    signature: str,
+    features: Mapping[str, str | Sequence[str]] | None,
+    predictions: Mapping[str, str] | None,
+    keep: Sequence[str] | None,
+    batch_rows: int | str,
+    rules: ColumnRules,
+) -> BatchRequest:
+    """The arguments of `Predict` as values. Raises `InvalidRequest` where one is no value of its kind."""
+    if batch_rows != "auto" and (not isinstance(batch_rows, int) or isinstance(batch_rows, bool) or batch_rows < 1):
+        raise InvalidRequest("batch_rows is out of range", expected="1 or more, or 'auto'", found=repr(batch_rows))
+    if isinstance(keep, str):
+        raise InvalidRequest(
+            "keep is one text", expected="a list of columns", found=repr(keep), cure=f"keep=[{keep!r}]"
+        )
+    columns = ColumnChoice(
+        features=tuple(
+            (tensor, (columns,) if isinstance(columns, str) else tuple(columns))
+            for tensor, columns in (features or {}).items()
+        ),
+        predictions=tuple((predictions or {}).items()),
+        rules=rules,
+    )
+    rows = batch_rows if isinstance(batch_rows, int) else None
+    return BatchRequest(signature, columns, None if keep is None else tuple(keep), rows)
+
+
+class BatchPredictor:
+    """`models` are replicas, one on each of `devices`. Safe for many threads at once."""
+
+    def __init__(self, request: BatchRequest, devices: Sequence[Device], models: Sequence[Model]) -> None:
+        self.devices, self.models = tuple(devices), tuple(models)
+        self._request = request
+        self._predictors: dict[bytes, tuple[list[Predictor], int]] = {}
+
+    def __call__(
+        self, batch: pa.RecordBatch, on_bad: Callable[[BadRow], None] | None = None
+    ) -> Iterator[tuple[list[pa.RecordBatch], Bisection]]:
+        """The predictions of so many rows at a time as asked for, and what became of these; once for a batch without rows.
+
+        `on_bad` takes each row that cannot be predicted; without it, the first one raises. Raises
+        `ColumnError` where the schema does not fit, and what a `Predictor` raises.
+        """
+        key = batch.schema.remove_metadata().serialize().to_pybytes()
+        if key not in self._predictors:
+            self._predictors[key] = self._plan(batch.schema)
+        predictors, rows = self._predictors[key]
+        for start in range(0, batch.num_rows, rows) or [0]:
+            with least_busy(self.devices) as i:
+                bisection = Bisection(predictors[i], "a record batch", rows, on_bad)
+                results = list(bisection(batch.slice(start, rows), start))
+            yield results, bisection
+
+    def _plan(self, schema: pa.Schema) -> tuple[list[Predictor], int]:
+        request, model = self._request, self.models[0]
+        signature = Signature(request.signature, model.inputs, model.outputs)
+        plan = plan_columns(schema, [(signature, request.columns)], request.keep)
+        rows, _ = choose_batch_rows(plan, request.rows)
+        predictors = [
+            Predictor(plan, [replica], device=device.kind)
+            for replica, device in zip(self.models, self.devices, strict=True)
+        ]
+        return predictors, rows

@@ -1,0 +1,164 @@
+"""Batches through the predictor though some of their rows fail, or all of them at once are too many for memory. No Beam.
+
+A batch that fails as a whole is cut in two, the left part having the largest power of two of rows that is less than all of
+them, and so on down to single rows. A batch that is too large is cut likewise, and so are those after it, since its size is
+remembered. Predictions' bits depend on these pieces: which they are follows from the planned batches, from the rows that
+fail and from `Bisection.splits`, as `pieces` tells. What makes rows fail must be in the rows: one that fails only together
+with others, as lists of unequal lengths do, fails the job.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from ..errors import DataError
+from .predictor import BatchTooLarge, Predictor
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """`row` counts from 0 in `where`; `values` is that row as it was read, before any function."""
+
+    where: str
+    row: int
+    stage: str
+    error: str
+    values: pa.RecordBatch
+
+
+class Bisection:
+    """Rows of one file, batch after batch, as predictions in their order.
+
+    `on_bad` takes each row that fails, in order; without it the first one ends the job. `batch_rows` is the planned size.
+    After a batch, `splits` says where other than the planned size ruled: from row (inclusive), at most so many rows.
+    """
+
+    def __init__(
+        self, predictor: Predictor, where: str, batch_rows: int, on_bad: Callable[[BadRow], None] | None = None
+    ) -> None:
+        self._predictor, self._where, self._batch_rows, self._on_bad = predictor, where, batch_rows, on_bad
+        self.splits: list[tuple[int, int]] = []
+        self.batches = self.halved = self.bad_rows = self.predicted_rows = 0
+
+    def __call__(self, batch: pa.RecordBatch, first_row: int) -> Iterator[pa.RecordBatch]:
+        """Raises `DataError` naming the row, and whatever `on_bad` raises."""
+        return self._node(batch, first_row, self._predictor.limit.rows)
+
+    def _node(self, batch: pa.RecordBatch, row: int, limit_before: int | None) -> Iterator[pa.RecordBatch]:
+        rows, most = batch.num_rows, self._most(row)
+        failure: DataError | None = None
+        if rows <= most:
+            try:
+                result = self._predictor(batch, self._where, row)
+            except BatchTooLarge as error:
+                self.halved += 1
+                if rows > 1 or most > 1:
+                    self._predictor.limit.lower(half(rows) if rows > 1 else 1)
+                    yield from self._node(batch, row, limit_before)
+                    return
+                # That row alone is to blame: those after it are not to pay for it.
+                self._predictor.limit.restore(limit_before)
+                failure = error
+            except DataError as error:
+                failure = error
+            else:
+                self.batches += 1
+                self.predicted_rows += rows
+                yield result
+                return
+            if not rows:
+                raise failure
+            if self._on_bad is None:
+                raise self._first_failure(batch, row, failure) from failure
+            if rows == 1:
+                self.bad_rows += 1
+                self._on_bad(BadRow(self._where, row, failure.stage, str(failure), batch))
+                return
+        bad_before, left = self.bad_rows, half(rows)
+        yield from self._node(batch.slice(0, left), row, limit_before)
+        yield from self._node(batch.slice(left), row + left, limit_before)
+        if failure is not None and self.bad_rows == bad_before:
+            raise _together(failure, self._where, row, rows) from failure
+
+    def _most(self, row: int) -> int:
+        """Rows that a batch may have that begins here; noted where it is another number than before."""
+        most = min(self._predictor.limit.rows or self._batch_rows, self._batch_rows)
+        if self.splits and self.splits[-1][0] == row:
+            self.splits.pop()
+        if most != (self.splits[-1][1] if self.splits else self._batch_rows):
+            self.splits.append((row, most))
+        return most
+
+    def _first_failure(self, batch: pa.RecordBatch, row: int, error: DataError) -> DataError:
+        """The first row's failure, found in as many calls as the batch's rows have binary digits."""
+        whole_row, whole, told = row, batch.num_rows, batch.num_rows == 1
+        while batch.num_rows > 1:
+            left = half(batch.num_rows)
+            failure = self._failure(batch.slice(0, left), row)
+            if failure is None:
+                row, batch, told = row + left, batch.slice(left), False
+            else:
+                error, batch, told = failure, batch.slice(0, left), True
+        if not told:
+            failure = self._failure(batch, row)
+            if failure is None:
+                return _together(error, self._where, whole_row, whole)
+            error = failure
+        return _naming(error, self._where, row)
+
+    def _failure(self, batch: pa.RecordBatch, row: int) -> DataError | None:
+        try:
+            self._predictor(batch, self._where, row)
+        except DataError as error:
+            return error
+        return None
+
+
+def half(rows: int) -> int:
+    """The largest power of two below `rows`, which is 2 or more."""
+    return 1 << ((rows - 1).bit_length() - 1)
+
+
+def pieces(
+    first_row: int, rows: int, batch_rows: int, splits: Sequence[tuple[int, int]], bad: Collection[int]
+) -> Iterator[tuple[int, int]]:
+    """(first row, rows) of each batch that a shard of these bad rows was predicted in, in order."""
+
+    def within(row: int, count: int) -> Iterator[tuple[int, int]]:
+        most = next((most for start, most in reversed(splits) if start <= row), batch_rows)
+        fails = any(row <= one < row + count for one in bad)
+        if count <= most and not fails:
+            yield row, count
+        elif count > 1:
+            left = half(count)
+            yield from within(row, left)
+            yield from within(row + left, count - left)
+
+    for row in range(first_row, first_row + rows, batch_rows):
+        yield from within(row, min(batch_rows, first_row + rows - row))
+
+
+def _naming(error: DataError, where: str, row: int) -> DataError:
+    """The failure of one row, by its number in the file."""
+    kind = DataError if isinstance(error, BatchTooLarge) else type(error)
+    named = re.search(rf"\brow {row}\b", error.what) is not None and where in error.what
+    what = error.what if named else f"Row {row} (counted from 0) of {where} cannot be predicted: {error.what}"
+    again = kind(what, expected=error.expected, found=error.found, cure=error.cure)
+    again.stage = error.stage
+    return again
+
+
+def _together(error: DataError, where: str, row: int, rows: int) -> DataError:
+    again = DataError(
+        f"Rows {row} to {row + rows} (the end exclusive) of {where} fail together, and none of them alone: {error.what}",
+        expected=error.expected,
+        found=error.found,
+        cure="What differs between them must not: pad lists of unequal length (--pad); where it passes by itself, run "
+        "the same command again",
+    )
+    again.stage = error.stage
+    return again

@@ -1,0 +1,146 @@
+"""What a process computes on: its cores and TensorFlow's threads on them, or its GPUs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from ..errors import InvalidRequest
+
+DEVICES = ("auto", "cpu", "gpu")
+
+_NICER = 10
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """`name` is TensorFlow's; None is the host, where everything is that is told no other place.
+
+    `kind` is "cpu" or the GPU's own name: what the bits of a prediction may depend on.
+    """
+
+    name: str | None = None
+    kind: str = "cpu"
+
+
+HOST = Device()
+
+
+def cores() -> int:
+    """Cores that this process may use, which is also the number of shards it works on at once."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_up_tensorflow(wanted: str = "auto", *, whole_process: bool = False) -> None:
+    """Threads, and which GPUs are seen, for `wanted` of `DEVICES`. GPU memory is taken as it is needed, not all at once.
+
+    GPUs that are not wanted are hidden where the `whole_process` is ours: elsewhere somebody else may want them.
+
+    One intra-op thread, since a shard per core keeps the cores busy, and then a batch gives the same bits everywhere;
+    as many inter-op threads as shards in flight, since TensorFlow runs a function's operations in these.
+    TensorFlow takes this only before its first operation: a process that has used it already keeps what it has.
+    """
+    import tensorflow as tf
+
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(cores())
+    except RuntimeError as error:
+        _log.info("TensorFlow keeps its threads, %s intra-op: %s", intra_op_threads() or "as many as cores", error)
+    gpus = tf.config.list_physical_devices("GPU")
+    try:
+        hidden = wanted == "cpu" and whole_process
+        if hidden and gpus:
+            tf.config.set_visible_devices([], "GPU")
+        for gpu in () if hidden else gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
+    except (RuntimeError, ValueError) as error:
+        _log.info("TensorFlow keeps its GPUs and their memory as they are: %s", error)
+    if whole_process and (hidden or not gpus):
+        _start_runtime()
+
+
+def _start_runtime() -> None:
+    """TensorFlow's threads get less claim to a core than Python's, on Linux: they inherit it from the thread that starts them.
+
+    A thread that holds the interpreter's lock would else be set aside, for milliseconds, for one that computes, and all
+    others wait for that lock. Where TensorFlow runs already, its threads keep what they have.
+    """
+    import tensorflow as tf
+
+    def start() -> None:
+        thread = threading.get_native_id()
+        try:
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + _NICER))
+        except OSError as error:  # in a sandbox
+            _log.info("TensorFlow's threads have the claim to a core that all have: %s", error)
+        tf.config.list_logical_devices()
+
+    if sys.platform == "linux":
+        starter = threading.Thread(target=start, name="headrace-start")
+        starter.start()
+        starter.join()
+
+
+@cache
+def intra_op_threads() -> int:
+    """As in force in this process; 0 is TensorFlow's own choice. They change the bits of large matrix products."""
+    import tensorflow as tf
+
+    return int(tf.config.threading.get_intra_op_parallelism_threads())
+
+
+def choose_devices(wanted: str) -> tuple[Device, ...]:
+    """Where this process computes, a replica of the model on each: all GPUs that TensorFlow sees, or the CPU.
+
+    Raises `InvalidRequest` where "gpu" is wanted and there is none.
+    """
+    import tensorflow as tf
+
+    gpus = tf.config.list_logical_devices("GPU")
+    if gpus and wanted != "cpu":
+        seen = tf.config.get_visible_devices("GPU")
+        kinds = [_kind(gpu) for gpu in seen] if len(seen) == len(gpus) else ["gpu"] * len(gpus)
+        return tuple(Device(gpu.name, kind) for gpu, kind in zip(gpus, kinds, strict=True))
+    if wanted == "gpu":
+        raise InvalidRequest(
+            "TensorFlow sees no GPU on this machine",
+            expected="a GPU, its driver, and TensorFlow with the CUDA libraries: pip install 'headrace[gpu]'",
+            found=", ".join(device.name for device in tf.config.list_physical_devices()),
+            cure="Mend that (on Dataflow, --worker_accelerator attaches GPUs), or choose --device=cpu or auto",
+        )
+    hosts = tf.config.list_logical_devices("CPU")
+    return (HOST,) if len(hosts) == 1 and not gpus else tuple(Device(host.name) for host in hosts)
+
+
+def _kind(gpu: Any) -> str:
+    import tensorflow as tf
+
+    return str(tf.config.experimental.get_device_details(gpu).get("device_name", "gpu"))
+
+
+_in_use: Counter[Device] = Counter()
+_counting = threading.Lock()
+
+
+@contextmanager
+def least_busy(devices: Sequence[Device]) -> Iterator[int]:
+    """The index of the device that this process uses least at the moment, the first of equals; in use within the block."""
+    with _counting:
+        chosen = min(range(len(devices)), key=lambda i: _in_use[devices[i]])
+        _in_use[devices[chosen]] += 1
+    try:
+        yield chosen
+    finally:
+        with _counting:
+            _in_use[devices[chosen]] -= 1

@@ -1,0 +1,307 @@
+"""One record batch in, one out: the user's functions, the models, kept columns and predictions. No Beam, no files."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from .. import progress
+from ..columns.plan import ColumnPlan, ModelPlan, plan_columns
+from ..errors import DataError, JobError, UnsupportedModel
+from ..jobs.job import Job, Loading
+from ..jobs.user_functions import AppliedFunction
+from ..models.device_placement import on, placed
+from ..models.model import Model
+from ..models.process_cache import shared_model
+from ..models.ref import ModelRef
+from ..models.spec import Signature
+from ..versions import check_versions
+from .devices import Device, choose_devices, set_up_tensorflow
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+Call = Callable[[Mapping[str, "tf.Tensor"]], "dict[str, tf.Tensor]"]
+
+
+class BatchTooLarge(DataError):
+    """Memory, of the host or of a device, does not hold this batch: a smaller one may fit."""
+
+
+class BatchLimit:
+    """What memory was found to hold: batches of at most `rows`, None while none was too large. Safe for many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.rows: int | None = None
+
+    def lower(self, rows: int) -> None:
+        with self._lock:
+            self.rows = rows if self.rows is None else min(self.rows, rows)
+
+    def restore(self, rows: int | None) -> None:
+        """Takes back what a single row has lowered, which would fit no batch."""
+        with self._lock:
+            self.rows = rows
+
+
+class Predictor:
+    """Safe for many threads at once. `columns` are what it reads of a batch; `output_schema` is what it gives."""
+
+    def __init__(
+        self,
+        plan: ColumnPlan,
+        models: Sequence[Model],
+        *,
+        preprocess: AppliedFunction | None = None,
+        postprocess: AppliedFunction | None = None,
+        jit_rows: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        """`jit_rows`: compile with XLA, for batches of that many rows; the last batch is filled up to it. `device` is what
+        kind of device the models, all on the same one, compute on.
+        """
+        self.device = device
+        # What is done to a batch around the model is a matter of the host, and many threads' at once.
+        self._host = None if all(model.device is None for model in models) else "/device:CPU:0"
+        self._plan, self._preprocess, self._postprocess = plan, preprocess, postprocess
+        self.output_schema = postprocess.output_schema if postprocess else plan.output_schema
+        self.limit = BatchLimit()
+        self._parts = [
+            _Part(part, model, jit_rows, self.limit) for part, model in zip(plan.models, models, strict=True)
+        ]
+
+    @property
+    def predictions(self) -> tuple[str, ...]:
+        """The columns of `output_schema` that are not kept ones."""
+        return tuple(name for name in self.output_schema.names if name not in self._plan.keep)
+
+    @property
+    def traces(self) -> int:
+        """How many graphs were traced to serve the batches so far; one for each compiled model is as it should be."""
+        return sum(part.traces() for part in self._parts)
+
+    def __call__(self, batch: pa.RecordBatch, where: str = "", first_row: int = 0) -> pa.RecordBatch:
+        """`where` (the file) and `first_row` (the file's row at which the batch begins, from 0) are for messages.
+
+        Raises `DataError`, its `stage` being "preprocess", "features", "model", "predictions" or "postprocess", and
+        `BatchTooLarge` where memory is short.
+        """
+        if self._host is None:
+            return self._predict(batch, where, first_row)
+        with on(self._host):
+            return self._predict(batch, where, first_row)
+
+    def _predict(self, batch: pa.RecordBatch, where: str, first_row: int) -> pa.RecordBatch:
+        stage = "preprocess"
+        try:
+            if self._preprocess is not None:
+                batch = self._preprocess(batch, where, first_row)
+            columns = [batch.column(name) for name in self._plan.keep]
+            for part in self._parts:
+                if not batch.num_rows:  # of unknown sizes within a row nothing could be said to the model
+                    columns += [pa.nulls(0, field.type) for field in part.plan.outputs.fields]
+                    continue
+                stage = "features"
+                tensors = part.plan.inputs.tensors(batch, where=where, first_row=first_row)
+                stage = "model"
+                results = part.run(tensors, batch.num_rows, where, first_row)
+                stage = "predictions"
+                columns += part.plan.outputs.columns(results, batch.num_rows)
+            result = pa.RecordBatch.from_arrays(columns, schema=self._plan.output_schema)
+            stage = "postprocess"
+            return result if self._postprocess is None else self._postprocess(result, where, first_row)
+        except DataError as error:
+            if isinstance(error.__cause__, Exception) and _exhausted(error.__cause__):  # in a user's function
+                error = BatchTooLarge(error.what, expected=error.expected, found=error.found, cure=error.cure)
+            error.stage = stage
+            raise error from error.__cause__
+        except Exception as error:
+            if not _about_data(error):
+                raise
+            failed = _failed(error, stage, batch.num_rows, where, first_row)
+            failed.stage = stage
+            raise failed from error
+
+
+class _Part:
+    """One model and its columns."""
+
+    def __init__(self, plan: ModelPlan, model: Model, jit_rows: int | None, limit: BatchLimit) -> None:
+        self.plan = plan
+        self._jit_rows, self._limit = jit_rows, limit
+        self._call: Call = model.call
+        self.traces: Callable[[], int] = _none
+        if jit_rows is not None:
+            self._call, self.traces = _compiled(model.call, model.ref.uri)
+        self._call = placed(self._call, model.device)
+
+    def run(self, tensors: Mapping[str, tf.Tensor], rows: int, where: str, first_row: int) -> Mapping[str, tf.Tensor]:
+        full = self._full(rows)
+        try:
+            if full is None or rows == full:
+                return self._call(tensors)
+            filled = {name: _fill_up(tensor, full) for name, tensor in tensors.items()}
+            return {name: _cut(tensor, full, rows) for name, tensor in self._call(filled).items()}
+        except UnsupportedModel:
+            raise
+        except Exception as error:
+            if self.plan.batch_rows not in (None, 1) and _exhausted(error):
+                raise JobError(
+                    f"Memory does not hold a batch of the model, at row {first_row} of {where}",
+                    expected=f"memory for {full} rows, the batch that the model is fixed to",
+                    found=f"{type(error).__name__}: {error}",
+                    cure="Export the model with a batch dimension of None, or run it where there is more memory",
+                ) from error
+            raise _failed(error, "model", rows, where, first_row) from error
+
+    def _full(self, rows: int) -> int | None:
+        """The rows that the model is to be called with; a graph that is compiled anew serves smaller batches for good."""
+        if self._jit_rows is None or self.plan.batch_rows is not None:
+            return self.plan.batch_rows
+        most = self._limit.rows
+        return most if most is not None and rows <= most < self._jit_rows else self._jit_rows
+
+
+def _exhausted(error: Exception) -> bool:
+    import tensorflow as tf
+
+    return isinstance(error, (tf.errors.ResourceExhaustedError, MemoryError))
+
+
+def _about_data(error: Exception) -> bool:
+    """What Arrow and TensorFlow raise on their way from columns to tensors and back; a mistake of ours is none."""
+    import tensorflow as tf
+
+    return isinstance(error, (MemoryError, pa.ArrowException, tf.errors.OpError))
+
+
+def _message(error: Exception) -> str:
+    """What TensorFlow says, without where in the graph: that has numbers which are others in each process."""
+    return str(error).rpartition("<stack traces unavailable>")[2].partition("[[{{")[0].partition("[Op:")[0].strip()
+
+
+def _failed(error: Exception, stage: str, rows: int, where: str, first_row: int) -> DataError:
+    exhausted = _exhausted(error)
+    subject = "The model" if stage == "model" else f"The batch's way from column to column (stage {stage})"
+    return (BatchTooLarge if exhausted else DataError)(
+        f"{subject} fails on rows {first_row} to {first_row + rows} (the end exclusive) of {where}",
+        expected="memory for a batch" if exhausted else "values that it can compute with",
+        found=f"{type(error).__name__}: {_message(error)}",
+        cure="Choose a smaller --batch_size, or run it where there is more memory"
+        if exhausted
+        else "Mend these rows, or let them go to dead letters: --on_error=dead_letter",
+    )
+
+
+def _none() -> int:
+    """A signature as it was loaded is one graph, whatever it is called with."""
+    return 0
+
+
+_NOT_COMPILED = (
+    "Detected unsupported operations when trying to compile",
+    "tf2xla conversion failed",
+    "Must be a compile-time",
+)
+
+
+def _compiled(call: Call, uri: str) -> tuple[Call, Callable[[], int]]:
+    import tensorflow as tf
+
+    compiled = tf.function(call, jit_compile=True, reduce_retracing=False)
+
+    def run(tensors: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        try:
+            return compiled(tensors)
+        except (tf.errors.InvalidArgumentError, tf.errors.UnimplementedError) as error:
+            if not any(sign in str(error) for sign in _NOT_COMPILED):
+                raise
+            raise UnsupportedModel(
+                f"XLA cannot compile {uri}",
+                expected="operations that XLA has",
+                found=str(error).partition("{{")[0],
+                cure="Leave --jit_compile out",
+            ) from error
+
+    return run, compiled.experimental_get_tracing_count
+
+
+def _fill_up(tensor: tf.Tensor, rows: int) -> tf.Tensor:
+    """The last row again, until there are as many: what a model computes of one row says nothing of another."""
+    import tensorflow as tf
+
+    have = int(tensor.shape[0])
+    if not have:
+        return tf.zeros((rows, *tensor.shape[1:]), tensor.dtype)
+    return tf.concat([tensor, tf.repeat(tensor[-1:], rows - have, axis=0)], axis=0)
+
+
+def _cut(tensor: tf.Tensor, filled: int, rows: int) -> tf.Tensor:
+    return tensor[:rows] if tensor.shape.rank and tensor.shape[0] == filled else tensor
+
+
+def load_shared(ref: ModelRef, signature: str, loading: Loading = Loading(), device: Device | None = None) -> Model:
+    """The process's one copy of the model on the device, loaded by whoever asks first; the first device where none is named."""
+    device = device or devices_for([ref], loading)[0]
+    model = shared_model(ref, signature, device=device.name, progress=progress.ModelProgress(), **loading.how)
+    progress.model_ready()
+    return model
+
+
+def devices_for(models: Sequence[ModelRef], loading: Loading, *, whole_process: bool = False) -> tuple[Device, ...]:
+    """Where this process computes with the models: a replica of all of them on each device. `whole_process`: with no others."""
+    cpu_only = loading.device == "auto" and any(ref.format == "tflite" for ref in models)
+    wanted = "cpu" if cpu_only else loading.device
+    set_up_tensorflow(wanted, whole_process=whole_process)
+    return choose_devices(wanted)
+
+
+def load_predictors(job: Job) -> tuple[tuple[Device, ...], list[Predictor]]:
+    """The job's devices, and for each a predictor with models of its own. Raises as `load_predictor`."""
+    check_versions(dict(job.versions))
+    devices = devices_for([one.ref for one in job.models], job.loading, whole_process=True)
+    return devices, [load_predictor(job, device) for device in devices]
+
+
+def load_predictor(job: Job, device: Device | None = None) -> Predictor:
+    """The job's models loaded, once per process and device, and its functions found; on the first device if none is named.
+
+    Raises `WorkerMismatch` where this process has other versions than the launcher, `InvalidRequest` other functions.
+    """
+    check_versions(dict(job.versions))
+    device = device or devices_for([one.ref for one in job.models], job.loading, whole_process=True)[0]
+    models = [load_shared(one.ref, one.signature, job.loading, device) for one in job.models]
+    schema = pa.ipc.read_schema(pa.BufferReader(job.input_schema))
+    written = () if job.postprocess else job.keep
+    preprocess = (
+        AppliedFunction(job.preprocess.load(), job.preprocess.name, schema, written) if job.preprocess else None
+    )
+    plan = plan_columns(
+        preprocess.output_schema if preprocess else schema,
+        [
+            (Signature(one.signature, model.inputs, model.outputs), one.columns)
+            for one, model in zip(job.models, models, strict=True)
+        ],
+        job.keep,
+    )
+    postprocess = (
+        AppliedFunction(job.postprocess.load(), job.postprocess.name, plan.output_schema) if job.postprocess else None
+    )
+    return Predictor(
+        plan,
+        models,
+        preprocess=preprocess,
+        postprocess=postprocess,
+        jit_rows=job.batch_rows if job.jit_compile else None,
+        device=device.kind,
+    )
+
+
+def input_columns(job: Job) -> tuple[str, ...]:
+    """The columns to read, in order."""
+    schema: Any = pa.ipc.read_schema(pa.BufferReader(job.input_schema))
+    return tuple(schema.names)

@@ -1,0 +1,73 @@
+"""A report kept within a report: what the next run holds itself against. It is read as data, and never run."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InvalidRequest
+from ..shards.column_statistics import Column
+from ..storage import ObjectRef, Store
+
+FORM = 1
+MOST_BYTES = 4 << 20
+_KEPT = re.compile(rb'<script type="application/json" id="headrace-report">(.*?)</script>', re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """`manifest` are the names of the run's parts, `written` an ISO 8601 time, `model` the digests of its models.
+
+    `rows` are its input's, `bad_rows` those of them in dead letters.
+    """
+
+    manifest: tuple[str, ...]
+    written: str
+    model: str
+    rows: int
+    bad_rows: int
+    rows_per_second: float | None
+    columns: tuple[Column, ...]
+
+    def dump(self) -> dict[str, Any]:
+        told = {name: getattr(self, name) for name in ("written", "model", "rows", "bad_rows", "rows_per_second")}
+        columns = [column.dump() for column in self.columns]
+        return {"headrace_report": FORM, "manifest": list(self.manifest), **told, "columns": columns}
+
+
+def embedded(data: Any) -> str:
+    """JSON that cannot end the element that it stands in."""
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def read_report(store: Store, ref: ObjectRef) -> Kept:
+    """Raises `InvalidRequest` where the object is no report of headrace."""
+    try:
+        if ref.size > MOST_BYTES:
+            raise ValueError(f"{ref.size:,} bytes")
+        found = _KEPT.search(store.read(ref))
+        if found is None:
+            raise ValueError("a page without a report's data, or no page")
+        told = json.loads(found[1])
+        if told["headrace_report"] != FORM:
+            raise ValueError(f"a report of form {told['headrace_report']}")
+        rate = told["rows_per_second"]
+        return Kept(
+            tuple(str(name) for name in told["manifest"]),
+            str(told["written"]),
+            str(told["model"]),
+            int(told["rows"]),
+            int(told["bad_rows"]),
+            None if rate is None else float(rate),
+            tuple(Column.load(column) for column in told["columns"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise InvalidRequest(
+            f"{ref.name} is no report of headrace",
+            expected="a page that an earlier run wrote",
+            found=str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}",
+            cure="Name another place with --report or --compare; headrace replaces nothing but its own reports",
+        ) from error

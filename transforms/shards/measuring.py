@@ -1,0 +1,111 @@
+"""What a shard tells for the report beside its result. No Beam."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import pyarrow as pa
+
+from ..storage.store import retries_so_far
+from .column_statistics import Columns, Numbers
+
+STATISTICS = "headrace.statistics"
+"""The key of a prediction file's metadata that holds its columns' statistics; see `headrace.transforms.shards.column_statistics`."""
+
+
+_BATCHES_AT_ONCE = 4096
+
+_log = logging.getLogger(__name__)
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Where shards are predicted. `began` (seconds since 1970) and `load_seconds` are of getting the models ready;
+    `retries_before` are requests to stores that this process had tried again until then.
+    """
+
+    name: str
+    began: float
+    load_seconds: float
+    retries_before: int
+
+
+def timed_load(load: Callable[[], Loaded]) -> tuple[Loaded, Process]:
+    """What it loads, and this process, which loaded it."""
+    began, started, retries = time.time(), time.perf_counter(), retries_so_far()
+    loaded = load()
+    return loaded, Process(f"{socket.gethostname()}:{os.getpid()}", began, time.perf_counter() - started, retries)
+
+
+@dataclass(frozen=True, slots=True)
+class ShardTold:
+    """`columns` are the statistics of its predictions, encoded; None where they are not known.
+
+    `began` and `ended` are seconds since 1970, `batch_seconds` the time of each batch, and `retries` those of its process
+    when the shard ended. Of a shard that this run found done, there are at most columns.
+    """
+
+    columns: str | None
+    began: float = 0.0
+    ended: float = 0.0
+    batch_seconds: Numbers = field(default_factory=Numbers)
+    process: Process | None = None
+    retries: int = 0
+
+
+def _tried(work: Callable[[], Loaded]) -> Loaded | None:
+    """None where it fails, for which the log says why: a fault of ours in counting must not cost a prediction."""
+    try:
+        return work()
+    except Exception:
+        _log.warning("Predictions could not be counted for the report", exc_info=True)
+        return None
+
+
+def _added(columns: Columns, batch: pa.RecordBatch) -> Columns:
+    columns.add(batch)
+    return columns
+
+
+class Telling:
+    """Collects while a shard is predicted. Where that fails, the shard is told of without its columns: no row is lost by it."""
+
+    def __init__(self, schema: pa.Schema, predictions: Iterable[str]) -> None:
+        """`predictions` are the columns of it to describe."""
+        self._columns = _tried(lambda: Columns(schema, predictions))
+        self._encoded: str | None = None
+        self._began, self._batch_seconds, self._untold = time.time(), Numbers(), array("d")
+
+    def add(self, batch: pa.RecordBatch, seconds: float) -> None:
+        """Predictions, and what they took."""
+        if self._columns is not None:
+            self._columns = _tried(partial(_added, self._columns, batch))
+        self._untold.append(seconds)
+        if len(self._untold) >= _BATCHES_AT_ONCE:
+            self._count_seconds()
+
+    def key_values(self) -> dict[str, str]:
+        """What the prediction file keeps of it; nothing is added afterwards."""
+        if (columns := self._columns) is not None:
+            self._encoded = _tried(columns.encode)
+        return {} if self._encoded is None else {STATISTICS: self._encoded}
+
+    def told(self) -> ShardTold:
+        self._count_seconds()
+        self._batch_seconds.settle()
+        return ShardTold(self._encoded, self._began, time.time(), self._batch_seconds, retries=retries_so_far())
+
+    def _count_seconds(self) -> None:
+        self._batch_seconds.add(np.frombuffer(self._untold))
+        self._untold = array("d")

@@ -1,0 +1,254 @@
+"""A Shard: the unit of work, of output and of resuming. Pure values and pure names."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import takewhile
+from typing import TYPE_CHECKING
+from urllib.parse import quote, unquote
+
+from ..storage.store import ObjectRef, split_glob
+
+if TYPE_CHECKING:
+    from .measuring import ShardTold
+
+_OUTPUT_NAME = re.compile(
+    r"(?P<stem>.*)-(?P<first>\d{12})-(?P<end>\d{12})-(?P<job>[0-9a-f]{8})(?P<source>[0-9a-f]{12})"
+)
+
+# A file system's names end at 255 bytes: quoting makes nine of a Chinese character, a mark is one, `output_name` adds 55, and a
+# file of dead letters 17.
+_SEGMENT_BYTES = 182
+
+# Stands for what a stem leaves out; in a segment itself it is quoted, so that different inputs have different stems.
+_MARK = "@"
+
+# A reader decodes a row group from its start, so that n spans of one cost (n + 1) / 2 times its decoding: twice, for 3.
+_SPANS_OF_A_ROW_GROUP = 3
+
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Shard:
+    """Rows `first_row` (inclusive) to `first_row + rows` (exclusive) of one input file, counted from 0.
+
+    `row_groups` is (first inclusive, end exclusive), of `nbytes` compressed bytes; `skip` rows of the first row group
+    come before `first_row`. `partitions` are the columns that the input's folders tell: name and value, null as None.
+    `drift` says how the file's schema differs from the job's: a sentence, expected, found; () where it does not.
+    `joined` are whole files whose rows follow in the same output: `rows` and `nbytes` count theirs too.
+    Shards sort in the order of their outputs' names. `source` and the row span are what the shard is; `output` follows.
+    """
+
+    output: str
+    source: ObjectRef
+    first_row: int
+    rows: int
+    row_groups: tuple[int, int]
+    nbytes: int
+    skip: int = 0
+    partitions: tuple[tuple[str, str | None], ...] = ()
+    drift: tuple[str, ...] = ()
+    joined: tuple[Shard, ...] = ()
+
+    @property
+    def end_row(self) -> int:
+        return self.first_row + self.rows
+
+    @property
+    def parts(self) -> tuple[Shard, ...]:
+        """A shard for each input file, in the order of their rows; none of them has others joined to it."""
+        if not self.joined:
+            return (self,)
+        rows, nbytes = (sum(getattr(part, name) for part in self.joined) for name in ("rows", "nbytes"))
+        return replace(self, rows=self.rows - rows, nbytes=self.nbytes - nbytes, joined=()), *self.joined
+
+    @property
+    def sources(self) -> tuple[ObjectRef, ...]:
+        return self.source, *(part.source for part in self.joined)
+
+    @property
+    def where(self) -> str:
+        """The input, for a person."""
+        more = len(self.joined)
+        return self.source.uri if not more else f"{self.source.uri} and the {more} files after it"
+
+
+WorkUnit = tuple[Shard, ...]
+"""What a runner hands to a worker at once: one large shard, or a few small ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShardResult:
+    """What became of a shard. `seconds` are of one thread, by stage; unknown where the output stood there already.
+
+    Its rows are `predicted_rows`, and `bad_rows` in the file `dead_letters` (its URI). `batch_splits` tells where batches
+    were of other than the planned size: from row (inclusive), at most so many rows; see `headrace.transforms.predicting.bisection`. Where the shard
+    joins files, `of_parts` are the bad rows and the batch splits of each (() where none has any), and `batch_splits` is empty.
+    `told` is for the report, where one is wanted.
+    """
+
+    shard: Shard
+    output_bytes: int
+    output_version: str
+    output_crc32c: int | None
+    computed: bool
+    predicted_rows: int
+    bad_rows: int = 0
+    dead_letters: str | None = None
+    batch_splits: tuple[tuple[int, int], ...] = ()
+    of_parts: tuple[tuple[int, tuple[tuple[int, int], ...]], ...] = ()
+    intra_op_threads: int | None = None
+    device: str | None = None
+    batches: int = 0
+    batches_halved: int = 0
+    read_bytes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    told: ShardTold | None = None
+
+
+def common_folder(patterns: tuple[str, ...]) -> str:
+    """The deepest folder (with its trailing slash) above all patterns' wildcards; "" where they share none."""
+    folders = [split_glob(pattern)[0].split("/")[:-1] for pattern in patterns]
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
+    return "".join(f"{parts[0]}/" for parts in shared)
+
+
+def relative_stem(uri: str, folder: str) -> str:
+    """The input's place below `folder`, without `.parquet`; no segment leaves the output folder or hides in it.
+
+    Different inputs have different stems, but for folders `key=value` that say the same in other ways: a name that does not
+    end in `.parquet` gets a mark, as does a nameless folder.
+    """
+    relative = uri.removeprefix(folder).replace("://", "/")
+    if not folder:
+        relative = relative.lstrip("/")
+    bare = relative.removesuffix(".parquet")
+    *folders, name = bare.split("/")
+    # A folder `key=value` is quoted once, as its readers decode it once; the name's digest still tells inputs apart.
+    folders = [unquote(folder) if "=" in folder else folder for folder in folders]
+    segments = [_safe_segment(segment) if segment else _MARK for segment in (*folders, name)]
+    return "/".join(segments) + _MARK * (bare == relative)
+
+
+def partition_values(uri: str, folder: str) -> tuple[tuple[str, str | None], ...]:
+    """Column and value of each `key=value` folder between `folder` and the file, as Hive writes them: always text,
+    URL-decoded; `__HIVE_DEFAULT_PARTITION__` is null. Of a key that is there twice, the deepest counts.
+    """
+    relative = uri.removeprefix(folder)
+    return _partitions_of(relative[: relative.rfind("/") + 1])
+
+
+@lru_cache(1024)
+def _partitions_of(folders: str) -> tuple[tuple[str, str | None], ...]:
+    pairs = (segment.partition("=") for segment in folders.split("/"))
+    values = {unquote(key): None if value == _HIVE_NULL else unquote(value) for key, equals, value in pairs if equals}
+    return tuple((key, value) for key, value in values.items() if key)
+
+
+def _safe_segment(segment: str) -> str:
+    quoted = quote(segment, safe="=-_.~+, ")
+    if quoted[0] in "._":
+        quoted = f"%{ord(quoted[0]):02X}{quoted[1:]}"
+    if len(quoted) <= _SEGMENT_BYTES:
+        return quoted
+    return f"{quoted[: _SEGMENT_BYTES - 25]}~{hashlib.sha256(segment.encode()).hexdigest()[:24]}"
+
+
+def output_name(
+    stem: str, source: ObjectRef, first_row: int, rows: int, fingerprint: str, joined: Sequence[ObjectRef] = ()
+) -> str:
+    """Sorts in input order, and says what it holds: input and version, row span, and the job that made it."""
+    return named_output(stem, first_row, rows, fingerprint, source_digest(source, *joined))
+
+
+def named_output(stem: str, first_row: int, rows: int, fingerprint: str, sources: int) -> str:
+    """`output_name` of inputs of which only the `source_digest` is known."""
+    return f"{stem}-{first_row:012d}-{first_row + rows:012d}-{fingerprint[:8]}{sources:012x}.parquet"
+
+
+def source_digest(*sources: ObjectRef) -> int:
+    """48 bits of the SHA-256 of the inputs' URIs and versions: what an output's name says of its input."""
+    return int.from_bytes(_sources_hash(sources).digest()[:6], "big")
+
+
+def sources_sha256(*sources: ObjectRef) -> str:
+    """In hexadecimal, of the inputs' URIs and versions in their order."""
+    return _sources_hash(sources).hexdigest()
+
+
+def _sources_hash(sources: Sequence[ObjectRef]) -> hashlib._Hash:
+    return hashlib.sha256("\n".join([f"{source.uri}\t{source.version}" for source in sources]).encode())
+
+
+def join_shards(parts: Sequence[Shard], stem: str, fingerprint: str) -> Shard:
+    """One shard of whole files, each a shard, in their order. `stem` is the first one's."""
+    first, *others = parts
+    if not others:
+        return first
+    rows, joined = sum(part.rows for part in parts), [part.source for part in others]
+    name = output_name(stem, first.source, first.first_row, rows, fingerprint, joined)
+    others = [replace(part, output=name) for part in others]
+    return replace(first, output=name, rows=rows, nbytes=sum(part.nbytes for part in parts), joined=tuple(others))
+
+
+@dataclass(frozen=True, slots=True)
+class OutputName:
+    """What an output's name tells without opening it. `job` are eight hex digits; `source` is its `source_digest`."""
+
+    stem: str
+    first_row: int
+    end_row: int
+    job: str
+    source: int
+
+
+def parse_output_name(relative: str) -> OutputName | None:
+    """None where no shard of headrace has such a name."""
+    match = _OUTPUT_NAME.fullmatch(relative.removesuffix(".parquet")) if relative.endswith(".parquet") else None
+    if match is None:
+        return None
+    return OutputName(match["stem"], int(match["first"]), int(match["end"]), match["job"], int(match["source"], 16))
+
+
+def split_file(
+    source: ObjectRef,
+    stem: str,
+    row_group_rows: list[int],
+    row_group_bytes: list[int],
+    shard_bytes: int,
+    fingerprint: str,
+    partitions: tuple[tuple[str, str | None], ...] = (),
+    drift: tuple[str, ...] = (),
+) -> Iterator[Shard]:
+    """Shards of whole row groups, each of at most `shard_bytes` compressed bytes unless one row group alone exceeds it;
+    one of more than twice as many bytes is cut into spans of its rows.
+
+    A file without rows is one shard without rows, so that its output exists and has the schema.
+    """
+
+    def shard(first_row: int, rows: int, groups: tuple[int, int], nbytes: int, skip: int = 0) -> Shard:
+        name = output_name(stem, source, first_row, rows, fingerprint)
+        return Shard(name, source, first_row, rows, groups, nbytes, skip, partitions, drift)
+
+    first_group = first_row = 0
+    while first_group < len(row_group_rows) or first_row == first_group == 0:
+        end_group, size = first_group, 0
+        while end_group < len(row_group_rows) and (
+            end_group == first_group or size + row_group_bytes[end_group] <= shard_bytes
+        ):
+            size += row_group_bytes[end_group]
+            end_group += 1
+        rows, groups = sum(row_group_rows[first_group:end_group]), (first_group, end_group)
+        spans = max(1, min(_SPANS_OF_A_ROW_GROUP, rows)) if size > 2 * shard_bytes else 1
+        starts = [rows * i // spans for i in range(spans + 1)]
+        cuts = [size * i // spans for i in range(spans + 1)]
+        for i in range(spans):
+            yield shard(first_row + starts[i], starts[i + 1] - starts[i], groups, cuts[i + 1] - cuts[i], starts[i])
+        if end_group >= len(row_group_rows):
+            return
+        first_group, first_row = end_group, first_row + rows

@@ -1,0 +1,240 @@
+"""A Shard to its committed file: one pull-through stream of record batches. No Beam."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import pyarrow as pa
+
+from .. import progress
+from ..errors import AlreadyExists, ObjectNotFound, OutputConflict, OutputIncomplete
+from ..jobs.job import Job
+from ..output.dead_letters import CommittedDeadLetters, DeadLetters, StandingDeadLetters, of_another_schema
+from ..parquet.reader import read_batches, read_footer
+from ..parquet.writer import write_batches
+from ..predicting.bisection import Bisection
+from ..predicting.devices import intra_op_threads
+from ..predicting.predictor import Predictor, input_columns
+from ..read_ahead import read_ahead
+from ..shards.measuring import STATISTICS, ShardTold, Telling
+from ..shards.shard import Shard, ShardResult, sources_sha256
+from ..storage import ObjectRef, Store, open_store
+
+_BATCHES_AHEAD = 2
+
+
+class Cancelled(Exception):
+    """Another shard of the bundle has failed; this one stops without leaving anything."""
+
+
+def predict_shard(
+    job: Job, predictor: Predictor, store: Store, sink: Store, shard: Shard, cancelled: threading.Event | None = None
+) -> ShardResult:
+    """Reads the shard from `store`, predicts it, and commits its file to `sink`; or finds that file there already."""
+    uri = f"{job.output}/{shard.output}"
+    if (found := _already_written(job, sink, uri, shard)) is not None:
+        return found
+    columns, schema = _columns_to_read(job, store, shard)
+    clock, threads = _Clock(), intra_op_threads()
+    telling = Telling(predictor.output_schema, predictor.predictions) if job.report is not None else None
+    letters = DeadLetters(job, shard, schema) if job.on_error.dead_letters is not None else None
+    on_bad = letters.add if letters else None
+    # No batch has rows of two files, so that a joined file's predictions are those of the file alone.
+    bisections = [Bisection(predictor, part.source.uri, job.batch_rows, on_bad) for part in shard.parts]
+    committed: CommittedDeadLetters | None = None
+
+    def results(bisection: Bisection, batch: pa.RecordBatch, first_row: int) -> Iterator[pa.RecordBatch]:
+        if letters is None or not shard.drift:
+            return bisection(batch, first_row)
+        letters.add_all(batch, first_row, of_another_schema(shard))
+        bisection.bad_rows += batch.num_rows
+        return iter(())
+
+    def predicted() -> Iterator[pa.RecordBatch]:
+        for part, bisection in zip(shard.parts, bisections, strict=True):
+            yield from predicted_of(part, bisection)
+
+    def predicted_of(part: Shard, bisection: Bisection) -> Iterator[pa.RecordBatch]:
+        first_row = part.first_row
+        rows = read_batches(store, part, columns, job.batch_rows)
+        with read_ahead(rows, _BATCHES_AHEAD) as source:
+            for batch in clock.time_each("read", source):
+                bad_before = bisection.bad_rows
+                for result in clock.time_each("predict", results(bisection, batch, first_row)):
+                    if cancelled is not None and cancelled.is_set():
+                        raise Cancelled
+                    progress.add(rows_done=result.num_rows)
+                    if telling is not None:
+                        telling.add(result, clock.last)
+                    yield result
+                if bad := bisection.bad_rows - bad_before:
+                    progress.add(rows_done=bad, bad_rows=bad)
+                first_row += batch.num_rows
+
+    def account(written: int) -> dict[str, str]:
+        """Before the commit, since what has been committed counts as done."""
+        nonlocal committed
+        bad = sum(bisection.bad_rows for bisection in bisections)
+        if written + bad != shard.rows:
+            raise OutputIncomplete(
+                f"{shard.where} gave other rows than planned",
+                expected=f"{shard.rows} rows from row {shard.first_row} on",
+                found=f"{written} predicted and {bad} bad",
+                cure="Run the same command again",
+            )
+        if letters is not None and job.on_error.dead_letters is not None:
+            committed = letters.commit(open_store(job.on_error.dead_letters, job.storage))
+        return _outcome(bisections, committed) | (telling.key_values() if telling is not None else {})
+
+    started = time.perf_counter()
+    try:
+        written, rows = write_batches(
+            sink, uri, predictor.output_schema, predicted(), _key_values(job, shard, threads, predictor.device), account
+        )
+    except AlreadyExists:
+        if (found := _already_written(job, sink, uri, shard)) is None:
+            raise
+        return found
+    spent = clock.seconds
+    spent["write"] = time.perf_counter() - started - spent["read"] - spent["predict"]
+    progress.add(shards_done=1)
+    return ShardResult(
+        shard,
+        written.size,
+        written.version,
+        written.crc32c,
+        computed=True,
+        predicted_rows=rows,
+        bad_rows=sum(bisection.bad_rows for bisection in bisections),
+        dead_letters=committed.uri if committed else None,
+        batch_splits=() if shard.joined else tuple(bisections[0].splits),
+        of_parts=_of_parts(bisections) if shard.joined else (),
+        intra_op_threads=threads,
+        device=predictor.device,
+        batches=sum(bisection.batches for bisection in bisections),
+        batches_halved=sum(bisection.halved for bisection in bisections),
+        read_bytes=shard.nbytes,
+        seconds=spent,
+        told=telling.told() if telling is not None else None,
+    )
+
+
+def _columns_to_read(job: Job, store: Store, shard: Shard) -> tuple[Sequence[str], pa.Schema]:
+    """The job's; all that the file has where it lacks some of these, since its rows go to dead letters."""
+    if not shard.drift:
+        return input_columns(job), pa.ipc.read_schema(pa.BufferReader(job.input_schema))
+    stored = read_footer(store, shard.source).schema
+    schema = pa.schema([*stored, *(pa.field(key, pa.string()) for key, _ in shard.partitions)])
+    return schema.names, schema
+
+
+def _of_parts(bisections: Sequence[Bisection]) -> tuple[tuple[int, tuple[tuple[int, int], ...]], ...]:
+    return tuple((bisection.bad_rows, tuple(bisection.splits)) for bisection in bisections)
+
+
+def _identity(job: Job, shard: Shard) -> dict[str, str]:
+    joined = {"headrace.joined": sources_sha256(*shard.sources)} if shard.joined else {}
+    return {
+        "headrace.fingerprint": job.fingerprint,
+        "headrace.model": job.model_digests,
+        "headrace.input": shard.source.uri,
+        "headrace.input_version": shard.source.version,
+        "headrace.first_row": str(shard.first_row),
+        "headrace.rows": str(shard.rows),
+        **joined,
+    }
+
+
+def _key_values(job: Job, shard: Shard, threads: int, device: str) -> dict[str, str]:
+    """What each prediction file says of itself: what it is, and what its bits depend on."""
+    bits = {
+        "headrace.batch_rows": str(job.batch_rows),
+        "headrace.intra_op_threads": str(threads),
+        "headrace.device": device,
+    }
+    return _identity(job, shard) | bits
+
+
+def _outcome(bisections: Sequence[Bisection], committed: CommittedDeadLetters | None) -> dict[str, str]:
+    """What is known only at the end: rows left out and where they lie, and batches of other than the planned size."""
+    told = {}
+    if committed is not None:
+        told["headrace.bad_rows"] = str(sum(bisection.bad_rows for bisection in bisections))
+        told["headrace.dead_letters"] = committed.uri
+        told["headrace.dead_letters_sha256"] = committed.sha256
+    if len(bisections) > 1 and any(bisection.bad_rows or bisection.splits for bisection in bisections):
+        told["headrace.of_parts"] = json.dumps(_of_parts(bisections))
+    elif bisections[0].splits:
+        told["headrace.batch_splits"] = json.dumps(bisections[0].splits)
+    return told
+
+
+def _already_written(job: Job, sink: Store, uri: str, shard: Shard) -> ShardResult | None:
+    try:
+        there = sink.stat(uri)
+    except ObjectNotFound:
+        return None
+    result = standing_result(job, sink, there, shard)
+    progress.add(shards_done=1, shards_found=1, rows_found=shard.rows, bad_rows_found=result.bad_rows)
+    return result
+
+
+def standing_result(job: Job, sink: Store, there: ObjectRef, shard: Shard) -> ShardResult:
+    """What the prediction file `there` says of the shard. Raises `OutputConflict` where it is of something else."""
+    wanted, footer = _identity(job, shard), read_footer(sink, there)
+    kept = {key.decode(): value.decode() for key, value in footer.key_values.items()}
+    if different := [key for key, value in wanted.items() if kept.get(key) != value]:
+        raise OutputConflict(
+            f"{there.uri} stands in the way",
+            expected=f"{different[0]} {wanted[different[0]]}, or no such object",
+            found=f"{different[0]} {kept.get(different[0])}",
+            cure="Name another --output, or remove that object",
+        )
+    return ShardResult(
+        shard,
+        there.size,
+        there.version,
+        there.crc32c,
+        computed=False,
+        predicted_rows=footer.rows,
+        bad_rows=int(kept.get("headrace.bad_rows", "0")),
+        dead_letters=kept.get("headrace.dead_letters"),
+        batch_splits=_splits(json.loads(kept.get("headrace.batch_splits", "[]"))),
+        of_parts=tuple((bad, _splits(splits)) for bad, splits in json.loads(kept.get("headrace.of_parts", "[]"))),
+        told=ShardTold(kept.get(STATISTICS)),
+    )
+
+
+def _splits(read: Iterable[Sequence[int]]) -> tuple[tuple[int, int], ...]:
+    return tuple((row, rows) for row, rows in read)
+
+
+def found_result(job: Job, there: ObjectRef, shard: Shard, standing: StandingDeadLetters) -> ShardResult:
+    """Of a prediction file that stands in the output: it is read only where it may have left rows out."""
+    if shard.drift or shard.output in standing.by_output:
+        return standing_result(job, open_store(job.output, job.storage), there, shard)
+    return ShardResult(shard, there.size, there.version, there.crc32c, computed=False, predicted_rows=shard.rows)
+
+
+class _Clock:
+    """`seconds` of each stage in all, and those of its `last` item."""
+
+    def __init__(self) -> None:
+        self.seconds = {"read": 0.0, "predict": 0.0, "write": 0.0}
+        self.last = 0.0
+
+    def time_each(self, stage: str, items: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        iterator, seconds = iter(items), self.seconds
+        while True:
+            start = time.perf_counter()
+            try:
+                item = next(iterator, None)
+            finally:
+                self.last = time.perf_counter() - start
+                seconds[stage] += self.last
+            if item is None:
+                return
+            yield item

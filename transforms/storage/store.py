@@ -1,0 +1,282 @@
+"""The contract that every store keeps: objects by URI, exact ranges of a pinned version, create-only writes."""
+
+from __future__ import annotations
+
+import re
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from ..errors import LOGIN, InvalidRequest, StorageError
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ObjectRef:
+    """One version of one object. Reading through it gives that version's bytes or raises `ObjectChanged`.
+
+    `size` is in bytes. `version` is whatever the store changes on every write: a GCS generation, an ETag, or a local
+    file's inode, size and modification time. `crc32c` is the whole object's CRC-32C where the store knows it.
+    """
+
+    uri: str
+    size: int
+    version: str
+    crc32c: int | None = None
+
+    def __repr__(self) -> str:
+        return f"ObjectRef({self.name!r}, size={self.size}, version={self.version!r})"
+
+    @property
+    def name(self) -> str:
+        """The URI for people to see."""
+        return public_uri(self.uri)
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """What a person may say about access; never a secret."""
+
+    billing_project: str | None = None
+    kms_key: str | None = None
+
+
+_lock = threading.Lock()
+_retries = _retries_taken = 0
+
+
+def retries_so_far() -> int:
+    """Requests that any store of this process tried again since it began."""
+    return _retries
+
+
+def take_retries() -> int:
+    """Those since this was last asked."""
+    global _retries_taken
+    with _lock:
+        taken, _retries_taken = _retries - _retries_taken, _retries
+    return taken
+
+
+def _note_retries(retries: int) -> None:
+    global _retries
+    with _lock:
+        _retries += retries
+
+
+class Counters:
+    """What a store has done since it was opened; safe from many threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.requests = self.retries = self.bytes_read = self.bytes_written = 0
+
+    def add(self, *, requests: int = 0, retries: int = 0, bytes_read: int = 0, bytes_written: int = 0) -> None:
+        with self._lock:
+            self.requests += requests
+            self.retries += retries
+            self.bytes_read += bytes_read
+            self.bytes_written += bytes_written
+        if retries:
+            _note_retries(retries)
+
+
+class Writer(ABC):
+    """An object being written. It becomes visible, whole, at `commit()` and at no other moment.
+
+    Neither `close()`, nor leaving the `with` block, nor an exception, nor garbage collection publishes anything: what
+    has not been committed is gone. `write`, `tell`, `flush`, `close` and `closed` are what pyarrow asks of a file.
+    """
+
+    @abstractmethod
+    def write(self, data: Any) -> int:
+        """Takes any bytes-like object; returns its length in bytes."""
+
+    @abstractmethod
+    def tell(self) -> int:
+        """Bytes written so far."""
+
+    @abstractmethod
+    def commit(self) -> ObjectRef:
+        """Publishes the object. Raises `AlreadyExists` where one of that name stands already.
+
+        `write` raises it too, where a store says so before the last byte is sent.
+        """
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Forgets what was written; harmless after `commit()` and when called twice."""
+
+    @property
+    @abstractmethod
+    def closed(self) -> bool: ...
+
+    def flush(self) -> None:
+        """Nothing to do: bytes are durable at `commit()`."""
+
+    def close(self) -> None:
+        """Nothing to do: pyarrow closes its sinks, and closing must never publish."""
+
+    def readable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.abort()
+
+
+class Store(ABC):
+    """Objects by full URI. Every method may be called from many threads at once; a Store survives pickling."""
+
+    def __init__(self, options: StoreOptions = StoreOptions()) -> None:
+        self.options = options
+        self.counters = Counters()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.options,)
+
+    @abstractmethod
+    def stat(self, uri: str) -> ObjectRef:
+        """The object's newest version. Raises `ObjectNotFound`, `AccessDenied`."""
+
+    @abstractmethod
+    def list(self, folder: str) -> Iterator[ObjectRef]:
+        """Every object below the folder, at any depth, in order of its URI; nothing where there is none.
+
+        Raises `ObjectNotFound` only where the bucket itself is missing.
+        """
+
+    @abstractmethod
+    def read_into(self, ref: ObjectRef, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fills the writable byte buffers, one after the other, with the pinned version's bytes from `offset` on.
+
+        Retries what may pass, resuming at the byte reached. Raises `ObjectChanged` where another version has taken its
+        place, `ObjectNotFound` where none has, and `StorageError` naming object, range, attempts and last cause where
+        retries are spent or the object is too short. After an error the buffers' content is undefined.
+        """
+
+    @abstractmethod
+    def create(self, uri: str) -> Writer:
+        """A create-only writer; see `Writer`."""
+
+    @abstractmethod
+    def delete(self, ref: ObjectRef) -> None:
+        """Removes that version; harmless where it is gone. Raises `ObjectChanged` where another stands there."""
+
+    def clean(self, folder: str) -> int:  # noqa: ARG002
+        """Removes what writers that ended badly left hidden below the folder, and what running ones have so far; how many.
+
+        Most stores keep nothing hidden, or, as GCS, end it by themselves after a week and show it to nobody.
+        """
+        return 0
+
+    def read(self, ref: ObjectRef, offset: int = 0, length: int | None = None) -> bytes:
+        """`length` bytes (default: to the end) of the pinned version from `offset` on."""
+        data = bytearray(max(0, ref.size - offset) if length is None else length)
+        self.read_into(ref, offset, [memoryview(data)])
+        return bytes(data)
+
+    def open_arrow(self, ref: ObjectRef) -> Any:
+        """The pinned version as a random-access `pyarrow.NativeFile`."""
+        from .arrow_reader import open_arrow_file
+
+        return open_arrow_file(self, ref)
+
+    def glob(self, pattern: str) -> Iterator[ObjectRef]:
+        """Objects whose URI matches: `*` and `?` within a folder, `**` across folders, `[...]` sets; in URI order.
+
+        A name that holds a wildcard itself is matched by putting that character in a set: `[[]`, `[*]`, `[?]`.
+        """
+        folder, wild = split_glob(pattern)
+        if not wild:
+            yield self.stat(pattern)
+            return
+        matches = glob_regex(pattern).fullmatch
+        for ref in self.list(folder):
+            if matches(ref.uri):
+                yield ref
+
+
+def public_uri(uri: str) -> str:
+    """A web address without what may be a secret: user, password, query and fragment. Other URIs as they are, but for
+    a user with a password.
+    """
+    uri = LOGIN.sub(r"\1", uri)
+    if not uri.startswith(("http://", "https://")):
+        return uri
+    scheme, _, rest = uri.partition("://")
+    end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
+    netloc, path = rest[:end], re.split(r"[?#]", rest[end:], maxsplit=1)[0]
+    return f"{scheme}://{netloc.rpartition('@')[2]}{path}"
+
+
+def check_range(ref: ObjectRef, offset: int, buffers: Sequence[memoryview]) -> int:
+    """How many bytes the buffers ask for. Raises `StorageError` where the object does not reach that far."""
+    length = sum(buffer.nbytes for buffer in buffers)
+    if offset < 0 or offset + length > ref.size:
+        raise StorageError(
+            f"{ref.name} is too short for the bytes asked of it",
+            expected=f"bytes {offset} to {offset + length}, the end exclusive",
+            found=f"{ref.size} bytes",
+        )
+    return length
+
+
+def split_glob(pattern: str) -> tuple[str, bool]:
+    """The folder (with its trailing slash) above the first wildcard, and whether there is a wildcard at all."""
+    wildcard = re.search(r"[*?\[]", pattern)
+    literal = pattern[: wildcard.start()] if wildcard else pattern
+    return literal[: literal.rfind("/") + 1], wildcard is not None
+
+
+def glob_regex(pattern: str) -> re.Pattern[str]:
+    """`**/` is any number of folders, `*`, `?` and sets stay within one; a `[` without its `]` stands for itself.
+
+    Raises `InvalidRequest` where a set's range runs backwards.
+    """
+    out, at = [], 0
+    while at < len(pattern):
+        if pattern.startswith("**/", at):
+            out.append("(?:[^/]+/)*")
+            at += 3
+        elif pattern.startswith("**", at):
+            out.append(".*")
+            at += 2
+        elif pattern[at] == "*":
+            out.append("[^/]*")
+            at += 1
+        elif pattern[at] == "?":
+            out.append("[^/]")
+            at += 1
+        elif pattern[at] == "[" and (end := _set_end(pattern, at)) > 0:
+            body = pattern[at + 1 : end]
+            negated = "^" if body[0] in "!^" else ""
+            members = "".join("-" if c == "-" else re.escape(c) for c in body[len(negated) :])
+            out.append(f"(?!/)[{negated}{members}]")
+            at = end + 1
+        else:
+            out.append(re.escape(pattern[at]))
+            at += 1
+    try:
+        return re.compile("".join(out), re.DOTALL)
+    except re.error as error:
+        raise InvalidRequest(
+            f"{pattern!r} is no glob", found=str(error), cure="Write sets as [abc] or [a-z]."
+        ) from error
+
+
+def _set_end(pattern: str, at: int) -> int:
+    """Where the set that opens at `at` closes; its first member may itself be a `]`. Negative where it never does."""
+    return pattern.find("]", at + (3 if pattern[at + 1 : at + 2] in ("!", "^") else 2))
