@@ -7,13 +7,15 @@ import ast
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from importlib import import_module
+from importlib.util import find_spec
 
-import transforms
+import headrace
 from headrace.pipeline.flags.flags import PredictOptions
 from headrace.transforms import errors
 from headrace.transforms.errors import HeadraceError
 
-# Not of `transforms` itself, but what its names take and give.
+# Not public names, but what these take and return.
 BESIDE = (
     "headrace.transforms.models.spec.ModelSpec",
     "headrace.transforms.models.spec.Signature",
@@ -71,8 +73,7 @@ def _tree(error: type[HeadraceError], level: int) -> Iterator[tuple[type[Headrac
 
 def metrics() -> str:
     """Read, not imported: the metrics are those of its text, and its text lists them by name, two spaces, meaning."""
-    path = inspect.getsourcefile(transforms) or ""
-    with open(path.replace("__init__.py", "metrics.py"), encoding="utf-8") as file:
+    with open(find_spec("headrace.transforms.beam.metrics").origin, encoding="utf-8") as file:
         text = ast.get_docstring(ast.parse(file.read())) or ""
     lines = ["| metric | meaning |", "|---|---|"]
     for names, meaning in re.findall(r"^(\S.*?) {2,}(\S.*)$", text, re.MULTILINE):
@@ -92,10 +93,9 @@ def _spelled_out(names: str) -> Iterator[str]:
 
 def api() -> str:
     lines = ["```{eval-rst}"]
-    for name in [*(f"transforms.{name}" for name in transforms.__all__), *BESIDE]:
+    for name in [*(f"headrace.{name}" for name in headrace.__all__), *BESIDE]:
         module, _, last = name.rpartition(".")
-        home = transforms._HOME[last] if module == "transforms" else module
-        thing = getattr(__import__(home, fromlist=[last]), last)
+        thing = getattr(import_module(module), last)
         if inspect.isclass(thing):
             lines += [f".. autoclass:: {name}", "   :members:", ""]
         else:

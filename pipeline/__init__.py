@@ -1,7 +1,7 @@
 """What the launcher runs: the terminal, flags, packages, checks, runners and commands.
 
-Its import name is `headrace.pipeline`. In a checkout, Python also finds this folder as `pipeline`, which `python -m pipeline` uses;
-a module that is imported by that name is the one named `headrace.pipeline...`, never a second copy.
+Its import name is `headrace.pipeline`. In a checkout, Python also finds this folder as `pipeline`, which `python -m
+pipeline` uses; a module that is imported by that name is the one named `headrace.pipeline...`, never a second copy.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -14,9 +13,7 @@ from types import ModuleType
 class OneName(MetaPathFinder, Loader):
     """Finds `pipeline.x` as the module `headrace.pipeline.x`; `pipeline.__main__` stays a program."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
         if not fullname.startswith("pipeline.") or fullname == "pipeline.__main__":
             return None
         return ModuleSpec(fullname, self) if find_spec(f"headrace.{fullname}") else None

@@ -5,10 +5,15 @@ for it takes a third of the time.
 from __future__ import annotations
 
 import gc
+import os
+import sys
 
 
 def entry() -> None:
+    """The console script `headrace`, and `python -m headrace`."""
     gc.disable()
+    if (here := os.getcwd()) not in sys.path:  # modules that --postprocess and its like name, as with `python -m`
+        sys.path.insert(0, here)
     from .cli import entry as run
 
     run()

@@ -1,8 +1,9 @@
 """The classic template: a graph that is staged without data, and finds out on a worker what its job is.
 
-`python -m headrace.pipeline.commands.stage_template --project=… --region=… --template_location=gs://… [flags]` stages it. Each flag that is given is
-what that parameter is where a launch does not give it. The graph begins with the step Prepare, which does what the launcher
-does of an ordinary job: every check, then `_headrace/job.json`. All other steps have the job from there.
+`python -m headrace.pipeline.commands.stage_template --project=… --region=… --template_location=gs://… [flags]` stages
+it. Each flag that is given is what that parameter is where a launch does not give it. The graph begins with the step
+Prepare, which does what the launcher does of an ordinary job: every check, then `_headrace/job.json`. All other steps
+have the job from there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The templates' side of the flags: their parameters, made of PredictOptions, and back from parameters to flags.
 
-The forms are those of https://cloud.google.com/dataflow/docs/reference/rest/v1b3/ContainerSpec. `python -m headrace.pipeline.flags.template_parameters
-metadata` prints templates/flex/metadata.json, `… spec IMAGE` the file that a launch names, and `… classic` prints
-templates/classic/metadata.json.
+The forms are those of https://cloud.google.com/dataflow/docs/reference/rest/v1b3/ContainerSpec. `python -m
+headrace.pipeline.flags.template_parameters metadata` prints templates/flex/metadata.json, `… spec IMAGE` the file that
+a launch names, and `… classic` prints templates/classic/metadata.json.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ def main(argv: Sequence[str]) -> int:
         made = container_spec(argv[1])
     else:
         print(
-            "python -m headrace.pipeline.flags.template_parameters metadata, or python -m headrace.pipeline.flags.template_parameters spec IMAGE, or … classic",
+            "python -m headrace.pipeline.flags.template_parameters metadata, or … spec IMAGE, or … classic",
             file=sys.stderr,
         )
         return 2

@@ -23,15 +23,14 @@ from pathlib import Path
 
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, WorkerOptions
 
-import transforms
+import headrace
 from headrace.transforms.errors import InvalidRequest
 from headrace.transforms.versions import __version__
 
 from ..runners.dataflow_workers import is_dataflow
 from ..terminal.log import tell
 
-_ROOT = Path(transforms.__file__).resolve().parent.parent
-_PACKAGES = ("pipeline", "transforms")
+_PACKAGE = Path(headrace.__file__).resolve().parent
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 # Stores and formats that a job may need, where they are installed here.
 _WORKERS_EXTRAS = ("s3", "azure", "hf", "tflite")
@@ -71,7 +70,7 @@ def build_wheel(folder: Path, *, gpu: bool = False) -> Path:
     info = f"headrace-{__version__}.dist-info"
     metadata = ["Metadata-Version: 2.1", "Name: headrace", f"Version: {__version__}"]
     metadata += [f"Requires-Dist: {one}" for one in pinned(_requirements(), gpu=gpu)]
-    files = {str(path.relative_to(_ROOT)): path.read_bytes() for path in _sources()}
+    files = {f"headrace/{name}": path.read_bytes() for name, path in sorted(_sources(_PACKAGE))}
     files |= {
         f"{info}/METADATA": "\n".join([*metadata, ""]).encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: headrace\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
@@ -109,21 +108,24 @@ def pinned(requirements: Iterable[str], *, gpu: bool = False) -> list[str]:
     return found + sorted(of_extras.difference(found))
 
 
-def _sources() -> Iterator[Path]:
-    for package in _PACKAGES:
-        paths = sorted((_ROOT / package).rglob("*"))
-        yield from (path for path in paths if path.is_file() and "__pycache__" not in path.parts)
+def _sources(folder: Path, below: str = "") -> Iterator[tuple[str, Path]]:
+    """Every file by its name in the package; in a checkout, two of the package's folders are links."""
+    for path in folder.iterdir():
+        if path.is_dir() and path.name != "__pycache__":
+            yield from _sources(path, f"{below}{path.name}/")
+        elif path.is_file():
+            yield f"{below}{path.name}", path
 
 
 @cache
 def _requirements() -> list[str]:
     """Of a checkout by its own setup.py, since what was once installed from it may be older."""
-    setup = _ROOT / "setup.py"
+    setup = _PACKAGE.parent / "setup.py"
     if not setup.exists():
         return list(requires("headrace") or ())
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(setup), "--quiet", "egg_info", "--egg-base", folder]
-        run = subprocess.run(command, cwd=_ROOT, capture_output=True, text=True)
+        run = subprocess.run(command, cwd=_PACKAGE.parent, capture_output=True, text=True)
         described = Path(folder, "headrace.egg-info", "requires.txt")
         if run.returncode or not described.exists():
             raise InvalidRequest(

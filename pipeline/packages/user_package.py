@@ -16,11 +16,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import transforms
+import headrace
 from headrace.transforms.errors import InvalidRequest
 
-_ROOT = Path(transforms.__file__).resolve().parent.parent
-_OURS = ("pipeline", "transforms")
+_ROOT = Path(headrace.__file__).resolve().parent.parent
 _NO_SOURCES = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info")
 _BESIDE = ("build", "dist", "venv")
 _ARCHIVES = (".whl", ".tar.gz", ".zip")
@@ -174,10 +173,10 @@ def _unpack(source: str, wheel: Path, site: Path) -> UserPackage:
                 (site / target).parent.mkdir(parents=True, exist_ok=True)
                 (site / target).write_bytes(data)
                 tops.add(target.partition("/")[0].partition(".")[0])
-    if taken := sorted(tops.intersection(_OURS)):
+    if "headrace" in tops:
         raise InvalidRequest(
-            f"--user_package={source} holds a module {taken[0]!r}, which is headrace's own",
-            expected=f"other names than {' and '.join(map(repr, _OURS))}",
+            f"--user_package={source} holds a module 'headrace'",
+            expected="any other name: that one is headrace's own",
             cure="Rename it, or leave it out of that package",
         )
     return UserPackage(wheel.name.partition("-")[0], source, wheel, site, digest.hexdigest())

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-import transforms
+import headrace
 from headrace.pipeline.flags.flags import help_text
 from headrace.transforms import errors
 from headrace.transforms.beam import metrics
@@ -140,4 +140,4 @@ def test_every_metric_is_told(site: Site, folder: Path) -> None:
 
 def test_every_public_name_is_told(site: Site, folder: Path) -> None:
     anchors = site[folder / "docs/reference/api.html"].anchors
-    assert {f"transforms.{name}" for name in transforms.__all__} <= anchors
+    assert {f"headrace.{name}" for name in headrace.__all__} <= anchors

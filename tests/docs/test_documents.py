@@ -19,7 +19,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-import transforms
+import headrace
 from headrace.pipeline.flags.flags import COMMANDS, _every_flag, parse_flags
 from headrace.pipeline.flags.request import parse_request
 from headrace.transforms.errors import InvalidRequest
@@ -109,13 +109,13 @@ def check_block(language: str, content: str) -> None:
         for line in content.replace("\\\n", " ").splitlines():
             if line.strip().startswith("--"):  # a part of a command
                 check_flags(shlex.split(line), whole=False)
-            elif re.match(r"\s*(headrace|make|python -m pipeline) ", line):
+            elif re.match(r"\s*(headrace|make|python -m (pipeline|headrace)) ", line):
                 for words in commands(re.sub(r"\[(.*)\]", r"\1", line.strip())):
                     check_command(words)
     elif language == "python":
         for node in ast.walk(compile(content, "block", "exec", ast.PyCF_ONLY_AST)):
-            if isinstance(node, ast.ImportFrom) and node.module == "transforms":
-                assert {name.name for name in node.names} <= set(transforms.__all__)
+            if isinstance(node, ast.ImportFrom) and node.module == "headrace":
+                assert {name.name for name in node.names} <= set(headrace.__all__)
     elif language in ("json", "yaml", "toml"):
         {"json": json.loads, "yaml": yaml.safe_load, "toml": tomllib.loads}[language](content)
     else:

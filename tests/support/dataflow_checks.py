@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from headrace.pipeline import __version__
+from headrace import __version__
 from headrace.pipeline.flags.flags import PredictOptions
-from tests.pipeline.packages.test_packaging import SHIPPED
+from tests.pipeline.packages.test_packaging import SHIPPED, SOURCES
 from tests.support.fake_dataflow import pool, read, sent_options
 
 # https://cloud.google.com/dataflow/docs/gpu/gpu-support
@@ -137,7 +137,7 @@ def _source_archive(staged: Sequence[Path]) -> Iterator[str]:
         yield f"workers would install {[path.name for path in staged_code]}"
         return
     with tarfile.open(archives[0]) as archive:
-        if missing := (SHIPPED | {"setup.py", "pyproject.toml"}) - {
+        if missing := (SOURCES | {"setup.py", "pyproject.toml"}) - {
             name.partition("/")[2] for name in archive.getnames()
         }:
             yield f"the source archive lacks {sorted(missing)}"

@@ -1,5 +1,5 @@
-"""A worker of tests/support/fake_dataflow.py, started as by `python -I`: the staged site, the staged graph and the job's options are
-all it has. The options are taken up by what Beam's own workers start with.
+"""A worker of tests/support/fake_dataflow.py, started as by `python -I`: the staged site, the staged graph and the
+job's options are all it has. The options are taken up by what Beam's own workers start with.
 
 Runs the graph as it was sent, but for its containers, whose place this process takes. Its last line tells the counters and
 where each module of ours came from.

@@ -1,7 +1,7 @@
 """Parquet files that nobody writes by accident, byte by byte; run as a program, a process that reads them.
 
-`python -m tests.support.hostile_parquet FOLDER MEMORY` prints a JSON line for each file: its name, what came of reading it whole, and
-seconds. It may map MEMORY bytes at most.
+`python -m tests.support.hostile_parquet FOLDER MEMORY` prints a JSON line for each file: its name, what came of reading
+it whole, and seconds. It may map MEMORY bytes at most.
 """
 
 from __future__ import annotations

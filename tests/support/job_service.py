@@ -1,4 +1,5 @@
-"""Beam's job service in Python, which runs a job on as many workers as it is told: `python -m tests.support.job_service PORT WORKERS`.
+"""Beam's job service in Python, which runs a job on as many workers as it is told: `python -m tests.support.job_service
+PORT WORKERS`.
 
 Beam's own entry point has no way to say how many, and runs on one.
 """

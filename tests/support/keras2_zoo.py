@@ -1,4 +1,5 @@
-"""Whole models as Keras 2 writes them: `python tests/support/keras2_zoo.py FOLDER` makes one HDF5 file of each, in a process apart.
+"""Whole models as Keras 2 writes them: `python tests/support/keras2_zoo.py FOLDER` makes one HDF5 file of each, in a
+process apart.
 
 Both Kerases in one process would share TensorFlow's registries.
 """

@@ -1,8 +1,8 @@
 """Worker pools that are machines apart: each starts Beam's SDK workers, and none can share weights with another's.
 
-What makes processes one machine is in transforms/models/streaming/shared_host.py: they see the same abstract sockets and have the same
-effective user. Here each machine is a user namespace (user_namespaces(7)) with a user of its own, which needs no rights of
-root, and reaches the store through a front of its own, which keeps what was asked.
+What makes processes one machine is in transforms/models/streaming/shared_host.py: they see the same abstract sockets
+and have the same effective user. Here each machine is a user namespace (user_namespaces(7)) with a user of its own,
+which needs no rights of root, and reaches the store through a front of its own, which keeps what was asked.
 """
 
 from __future__ import annotations

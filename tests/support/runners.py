@@ -1,4 +1,5 @@
-"""The demo's job on one runner after another, held against the Direct runner's output: `python -m tests.support.runners [NAME …]`.
+"""The demo's job on one runner after another, held against the Direct runner's output: `python -m tests.support.runners
+[NAME …]`.
 
 Every runner is told by flags alone. What one needs is fetched once into --work; what cannot be had is named, and the others
 run. Exit code 0: the outputs of all that ran are the same rows in the same order. 1: one differs or failed. 2: a runner that

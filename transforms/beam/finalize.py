@@ -73,9 +73,9 @@ def manifest_table(results: Iterable[ShardResult]) -> pa.Table:
     """One row per output, in input order. Times are null where the output stood there before this run.
 
     `rows` of the input are `predicted_rows` in the output and `bad_rows` in the file `dead_letters`, a URI or null.
-    `batch_splits` tells where batches were of other than the planned size; see `headrace.transforms.predicting.bisection`. Where an output joins
-    files, `input` is the first of them, `rows` and `bad_rows` are of all, and `joined` are all of them in the order of their
-    rows; else it is null.
+    `batch_splits` tells where batches were of other than the planned size; see
+    `headrace.transforms.predicting.bisection`. Where an output joins files, `input` is the first of them, `rows` and
+    `bad_rows` are of all, and `joined` are all of them in the order of their rows; else it is null.
     Raises `OutputIncomplete` where rows of a shard are in neither.
     """
     rows = []

@@ -204,8 +204,8 @@ class Predict(beam.PTransform):
     are those after it. `rules` say what may be done to values, `loading` how the model reaches which device.
 
     A row that cannot be predicted fails the pipeline, or with `on_error="dead_letter"` goes to a second collection, as a
-    record batch of its columns and of those that `headrace.transforms.output.dead_letters` tells; what comes back is then a tuple of both,
-    `.predictions` and `.dead_letters`. No bound holds there: count the latter.
+    record batch of its columns and of those that `headrace.transforms.output.dead_letters` tells; what comes back is
+    then a tuple of both, `.predictions` and `.dead_letters`. No bound holds there: count the latter.
 
     Raises `ModelError`, `StorageError`, `InvalidRequest`, and `ColumnError` for names that the model lacks, when it is
     constructed; `ColumnError` and `NullFeature` where a batch does not fit.

@@ -19,7 +19,9 @@ from ..storage.store import retries_so_far
 from .column_statistics import Columns, Numbers
 
 STATISTICS = "headrace.statistics"
-"""The key of a prediction file's metadata that holds its columns' statistics; see `headrace.transforms.shards.column_statistics`."""
+"""The key of a prediction file's metadata that holds its columns' statistics; see
+`headrace.transforms.shards.column_statistics`.
+"""
 
 
 _BATCHES_AT_ONCE = 4096

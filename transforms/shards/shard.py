@@ -87,9 +87,9 @@ class ShardResult:
     """What became of a shard. `seconds` are of one thread, by stage; unknown where the output stood there already.
 
     Its rows are `predicted_rows`, and `bad_rows` in the file `dead_letters` (its URI). `batch_splits` tells where batches
-    were of other than the planned size: from row (inclusive), at most so many rows; see `headrace.transforms.predicting.bisection`. Where the shard
-    joins files, `of_parts` are the bad rows and the batch splits of each (() where none has any), and `batch_splits` is empty.
-    `told` is for the report, where one is wanted.
+    were of other than the planned size: from row (inclusive), at most so many rows; see
+    `headrace.transforms.predicting.bisection`. Where the shard joins files, `of_parts` are the bad rows and the batch
+    splits of each (() where none has any), and `batch_splits` is empty. `told` is for the report, where one is wanted.
     """
 
     shard: Shard

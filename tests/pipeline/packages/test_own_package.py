@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.pipeline import __version__
+from headrace import __version__
 from headrace.pipeline.flags.flags import PredictOptions
 from headrace.pipeline.packages.own_wheel import build_wheel, own_package, pinned, travels_already
 from tests.pipeline.packages.test_packaging import ROOT, SHIPPED
@@ -31,10 +31,8 @@ def test_an_installed_headrace_makes_the_same_wheel_without_a_checkout(tmp_path:
     wheel = build_wheel(tmp_path)
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "again").mkdir()
-    program = (
-        "import sys; sys.path.insert(0, 'site'); from pathlib import Path; from pipeline import own_package as o; "
-    )
-    program += "print(o.__file__); o.build_wheel(Path('again'))"
+    program = "import sys; sys.path.insert(0, 'site'); from pathlib import Path; "
+    program += "from headrace.pipeline.packages import own_wheel as o; print(o.__file__); o.build_wheel(Path('again'))"
     run = subprocess.run(
         [sys.executable, "-I", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
     )

@@ -16,16 +16,19 @@ from pathlib import Path
 
 import pytest
 
-import pipeline
+import headrace
 
 ROOT = Path(__file__).resolve().parents[3]
-PACKAGES = ("pipeline", "transforms")
-SHIPPED = {
+PACKAGES = ("headrace", "pipeline", "transforms")
+# Names in the checkout. `headrace/pipeline` and `headrace/transforms` are links, which rglob does not follow.
+SOURCES = {
     str(path.relative_to(ROOT))
     for package in PACKAGES
     for path in (ROOT / package).rglob("*")
     if path.is_file() and path.suffix != ".pyc"
 }
+# Names in a wheel.
+SHIPPED = {name if name.startswith("headrace/") else f"headrace/{name}" for name in SOURCES}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, folder)
     for package in PACKAGES:
-        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        ignored = shutil.ignore_patterns("__pycache__", *(PACKAGES if package == "headrace" else ()))
+        shutil.copytree(ROOT / package, folder / package, ignore=ignored)
     return folder
 
 
@@ -55,13 +59,14 @@ def _python(*arguments: str, cwd: Path, env: dict[str, str] | None = None) -> st
 def test_the_wheel_holds_every_file_and_no_other(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == SHIPPED
-    assert {f"{package}/py.typed" for package in PACKAGES} <= names
+    assert "headrace/py.typed" in names
+    assert {name.partition("/")[0] for name in names} == {"headrace"}
 
 
 def test_the_version_is_written_once(wheel: Path) -> None:
-    assert wheel.name.startswith(f"headrace-{pipeline.__version__}-")
+    assert wheel.name.startswith(f"headrace-{headrace.__version__}-")
     texts = [path.read_text("utf-8") for path in (ROOT / "setup.py", ROOT / "pyproject.toml", ROOT / "Makefile")]
-    assert not any(pipeline.__version__ in re.findall(r"\b\d+\.\d+\.\d+\b", text) for text in texts)
+    assert not any(headrace.__version__ in re.findall(r"\b\d+\.\d+\.\d+\b", text) for text in texts)
 
 
 @pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"], ids=["wheel", "sdist"])
@@ -71,7 +76,10 @@ def test_the_command_works_outside_the_checkout(wheel: Path, kind: str, tmp_path
     _python("-m", "pip", "install", *offline, "--target=site", str(built), cwd=tmp_path)
     env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     where = _python(
-        "-c", "import pipeline, transforms; print(pipeline.__file__, transforms.__file__)", cwd=tmp_path, env=env
+        "-c",
+        "import headrace as h, headrace.pipeline, headrace.transforms as t; print(h.__file__, h.pipeline.__file__, t.__file__)",
+        cwd=tmp_path,
+        env=env,
     )
     assert all(path.startswith(str(tmp_path / "site")) for path in where.split())
     script = tmp_path / "site" / "bin" / "headrace"
@@ -94,7 +102,7 @@ def test_what_beam_stages_for_workers_is_complete(source: Path, tmp_path: Path) 
     for archive in (by_build, next((tmp_path / "plain").iterdir())):
         with tarfile.open(archive) as tar:
             names = {name.partition("/")[2] for name in tar.getnames()}
-        assert SHIPPED | {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= names
+        assert SOURCES | {"setup.py", "pyproject.toml", "LICENSE", "README.md"} <= names
 
 
 def test_every_import_is_a_declared_requirement(wheel: Path) -> None:
@@ -105,7 +113,7 @@ def test_every_import_is_a_declared_requirement(wheel: Path) -> None:
     homes = packages_distributions()
     missing = {
         f"{path}: {name}"
-        for path in sorted(SHIPPED)
+        for path in sorted(SOURCES)
         if path.endswith(".py")
         for name in _imported((ROOT / path).read_text("utf-8"))
         if name not in (*sys.stdlib_module_names, *PACKAGES)

@@ -32,7 +32,8 @@ _BEGIN = f"os.path.exists({_MARK[:9]!r} + {_MARK[9:]!r})"
 _LOAD = f"""
 import os, sys
 import google.cloud.storage, keras, tensorflow
-import headrace.transforms.models.keras_model.model, headrace.transforms.models.saved_model.tf2, headrace.transforms.models.tflite, headrace.transforms.storage.gcs
+import headrace.transforms.models.keras_model.model, headrace.transforms.models.saved_model.tf2
+import headrace.transforms.models.tflite, headrace.transforms.storage.gcs
 from headrace.transforms.models.load import load_model
 import numpy as np
 {_BEGIN}

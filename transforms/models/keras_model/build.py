@@ -1,6 +1,7 @@
 """A Keras model without its weights, from its configuration, and no weight computed on the way.
 
-What it uses of Keras that is private, each held by tests/transforms/models/keras_model/test_keras_private.py, for Keras 3.15 on TensorFlow:
+What it uses of Keras that is private, each held by tests/transforms/models/keras_model/test_keras_private.py, for Keras
+3.15 on TensorFlow:
 
 - `backend.StatelessScope(initialize_variables=False)`: building a model would compute random weights otherwise.
 - global state "uninitialized_variables": that scope leaves its variables there, and Keras initialises them all at the

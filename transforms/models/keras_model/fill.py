@@ -1,6 +1,7 @@
 """The weights of a Keras model put where Keras puts them: through the layers' own methods, from streamed tensors.
 
-What it uses of Keras that is private, each held by tests/transforms/models/keras_model/test_keras_private.py, for Keras 3.15 on TensorFlow:
+What it uses of Keras that is private, each held by tests/transforms/models/keras_model/test_keras_private.py, for Keras
+3.15 on TensorFlow:
 
 - `saving_lib._load_state`, `_walk_saveable`, `_get_unique_name`: the walk that puts each layer's variables where
   `model.save` wrote them, and the layers' own `load_own_variables` and `load_assets`.

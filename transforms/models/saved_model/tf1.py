@@ -130,7 +130,8 @@ def _load(folder: str, tags: list[str], fill: Callable[[Any], None], ref: ModelR
     import tensorflow as tf
 
     # Private, since tf.saved_model.load either restores from a path or leaves initialisers to run over unset variables:
-    # between the two lies this method alone. tests/transforms/models/saved_model/test_saved_model_v1.py breaks where it is gone.
+    # between the two lies this method alone. tests/transforms/models/saved_model/test_saved_model_v1.py breaks where it
+    # is gone.
     from tensorflow.python.saved_model.load_v1_in_v2 import _EagerSavedModelLoader
 
     class Loader(_EagerSavedModelLoader):

@@ -180,7 +180,8 @@ class TestDamage:
     def test_flipped_bits_of_the_streamed_index_never_crash(self, mlp: bytes, tmp_path: Path) -> None:
         (tmp_path / "model.keras").write_bytes(mlp)
         python(
-            "import sys; from tests.transforms.models.keras_model.test_keras_damage import flip; flip(open(sys.argv[1], 'rb').read(), 40)",
+            "import sys; from tests.transforms.models.keras_model.test_keras_damage import flip; "
+            "flip(open(sys.argv[1], 'rb').read(), 40)",
             str(tmp_path / "model.keras"),
         )
 
