@@ -1,6 +1,7 @@
 """Batch inference for TensorFlow and Keras models over sharded Parquet, on Apache Beam.
 
-    model = headrace.load_model("gs://bucket/model")                          # in this process
+    headrace.predict("gs://bucket/model", frame)                              # data in memory: a DataFrame, a table, arrays
+    model = headrace.load_model("gs://bucket/model")                          # the model alone
     batches | headrace.Predict("gs://bucket/model", keep=["id"])              # in a Beam pipeline of your own
     headrace --model=gs://bucket/model --input=... --output=...               # a whole job, on the command line
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from .transforms.models.model import Model as Model
     from .transforms.models.ref import ModelRef as ModelRef
     from .transforms.models.ref import pin_model as pin_model
+    from .transforms.predicting.in_memory import predict as predict
     from .transforms.storage.store import StoreOptions as StoreOptions
     from .transforms.versions import __version__ as __version__
 
@@ -63,6 +65,7 @@ _HOME = {
     "describe_model": "models.load",
     "load_model": "models.load",
     "pin_model": "models.ref",
+    "predict": "predicting.in_memory",
     **dict.fromkeys(_ERRORS, "errors"),
 }
 __all__ = sorted(_HOME)  # noqa: PLE0605

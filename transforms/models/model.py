@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
+from ..data_in_memory import as_array, hold
 from ..errors import DataError
+from ..storage.store import public_uri
 from .device_placement import placed
 from .ref import ModelRef
 from .spec import TensorSpec
@@ -46,11 +49,23 @@ class Model:
     def format(self) -> str:
         return self.ref.format
 
-    def predict(self, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    def __repr__(self) -> str:
+        def side(specs: Mapping[str, TensorSpec]) -> str:
+            return ", ".join(map(_describe, specs.values())) or "nothing"
+
+        return (
+            f"<headrace.Model {public_uri(self.ref.uri)} ({self.format}, {self.signature}): {side(self.inputs)} -> "
+            f"{side(self.outputs)}; {self.parameters:,} parameters, {self.nbytes:,} bytes>"
+        )
+
+    def predict(self, data: Any) -> dict[str, Any]:
         """{name: ndarray} -> {name: ndarray}. Strings are arrays of `str` or `bytes`, and come back as `bytes`.
 
-        Raises `DataError` where names, dtypes or shapes are not the signature's: nothing is cast.
+        `data` is a dict of arrays, or a pandas or polars DataFrame, an Arrow table or record batch that has a column for each
+        input, under its name; other columns are ignored. Raises `DataError` where names, dtypes or shapes are not the
+        signature's: nothing is cast. `headrace.predict(model, data, cast=..., fill=...)` converts columns, and keeps others.
         """
+        arrays = data if isinstance(data, Mapping) else self._of_columns(hold(data).table)
         if arrays.keys() != self.inputs.keys():
             missing, unknown = sorted(self.inputs.keys() - arrays), sorted(arrays.keys() - self.inputs)
             raise DataError(
@@ -65,6 +80,15 @@ class Model:
             )
         tensors = {name: self._tensor(spec, arrays[name]) for name, spec in self.inputs.items()}
         return {name: tensor.numpy() for name, tensor in placed(self.call, self.device)(tensors).items()}
+
+    def _of_columns(self, table: pa.Table) -> dict[str, Any]:
+        """A column holds one value for each row, where an input may want [rows, 1]."""
+        arrays = {name: as_array(table[name], equal_lists=True) for name in self.inputs if name in table.column_names}
+        for name, array in arrays.items():
+            shape = self.inputs[name].shape
+            if shape is not None and shape[1:] == (1,) and array.ndim == 1:
+                arrays[name] = array.reshape(-1, 1)
+        return arrays
 
     def _tensor(self, spec: TensorSpec, given: Any) -> Any:
         array = whole_array(given)

@@ -62,23 +62,40 @@ class BatchPredictor:
         self._request = request
         self._predictors: dict[bytes, tuple[list[Predictor], int]] = {}
 
+    def rows_per_batch(self, schema: pa.Schema) -> int:
+        """Rows per call of the model for batches of this schema. Raises `ColumnError` where it does not fit."""
+        return self._planned(schema)[1]
+
+    def output_schema(self, schema: pa.Schema) -> pa.Schema:
+        """The schema of the predictions of batches of this schema."""
+        return self._planned(schema)[0][0].output_schema
+
     def __call__(
-        self, batch: pa.RecordBatch, on_bad: Callable[[BadRow], None] | None = None
+        self,
+        batch: pa.RecordBatch,
+        on_bad: Callable[[BadRow], None] | None = None,
+        *,
+        where: str = "a record batch",
+        first_row: int = 0,
     ) -> Iterator[tuple[list[pa.RecordBatch], Bisection]]:
         """The predictions of so many rows at a time as asked for, and what became of these; once for a batch without rows.
 
-        `on_bad` takes each row that cannot be predicted; without it, the first one raises. Raises
+        `on_bad` takes each row that cannot be predicted; without it, the first one raises. Errors name `where` the rows are
+        and count rows from `first_row`. Raises
         `ColumnError` where the schema does not fit, and what a `Predictor` raises.
         """
-        key = batch.schema.remove_metadata().serialize().to_pybytes()
-        if key not in self._predictors:
-            self._predictors[key] = self._plan(batch.schema)
-        predictors, rows = self._predictors[key]
+        predictors, rows = self._planned(batch.schema)
         for start in range(0, batch.num_rows, rows) or [0]:
             with least_busy(self.devices) as i:
-                bisection = Bisection(predictors[i], "a record batch", rows, on_bad)
-                results = list(bisection(batch.slice(start, rows), start))
+                bisection = Bisection(predictors[i], where, rows, on_bad)
+                results = list(bisection(batch.slice(start, rows), first_row + start))
             yield results, bisection
+
+    def _planned(self, schema: pa.Schema) -> tuple[list[Predictor], int]:
+        key = schema.remove_metadata().serialize().to_pybytes()
+        if key not in self._predictors:
+            self._predictors[key] = self._plan(schema)
+        return self._predictors[key]
 
     def _plan(self, schema: pa.Schema) -> tuple[list[Predictor], int]:
         request, model = self._request, self.models[0]

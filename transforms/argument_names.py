@@ -1,0 +1,85 @@
+"""Errors for people who write Python: they name arguments (`fill={"age": 0}`) where the command line has flags
+(`--fill age=0`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from .errors import HeadraceError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Flags that name something for each tensor or output, by the argument that takes them as a dict.
+_DICTS = {
+    "constant": "constant",
+    "decode_image": "decode_image",
+    "feature": "features",
+    "fill": "fill",
+    "pad": "pad",
+    "prediction": "predictions",
+}
+_LISTS = ("cast", "custom_objects", "input", "keep", "outputs")
+_NUMBERS = re.compile(r"-?\d+(\.\d+)?")
+_PAIR = rf"(?P<pair>{'|'.join(_DICTS)})[= ](?P<key>[^\s=,;()'\"]+)=(?P<for_key>[^\s,;()]*[^\s,;().?])"
+_LIST = rf"(?P<list>{'|'.join(_LISTS)})=(?P<items>[^\s;()]*[^\s,;().?])"
+_VALUE = r"(?P<flag>[a-z][a-z0-9_]*)(?:=(?P<value>[^\s,;()]*[^\s,;().?])?)?"
+_FLAG = re.compile(rf"(?<![\w-])--(?:{_PAIR}|{_LIST}|{_VALUE})")
+
+
+def with_argument_names(error: HeadraceError) -> HeadraceError:
+    """The same error, its flags written as arguments.
+
+    >>> with_argument_names(HeadraceError("No", cure="Add --fill=age=0 or --on_error=dead_letter")).cure
+    'Add fill={"age": 0} or on_error="dead_letter"'
+    """
+    texts = [_FLAG.sub(_as_argument, text) for text in (error.what, error.expected, error.found, error.cure)]
+    what, expected, found, cure = texts
+    return type(error)(what, expected=expected, found=found, cure=cure)
+
+
+def _as_argument(match: re.Match[str]) -> str:
+    if match["pair"]:
+        return f'{_DICTS[match["pair"]]}={{"{match["key"]}": {_literal(match["for_key"])}}}'
+    if match["list"]:
+        return f"{match['list']}=[{', '.join(map(_quoted, match['items'].split(',')))}]"
+    flag, value = match["flag"], match["value"]
+    name = _DICTS.get(flag, flag)
+    if flag in _LISTS and match[0].endswith("="):
+        return f"{name}=[]"
+    if not value:
+        return name
+    return f"{name}={_literal(value)}"
+
+
+def _literal(text: str) -> str:
+    return text if _NUMBERS.fullmatch(text) else _quoted(text)
+
+
+def _quoted(text: str) -> str:
+    return f'"{text.strip(chr(39))}"'
+
+
+@contextmanager
+def argument_names() -> Iterator[None]:
+    """Errors raised within the context name arguments; the cause is kept."""
+    try:
+        yield
+    except HeadraceError as error:
+        raise with_argument_names(error) from error.__cause__
+
+
+def naming_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """A function whose errors name arguments."""
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        with argument_names():
+            return function(*args, **kwargs)
+
+    return wrapped

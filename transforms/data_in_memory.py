@@ -1,0 +1,166 @@
+"""Data in memory, whatever holds it, as record batches, and predictions back in the same kind: a pandas or polars
+DataFrame, an Arrow table or record batch, a dict of arrays, or an iterable of any of these.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from .errors import DataError
+
+KINDS = "a pandas or polars DataFrame, an Arrow table or record batch, a dict of arrays, or an iterable of these"
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """`table` holds the rows; `back` makes of a table of predictions, row for row, what the rows came in."""
+
+    table: pa.Table
+    back: Callable[[pa.Table], Any]
+
+
+def is_one(data: Any) -> bool:
+    """Whether this is rows itself, not an iterable of them."""
+    return isinstance(data, (pa.Table, pa.RecordBatch, Mapping)) or _is_from(data, "pandas") or _is_from(data, "polars")
+
+
+def hold(data: Any) -> Held:
+    """Raises `DataError` where this is none of `KINDS`, or Arrow cannot take a column."""
+    if isinstance(data, pa.Table):
+        return Held(data, lambda table: table)
+    if isinstance(data, pa.RecordBatch):
+        return Held(pa.Table.from_batches([data]), lambda table: _one_batch(table))
+    if isinstance(data, Mapping):
+        return Held(_of_arrays(data), lambda table: {name: as_array(table[name]) for name in table.column_names})
+    if _is_from(data, "pandas"):
+        return _of_pandas(data)
+    if _is_from(data, "polars"):
+        import polars
+
+        frame = data.collect() if isinstance(data, polars.LazyFrame) else data
+        return Held(frame.to_arrow(), lambda table: polars.from_arrow(table))
+    raise DataError(
+        f"Data of type {type(data).__module__}.{type(data).__qualname__} cannot be predicted",
+        expected=KINDS,
+        cure='Pass an array under the name of the model\'s input, as in {"x": array}',
+    )
+
+
+def _is_from(data: Any, library: str) -> bool:
+    """A DataFrame of a library that is imported: if it is not, the data cannot be of it."""
+    module = sys.modules.get(library)
+    kinds = tuple(filter(None, (getattr(module, name, None) for name in ("DataFrame", "LazyFrame"))))
+    return bool(kinds) and isinstance(data, kinds)
+
+
+def _of_pandas(frame: Any) -> Held:
+    names = [name for name in frame.columns if not isinstance(name, str)]
+    if names:
+        raise DataError(
+            f"The DataFrame has a column named {names[0]!r}",
+            expected="column names that are text",
+            found=type(names[0]).__name__,
+            cure="Rename the columns: frame.columns = frame.columns.map(str)",
+        )
+    try:
+        table = pa.Table.from_pandas(frame, preserve_index=False)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataError("Arrow cannot take a column of the DataFrame", found=str(error)) from error
+
+    def back(predicted: pa.Table) -> Any:
+        found = predicted.replace_schema_metadata(None).to_pandas()
+        found.index = frame.index
+        return found
+
+    return Held(table.replace_schema_metadata(None), back)
+
+
+def _of_arrays(data: Mapping[str, Any]) -> pa.Table:
+    """The first dimension of each array counts rows; the others become fixed-size lists."""
+    columns = {}
+    for name, given in data.items():
+        if isinstance(given, (pa.Array, pa.ChunkedArray)):
+            columns[name] = given
+            continue
+        array = np.asarray(given)
+        if array.ndim == 0:
+            raise DataError(
+                f"{name!r} is one value",
+                expected="an array whose first dimension counts the rows",
+                found=repr(given)[:100],
+                cure="Repeat it for each row, as in numpy.full(rows, value)",
+            )
+        columns[name] = _column(name, array)
+    rows = {name: len(column) for name, column in columns.items()}
+    if len(set(rows.values())) > 1:
+        raise DataError(
+            "The arrays have different numbers of rows",
+            expected="first dimensions that are equal",
+            found=", ".join(f"{name} {count}" for name, count in rows.items()),
+        )
+    return pa.table(columns)
+
+
+def _column(name: str, array: np.ndarray[Any, Any]) -> pa.Array:
+    if array.dtype.name == "bfloat16":
+        array = array.astype(np.float32)
+    try:
+        if array.dtype.kind in "US" or array.ndim == 1:
+            flat = pa.array(
+                array.reshape(-1).tolist() if array.dtype.kind in "SUO" else np.ascontiguousarray(array).reshape(-1)
+            )
+        else:
+            flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
+        raise DataError(
+            f"Arrow cannot take the array {name!r}", found=f"{array.dtype} {list(array.shape)}: {error}"
+        ) from error
+    for size in reversed(array.shape[1:]):
+        flat = pa.FixedSizeListArray.from_arrays(flat, size) if size else _empty_lists(flat.type, array.shape)
+    return flat
+
+
+def _empty_lists(kind: pa.DataType, shape: tuple[int, ...]) -> pa.Array:
+    raise DataError(
+        f"An array of shape {list(shape)} holds no values", expected="dimensions of 1 or more", found=str(kind)
+    )
+
+
+def as_array(column: pa.ChunkedArray, *, equal_lists: bool = False) -> np.ndarray[Any, Any]:
+    """A column as an array: fixed-size lists become dimensions, with `equal_lists` also others whose lengths are equal; what has
+    nulls or unequal lengths is an array of objects.
+    """
+    whole = column.combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):
+        whole = whole.chunk(0) if whole.num_chunks else pa.array([], column.type)
+    shape, kind = [len(whole)], whole.type
+    while not whole.null_count and (size := _list_size(whole, equal_lists)) is not None:
+        shape.append(size)
+        whole, kind = whole.flatten(), kind.value_type
+    if pa.types.is_nested(kind) or whole.null_count or len(whole) != np.prod(shape):
+        return column.to_numpy()
+    return whole.to_numpy(zero_copy_only=False).reshape(shape)
+
+
+def _list_size(lists: pa.Array, equal_lists: bool) -> int | None:
+    if pa.types.is_fixed_size_list(lists.type):
+        return int(lists.type.list_size)
+    if not equal_lists or not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)):
+        return None
+    lengths = np.unique(lists.value_lengths().to_numpy())
+    return int(lengths[0]) if len(lengths) == 1 else None
+
+
+def _one_batch(table: pa.Table) -> pa.RecordBatch:
+    batches = table.combine_chunks().to_batches()
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
+
+
+def each(data: Iterable[Any]) -> Iterator[Held]:
+    return map(hold, data)

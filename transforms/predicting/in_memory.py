@@ -1,0 +1,157 @@
+"""`headrace.predict`: a model on data in memory, with the same rules for columns as a job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+
+from ..argument_names import argument_names, naming_arguments
+from ..columns.rules import ColumnRules
+from ..data_in_memory import KINDS, Held, each, hold, is_one
+from ..errors import InvalidRequest
+from ..jobs.job import Loading
+from ..models.load import CustomObjects
+from ..models.model import Model
+from ..models.process_cache import shared_model
+from ..models.ref import ModelRef, pin_model
+from ..storage import StoreOptions
+from .batch_predictor import BatchPredictor, request_batches
+from .devices import HOST, Device, cores
+from .predictor import devices_for
+
+# Rows handed to a thread at once, rounded down to whole batches.
+_CHUNK_ROWS = 65_536
+
+
+@naming_arguments
+def predict(
+    model: str | ModelRef | Model,
+    data: Any,
+    *,
+    signature: str = "serving_default",
+    keep: Sequence[str] | None = None,
+    features: Mapping[str, str | Sequence[str]] | None = None,
+    predictions: Mapping[str, str] | None = None,
+    cast: Sequence[str] = (),
+    fill: Mapping[str, Any] | None = None,
+    pad: Mapping[str, Any] | None = None,
+    decode_image: Mapping[str, tuple[int, int]] | None = None,
+    prediction_type: str = "auto",
+    batch_size: int | str = "auto",
+    weights: str | None = None,
+    custom_objects: CustomObjects = (),
+    unsafe_model: bool = False,
+    storage: StoreOptions = StoreOptions(),
+    loading: Loading = Loading(),
+) -> Any:
+    """The kept columns and the model's predictions, in the kind in which `data` came, one row for each row.
+
+        predictions = headrace.predict("gs://bucket/model", frame, keep=["id"])
+
+    `model` is a URI, a `ModelRef`, or a `Model` that is loaded already. What a URI leads to is loaded once and stays in memory:
+    the next call with the same, unchanged model starts at once.
+
+    `data` is a pandas or polars DataFrame, a `pyarrow.Table` or `RecordBatch`, a dict of arrays whose first dimension
+    counts the rows, or an iterable of any of these. Of an iterable, the result is an iterator: one piece is in memory
+    at a time.
+
+    `keep` are the columns to pass through (default: all that feed no input). `features` maps an input of the model to
+    its column or columns, `predictions` an output to the name of its column; both default to equal names. `cast` names
+    inputs whose column may be converted to the input's dtype, `fill` gives a value for nulls and `pad` one for lists
+    that are too short, both by input. `decode_image` gives (height, width) in pixels for inputs that are fed JPEG or
+    PNG bytes. `prediction_type` is "auto", "list" or "tensor". `batch_size` is rows per call of the model.
+
+    Of a dict of arrays, numeric predictions of one size come back as arrays of shape [rows, ...].
+
+    Raises `ColumnError` where a column does not fit its input, `NullFeature` for a null without a `fill`, `DataError`
+    for data that is none of these kinds, and what `load_model` raises.
+    """
+    rules = ColumnRules(
+        pad=_texts(pad),
+        fill=_texts(fill),
+        cast=(cast,) if isinstance(cast, str) else tuple(cast),
+        decode_image=tuple((decode_image or {}).items()),
+        prediction_type=prediction_type,
+    )
+    if isinstance(model, Model):
+        signature = model.signature
+    request = request_batches(signature, features, predictions, keep, batch_size, rules)
+    predictor = BatchPredictor(
+        request, *_loaded(model, signature, weights, custom_objects, unsafe_model, storage, loading)
+    )
+    if is_one(data):
+        return _predicted(predictor, hold(data))
+    if isinstance(data, (str, bytes)) or not hasattr(data, "__iter__"):
+        raise InvalidRequest(
+            "data is not rows",
+            expected=KINDS,
+            found=type(data).__name__,
+            cure="For files, use headrace.run(model=..., input=..., output=...)" if isinstance(data, str) else "",
+        )
+    return _each_predicted(predictor, data)
+
+
+def _each_predicted(predictor: BatchPredictor, data: Any) -> Iterator[Any]:
+    for held in each(data):
+        with argument_names():
+            yield _predicted(predictor, held)
+
+
+def _predicted(predictor: BatchPredictor, held: Held) -> Any:
+    """In as many threads as cores, since TensorFlow computes each batch in one."""
+    table = held.table
+    rows = predictor.rows_per_batch(table.schema)
+    chunk = max(1, _CHUNK_ROWS // rows) * rows
+    whole = pa.table({}) if table.num_columns == 0 else table.combine_chunks()
+    (batch,) = whole.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
+    starts = range(0, max(batch.num_rows, 1), chunk)
+
+    def run(start: int) -> list[pa.RecordBatch]:
+        found = predictor(batch.slice(start, chunk), where="the data", first_row=start)
+        return [result for results, _ in found for result in results]
+
+    if len(starts) == 1:
+        done = [run(0)]
+    else:
+        with ThreadPoolExecutor(cores(), "headrace-predict") as pool:
+            done = list(pool.map(run, starts))
+    batches = [result for results in done for result in results]
+    return held.back(pa.Table.from_batches(batches, predictor.output_schema(table.schema)))
+
+
+def _loaded(
+    model: str | ModelRef | Model,
+    signature: str,
+    weights: str | None,
+    custom_objects: CustomObjects,
+    unsafe_model: bool,
+    storage: StoreOptions,
+    loading: Loading,
+) -> tuple[Sequence[Device], Sequence[Model]]:
+    if isinstance(model, Model):
+        return [HOST if model.device is None else Device(model.device)], [model]
+    names = () if isinstance(custom_objects, Mapping) else tuple(custom_objects)
+    if isinstance(custom_objects, Mapping) and custom_objects:
+        raise InvalidRequest(
+            "custom_objects is a dict of classes",
+            expected="a list of 'module:name', by which a model that stays loaded can be known",
+            cure="Or load it yourself: headrace.predict(headrace.load_model(..., custom_objects=...), data)",
+        )
+    ref = (
+        model
+        if isinstance(model, ModelRef)
+        else pin_model(model, storage, weights=weights, custom_objects=names, unsafe=unsafe_model)
+    )
+    devices = devices_for([ref], loading)
+    return devices, [shared_model(ref, signature, device=device.name, **loading.how) for device in devices]
+
+
+def _texts(values: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
+    """As the command line has them."""
+    return tuple(
+        (name, value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value))
+        for name, value in (values or {}).items()
+    )
