@@ -24,13 +24,14 @@ from .runners.dataflow_workers import is_dataflow, set_up_workers
 from .runners.portable import check_portable
 from .start import loaded
 from .terminal.answer import Answer
-from .terminal.log import is_json, set_up_logs, tell, tell_error, wants_json
+from .terminal.log import is_json, own_process, set_up_logs, tell, tell_error, tell_interrupted, wants_json
 from .terminal.native_stderr import quiet_stderr
 from .terminal.signals import STOPPED, stop_on_signals, stopped_text
 
 
 def entry() -> None:
     stop_on_signals()
+    own_process()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that a terminal has no letters for is no reason to end.
         sys.stdout.reconfigure(errors="replace")
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         return _tell("Cannot start", error, verbose, 1 if type(error) in (StoreUnavailable, JobError) else 2)
     except KeyboardInterrupt as stopped:
         text = str(stopped) or stopped_text(overwrites="--overwrite" in argv)
-        tell("stopped", text if is_json() else f"\n{text}", logging.WARNING, exit_code=STOPPED)
+        tell_interrupted("stopped", text, exit_code=STOPPED)
         return STOPPED
 
 
@@ -135,7 +136,7 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
         try:
             if detached(options):
                 submitted = detach(prepared.job, pipeline)
-                return _show_end(Answer(submitted, {"output": output, "submitted": submitted}), as_json)
+                return _show_end(Answer([submitted], {"output": output, "submitted": submitted}), as_json)
             done = launch(prepared.job, pipeline)
         except HeadraceError as error:
             return _tell("The job failed", error, options.verbose, 1)
@@ -184,7 +185,7 @@ def _verify(request: Request, as_json: bool) -> int:
 
     from .checks.preflight import prepare
     from .checks.recomputed_sample import verify_sample
-    from .checks.soundness import verdict_document, verdict_text, verify
+    from .checks.soundness import verdict_document, verdict_lines, verify
 
     job = prepare(request).job if request.sample is not None else None
     try:
@@ -194,5 +195,5 @@ def _verify(request: Request, as_json: bool) -> int:
     if job is not None and request.sample is not None:
         check_same_job(request.output, record, job.record())
         verify_sample(verdict, job, manifest, request.sample)
-    _show(Answer(verdict_text(verdict), verdict_document(verdict)), as_json)
+    _show(Answer(verdict_lines(verdict), verdict_document(verdict)), as_json)
     return 1 if verdict.problems else 0

@@ -30,6 +30,8 @@ from __future__ import annotations
 
 import re
 
+from .printable import printable
+
 # A user and a password, which may hold `/`, `?` or `#` as they are: what follows the colon is no port then.
 LOGIN = re.compile(
     r"([a-zA-Z][\w+.-]{0,19}://)(?!arn:)[^\s/?#@:\[]*:(?:[^\s/?#]*|(?!\d*(?:[/?#\s]|$))(?:(?!://)[^\s@])*)@"
@@ -47,12 +49,13 @@ class HeadraceError(Exception):
 
     `what` is a whole sentence naming the object; `expected`, `found` and `cure` are phrases and may be empty.
     The whole paragraph is the exception's one argument, since Beam raises a worker's exception anew from that alone.
-    Of web addresses it shows neither user nor query, of others no user that has a password.
+    Of web addresses it shows neither user nor query, of others no user that has a password; characters that a terminal
+    would obey are escapes.
     """
 
     def __init__(self, what: str, *, expected: str = "", found: str = "", cure: str = "") -> None:
         what, expected, found, cure = (
-            _LINES.sub(" ", _WEB_ADDRESS.sub(r"\1\2", LOGIN.sub(r"\1", text))).strip()
+            printable(_LINES.sub(" ", _WEB_ADDRESS.sub(r"\1\2", LOGIN.sub(r"\1", text))).strip())
             for text in (what, expected, found, cure)
         )
         parts = [_sentence(what)]

@@ -324,7 +324,7 @@ def verdict_document(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def verdict_text(verdict: Verdict) -> str:
+def verdict_lines(verdict: Verdict) -> list[str]:
     wrong = Counter(problem.check for problem in verdict.problems)
     lines = [
         f"Output   {verdict.output}",
@@ -340,9 +340,10 @@ def verdict_text(verdict: Verdict) -> str:
         lines += ["", problem.where, f"  expected {problem.expected}", f"  found    {problem.found}"]
     if len(verdict.problems) > _MOST_EXAMPLES:
         lines += ["", f"and {len(verdict.problems) - _MOST_EXAMPLES:,} more"]
-    lines += [f"\nNote: {note}" for note in verdict.notes]
+    for note in verdict.notes:
+        lines += ["", f"Note: {note}"]
     lines += ["", "Sound." if not verdict.problems else "NOT sound: run the job again into another --output."]
-    return "\n".join(lines)
+    return lines
 
 
 def _some(problems: Iterable[Problem]) -> Iterator[Problem]:

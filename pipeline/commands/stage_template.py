@@ -36,7 +36,7 @@ from ..runners.dataflow import check_place, check_reachable, not_taken, submitte
 from ..runners.dataflow_workers import is_dataflow, set_up_workers
 from ..runners.graph import build_graph
 from ..runners.launch import open_pipeline
-from ..terminal.log import set_up_logs, tell_error, wants_json
+from ..terminal.log import own_process, set_up_logs, tell_error, wants_json
 
 _log = logging.getLogger(__name__)
 
@@ -142,4 +142,5 @@ if __name__ == "__main__":
     # By its own name, since workers have to find its classes.
     from .stage_template import main as staging
 
+    own_process()
     sys.exit(staging(sys.argv[1:]))

@@ -91,7 +91,7 @@ def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard])
             "",
             f"{standing.done:,} of {count:,} shards stand in the output already and would not be computed again.",
         ]
-    return Answer("\n".join(lines), document)
+    return Answer(lines, document)
 
 
 def report_look(looked: Looked) -> Answer:
@@ -128,12 +128,13 @@ def report_look(looked: Looked) -> Answer:
             lines += _drawn(looked.links, list(zip(names, (one[2] for one in looked.models), strict=False)))
         else:
             lines += table(("column", "type"), [(field.name, str(field.type)) for field in looked.schema])
-            lines += [
-                f"\nThere is no signature {signature!r} to hold these columns against: name one with --signature."
-                for _, spec, signature in looked.models
-                if signature not in spec.signatures
-            ]
-    return Answer("\n".join(lines).strip("\n"), document)
+            for _, spec, signature in looked.models:
+                if signature not in spec.signatures:
+                    lines += [
+                        "",
+                        f"There is no signature {signature!r} to hold these columns against: name one with --signature.",
+                    ]
+    return Answer(lines[lines[:1] == [""] :], document)
 
 
 def report_summary(prepared: Prepared, done: Done, seconds: float) -> Answer:
@@ -168,13 +169,13 @@ def report_summary(prepared: Prepared, done: Done, seconds: float) -> Answer:
         written = report_written(job)
         document["report"] = public_uri(job.report) if written else None
         lines.append(report_line(job, written))
-    return Answer("\n".join(lines), document)
+    return Answer(lines, document)
 
 
 def report_nothing_to_do(prepared: Prepared, standing: Standing) -> Answer:
     output, limit = prepared.job.output, prepared.job.limit
     text = f"Nothing to do: all {standing.done:,} shards stand in {output}, and none of their inputs changed."
-    return Answer(text, {"output": output, "rows_computed": 0, "shards": standing.done, "limit": limit})
+    return Answer([text], {"output": output, "rows_computed": 0, "shards": standing.done, "limit": limit})
 
 
 def _drawn(links: Sequence[Link], signatures: Sequence[tuple[str, str]]) -> list[str]:

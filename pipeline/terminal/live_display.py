@@ -15,6 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from headrace.transforms.printable import printable
+
 from .progress_meter import Meter, Reading, duration, mib
 from .signals import announced_by
 
@@ -66,7 +68,7 @@ class Display:
     def announce(self, text: str) -> None:
         """Called in a signal's handler, the second time just before the process ends."""
         if self.notice:
-            os.write(2, f"\n{text}\n".encode())
+            os.write(2, f"\n{printable(text)}\n".encode())
         self.notice = text
 
 
@@ -134,7 +136,7 @@ def _counted(number: int, one: str, many: str) -> str:
 
 
 def _line(text: str, style: str = "") -> Text:
-    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+    return Text(printable(text), style=style, no_wrap=True, overflow="ellipsis")
 
 
 def _grid(rows: list[Row], reading: Reading) -> Table:

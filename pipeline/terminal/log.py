@@ -6,17 +6,20 @@ tells what other keys there are. docs/watching.md lists them; a test holds that 
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
+import threading
+import traceback as tracebacks
+import warnings
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from headrace.transforms.errors import HeadraceError
+from headrace.transforms.printable import printable, printable_json, printable_lines
 
 _SEVERITIES = {logging.INFO: "INFO", logging.WARNING: "WARNING", logging.ERROR: "ERROR", logging.CRITICAL: "CRITICAL"}
 _as_json = False
@@ -37,11 +40,11 @@ def set_up_logs(*, as_json: bool, verbose: bool) -> None:
     for handler in [one for one in root.handlers if isinstance(one, _JsonLines)]:
         root.removeHandler(handler)
     level = logging.INFO if verbose else logging.WARNING
+    sys.excepthook = _tell_uncaught
     if as_json:
         root.addHandler(_JsonLines())
         root.setLevel(level)
         logging.captureWarnings(True)
-        sys.excepthook = _tell_uncaught
     else:
         logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", handlers=[_Lines()])
     if not verbose:
@@ -54,19 +57,33 @@ def set_up_logs(*, as_json: bool, verbose: bool) -> None:
         logging.getLogger("PrismJobServer").addFilter(lambda _: False)
 
 
+def own_process() -> None:
+    """What Python itself prints of warnings and of threads is ours too, where nobody else uses this process."""
+    warnings.showwarning = _show_warning
+    threading.excepthook = _tell_uncaught_in_thread
+
+
 def _not_of_a_portable_runner(record: logging.LogRecord) -> bool:
     return record.module != "portable_runner"
 
 
 def tell(event: str, message: str, severity: int = logging.INFO, **keys: Any) -> None:
-    line = _object(event, message, severity, **keys) if _as_json else message
+    """The message is one line of text; a line feed in it is a name's."""
+    line = _object(event, message, severity, **keys) if _as_json else printable(message)
     print(line, file=sys.stderr, flush=True)
+
+
+def tell_interrupted(event: str, message: str, **keys: Any) -> None:
+    """A warning below what the terminal itself wrote for Ctrl-C."""
+    if not _as_json:
+        print(file=sys.stderr)
+    tell(event, message, logging.WARNING, **keys)
 
 
 def tell_error(what: str, error: HeadraceError, code: int, traceback: str | None) -> None:
     """`what` has become of the command; `code` is its exit code."""
     if not _as_json:
-        print(f"{traceback or ''}{what}: {error}", file=sys.stderr, flush=True)
+        print(f"{printable_lines(traceback or '')}{what}: {printable(str(error))}", file=sys.stderr, flush=True)
         return
     keys = {key: getattr(error, key) for key in ("what", "expected", "found", "cure")}
     keys |= {"error": type(error).__name__, "exit_code": code} | ({"traceback": traceback} if traceback else {})
@@ -75,14 +92,14 @@ def tell_error(what: str, error: HeadraceError, code: int, traceback: str | None
 
 def tell_at_once(event: str, message: str) -> None:
     """From within a signal's handler: past Python's own buffers, whose owner it may have interrupted."""
-    text = _object(event, message, logging.WARNING) if _as_json else f"\n{message}"
+    text = _object(event, message, logging.WARNING) if _as_json else f"\n{printable(message)}"
     os.write(2, f"{text}\n".encode())
 
 
 def tell_raw(data: bytes) -> None:
     """What native code wrote to file descriptor 2 while it was held back."""
     if not _as_json:
-        os.write(2, data)
+        os.write(2, printable_lines(data.decode(errors="backslashreplace")).encode())
         return
     for line in data.decode(errors="replace").splitlines():
         tell("log", line, logging.WARNING, logger="native")
@@ -95,21 +112,39 @@ def is_json() -> bool:
 def _object(event: str, message: str, severity: int, **keys: Any) -> str:
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     told = {"time": now, "severity": _SEVERITIES.get(severity, "DEBUG"), "event": event, "message": message} | keys
-    return json.dumps(told, ensure_ascii=False, default=str)
+    return printable_json(told, default=str)
 
 
 def _tell_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    import traceback
-
-    lines = "".join(traceback.format_exception(kind, error, trace))
+    lines = "".join(tracebacks.format_exception(kind, error, trace))
+    if not _as_json:
+        print(printable_lines(lines), end="", file=sys.stderr, flush=True)
+        return
     tell("error", f"{kind.__name__}: {error}", logging.CRITICAL, error=kind.__name__, exit_code=1, traceback=lines)
+
+
+def _tell_uncaught_in_thread(found: threading.ExceptHookArgs) -> None:
+    if found.exc_value is not None and not issubclass(found.exc_type, SystemExit):
+        _tell_uncaught(found.exc_type, found.exc_value, found.exc_traceback)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    text = warnings.formatwarning(message, category, filename, lineno, line)
+    print(printable_lines(text), end="", file=file or sys.stderr, flush=True)
 
 
 class _Lines(logging.Handler):
     """To what standard error is now, which a display replaces while it stands."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        print(printable_lines(self.format(record)), file=sys.stderr, flush=True)
 
 
 class _JsonLines(logging.Handler):

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from headrace.transforms.errors import HeadraceError
 from headrace.transforms.models.spec import TensorSpec
+from headrace.transforms.printable import printable
 
 from ..checks.column_links import Link
 
@@ -79,12 +80,13 @@ def tensor_cells(spec: TensorSpec) -> tuple[str, str]:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
     """Cells side by side; where lines would be longer than `width`, the widest columns of the table are cut."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = [[printable(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(len(row[i]) for row in lines) for i in range(len(head))]
     while width is not None and sum(widths) + 2 * (len(widths) - 1) > width and max(widths) > _LEAST_CELL:
         widths[widths.index(max(widths))] -= 1
     return [
         "  ".join(_cut(cell, size).ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip()
-        for row in [head, *rows]
+        for row in lines
     ]
 
 

@@ -6,6 +6,8 @@ import os
 import sys
 import time
 
+from ..printable import printable
+
 _SECONDS_BETWEEN = 0.1
 _BAR = 24
 
@@ -17,7 +19,7 @@ class ProgressLine:
     """
 
     def __init__(self, name: str) -> None:
-        self._name, self._started, self._drawn = name, time.monotonic(), 0.0
+        self._name, self._started, self._drawn = printable(name), time.monotonic(), 0.0
 
     def __call__(self, done: int, total: int) -> None:
         now, complete, terminal = time.monotonic(), done >= total, sys.stderr.isatty()

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+from ..printable import printable
 from .account import STAGES, without_secrets
 from .charts import Areas, Bars, number
 
@@ -70,7 +71,12 @@ def drawn(chart: Bars | Areas) -> dict[str, Any]:
         return {"seconds": chart.seconds, "stages": chart.stages}
     before = None if chart.before is None else [round(share, 6) for share in chart.before]
     now = [round(share, 6) for share in chart.now]
-    return {"labels": chart.labels, "between": chart.between, "now": now, "before": before}
+    return {
+        "labels": [printable(label) for label in chart.labels],
+        "between": chart.between,
+        "now": now,
+        "before": before,
+    }
 
 
 def stage_keys() -> str:
@@ -107,7 +113,7 @@ def table_html(
 
 
 def say(text: str) -> str:
-    return escape(without_secrets(text))
+    return escape(printable(without_secrets(text)))
 
 
 def cut(text: str, most: int) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InvalidRequest
+from ..printable import printable_json
 from ..shards.column_statistics import Column
 from ..storage import ObjectRef, Store
 
@@ -39,8 +40,7 @@ class Kept:
 
 def embedded(data: Any) -> str:
     """JSON that cannot end the element that it stands in."""
-    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return printable_json(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
 def read_report(store: Store, ref: ObjectRef) -> Kept:
