@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import select
 import socket
@@ -35,10 +36,35 @@ STALL_S = 600.0
 _MEET_S = 10.0
 _UID_MAP = "/proc/self/uid_map"
 _BACKLOG = 1024
+_STRANGER_EVERY_S, _MOST_STRANGERS = 60.0, 1024
 
 _log = logging.getLogger(__name__)
 _hosts: weakref.WeakSet[Host] = weakref.WeakSet()
 _met: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+
+class _Strangers:
+    """Refusals of other users' processes, logged once a minute for each user: who calls often must not fill the log."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._lock = clock, threading.Lock()
+        self._seen: dict[int, tuple[float, int]] = {}
+
+    def refused(self, user: int) -> None:
+        now = self._clock()
+        with self._lock:
+            since, unlogged = self._seen.get(user, (-math.inf, 0))
+            if now - since < _STRANGER_EVERY_S:
+                self._seen[user] = since, unlogged + 1
+                return
+            if len(self._seen) >= _MOST_STRANGERS:
+                self._seen.clear()
+            self._seen[user] = now, 0
+        before = f", and {unlogged:,} times since that was last logged" if unlogged else ""
+        _log.warning("User %d asked for this process's weights and was refused%s", user, before)
+
+
+_strangers = _Strangers()
 
 
 def meet(layout: Layout) -> tuple[socket.socket, bool]:
@@ -253,7 +279,7 @@ class Host:
             time.sleep(0.01)
             return
         if (user := _user(client)) != os.geteuid():
-            _log.warning("User %d asked for this process's weights and was refused", user)
+            _strangers.refused(user)
             client.close()
             return
         client.setblocking(False)

@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,20 +23,23 @@ from ...errors import CorruptModel, ObjectChanged
 from ...storage import Store
 from ..ref import ModelRef
 from . import shared_segment as segment
-from .composed_crc import CheckedSpan
+from .composed_crc import CheckedSpan, ComposedCrc
 from .shared_host import Host, meet, receive
 from .shared_segment import Unshared
-from .tensor_stream import StreamOptions, TensorSlot, TensorStream, numpy_dtype
+from .tensor_stream import StreamOptions, TensorSlot, TensorStream, check_crc, numpy_dtype, read_of
+
+_CHECKS_AT_ONCE = 4
 
 _log = logging.getLogger(__name__)
 
 
 def machine_identity(ref: ModelRef) -> str:
-    """What must be equal where two processes mean the same bytes. A path means nothing in another mount namespace."""
-    places = (ref.uri, *(found.uri for found in ref.objects))
-    local = any("://" not in uri or uri.startswith(("file://", "local://")) for uri in places)
-    mounts = os.readlink("/proc/self/ns/mnt") if local else ""
-    return f"{ref.uri}\n{ref.digest}\n{mounts}"
+    """What must be equal where two processes mean the same bytes.
+
+    The mount namespace is part of it. A path means nothing in another one. And containers that share a network, and so see
+    the same addresses, may trust each other with nothing else.
+    """
+    return f"{ref.uri}\n{ref.digest}\n{os.readlink('/proc/self/ns/mnt')}"
 
 
 def why_not(ref: ModelRef) -> str | None:
@@ -57,9 +61,10 @@ def say_once(reason: str) -> None:
 class MachineStream(TensorStream):
     """As `TensorStream`, and one of three: it leads and fetches, it follows and maps, or it is on its own.
 
-    What is trusted is a process of the same user: it could change this one's memory anyway. Its segment is checked for size
-    and seals, its bytes are not checked again. A process that comes in the very moment between a leader's end and another's
-    taking its place fetches anew.
+    What is trusted is a process of the same user and mount namespace: it could change this one's memory anyway. Its segment
+    is checked for size and seals, and its bytes against every checksum that this process knows from the model's own files;
+    where one differs, the process fetches the weights itself. A process that comes in the very moment between a leader's
+    end and another's taking its place fetches anew.
 
     Who leads hands out tensors as they become whole, and the segment, sealed, when its `with` block is left; by then every
     slot has been fetched, taken or not. Until then nothing taken may be written: a page that is written no longer gets what
@@ -79,6 +84,7 @@ class MachineStream(TensorStream):
         identity: str,
     ) -> None:
         super().__init__(store, slots, options, spans)
+        self._spans = tuple(spans)
         self._layout = segment.lay_out(self._slots, identity)
         self._joining = threading.Lock()
         self._connection: socket.socket | None = None
@@ -178,6 +184,11 @@ class MachineStream(TensorStream):
                 except (OSError, ValueError) as error:
                     os.close(descriptor)
                     raise Unshared(f"the segment could not be mapped: {error}") from error
+                try:
+                    self._check_mapped(np.frombuffer(mapping, np.uint8))
+                except CorruptModel as error:
+                    os.close(descriptor)
+                    raise Unshared(f"what was handed over is damaged: {error}") from error
                 host = Host(
                     self._layout, total=total, arrived=lambda: total, connection=connection, descriptor=descriptor
                 )
@@ -204,6 +215,31 @@ class MachineStream(TensorStream):
             total,
             time.perf_counter() - self._waiting_since,
         )
+
+    def _check_mapped(self, shared: Any) -> None:
+        """Raises `CorruptModel` where bytes differ from a slot's checksum, or from one of a span that slots alone make up."""
+        views = {
+            i: memoryview(shared[start : start + slot.nbytes])
+            for i, (slot, start) in enumerate(zip(self._slots, self._layout.offsets, strict=True))
+            if slot.nbytes
+        }
+        # Checksums are computed without the interpreter's lock.
+        with ThreadPoolExecutor(min(_CHECKS_AT_ONCE, os.cpu_count() or 1)) as threads:
+            for _ in threads.map(lambda i: check_crc(self._slots[i], views[i]), views):
+                pass
+            for _ in threads.map(lambda span: self._check_span(span, views), self._spans):
+                pass
+
+    def _check_span(self, span: CheckedSpan, views: dict[int, memoryview]) -> None:
+        inside = read_of(span, self._slots)
+        if span.besides(inside) != []:
+            return  # bytes between tensors are not in the segment
+        composed = ComposedCrc(span)
+        for i, view in views.items():
+            slot = self._slots[i]
+            if slot.source == span.source:
+                composed.add(slot.offset, view)
+        composed.check()
 
     def _keep(self, mapping: mmap.mmap, host: Host) -> None:
         """The host answers as long as anything of the mapping is in use."""

@@ -297,7 +297,7 @@ class TensorStream:
             whole = not self._missing[part.slot]
             buffer = self._buffers[part.slot]
         if whole:
-            _check_crc(self._slots[part.slot], buffer)
+            check_crc(self._slots[part.slot], buffer)
         with self._progress_lock:
             self._arrived += size
             if self._options.progress is not None:
@@ -355,7 +355,8 @@ def _check(slots: Sequence[TensorSlot]) -> None:
             )
 
 
-def _check_crc(slot: TensorSlot, buffer: Any) -> None:
+def check_crc(slot: TensorSlot, buffer: Any) -> None:
+    """Raises `CorruptModel` where the buffer does not hold what the slot's checksum is of."""
     if slot.masked_crc32c is None:
         return
     import crc32c

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +27,9 @@ from headrace.transforms.models.ref import ModelRef
 from headrace.transforms.models.streaming import shared_host as machine
 from headrace.transforms.models.streaming import shared_segment as segment
 from headrace.transforms.models.streaming import shared_stream as machine_stream
+from headrace.transforms.models.streaming.composed_crc import CheckedSpan
 from headrace.transforms.models.streaming.shared_stream import MachineStream
-from headrace.transforms.models.streaming.tensor_stream import StreamOptions, TensorSlot
+from headrace.transforms.models.streaming.tensor_stream import StreamOptions, TensorSlot, mask_crc
 from headrace.transforms.storage import ObjectRef
 from headrace.transforms.storage.local import LocalStore
 from tests.transforms.models.streaming.test_sharing import addresses, all_addresses, eventually
@@ -359,6 +361,87 @@ def test_another_users_process_gets_nothing(file: File, caplog: pytest.LogCaptur
     file.check(arrays)
 
 
+def test_a_stranger_who_calls_again_and_again_is_logged_once(file: File, caplog: pytest.LogCaptureFixture) -> None:
+    machine._strangers = machine._Strangers()
+    arrays = file.load(Wire())
+    thief = _as_nobody(
+        "[s.connect(b'\\0' + sys.argv[1].encode()) or s.recv(9) for s in "
+        "[socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(30)]]",
+        file.address[1:],
+    )
+    assert thief.wait(30) == 0
+    assert caplog.text.count(f"User {_NOBODY} asked for this process's weights and was refused") == 1
+    file.check(arrays)
+
+
+def test_strangers_are_counted_by_user_and_minute(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    strangers = machine._Strangers(lambda: now[0])
+    for now[0] in (0.0, 1.0, 59.0, 61.0):
+        strangers.refused(7)
+        strangers.refused(8)
+    said = [record.getMessage().partition(" asked")[0] for record in caplog.records]
+    assert said == ["User 7", "User 8"] * 2
+    assert caplog.messages[-1].endswith("refused, and 2 times since that was last logged")
+    for user in range(5000):
+        strangers.refused(user)
+    assert len(strangers._seen) <= 1024
+
+
+def _handed_over_with_another_byte(file: File, at: int) -> machine.Host:
+    """A leader of this very user whose segment is sealed, and differs in one byte from what the files hold."""
+    listener, leads = machine.meet(file.layout)
+    assert leads
+    descriptor = segment.create(file.layout.nbytes)
+    filled = segment.map_shared(descriptor, file.layout.nbytes)
+    for slot, offset in zip(file.slots, file.layout.offsets, strict=True):
+        filled[offset : offset + slot.nbytes] = file.values[slot.name]
+    filled[at] ^= 1
+    filled.close()
+    segment.seal(descriptor)
+    host = machine.Host(file.layout, total=sum(SIZES), arrived=lambda: sum(SIZES), listener=listener)
+    host.publish(descriptor)
+    return host
+
+
+@pytest.mark.parametrize("known", ["slots", "span"])
+@pytest.mark.parametrize("which", [0, 1, 4])
+def test_a_byte_that_no_file_holds_is_not_believed(
+    file: File, caplog: pytest.LogCaptureFixture, known: str, which: int
+) -> None:
+    import crc32c
+
+    spans: list[CheckedSpan] = []
+    if known == "slots":
+        file.slots = [
+            replace(slot, masked_crc32c=mask_crc(crc32c.crc32c(file.values[slot.name]))) for slot in file.slots
+        ]
+    else:
+        every = b"".join(file.values.values())
+        spans = [CheckedSpan(file.slots[0].source, 0, len(every), zlib.crc32(every), "CRC-32")]
+    file.layout = segment.lay_out(file.slots, file.identity)
+    host = _handed_over_with_another_byte(file, file.layout.offsets[which])
+    store = Wire()
+    with MachineStream(store, file.slots, SMALL_PIECES, spans, identity=file.identity) as stream:
+        arrays = {slot.name: stream.take(slot.name) for slot in file.slots}
+    host.close()
+    file.check(arrays)
+    assert store.reads
+    assert "what was handed over is damaged" in caplog.text
+
+
+def test_what_checksums_agree_with_is_shared(file: File) -> None:
+    every = b"".join(file.values.values())
+    spans = [CheckedSpan(file.slots[0].source, 0, len(every), zlib.crc32(every), "CRC-32")]
+    first = file.load(Wire())
+    store = Wire()
+    with MachineStream(store, file.slots, SMALL_PIECES, spans, identity=file.identity) as stream:
+        arrays = {slot.name: stream.take(slot.name) for slot in file.slots}
+    file.check(arrays)
+    file.check(first)
+    assert not store.reads
+
+
 # Loads the file's tensors, says so, and does as it is told.
 _PROCESS = """
 import os, sys, time
@@ -592,12 +675,12 @@ def test_that_all_has_arrived_is_told_once(file: File) -> None:
 
 
 def test_files_of_this_machine_are_its_own_wherever_the_model_is_said_to_lie() -> None:
-    """Two containers may meet, each with other files under the same names."""
+    """Two containers may meet, each with other files under the same names. Of one pod, they may be of two owners, too."""
     config, weights = ObjectRef("gs://b/config.json", 1, "1"), ObjectRef("/models/w.weights.h5", 4, "2-4-0")
     mounts = os.readlink("/proc/self/ns/mnt")
     apart = ModelRef("gs://b/config.json", "keras_config", (config, weights), weights=weights.uri)
     assert machine_stream.machine_identity(apart).endswith(mounts)
-    assert not machine_stream.machine_identity(ModelRef("gs://b/m", "saved_model", (config,))).endswith(mounts)
+    assert machine_stream.machine_identity(ModelRef("gs://b/m", "saved_model", (config,))).endswith(mounts)
 
 
 def test_where_no_file_system_can_be_told_from_another_nothing_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -606,8 +689,9 @@ def test_where_no_file_system_can_be_told_from_another_nothing_is_shared(monkeyp
 
     monkeypatch.setattr(os, "readlink", no_proc)
     local = ModelRef("/m.keras", "keras", (ObjectRef("/m.keras", 1, "1"),))
-    assert "cannot be told" in (machine_stream.why_not(local) or "")
-    assert machine_stream.why_not(ModelRef("gs://b/m", "saved_model", (ObjectRef("gs://b/m", 1, "1"),))) is None
+    remote = ModelRef("gs://b/m", "saved_model", (ObjectRef("gs://b/m", 1, "1"),))
+    for ref in (local, remote):
+        assert "cannot be told" in (machine_stream.why_not(ref) or "")
 
 
 def test_a_child_forked_before_the_leader_has_a_thread_does_not_hold_the_address(file: File) -> None:
