@@ -103,7 +103,7 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
     from .checks.output_folder import check_overwritten, claim_output, examine_output
     from .checks.preflight import prepare
     from .checks.report_place import report_written
-    from .commands.summary import empty_files, report_nothing_to_do, report_summary
+    from .commands.summary import passed_over, report_nothing_to_do, report_summary
     from .packages.own_wheel import own_package
     from .runners.launch import detach, launch, open_pipeline
 
@@ -111,7 +111,7 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
     prepared = prepare(request)
     standing = examine_output(prepared, overwrite=request.overwrite)
     output = prepared.job.output
-    if told := empty_files(prepared.inputs.passed):
+    for told in passed_over(prepared.inputs.passed):
         tell("note", f"{told}.", logging.WARNING)
     if request.clean:
         left = open_store(output, request.storage).clean(f"{output}/")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ import pyarrow as pa
 from headrace.transforms.columns.inputs import ColumnRules
 from headrace.transforms.columns.plan import ColumnChoice, ColumnPlan, choose_batch_rows, plan_columns
 from headrace.transforms.errors import ColumnError, HeadraceError, InvalidRequest
-from headrace.transforms.jobs.input_files import Survey, expand_lists, survey_inputs
+from headrace.transforms.jobs.input_files import Survey, expand_lists, scheme_of, survey_inputs
 from headrace.transforms.jobs.job import JOB_RECORD, FirstInput, Job, JobModel
 from headrace.transforms.jobs.user_functions import AppliedFunction, FunctionRef, find_function
 from headrace.transforms.models.load import describe_model
@@ -262,15 +263,25 @@ class _OutputApart:
         near = [pattern for pattern in patterns if self._may_match(pattern)]
         self._named = {pattern for pattern in near if not split_glob(pattern)[1]}
         self._globs = [(glob_regex(pattern), pattern) for pattern in near if pattern not in self._named]
+        self._real = f"{os.path.realpath(output)}/" if scheme_of(output) == "file" else None
+        self._place = ""
 
     def _may_match(self, pattern: str) -> bool:
         """What no name in the output folder can match is not tried on each file."""
         folder = split_glob(pattern)[0]
         return folder.startswith(self._inside) or self._inside.startswith(folder)
 
+    def _linked_into(self, uri: str) -> bool:
+        """Whether a local file lies in the output folder by way of links."""
+        folder = uri[: uri.rfind("/") + 1]
+        if self._real is None or folder == self._place:
+            return False
+        self._place = folder  # its neighbours need not be looked at again
+        return f"{os.path.realpath(folder)}/".startswith(self._real)
+
     def check(self, ref: ObjectRef) -> None:
         """Raises `InvalidRequest` where a pattern matches that input's output, or finds it in the output folder."""
-        found = ref.uri if ref.uri.startswith(self._inside) else None
+        found = ref.uri if ref.uri.startswith(self._inside) or self._linked_into(ref.uri) else None
         if self._named or self._globs:
             written = self._inside + output_name(relative_stem(ref.uri, self._folder), ref, 0, 0, "0" * 64)
             matching = [pattern for regex, pattern in self._globs if regex.fullmatch(written)]

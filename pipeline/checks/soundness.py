@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 
 from headrace.transforms.beam.plan import list_outputs
 from headrace.transforms.errors import HeadraceError, NotParquet, OutputIncomplete
-from headrace.transforms.jobs.input_files import HIDDEN
 from headrace.transforms.jobs.job import JOB_RECORD, MANIFEST_FOLDER, SUCCESS, fingerprint_of
 from headrace.transforms.parquet.reader import read_footer
 from headrace.transforms.shards.shard import output_name, parse_output_name, sources_sha256
 from headrace.transforms.storage import ObjectRef, Store, StoreOptions, open_store
+from headrace.transforms.storage.store import HIDDEN
 
 _FILES_AT_ONCE = 8
 _READ_BYTES = 8 << 20

@@ -22,10 +22,14 @@ from ..terminal.answer import Answer
 from ..terminal.tables import WIDTH, drawn, table, tensor_cells, wrapped
 
 
-def empty_files(passed: PassedOver) -> str:
-    """What a writer that was stopped leaves: somebody may miss their rows."""
-    said = f"Files of zero bytes passed over: {passed.empty:,}, the first of them {passed.first_empty}"
-    return said if passed.empty else ""
+def passed_over(passed: PassedOver) -> list[str]:
+    """What matches --input and is not read, where somebody may miss its rows: one sentence for each kind."""
+    said = []
+    if passed.empty:  # as a writer leaves them that was stopped
+        said.append(f"Files of zero bytes passed over: {passed.empty:,}, the first of them {passed.first_empty}")
+    if passed.others:
+        said.append(f"Not files, and so passed over: {passed.others:,}. The first of them: {passed.first_other}")
+    return said
 
 
 def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard]) -> Answer:
@@ -49,6 +53,7 @@ def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard])
             "files": inputs.files,
             "hidden": hidden,
             "empty": empty,
+            "others": inputs.passed.others,
             "shards": count,
             "rows": rows,
             "bytes": size,
@@ -66,12 +71,12 @@ def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard])
         "memory_bytes_per_worker": memory_gb * 10**9,
         "columns": [link.fields() for link in links],
     }
-    passed_over = f" ({hidden} hidden and {empty} empty passed over)" if hidden + empty else ""
+    aside = f" ({hidden} hidden and {empty} empty passed over)" if hidden + empty else ""
     around = [functions[0], "the models" if len(models) > 1 else "the model", functions[1]]
     lines = [
         *(line for model in models for line in _model_lines(model)),
-        f"Input    {inputs.files:,} files{passed_over}",
-        *([f"         {empty_files(inputs.passed)}"] if empty else []),
+        f"Input    {inputs.files:,} files{aside}",
+        *(f"         {said}" for said in passed_over(inputs.passed)),
         f"         {count:,} shards, {rows:,} rows, {size:,} bytes of Parquet",
         f"Output   {job.output}",
         *([f"Limit    the first {job.limit:,} rows only"] if job.limit is not None else []),
@@ -113,13 +118,14 @@ def report_look(looked: Looked) -> Answer:
         document["input"] = {
             "files": inputs.files,
             "empty": inputs.passed.empty,
+            "others": inputs.passed.others,
             "first": inputs.first.name,
             "first_rows": first.rows,
             "first_row_groups": len(first.row_group_rows),
             "columns": [{"name": field.name, "type": str(field.type)} for field in looked.schema],
         }
         lines += ["", f"{inputs.files:,} files of Parquet; the first of them:", inputs.first.name]
-        lines += [empty_files(inputs.passed)] if inputs.passed.empty else []
+        lines += passed_over(inputs.passed)
         groups = len(first.row_group_rows)
         lines += [f"{first.rows:,} rows in {groups:,} row group{'s' * (groups != 1)}", ""]
         if looked.links:

@@ -17,23 +17,30 @@ import numpy as np
 from ..errors import HeadraceError, InvalidRequest, NotParquet, ObjectNotFound
 from ..shards.shard import common_folder, partition_values, source_digest
 from ..storage import ObjectRef, Store, StoreOptions, open_store
-from ..storage.store import public_uri, split_glob
+from ..storage.store import HIDDEN, public_uri, split_glob
 
 _STATS_AT_ONCE = 32
 # What an output tells of its files travels with it as one element of a runner.
 _MOST_JOINED = 4096
 
 Part = TypeVar("Part")
-HIDDEN = re.compile(r"/[._]")
 
 
 @dataclass(slots=True)
 class PassedOver:
-    """Files that match and are not read: names that start with `_` or `.`, and objects of zero bytes."""
+    """What matches and is not read: names that start with `_` or `.`, objects of zero bytes, and `others` that are no files:
+    folders, and links back to a folder above. `first_other` is a sentence on the first of them.
+    """
 
     hidden: int = 0
     empty: int = 0
     first_empty: str = ""
+    others: int = 0
+    first_other: str = ""
+
+    def note(self, what: str) -> None:
+        self.others += 1
+        self.first_other = self.first_other or what
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +140,7 @@ def each_input(patterns: tuple[str, ...], options: StoreOptions, passed: PassedO
             )
     store = open_store(patterns[0], options)
     named = sorted({pattern for pattern in patterns if not split_glob(pattern)[1]})
-    sources = [_matching(store, pattern) for pattern in patterns if split_glob(pattern)[1]]
+    sources = [_matching(store, pattern, passed.note) for pattern in patterns if split_glob(pattern)[1]]
     sources += [_named(store, named)] if named else []
     found = False
     for ref, hidden in _merged(sources):
@@ -170,10 +177,10 @@ def _uri(found: tuple[ObjectRef, bool]) -> str:
     return found[0].uri
 
 
-def _matching(store: Store, pattern: str) -> Iterator[tuple[ObjectRef, bool]]:
+def _matching(store: Store, pattern: str, noted: Callable[[str], None]) -> Iterator[tuple[ObjectRef, bool]]:
     """Each file with whether it is hidden."""
     folder, matched = split_glob(pattern)[0], False
-    for ref in store.glob(pattern):
+    for ref in store.glob(pattern, noted):
         matched = True
         yield ref, HIDDEN.search(ref.uri, len(folder) - 1) is not None
     if not matched:

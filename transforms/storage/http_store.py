@@ -11,7 +11,7 @@ import re
 import threading
 import urllib.parse
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from email.message import Message
 
@@ -74,7 +74,7 @@ class HttpStore(Store):
             cure="Name each file by its own URL.",
         )
 
-    def glob(self, pattern: str) -> Iterator[ObjectRef]:
+    def glob(self, pattern: str, noted: Callable[[str], None] | None = None) -> Iterator[ObjectRef]:  # noqa: ARG002
         """A URL is taken letter for letter, since `?` and `[` belong to it; one with a `*` cannot be answered."""
         if "*" in public_uri(pattern):
             yield from self.list(pattern)

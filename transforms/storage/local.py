@@ -10,11 +10,12 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..errors import AccessDenied, AlreadyExists, InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
-from .store import ObjectRef, Store, Writer, check_range
+from .local_glob import matching_files
+from .store import ObjectRef, Store, Writer, check_range, split_glob
 
 _TEMPORARY = ".headrace-"
 _BUFFERS_PER_CALL = os.sysconf("SC_IOV_MAX")
@@ -35,6 +36,17 @@ class LocalStore(Store):
         """Links to files are listed; links to folders are not entered, so that nothing is met twice or without end."""
         self.counters.add(requests=1)
         yield from _walk(folder if folder.endswith("/") or not folder else folder + "/")
+
+    def glob(self, pattern: str, noted: Callable[[str], None] | None = None) -> Iterator[ObjectRef]:
+        """Follows links to folders too: see `matching_files` for what is noted, and what is an error."""
+        folder, wild = split_glob(pattern)
+        if not wild:
+            yield self.stat(pattern)
+            return
+        _path(folder)
+        self.counters.add(requests=1)
+        for uri, status in matching_files(pattern, _TEMPORARY, noted or (lambda _: None), _told):
+            yield _pin(uri, status)
 
     def read_into(self, ref: ObjectRef, offset: int, buffers: Sequence[memoryview]) -> None:
         length = check_range(ref, offset, buffers)
@@ -303,6 +315,12 @@ def _changed(ref: ObjectRef, found: str) -> ObjectChanged:
 
 def _told(error: Exception, uri: str, verb: str) -> StorageError:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)) and verb != "write":
+        if os.path.islink(_path(uri)):
+            return ObjectNotFound(
+                f"There is no file {uri}",
+                found=f"a link to {os.readlink(_path(uri))}, which does not exist",
+                cure="Restore what it points at, or remove the link.",
+            )
         return ObjectNotFound(f"There is no file {uri}", cure="Look at the path's spelling.")
     reason = getattr(error, "strerror", None) or str(error)
     if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EROFS:

@@ -10,7 +10,7 @@ import itertools
 import logging
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..errors import AccessDenied, AlreadyExists, InvalidRequest, ObjectNotFound, StorageError, StoreUnavailable
@@ -45,9 +45,9 @@ class S3Store(FsspecStore):
         _check_name(uri)
         return super()._filesystem(uri)
 
-    def glob(self, pattern: str) -> Iterator[ObjectRef]:
+    def glob(self, pattern: str, noted: Callable[[str], None] | None = None) -> Iterator[ObjectRef]:
         _check_name(pattern)
-        return super().glob(pattern)
+        return super().glob(pattern, noted)
 
     def list(self, folder: str) -> Iterator[ObjectRef]:
         """Page by page, in the order in which S3 keeps names; only its directory buckets keep none."""

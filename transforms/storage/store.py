@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from ..errors import LOGIN, InvalidRequest, StorageError
+
+# Names that begin with `_` or `.`, which readers of Parquet pass over.
+HIDDEN = re.compile(r"/[._]")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -194,10 +197,11 @@ class Store(ABC):
 
         return open_arrow_file(self, ref)
 
-    def glob(self, pattern: str) -> Iterator[ObjectRef]:
+    def glob(self, pattern: str, noted: Callable[[str], None] | None = None) -> Iterator[ObjectRef]:  # noqa: ARG002
         """Objects whose URI matches: `*` and `?` within a folder, `**` across folders, `[...]` sets; in URI order.
 
         A name that holds a wildcard itself is matched by putting that character in a set: `[[]`, `[*]`, `[?]`.
+        `noted` is called with a sentence on each thing that matches and is no object; only local folders hold such.
         """
         folder, wild = split_glob(pattern)
         if not wild:
