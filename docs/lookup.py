@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 
 import headrace
-from headrace.pipeline.flags.flags import PredictOptions
+from headrace.pipeline.flags.beam_options import PredictOptions
 from headrace.transforms import errors
 from headrace.transforms.errors import HeadraceError
 

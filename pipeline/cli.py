@@ -14,9 +14,10 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from headrace.transforms.errors import ColumnError, HeadraceError, JobError, NotParquet, StoreUnavailable
-from headrace.transforms.versions import __version__
 
-from .flags.flags import COMMANDS, PredictOptions, help_text, parse_flags, runner_of
+from .flags.answers_at_once import answer_at_once
+from .flags.beam_options import PredictOptions, parse_flags, runner_of
+from .flags.flags import COMMANDS
 from .flags.request import Request, parse_request
 from .packages.user_package import open_user_packages
 from .runners.dataflow import check_dataflow, detached, tell_dataflow
@@ -40,13 +41,9 @@ def entry() -> None:
 
 def main(argv: list[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    command = argv.pop(0) if argv and argv[0] in COMMANDS else "run"
-    if not argv or "--help" in argv or "-h" in argv:
-        print(help_text())
-        return 0
-    if argv == ["--version"]:
-        print(f"headrace {__version__}")
-        return 0
+    if (code := answer_at_once(argv)) is not None:
+        return code
+    command = argv.pop(0) if argv[0] in COMMANDS else "run"
     verbose = "--verbose" in argv
     set_up_logs(as_json=wants_json(argv), verbose=verbose)
     try:
@@ -98,6 +95,7 @@ def _start_tensorflow(device: str, *, check: bool) -> None:
 
 
 def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
+    from headrace.transforms.columns.wording import counted
     from headrace.transforms.storage import open_store
 
     from .checks.output_folder import check_overwritten, claim_output, examine_output
@@ -115,7 +113,7 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
         tell("note", f"{told}.", logging.WARNING)
     if request.clean:
         left = open_store(output, request.storage).clean(f"{output}/")
-        tell("note", f"{left:,} interrupted uploads removed from {output}.")
+        tell("note", f"{counted(left, 'interrupted upload')} removed from {output}.")
     if standing.complete:
         if prepared.job.report is not None and options.report is not None and not report_written(prepared.job):
             tell(
@@ -124,9 +122,12 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
             )
         return _show_end(report_nothing_to_do(prepared, standing), as_json)
     if standing.done:
-        tell("note", f"Going on: {standing.done:,} shards stand in {output} already.")
+        tell(
+            "note",
+            f"Going on: {counted(standing.done, 'shard')} {'is' if standing.done == 1 else 'are'} in {output} already.",
+        )
     if standing.superseded:
-        tell("note", f"{standing.superseded:,} outputs are of inputs that changed or vanished, and will go.")
+        tell("note", f"{counted(standing.superseded, 'output')} of inputs that changed or vanished will be removed.")
     if is_dataflow(options):
         options = tell_dataflow(options, sum(spec.nbytes for spec in prepared.specs))
     with own_package(options, gpu=request.loading.device == "gpu") as wheels:

@@ -8,10 +8,23 @@ import gc
 import os
 import sys
 
+from headrace.transforms.versions import __version__
+
+# Answered before anything else is imported.
+VERSION = (["--version"], ["-V"], ["version"])
+
 
 def entry() -> None:
     """The console script `headrace`, and `python -m headrace`."""
     gc.disable()
+    if sys.argv[1:] in VERSION:
+        print(f"headrace {__version__}")
+        sys.exit(0)
+    from .flags.answers_at_once import answer_at_once, say_what_starts
+
+    if (code := answer_at_once(sys.argv[1:])) is not None:
+        sys.exit(code)
+    say_what_starts(sys.argv[1:])
     if (here := os.getcwd()) not in sys.path:  # modules that --postprocess and its like name, as with `python -m`
         sys.path.insert(0, here)
     from .cli import entry as run

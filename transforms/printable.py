@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from typing import Any
 
 # Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt, Unicode 16) without the variation selectors U+FE00 to
@@ -22,8 +23,8 @@ _ALWAYS = (
 # letters, digits or signs it shows nothing, and only makes two names look alike.
 _BESIDE_LATIN = "(?:(?<![\\u0300-\\U0010ffff])[\\u200c\\u200d]|[\\u200c\\u200d](?![\\u0300-\\U0010ffff]))"
 _SELECTOR = "(?<![\\u00a9\\u00ae\\u0300-\\U0010ffff])[\\ufe00-\\ufe0f](?!\\u20e3)"
-_UNPRINTABLE = re.compile(f"[{_ALWAYS}]|{_BESIDE_LATIN}|{_SELECTOR}")
-_UNPRINTABLE_BUT_LINES = re.compile(f"(?![\\n\\t])[{_ALWAYS}]|{_BESIDE_LATIN}|{_SELECTOR}")
+_UNPRINTABLE = f"[{_ALWAYS}]|{_BESIDE_LATIN}|{_SELECTOR}"
+_UNPRINTABLE_BUT_LINES = f"(?![\\n\\t])(?:{_UNPRINTABLE})"
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -35,18 +36,24 @@ def printable(text: str) -> str:
     >>> printable("part\x1b[2J.parquet")
     'part\\x1b[2J.parquet'
     """
-    return text if text.isascii() and text.isprintable() else _UNPRINTABLE.sub(_escaped, text)
+    return text if text.isascii() and text.isprintable() else _compiled(_UNPRINTABLE).sub(_escaped, text)
 
 
 def printable_lines(text: str) -> str:
     """The same for text of several lines, as a traceback: ends of lines and tabs stay."""
-    return text if text.isascii() and text.isprintable() else _UNPRINTABLE_BUT_LINES.sub(_escaped, text)
+    return text if text.isascii() and text.isprintable() else _compiled(_UNPRINTABLE_BUT_LINES).sub(_escaped, text)
 
 
 def printable_json(document: Any, **how: Any) -> str:
     """`json.dumps` that a terminal can show: a program that reads it gets every name as it is."""
     text = json.dumps(document, ensure_ascii=False, **how)
-    return text if text.isascii() and "\x7f" not in text else _UNPRINTABLE_BUT_LINES.sub(_json_escaped, text)
+    return text if text.isascii() and "\x7f" not in text else _compiled(_UNPRINTABLE_BUT_LINES).sub(_json_escaped, text)
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """At first need: most texts are plain, and the command starts sooner."""
+    return re.compile(pattern)
 
 
 def _escaped(found: re.Match[str]) -> str:

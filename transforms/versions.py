@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
-
-from .errors import WorkerMismatch
 
 __version__ = "0.1.0"
 
@@ -20,11 +16,16 @@ _NAMES = {
 
 def versions() -> dict[str, str]:
     """Name to version; of Python, whose pickles and libraries change with it, the first two numbers."""
+    import platform
+
     found = {name: _installed(names) for name, names in _NAMES.items()}
     return found | {"headrace": __version__, "python": ".".join(platform.python_version_tuple()[:2])}
 
 
 def _installed(names: tuple[str, ...]) -> str:
+    # Here, and so are others below: `headrace --version` needs the number above and nothing else.
+    from importlib.metadata import PackageNotFoundError, version
+
     for name in names:
         try:
             return version(name)
@@ -35,6 +36,8 @@ def _installed(names: tuple[str, ...]) -> str:
 
 def check_versions(launcher: Mapping[str, str]) -> None:
     """Raises `WorkerMismatch` where this process has other versions than the launcher had when it made the job."""
+    from .errors import WorkerMismatch
+
     here = versions()
     differ = sorted(name for name in launcher if launcher[name] != here.get(name, "not installed"))
     if differ:

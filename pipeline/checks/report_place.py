@@ -11,7 +11,7 @@ from headrace.transforms.report.kept import read_report
 from headrace.transforms.storage import StoreOptions, open_store
 from headrace.transforms.storage.store import public_uri
 
-from ..flags.flags import PredictOptions
+from ..flags.beam_options import PredictOptions
 
 _WRITABLE = ("gs", "s3", "s3a", "file", "memory")
 

@@ -27,7 +27,7 @@ from headrace.transforms.storage import open_store
 
 from ..checks.output_folder import Standing, claim_output, examine_output
 from ..checks.preflight import Prepared, prepare
-from ..flags.flags import parse_flags, runner_of
+from ..flags.beam_options import parse_flags, runner_of
 from ..flags.request import parse_request
 from ..flags.template_parameters import as_flags, as_parameters, classic_parameters
 from ..packages.own_wheel import own_package

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from headrace.transforms.columns.wording import counted
 from headrace.transforms.jobs.input_files import PassedOver
 from headrace.transforms.models.ref import ModelRef
 from headrace.transforms.models.spec import ModelSpec, Signature, TensorSpec
@@ -75,12 +76,12 @@ def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard])
     around = [functions[0], "the models" if len(models) > 1 else "the model", functions[1]]
     lines = [
         *(line for model in models for line in _model_lines(model)),
-        f"Input    {inputs.files:,} files{aside}",
+        f"Input    {counted(inputs.files, 'file')}{aside}",
         *(f"         {said}" for said in passed_over(inputs.passed)),
-        f"         {count:,} shards, {rows:,} rows, {size:,} bytes of Parquet",
+        f"         {counted(count, 'shard')}, {counted(rows, 'row')}, {counted(size, 'byte')} of Parquet",
         f"Output   {job.output}",
-        *([f"Limit    the first {job.limit:,} rows only"] if job.limit is not None else []),
-        *wrapped("Batches", f"of {job.batch_rows:,} rows ({job.batch_rule})"),
+        *([f"Limit    the first {counted(job.limit, 'row')} only"] if job.limit is not None else []),
+        *wrapped("Batches", f"of {counted(job.batch_rows, 'row')} ({job.batch_rule})"),
         *wrapped(
             "Memory", f"{memory_gb} GB a worker: the weights, half of them again while they load, 3 GiB for all else"
         ),
@@ -94,7 +95,8 @@ def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard])
     elif standing.done:
         lines += [
             "",
-            f"{standing.done:,} of {count:,} shards stand in the output already and would not be computed again.",
+            f"{standing.done:,} of {counted(count, 'shard')} {'is' if standing.done == 1 else 'are'} in the output already and "
+            "would not be computed again.",
         ]
     return Answer(lines, document)
 
@@ -124,10 +126,16 @@ def report_look(looked: Looked) -> Answer:
             "first_row_groups": len(first.row_group_rows),
             "columns": [{"name": field.name, "type": str(field.type)} for field in looked.schema],
         }
-        lines += ["", f"{inputs.files:,} files of Parquet; the first of them:", inputs.first.name]
+        lines += [
+            "",
+            f"{counted(inputs.files, 'file')} of Parquet; the first of them:"
+            if inputs.files > 1
+            else "1 file of Parquet:",
+            inputs.first.name,
+        ]
         lines += passed_over(inputs.passed)
         groups = len(first.row_group_rows)
-        lines += [f"{first.rows:,} rows in {groups:,} row group{'s' * (groups != 1)}", ""]
+        lines += [f"{counted(first.rows, 'row')} in {counted(groups, 'row group')}", ""]
         if looked.links:
             names = [looked.links[0].model, *(link.model for link in looked.links if link.kind == "feature")]
             names = list(dict.fromkeys(names)) if len(looked.models) > 1 else [""]
@@ -160,17 +168,21 @@ def report_summary(prepared: Prepared, done: Done, seconds: float) -> Answer:
         "report": None,
     }
     lines = [
-        f"Predictions of {done.rows - bad:,} rows lie in {job.output}",
-        f"{done.computed:,} rows computed in {seconds:.1f} s, {found:,} rows found done, {done.shards:,} shards"
+        f"Predictions of {counted(done.rows - bad, 'row')} are in {job.output}",
+        f"{counted(done.computed or 0, 'row')} computed in {seconds:.1f} s, {counted(found, 'row')} found done, {counted(done.shards, 'shard')}"
         if found is not None
-        else f"{done.shards:,} shards in {seconds:.1f} s; how many of the rows were computed now is not known",
+        else f"{counted(done.shards, 'shard')} in {seconds:.1f} s; how many of the rows were computed now is not known",
     ]
     if bad:
-        lines.insert(1, f"{bad:,} rows could not be predicted and lie in {job.on_error.dead_letters}")
+        lines.insert(
+            1,
+            f"{counted(bad, 'row')} could not be predicted and {'is' if bad == 1 else 'are'} in {job.on_error.dead_letters}",
+        )
     if done.retries:
-        lines.append(f"{done.retries:,} requests to a store were tried again")
+        were = "was" if done.retries == 1 else "were"
+        lines.append(f"{counted(done.retries, 'request')} to a store {were} tried again")
     if job.limit is not None:
-        lines.append(f"A trial: only the first {job.limit:,} rows of the plan (--limit)")
+        lines.append(f"A trial: only the first {counted(job.limit, 'row')} of the plan (--limit)")
     if job.report is not None:
         written = report_written(job)
         document["report"] = public_uri(job.report) if written else None
@@ -180,7 +192,8 @@ def report_summary(prepared: Prepared, done: Done, seconds: float) -> Answer:
 
 def report_nothing_to_do(prepared: Prepared, standing: Standing) -> Answer:
     output, limit = prepared.job.output, prepared.job.limit
-    text = f"Nothing to do: all {standing.done:,} shards stand in {output}, and none of their inputs changed."
+    every = "the only shard is" if standing.done == 1 else f"all {standing.done:,} shards are"
+    text = f"Nothing to do: {every} in {output}, and no input changed."
     return Answer([text], {"output": output, "rows_computed": 0, "shards": standing.done, "limit": limit})
 
 
@@ -193,7 +206,7 @@ def _model_lines(model: dict[str, Any]) -> Iterator[str]:
     name = f"{model['name']}: " if model["name"] else ""
     yield f"Model    {name}{model['uri']}"
     yield f"         {model['format']}, signature {model['signature']}"
-    yield f"         {model['bytes']:,} bytes to stream, {model['parameters']:,} parameters"
+    yield f"         {counted(model['bytes'], 'byte')} to stream, {counted(model['parameters'], 'parameter')}"
 
 
 def _model_document(ref: ModelRef, spec: ModelSpec) -> dict[str, Any]:
@@ -203,8 +216,8 @@ def _model_document(ref: ModelRef, spec: ModelSpec) -> dict[str, Any]:
 
 def _looked_model_lines(ref: ModelRef, spec: ModelSpec, drawn_below: str | None) -> Iterator[str]:
     yield public_uri(ref.uri)
-    yield f"{spec.format}, {spec.parameters:,} parameters, {spec.nbytes:,} bytes to stream"
-    yield f"{len(ref.objects)} objects of {sum(part.size for part in ref.objects):,} bytes"
+    yield f"{spec.format}, {counted(spec.parameters, 'parameter')}, {counted(spec.nbytes, 'byte')} to stream"
+    yield f"{counted(len(ref.objects), 'object')} of {sum(part.size for part in ref.objects):,} bytes"
     for signature in spec.signatures.values():
         if signature.name != drawn_below:
             rows = [("input", name, *tensor_cells(tensor)) for name, tensor in signature.inputs.items()]

@@ -1,22 +1,23 @@
-"""Every flag once, with its help; the command line read by them and by Beam's own."""
+"""Every flag of headrace once, with its help. Importing this imports neither Beam nor TensorFlow."""
 
 from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Iterator, Sequence
-from difflib import get_close_matches
-from typing import NoReturn
 
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, _BeamArgumentParser
-
-from headrace.transforms.errors import InvalidRequest
-from headrace.transforms.jobs.job import DEAD_LETTERS_FOLDER, REPORT, Loading
+from headrace.transforms.jobs.job_defaults import DEAD_LETTERS_FOLDER, REPORT, Loading
 
 DEFAULT_SIGNATURE = "serving_default"
 DEFAULT_SHARD_BYTES = 128 << 20
 DEFAULT_MAX_BAD_ROWS = "1%"  # stray rows pass; a wrong column or a changed format, which hits most rows, does not
 COMMANDS = ("run", "plan", "inspect", "verify")
+# What each command cannot do without. `inspect` looks at an input too, without a model.
+NEEDED = {
+    "run": ("model", "input", "output"),
+    "plan": ("model", "input", "output"),
+    "inspect": ("model",),
+    "verify": ("output",),
+}
 
 _DESCRIPTION = """\
 Predictions of a TensorFlow or Keras model over sharded Parquet.
@@ -25,7 +26,10 @@ commands:
   run       does the job (default); the same command again goes on
   plan      does every check, shows what would be done, and writes nothing
   inspect   shows a model, an input, or how the one is fed from the other
-  verify    reads a finished output back, and holds it against its inputs
+  verify    reads a finished output back, and compares it with its inputs
+
+headrace help COMMAND lists the flags of one command; headrace version prints
+the version; headrace completion bash|zsh|fish prints completion for a shell.
 """
 _EXAMPLES = """\
 examples:
@@ -43,11 +47,11 @@ With no --runner the job runs in this process.
 """
 
 
-class PredictOptions(PipelineOptions):
-    """headrace's flags beside Beam's; a template or another program may view any options as these."""
+class Flags:
+    """headrace's own, without Beam's."""
 
-    @classmethod
-    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
+    @staticmethod
+    def add_to(parser: argparse.ArgumentParser) -> None:
         what = parser.add_argument_group("what to predict")
         what.add_argument(
             "--model",
@@ -301,16 +305,57 @@ class PredictOptions(PipelineOptions):
         access.add_argument("--kms_key", metavar="KEY", help="Cloud KMS key that encrypts the output")
 
 
-def help_text() -> str:
+# Flags of a job that say nothing to a command that does not run it.
+_ONLY_RUN = {"no_wait", "clean"}
+_ONLY_VERIFY = {"sample"}
+_INSPECT = {
+    *("model", "weights", "custom_objects", "unsafe_model", "signature", "input"),
+    *("feature", "prediction", "keep", "partition_columns", "cast", "fill", "pad", "decode_image", "prediction_type"),
+    *("preprocess", "user_package", "json", "log_format", "verbose", "billing_project"),
+}
+_VERIFY = {"output", "sample", "json", "log_format", "verbose", "billing_project"}
+
+
+def flags_of(command: str) -> list[argparse.Action]:
+    """The flags that mean something to one of `COMMANDS`, in their order; all of them for ""."""
+    parser = argparse.ArgumentParser(add_help=False)
+    Flags.add_to(parser)
+    of = {
+        "run": lambda dest: dest not in _ONLY_VERIFY,
+        "plan": lambda dest: dest not in _ONLY_VERIFY | _ONLY_RUN,
+        "inspect": lambda dest: dest in _INSPECT,
+        "verify": lambda dest: dest in _VERIFY,
+    }.get(command, lambda _: True)
+    return [action for action in parser._actions if of(action.dest)]
+
+
+def help_text(command: str = "") -> str:
+    """Of one command only its flags; of the program all."""
+    needed = " ".join(f"--{name}={_METAVARS[name]}" for name in NEEDED[command or "run"])
     parser = argparse.ArgumentParser(
         prog="headrace",
-        usage="headrace [COMMAND] --model=URI --input=GLOB --output=URI [FLAG ...]",
-        description=_DESCRIPTION,
-        epilog=_EXAMPLES,
+        usage=f"headrace {command or '[COMMAND]'} {needed} [FLAG ...]",
+        description=_OF_A_COMMAND[command] if command else _DESCRIPTION,
+        epilog=_EXAMPLES if command in ("", "run") else None,
         formatter_class=_Help,
     )
-    PredictOptions._add_argparse_args(parser)
+    Flags.add_to(parser)
+    if command:
+        shown = {action.dest for action in flags_of(command)} | {"help"}
+        for action in parser._actions:
+            if action.dest not in shown:
+                action.help = argparse.SUPPRESS
     return parser.format_help()
+
+
+_METAVARS = {"model": "URI", "input": "GLOB", "output": "URI"}
+_OF_A_COMMAND = {
+    "run": "Predict every row of the input. The same command again goes on from what is done.",
+    "plan": "Do every check of a job, show what would be done, and write nothing. It takes the flags of run.",
+    "inspect": "Show a model, an input, or how the one is fed from the other.",
+    "verify": "Read a finished output back, and compare it with its manifest and its inputs. With --sample=N, give the flags "
+    "of the job's own command too.",
+}
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -318,61 +363,3 @@ class _Help(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=26, width=min(80, shutil.get_terminal_size().columns))
-
-
-def parse_flags(argv: Sequence[str]) -> PredictOptions:
-    """Raises `InvalidRequest` for a flag that neither headrace nor Beam knows, naming the nearest that they do."""
-    parser = _every_flag()
-    try:
-        _, unknown = parser.parse_known_args(list(argv))
-    except argparse.ArgumentError as error:
-        raise InvalidRequest(
-            f"The command line cannot be read: {error}", cure="headrace --help lists the flags"
-        ) from error
-    if unknown:
-        known = sorted({flag for action in parser._actions for flag in action.option_strings})
-        flag = unknown[0].split("=")[0]
-        near = get_close_matches(flag, known, 1, 0.6)
-        if not flag.startswith("-"):
-            first = argv[0] == flag
-            near = get_close_matches(flag, COMMANDS, 1, 0.6) if first else []
-            raise InvalidRequest(
-                f"{flag!r} is {'no command' if first else 'no flag'}",
-                expected=f"one of {', '.join(COMMANDS)}, or --flag=value",
-                found=flag,
-                cure=f"Did you mean {near[0]}?" if near else "Quote a glob, so that the shell does not expand it",
-            )
-        raise InvalidRequest(
-            f"There is no flag {flag}",
-            expected="a flag of headrace or of Apache Beam",
-            found=unknown[0],
-            cure=f"Did you mean {near[0]}?" if near else "headrace --help lists the flags",
-        )
-    return PredictOptions(list(argv))
-
-
-def runner_of(options: PipelineOptions) -> str | None:
-    """The runner as given; None where the job is to run in this process."""
-    runner = options.view_as(StandardOptions).runner
-    return None if runner is None or runner.lower() in ("direct", "directrunner", "fnapirunner") else str(runner)
-
-
-def _every_flag() -> argparse.ArgumentParser:
-    """Beam collects options the same way, from all subclasses of PipelineOptions, when it parses a command line."""
-
-    def subclasses(kind: type[PipelineOptions]) -> Iterator[type[PipelineOptions]]:
-        child: type[PipelineOptions]
-        for child in kind.__subclasses__():
-            yield child
-            yield from subclasses(child)
-
-    parser = _Parser(allow_abbrev=False, add_help=False, conflict_handler="resolve", exit_on_error=False)
-    for kind in subclasses(PipelineOptions):
-        if "_add_argparse_args" in vars(kind):
-            kind._add_argparse_args(parser)
-    return parser
-
-
-class _Parser(_BeamArgumentParser):  # Beam's own options call its `add_value_provider_argument`
-    def error(self, message: str) -> NoReturn:
-        raise argparse.ArgumentError(None, message)

@@ -13,7 +13,8 @@ from headrace.transforms.storage.store import StoreOptions
 
 from ..checks.report_place import report_place
 from ..packages.user_package import UserPackage
-from .flags import DEFAULT_MAX_BAD_ROWS, DEFAULT_SIGNATURE, PredictOptions
+from .beam_options import PredictOptions
+from .flags import DEFAULT_MAX_BAD_ROWS, DEFAULT_SIGNATURE, NEEDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +79,11 @@ class Request:
 
 def parse_request(options: PredictOptions, command: str) -> Request:
     """Raises `InvalidRequest` where a flag is missing or is no value of its kind. A template is staged without data."""
-    needed: tuple[str, ...] = () if command == "stage" else ("model", "input", "output")
-    if command == "inspect":
-        needed = () if options.input else ("model",)
-    if command == "verify" and options.sample is None:
-        needed = ("output",)
+    needed: tuple[str, ...] = () if command == "stage" else NEEDED[command]
+    if command == "inspect" and options.input:
+        needed = ()
+    if command == "verify" and options.sample is not None:
+        needed = NEEDED["run"]
     if command != "verify" and options.sample is not None:
         raise InvalidRequest(
             "--sample is for verify", cure="headrace verify --sample=N and the flags of the job's command"
@@ -241,14 +242,21 @@ def _pairs(flag: str, values: list[str] | None) -> Iterator[tuple[str, str]]:
         name = name.strip()
         # A blank is as good a text to fill in as any.
         rest = rest if flag in _VALUES else rest.strip()
-        if not equals or not name or (not rest and flag not in _VALUES):
-            raise InvalidRequest(f"{flag} {value} has no meaning", expected=form, found=value)
-        if flag == "--feature" and not all(_names(rest, blank=True)):
-            raise InvalidRequest(f"{flag} {value} has no meaning", expected=form, found=value)
+        empty = flag == "--feature" and not all(_names(rest, blank=True))
+        if not equals or not name or (not rest and flag not in _VALUES) or empty:
+            raise InvalidRequest(f"{flag} needs {form}; got {value!r}", cure=_form_of(flag, value, equals))
         if name in seen:
             raise InvalidRequest(f"{flag} names {name!r} twice", expected="each name once", found=value)
         seen.add(name)
         yield name, rest
+
+
+def _form_of(flag: str, value: str, equals: str) -> str:
+    """What was most likely meant, where that can be known."""
+    if equals or not value.strip():
+        return f"headrace help run shows an example of {flag}"
+    missing = _FORMS[flag].partition("=")[2]
+    return f"Write {flag} {f'TENSOR={value}' if flag == '--feature' else f'{value}={missing}'}"
 
 
 _VALUES = ("--fill", "--pad")

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .flags import PredictOptions
+from .beam_options import PredictOptions
 
 IMAGE_VARIABLE = "HEADRACE_IMAGE"
 _NEEDED = ("model", "input", "output")

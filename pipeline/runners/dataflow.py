@@ -21,7 +21,7 @@ from headrace.transforms.errors import InvalidRequest, JobError
 from headrace.transforms.jobs.input_files import expand_lists, scheme_of
 from headrace.transforms.versions import __version__
 
-from ..flags.flags import PredictOptions, runner_of
+from ..flags.beam_options import PredictOptions, runner_of
 from ..flags.request import Request
 from .dataflow_workers import accelerators_by_service, is_dataflow
 

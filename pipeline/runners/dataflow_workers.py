@@ -14,7 +14,7 @@ from apache_beam.options.pipeline_options import DebugOptions, GoogleCloudOption
 
 from headrace.transforms.errors import InvalidRequest
 
-from ..flags.flags import PredictOptions, runner_of
+from ..flags.beam_options import PredictOptions, runner_of
 
 _ONE_PROCESS, _MANY_PROCESSES = "no_use_multiple_sdk_containers", "use_multiple_sdk_containers"
 _SERVICE_OPTION, _HINT = "worker_accelerator=", "accelerator="

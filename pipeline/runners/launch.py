@@ -24,7 +24,7 @@ from headrace.transforms.jobs.job import SUCCESS, Job
 from headrace.transforms.storage import open_store
 from headrace.transforms.storage.store import take_retries
 
-from ..flags.flags import runner_of
+from ..flags.beam_options import runner_of
 from ..packages.user_package import UserPackage
 from ..terminal.log import tell
 from ..terminal.progress_output import watched

@@ -21,7 +21,7 @@ from apache_beam.options.pipeline_options import (
 
 from headrace.transforms.errors import InvalidRequest, JobError
 
-from ..flags.flags import runner_of
+from ..flags.beam_options import runner_of
 
 _NEEDED = {"EXTERNAL": "external_service_address", "PROCESS": "process_command", "DOCKER": "docker_container_image"}
 _EXAMPLES = {

@@ -20,7 +20,8 @@ import yaml
 from markdown_it import MarkdownIt
 
 import headrace
-from headrace.pipeline.flags.flags import COMMANDS, _every_flag, parse_flags
+from headrace.pipeline.flags.beam_options import _every_flag, parse_flags
+from headrace.pipeline.flags.flags import COMMANDS
 from headrace.pipeline.flags.request import parse_request
 from headrace.transforms.errors import InvalidRequest
 

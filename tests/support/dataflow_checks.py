@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace import __version__
-from headrace.pipeline.flags.flags import PredictOptions
+from headrace.pipeline.flags.beam_options import PredictOptions
 from tests.pipeline.packages.test_packaging import SHIPPED, SOURCES
 from tests.support.fake_dataflow import pool, read, sent_options
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from headrace.pipeline.flags.flags import parse_flags
+from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.flags.request import Request, parse_request
 from headrace.pipeline.flags.template_parameters import as_flags, classic_parameters, parameters
 

@@ -13,7 +13,7 @@ import pytest
 from google.cloud.dataflow_v1beta3 import LaunchFlexTemplateRequest
 
 from headrace.pipeline import demo
-from headrace.pipeline.flags.flags import parse_flags
+from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.flags.request import parse_request
 from headrace.transforms.storage import open_store
 from tests.support.launched import request_of

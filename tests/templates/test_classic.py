@@ -20,7 +20,7 @@ from googleapiclient.errors import HttpError
 
 from headrace.pipeline import cli
 from headrace.pipeline.commands.stage_template import _Prepare, build_template, claimed_job, main
-from headrace.pipeline.flags.flags import PredictOptions
+from headrace.pipeline.flags.beam_options import PredictOptions
 from headrace.pipeline.flags.template_parameters import as_flags, as_parameters, classic_parameters, metadata
 from headrace.pipeline.packages.user_package import UserPackage
 from headrace.pipeline.runners.launch import open_pipeline

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.pipeline.flags.flags import PredictOptions, parse_flags
+from headrace.pipeline.flags.beam_options import PredictOptions, parse_flags
 from headrace.pipeline.flags.template_parameters import as_flags, as_parameters
 
 ROOT = Path(__file__).resolve().parents[2]

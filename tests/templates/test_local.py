@@ -5,7 +5,7 @@ import re
 import shlex
 from pathlib import Path
 
-from headrace.pipeline.flags.flags import parse_flags
+from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.flags.request import parse_request
 
 FOLDER = Path(__file__).resolve().parents[2] / "templates" / "local"

@@ -53,9 +53,10 @@ class Images(Bytes):
             index, why = bad
             raise BadValueError(
                 index,
-                expected=f"a JPEG or PNG image of at most {MOST_PIXELS} pixels that decodes to {self.size[2]} channels",
+                expected=f"a JPEG or PNG image, as --decode_image reads them, of at most {MOST_PIXELS} pixels that decodes to "
+                f"{self.size[2]} channels",
                 found=why,
-                cure="Mend or drop that row before predicting.",
+                cure="Fix or drop that row, or let such rows go to dead letters with --on_error=dead_letter.",
             ) from None
 
 

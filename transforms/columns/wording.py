@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from ..models.spec import TensorSpec
@@ -18,9 +19,27 @@ def shown(shape: tuple[int | None, ...]) -> str:
     return f"[{', '.join(str(dim) for dim in shape)}]"
 
 
+_IMAGE = re.compile(r"\.(jpe?g|png|gif|bmp|webp|tiff?)\b", re.IGNORECASE)
+
+
+def cure_of_images(names: str) -> str:
+    """What to do where names of images were given for Parquet files; "" for other names."""
+    return (
+        "These are images: put the bytes of each into a column of a Parquet file first, as in docs/inputs.md (A folder of "
+        "images), and read them with --decode_image"
+        if _IMAGE.search(names)
+        else ""
+    )
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(names), 3, 0.5)
     return f"Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """ "1 row", "2,000 rows"; `several` where the plural is not made with an s."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
 
 
 def listed(what: str, names: Iterable[str]) -> str:

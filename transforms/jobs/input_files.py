@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..columns.wording import cure_of_images
 from ..errors import HeadraceError, InvalidRequest, NotParquet, ObjectNotFound
 from ..shards.shard import common_folder, partition_values, source_digest
 from ..storage import ObjectRef, Store, StoreOptions, open_store
@@ -184,11 +185,13 @@ def _matching(store: Store, pattern: str, noted: Callable[[str], None]) -> Itera
         matched = True
         yield ref, HIDDEN.search(ref.uri, len(folder) - 1) is not None
     if not matched:
+        near = _what_is_near(store, folder)
         raise ObjectNotFound(
             f"No file matches --input={pattern}",
             expected="at least one Parquet file",
-            found=_what_is_near(store, folder),
-            cure="Mend the pattern (quote it in a shell; ** crosses folders), or write the files first",
+            found=near,
+            cure=cure_of_images(near)
+            or "Fix the pattern (quote it in a shell; ** crosses folders), or write the files first",
         )
 
 
@@ -226,7 +229,8 @@ def _stat(store: Store, uri: str) -> ObjectRef:
             f"--input={uri} is a folder",
             expected="a file or a glob",
             found=f"{inside.uri} in it",
-            cure=f"Say --input='{folder}/*.parquet', or '{folder}/**/*.parquet' for the folders below it too",
+            cure=cure_of_images(inside.uri)
+            or f"Say --input='{folder}/*.parquet', or '{folder}/**/*.parquet' for the folders below it too",
         ) from None
 
 

@@ -15,32 +15,15 @@ from ..columns.plan import ColumnChoice
 from ..errors import OutputConflict
 from ..models.ref import ModelRef
 from ..storage.store import StoreOptions, public_uri
+from .job_defaults import DEAD_LETTERS_FOLDER as DEAD_LETTERS_FOLDER
+from .job_defaults import REPORT as REPORT
+from .job_defaults import Loading as Loading
 from .user_functions import FunctionRef
 
 JOB_RECORD = "_headrace/job.json"
 SUCCESS = "_SUCCESS"
-REPORT = "_headrace/report.html"
 MANIFEST_FOLDER = "_manifest"
-DEAD_LETTERS_FOLDER = "_dead_letters"
 FORMAT = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Loading:
-    """How a worker loads the model; no part of what the job is. See `headrace.load_model`.
-
-    `device` is one of `headrace.transforms.predicting.devices.DEVICES`: "auto" is every GPU that TensorFlow sees, else the CPU.
-    """
-
-    connections: int = 32
-    in_flight_bytes: int = 256 << 20
-    model_sharing: str = "machine"
-    device: str = "auto"
-
-    @property
-    def how(self) -> dict[str, Any]:
-        """All but the device, as `load_model` takes it."""
-        return {name: value for name, value in asdict(self).items() if name != "device"}
 
 
 @dataclass(frozen=True, slots=True)

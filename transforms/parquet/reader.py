@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..columns.wording import cure_of_images
 from ..errors import ColumnError, DataError, NotParquet, NullFeature
 from ..shards.shard import Shard
 from ..storage.store import ObjectRef, Store
@@ -377,7 +378,7 @@ def _check_size(source: ObjectRef) -> None:
             f"{source.uri} is no Parquet file",
             expected="a Parquet file, of 12 bytes at least",
             found=f"{source.size} bytes",
-            cure="Leave it out of --input, or write it again",
+            cure=cure_of_images(source.uri) or "Leave it out of --input, or write it again",
         )
 
 
@@ -401,7 +402,7 @@ def _parse(
             f"{source.uri} is no Parquet file, or is cut short",
             expected="a Parquet file, which ends in its footer and b'PAR1'",
             found=found,
-            cure="Leave it out of --input, or write it again",
+            cure=cure_of_images(source.uri) or "Leave it out of --input, or write it again",
         ) from error
 
 

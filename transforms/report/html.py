@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+from ..columns.wording import counted
 from ..printable import printable
 from .account import STAGES, without_secrets
 from .charts import Areas, Bars, number
@@ -124,12 +125,8 @@ def tail(uri: str) -> str:
     return uri if len(uri) <= 80 else f"…{uri[-79:]}"
 
 
-def count_text(count: int, one: str, several: str = "") -> str:
-    return f"{count:,} {one if count == 1 else several or one + 's'}"
-
-
 def rows_text(count: int) -> str:
-    return count_text(count, "row")
+    return counted(count, "row")
 
 
 def bytes_text(count: int) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
+from ..columns.wording import counted
 from ..jobs.job import Job
 from ..shards.column_statistics import ALL_ROWS, EVERY, Column
 from .account import STAGES, Account
@@ -18,7 +19,6 @@ from .html import (
     areas_figure,
     bars_figure,
     bytes_text,
-    count_text,
     cut,
     drawn,
     duration_text,
@@ -188,11 +188,9 @@ def _coverage(account: Account) -> str:
         read = (
             f"; what {account.footers:,} of them hold, found done, is known from their files" if account.footers else ""
         )
-        return (
-            f"Of all {count_text(account.shards, 'shard')}{read}. Bars are shares of this run, lines of the one before."
-        )
+        return f"Of all {counted(account.shards, 'shard')}{read}. Bars are shares of this run, lines of the one before."
     return (
-        f"Of {account.described:,} of {count_text(account.shards, 'shard')} only: those that this run computed, and "
+        f"Of {account.described:,} of {counted(account.shards, 'shard')} only: those that this run computed, and "
         f"{account.footers:,} of those found done, whose files hold their own statistics. The others were not read again."
     )
 
@@ -251,7 +249,7 @@ def _time(run: Run, charts: list[Bars | Areas]) -> Iterator[str]:
     )
     longest = seconds_text(batch.most if batch.count else None)
     halved = (
-        f" {count_text(account.batches_halved, 'batch', 'batches')} did not fit into memory and were halved."
+        f" {counted(account.batches_halved, 'batch', 'batches')} did not fit into memory and were halved."
         if account.batches_halved
         else ""
     )
@@ -263,12 +261,12 @@ def _time(run: Run, charts: list[Bars | Areas]) -> Iterator[str]:
             ),
             (
                 "Batches",
-                f"{count_text(account.batches, 'batch', 'batches')}: {quantiles}, {longest} at most.{halved}",
+                f"{counted(account.batches, 'batch', 'batches')}: {quantiles}, {longest} at most.{halved}",
             ),
             ("Bytes", f"{bytes_text(account.read_bytes)} of Parquet read, {bytes_text(account.written_bytes)} written"),
             (
                 "Requests tried again",
-                f"{account.retries:,} to stores, in {count_text(len(account.processes), 'process', 'processes')}",
+                f"{account.retries:,} to stores, in {counted(len(account.processes), 'process', 'processes')}",
             ),
         ]
     )
@@ -335,11 +333,11 @@ def _what_ran(run: Run) -> Iterator[str]:
             " and ".join(f"{one.name}" for one in (job.preprocess, job.postprocess) if one) or "nothing",
         ),
         ("Input", ", ".join(record["input"][:_NAMES_SHOWN]) + (" …" if len(record["input"]) > _NAMES_SHOWN else "")),
-        ("Output", f"{job.output}: {count_text(account.shards, 'file')}, {bytes_text(account.output_bytes)}"),
+        ("Output", f"{job.output}: {counted(account.shards, 'file')}, {bytes_text(account.output_bytes)}"),
         ("Batches", f"of {job.batch_rows:,} rows ({job.batch_rule}){', compiled with XLA' if job.jit_compile else ''}"),
         (
             "Device",
-            ", ".join(f"{device} ({count_text(shards, 'shard')})" for device, shards in account.devices.most_common())
+            ", ".join(f"{device} ({counted(shards, 'shard')})" for device, shards in account.devices.most_common())
             or "none: nothing was computed",
         ),
         (

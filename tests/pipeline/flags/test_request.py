@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from headrace.pipeline.flags.flags import parse_flags
+from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.flags.request import Request, parse_request
 
 

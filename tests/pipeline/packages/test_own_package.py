@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from headrace import __version__
-from headrace.pipeline.flags.flags import PredictOptions
+from headrace.pipeline.flags.beam_options import PredictOptions
 from headrace.pipeline.packages.own_wheel import build_wheel, own_package, pinned, travels_already
 from tests.pipeline.packages.test_packaging import ROOT, SHIPPED
 

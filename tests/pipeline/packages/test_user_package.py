@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import SetupOptions
 from apache_beam.runners.portability.stager import Stager
 
 from headrace.pipeline.cli import main
-from headrace.pipeline.flags.flags import parse_flags
+from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.packages.user_package import UserPackage, open_user_packages
 from headrace.pipeline.runners.launch import open_pipeline
 from headrace.transforms.errors import InvalidRequest

@@ -6,7 +6,7 @@ import pytest
 from apache_beam.options.pipeline_options import DebugOptions, GoogleCloudOptions, PipelineOptions, StandardOptions
 
 from headrace.pipeline.cli import main
-from headrace.pipeline.flags.flags import PredictOptions, parse_flags
+from headrace.pipeline.flags.beam_options import PredictOptions, parse_flags
 from headrace.pipeline.runners.dataflow import tell_dataflow
 from headrace.pipeline.runners.dataflow_workers import is_dataflow, set_up_workers
 from headrace.transforms.errors import InvalidRequest

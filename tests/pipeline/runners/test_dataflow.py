@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from headrace.pipeline.cli import main
-from headrace.pipeline.flags.flags import PredictOptions
+from headrace.pipeline.flags.beam_options import PredictOptions
 from headrace.pipeline.runners.dataflow import detached, min_ram_gb
 from headrace.pipeline.terminal.signals import STOPPED
 from headrace.transforms.jobs.job import Loading, OnError

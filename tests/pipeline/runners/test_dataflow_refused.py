@@ -8,7 +8,7 @@ import pytest
 from apache_beam.internal.gcp import auth
 
 from headrace.pipeline.cli import main
-from headrace.pipeline.flags.flags import parse_flags
+from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.flags.request import parse_request
 from headrace.pipeline.runners.dataflow import check_dataflow
 from headrace.pipeline.runners.launch import open_pipeline

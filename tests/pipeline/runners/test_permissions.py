@@ -11,7 +11,7 @@ import pytest
 
 from headrace.pipeline.checks.output_folder import claim_output, examine_output
 from headrace.pipeline.checks.preflight import prepare
-from headrace.pipeline.flags.flags import parse_flags
+from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.flags.request import parse_request
 from headrace.pipeline.runners.launch import launch, open_pipeline
 from tests.support.front import Front, Gate, served

@@ -181,7 +181,7 @@ def test_json_lines_tell_errors(warm: Warm, argv: list[str], tmp_path: Path) -> 
 
 def test_metrics_have_the_same_numbers(argv: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     from headrace.pipeline.checks.preflight import prepare
-    from headrace.pipeline.flags.flags import parse_flags
+    from headrace.pipeline.flags.beam_options import parse_flags
     from headrace.pipeline.flags.request import parse_request
     from headrace.pipeline.runners.graph import build_graph
     from headrace.pipeline.runners.launch import counters, open_pipeline

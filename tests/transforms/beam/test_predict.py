@@ -16,7 +16,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
 from headrace import Predict
 from headrace.pipeline.checks.preflight import prepare
-from headrace.pipeline.flags.flags import parse_flags
+from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.flags.request import parse_request
 from headrace.pipeline.runners.graph import build_graph
 from headrace.transforms.beam.finalize import finalize

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pytest
 
 from headrace.pipeline.checks.preflight import prepare
-from headrace.pipeline.flags.flags import parse_flags
+from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.flags.request import parse_request
 from headrace.transforms.errors import ColumnError, InvalidRequest, WorkerMismatch
 from headrace.transforms.jobs.user_functions import AppliedFunction, find_function

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from headrace.pipeline.checks.preflight import prepare
-from headrace.pipeline.flags.flags import parse_flags
+from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.flags.request import parse_request
 from headrace.transforms.columns.plan import ColumnChoice, choose_batch_rows, plan_columns
 from headrace.transforms.errors import InvalidRequest

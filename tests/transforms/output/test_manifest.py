@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from headrace.pipeline.checks.output_folder import write_record
 from headrace.pipeline.checks.preflight import prepare
 from headrace.pipeline.cli import main
-from headrace.pipeline.flags.flags import parse_flags
+from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.flags.request import parse_request
 from headrace.transforms.beam.finalize import Finalize, PartBegins, finalize, finish, write_part
 from headrace.transforms.beam.plan import input_files, plan_shards

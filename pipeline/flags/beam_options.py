@@ -1,0 +1,80 @@
+"""The command line read by headrace's flags and by Beam's own. Importing this imports Beam."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import NoReturn
+
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, _BeamArgumentParser
+
+from headrace.transforms.errors import InvalidRequest
+
+from .flags import COMMANDS, Flags
+
+
+class PredictOptions(PipelineOptions):
+    """headrace's flags beside Beam's; a template or another program may view any options as these."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
+        Flags.add_to(parser)
+
+
+def parse_flags(argv: Sequence[str]) -> PredictOptions:
+    """Raises `InvalidRequest` for a flag that neither headrace nor Beam knows, naming the nearest that they do."""
+    parser = _every_flag()
+    try:
+        _, unknown = parser.parse_known_args(list(argv))
+    except argparse.ArgumentError as error:
+        raise InvalidRequest(
+            f"The command line cannot be read: {error}", cure="headrace --help lists the flags"
+        ) from error
+    if unknown:
+        known = sorted({flag for action in parser._actions for flag in action.option_strings})
+        flag = unknown[0].split("=")[0]
+        near = get_close_matches(flag, known, 1, 0.6)
+        if not flag.startswith("-"):
+            first = argv[0] == flag
+            near = get_close_matches(flag, COMMANDS, 1, 0.6) if first else []
+            raise InvalidRequest(
+                f"{flag!r} is {'no command' if first else 'no flag'}",
+                expected=f"one of {', '.join(COMMANDS)}, or --flag=value",
+                found=flag,
+                cure=f"Did you mean {near[0]}?" if near else "Quote a glob, so that the shell does not expand it",
+            )
+        raise InvalidRequest(
+            f"There is no flag {flag}",
+            expected="a flag of headrace or of Apache Beam",
+            found=unknown[0],
+            cure=f"Did you mean {near[0]}?" if near else "headrace --help lists the flags",
+        )
+    return PredictOptions(list(argv))
+
+
+def runner_of(options: PipelineOptions) -> str | None:
+    """The runner as given; None where the job is to run in this process."""
+    runner = options.view_as(StandardOptions).runner
+    return None if runner is None or runner.lower() in ("direct", "directrunner", "fnapirunner") else str(runner)
+
+
+def _every_flag() -> argparse.ArgumentParser:
+    """Beam collects options the same way, from all subclasses of PipelineOptions, when it parses a command line."""
+
+    def subclasses(kind: type[PipelineOptions]) -> Iterator[type[PipelineOptions]]:
+        child: type[PipelineOptions]
+        for child in kind.__subclasses__():
+            yield child
+            yield from subclasses(child)
+
+    parser = _Parser(allow_abbrev=False, add_help=False, conflict_handler="resolve", exit_on_error=False)
+    for kind in subclasses(PipelineOptions):
+        if "_add_argparse_args" in vars(kind):
+            kind._add_argparse_args(parser)
+    return parser
+
+
+class _Parser(_BeamArgumentParser):  # Beam's own options call its `add_value_provider_argument`
+    def error(self, message: str) -> NoReturn:
+        raise argparse.ArgumentError(None, message)
