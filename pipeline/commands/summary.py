@@ -93,11 +93,9 @@ def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard])
     if standing.complete:
         lines += ["", "Everything is done: the same command would compute nothing."]
     elif standing.done:
-        lines += [
-            "",
-            f"{standing.done:,} of {counted(count, 'shard')} {'is' if standing.done == 1 else 'are'} in the output already and "
-            "would not be computed again.",
-        ]
+        are = "is" if standing.done == 1 else "are"
+        said = f"{standing.done:,} of {counted(count, 'shard')} {are} in the output already and would not be computed again."
+        lines += ["", said]
     return Answer(lines, document)
 
 
@@ -169,7 +167,8 @@ def report_summary(prepared: Prepared, done: Done, seconds: float) -> Answer:
     }
     lines = [
         f"Predictions of {counted(done.rows - bad, 'row')} are in {job.output}",
-        f"{counted(done.computed or 0, 'row')} computed in {seconds:.1f} s, {counted(found, 'row')} found done, {counted(done.shards, 'shard')}"
+        f"{counted(done.computed or 0, 'row')} computed in {seconds:.1f} s, {counted(found, 'row')} found done, "
+        f"{counted(done.shards, 'shard')}"
         if found is not None
         else f"{counted(done.shards, 'shard')} in {seconds:.1f} s; how many of the rows were computed now is not known",
     ]

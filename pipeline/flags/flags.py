@@ -350,11 +350,21 @@ def help_text(command: str = "") -> str:
 
 _METAVARS = {"model": "URI", "input": "GLOB", "output": "URI"}
 _OF_A_COMMAND = {
-    "run": "Predict every row of the input. The same command again goes on from what is done.",
-    "plan": "Do every check of a job, show what would be done, and write nothing. It takes the flags of run.",
-    "inspect": "Show a model, an input, or how the one is fed from the other.",
-    "verify": "Read a finished output back, and compare it with its manifest and its inputs. With --sample=N, give the flags "
-    "of the job's own command too.",
+    "run": """\
+Predict every row of the input. The same command again goes on from what is
+done.
+""",
+    "plan": """\
+Do every check of a job, show what would be done, and write nothing. It takes
+the flags of run.
+""",
+    "inspect": """\
+Show a model, an input, or how the one is fed from the other.
+""",
+    "verify": """\
+Read a finished output back, and compare it with its manifest and its inputs.
+With --sample=N, give the flags of the job's own command too.
+""",
 }
 
 

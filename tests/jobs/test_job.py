@@ -56,7 +56,7 @@ def test_predictions_are_those_of_the_plainly_loaded_model_to_the_bit(capfd: Cap
     model = "model" if name == "saved_model" else name
     code, out, err = run(capfd, *flags(place, "--batch_size=64", "--prediction=output_0=scores", model=model))
     assert code == 0, err
-    assert f"387 rows lie in {place}/out" in out
+    assert f"387 rows are in {place}/out" in out
     found = read_output(f"{place}/out")
     assert found.schema.names == ["id", "name", "scores"]
     given = rows(0, sum(COUNTS))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from .libjpeg import quiet_libjpeg
 from .values import BadValueError, Bytes
 
 if TYPE_CHECKING:
@@ -45,9 +46,11 @@ class Images(Bytes):
         with _tracing:
             decode = _decoder(self.size, self.dtype)
         try:
-            return tf.reshape(decode(encoded), shape)
+            with quiet_libjpeg():
+                return tf.reshape(decode(encoded), shape)
         except tf.errors.InvalidArgumentError:
-            bad = _first_bad(decode, encoded)
+            with quiet_libjpeg():
+                bad = _first_bad(decode, encoded)
             if bad is None:
                 raise
             index, why = bad

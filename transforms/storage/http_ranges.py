@@ -24,10 +24,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from email.message import Message
+from functools import partial
 from types import MappingProxyType
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from ..errors import StorageError, StoreUnavailable
+from .http_meter import MeteredResponse, TooMuch, TooSlow
 from .prefault import prefault
 from .store import Counters
 
@@ -36,13 +38,21 @@ _IDLE_CONNECTIONS = 64
 _ERROR_BODY_BYTES = 4096
 _SKIPPED_AT_ONCE = 1 << 20
 
+# What may pass, of a network or of a server.
+_FAILURES = (OSError, http.client.HTTPException, TooSlow)
+
 Header = Mapping[str, str]
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How long to go on with what may pass. Times are in seconds; a wait is drawn from the upper half of its bound."""
+    """How long to go on with what may pass. Times are in seconds; a wait is drawn from the upper half of its bound.
+
+    `read_timeout_s` bounds the silence before any byte. An answer's head must be whole after `head_timeout_s`, and its body
+    come with `least_bytes_per_s` on average, not counting the first `grace_s`: that is an overall deadline of each request.
+    A server that is too slow for it is asked `slow_attempts` times.
+    """
 
     attempts: int = 8
     first_wait_s: float = 0.5
@@ -50,6 +60,20 @@ class RetryPolicy:
     longest_retry_after_s: float = 120.0
     connect_timeout_s: float = 10.0
     read_timeout_s: float = 60.0
+    head_timeout_s: float = 60.0
+    grace_s: float = 60.0
+    least_bytes_per_s: float = 8192.0
+    slow_attempts: int = 2
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Of one request, as `Meter` takes them."""
+        return {
+            "silence_s": self.read_timeout_s,
+            "head_s": self.head_timeout_s,
+            "grace_s": self.grace_s,
+            "least_rate": self.least_bytes_per_s,
+        }
 
     def wait_s(self, failures: int, retry_after_s: float) -> float:
         bound = min(self.longest_wait_s, self.first_wait_s * 2.0 ** (failures - 1))
@@ -140,12 +164,21 @@ class RangeReader:
             )
 
     def _tried(self, attempt: Callable[[], _T], told: Callable[[int], str]) -> _T:
+        slow = 0
         for failures in itertools.count(1):
             self._counters.add(requests=1, retries=1 if failures > 1 else 0)
             try:
                 return attempt()
+            except TooMuch as error:
+                raise StorageError(
+                    told(failures),
+                    expected="an answer to what was asked for",
+                    found=str(error),
+                    cure="Look at the server, or a proxy before it; or copy the object to a bucket and name that.",
+                ) from error
             except _Transient as error:
-                if failures >= self._policy.attempts:
+                slow += isinstance(error.__cause__, TooSlow)
+                if failures >= self._policy.attempts or slow >= self._policy.slow_attempts:
                     raise StoreUnavailable(
                         told(failures),
                         found=str(error),
@@ -162,10 +195,11 @@ class RangeReader:
                 raise _Transient(f"HTTP {response.status} {response.reason}", _retry_after_s(response))
             body = b""
             if response.status >= 400 or (response.length is not None and response.length <= _ERROR_BODY_BYTES):
+                response.meter.expect_body(_ERROR_BODY_BYTES)
                 body = response.read(_ERROR_BODY_BYTES)
                 reusable = response.isclosed() and not response.will_close
             return response.status, response.headers, body.decode("utf-8", "replace") if response.status >= 400 else ""
-        except (OSError, http.client.HTTPException) as error:
+        except _FAILURES as error:
             raise _Transient(_describe(error)) from error
         finally:
             self._put_back(url, connection, reusable)
@@ -176,6 +210,7 @@ class RangeReader:
         reusable = False
         try:
             _check_response(response, asked, offset, end)
+            response.meter.expect_body(end - offset if asked.ranged else end)
             if not asked.ranged:
                 _skip(response, offset)
             while rest:
@@ -186,16 +221,16 @@ class RangeReader:
                 rest[0] = rest[0][count:]
                 if not rest[0].nbytes:
                     rest.pop(0)
-            with suppress(OSError, http.client.HTTPException):  # all that was asked for is here
+            with suppress(TooMuch, *_FAILURES):  # all that was asked for is here
                 reusable = not response.read(1) and not response.will_close
-        except (OSError, http.client.HTTPException) as error:
+        except _FAILURES as error:
             raise _Transient(_describe(error)) from error
         finally:
             self._put_back(asked.url, connection, reusable)
 
     def _request(
         self, url: str, headers: Header, meanwhile: Callable[[], None] = lambda: None
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    ) -> tuple[http.client.HTTPConnection, MeteredResponse]:
         """An answer's head; `meanwhile` runs while it is on its way.
 
         A kept connection that the server has closed since costs no attempt.
@@ -207,11 +242,16 @@ class RangeReader:
             try:
                 if connection is None:
                     connection = self._connect(url)
+                connection.sock.settimeout(self._policy.read_timeout_s)
                 target, extra = _target(url, self._proxy(url))
                 connection.request("GET", target, headers={**headers, **extra})
                 meanwhile()
-                return connection, connection.getresponse()
-            except (OSError, http.client.HTTPException) as error:
+                return connection, cast(MeteredResponse, connection.getresponse())
+            except TooMuch:
+                if connection is not None:
+                    connection.close()
+                raise
+            except _FAILURES as error:
                 if connection is not None:
                     connection.close()
                 if isinstance(error, ssl.SSLCertVerificationError):
@@ -220,7 +260,7 @@ class RangeReader:
                         found=error.verify_message,
                         cure="Where a proxy inspects TLS, name its certificate in SSL_CERT_FILE.",
                     ) from error
-                if not kept or isinstance(error, TimeoutError):
+                if not kept or isinstance(error, (TimeoutError, TooSlow)):
                     raise _Transient(_describe(error)) from error
         raise AssertionError("unreachable")
 
@@ -265,16 +305,18 @@ class RangeReader:
                 connection.set_tunnel(parts.hostname or "", parts.port or 443, headers=_proxy_login(proxy))
         else:
             connection = http.client.HTTPConnection(via.hostname or "", via.port or 80, timeout=timeout)
+        # Of a proxy's answer to CONNECT too.
+        connection.response_class = partial(MeteredResponse, limits=self._policy.limits)  # type: ignore[assignment]
         connection.connect()
-        connection.sock.settimeout(self._policy.read_timeout_s)
         return connection
 
 
-def _check_response(response: http.client.HTTPResponse, asked: _Asked, offset: int, end: int) -> None:
+def _check_response(response: MeteredResponse, asked: _Asked, offset: int, end: int) -> None:
     """Whether the body that follows is exactly the bytes `offset` to `end` (exclusive) of what was asked for."""
     if response.status in _TRANSIENT:
         raise _Transient(f"HTTP {response.status} {response.reason}", _retry_after_s(response))
     if response.status not in (http.client.OK, http.client.PARTIAL_CONTENT):
+        response.meter.expect_body(_ERROR_BODY_BYTES)
         body = response.read(_ERROR_BODY_BYTES).decode("utf-8", "replace").strip()
         raise HttpRefusal(response.status, body or response.reason)
     for header, value in {**asked.expect, **asked.require}.items():

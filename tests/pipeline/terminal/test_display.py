@@ -53,7 +53,7 @@ def test_a_terminal_shows_model_rows_and_shards(warm: Warm, argv: list[str]) -> 
     assert re.fullmatch(r"model +━+ +0\.0 MiB +ready", model)
     assert re.fullmatch(rf"rows +━+ +{SHARDS * ROWS} of {SHARDS * ROWS} +[\d,]+ rows/s +all done", rows)
     assert re.fullmatch(rf"shards +{SHARDS} of {SHARDS} done, 0 in flight +0 retries, 0 dead letters, \d+ s", shards)
-    assert summary[0].startswith(f"Predictions of {SHARDS * ROWS} rows lie in ")
+    assert summary[0].startswith(f"Predictions of {SHARDS * ROWS} rows are in ")
     assert any(line.endswith(f"{SHARDS} shards") for line in summary)
     assert "".join(summary).endswith("/out/_headrace/report.html")
     assert COLOURS.search(terminal.written)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import re
 import struct
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -240,3 +243,32 @@ def test_images_come_through_parquet() -> None:
     pq.write_table(pa.table({"image": [png(one) for one in pixels]}), sink)
     (batch,) = pq.ParquetFile(sink).iter_batches()
     assert np.array_equal(read(batch["image"], 8, 6, 3), pixels)
+
+
+_DAMAGED = """
+import ctypes, sys
+import pyarrow as pa
+import tensorflow as tf
+from headrace.transforms.columns.images import Images
+from headrace.transforms.columns.values import BadValueError
+jpeg = tf.io.encode_jpeg(tf.cast(tf.random.uniform((40, 40, 3), 0, 255, tf.int32), tf.uint8)).numpy()
+for data in (jpeg[:300], jpeg[:200] + b"\\xff\\x00junk" + jpeg[260:], b"\\xff\\xd8\\xff junk", jpeg):
+    print("BEGIN", file=sys.stderr, flush=True)
+    try:
+        Images(pa.binary(), "uint8", size=(40, 40, 3)).tensor(pa.array([data]), (1, 40, 40, 3))
+    except BadValueError as error:
+        assert "--decode_image" in str(error.expected), error.expected
+print("END", file=sys.stderr, flush=True)
+library = ctypes.CDLL(None)
+library.fputs(b"C writes again", ctypes.c_void_p.in_dll(library, "stderr"))
+library.fflush(None)
+"""
+
+
+def test_no_line_of_libjpeg_is_printed() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", _DAMAGED], capture_output=True, text=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}
+    )
+    assert run.returncode == 0, run.stderr
+    said = run.stderr.partition("BEGIN")[2]
+    assert re.sub(r"\s+", " ", said) == " BEGIN BEGIN BEGIN END C writes again"

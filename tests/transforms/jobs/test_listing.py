@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.transforms.errors import InvalidRequest, NotParquet, ObjectNotFound
+from headrace.transforms.errors import HeadraceError, InvalidRequest, NotParquet, ObjectNotFound
 from headrace.transforms.jobs.input_files import PassedOver, Survey, each_input, expand_lists, survey_inputs
+from headrace.transforms.parquet.reader import read_footer
 from headrace.transforms.shards.shard import source_digest
-from headrace.transforms.storage import ObjectRef, StoreOptions
+from headrace.transforms.storage import ObjectRef, StoreOptions, open_store
 from tests.support.jobs import put
 
 OPTIONS = StoreOptions()
@@ -155,3 +156,16 @@ def test_a_survey_knows_its_files(numbers: set[int], asked: list[int]) -> None:
     told = Survey(ref(0), len(sources), PassedOver(), sources, ())
     known = told.includes(source_digest(ref(number)) for number in asked)
     assert known.tolist() == [number in numbers for number in asked]
+
+
+@pytest.mark.parametrize("asked", ["photos", "photos/*.parquet", "photos/**/*.parquet", "photos/cat.JPG"])
+def test_images_given_for_parquet_say_how_to_make_it(tmp_path: Path, asked: str) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/cat.JPG").write_bytes(b"\xff\xd8\xff" + bytes(100))
+    with pytest.raises(HeadraceError, match=r"These are images.*--decode_image"):
+        _read_all(f"{tmp_path}/{asked}")
+
+
+def _read_all(pattern: str) -> None:
+    for ref in each_input((pattern,), OPTIONS, PassedOver()):
+        read_footer(open_store(ref.uri), ref)

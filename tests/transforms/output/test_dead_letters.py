@@ -47,8 +47,8 @@ def test_bad_rows_lie_in_dead_letters_with_all_that_is_known_and_the_rest_is_pre
     tables = put_mixed(f"{bucket}/in", COUNTS, BAD)
     code, out, err = run(capfd, bucket, "--max_bad_rows=5", "--keep=id")
     assert code == 0, err
-    assert f"Predictions of 96 rows lie in {bucket}/out" in out
-    assert f"5 rows could not be predicted and lie in {bucket}/out/_dead_letters" in out
+    assert f"Predictions of 96 rows are in {bucket}/out" in out
+    assert f"5 rows could not be predicted and are in {bucket}/out/_dead_letters" in out
     assert "5 to dead letters" in err
     found = read_output(f"{bucket}/out")
     assert found["id"].to_pylist() == GOOD
