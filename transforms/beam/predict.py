@@ -6,9 +6,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import apache_beam as beam
@@ -28,11 +27,12 @@ from ..models.ref import ModelRef, pin_model
 from ..output.dead_letters import dead_letter, dead_letter_schema
 from ..predicting.batch_predictor import BatchPredictor, BatchRequest, request_batches
 from ..predicting.bisection import BadRow
-from ..predicting.devices import cores, least_busy
+from ..predicting.devices import least_busy
 from ..predicting.predictor import devices_for, load_predictors, load_shared
 from ..shards.measuring import timed_load
 from ..shards.shard import Shard, ShardResult, WorkUnit
 from ..steps.predict_shard import predict_shard
+from ..steps.shard_threads import shard_threads
 from ..storage import StoreOptions, open_store
 from ..storage.store import public_uri, take_retries
 from .metrics import (
@@ -49,14 +49,11 @@ from .plan import GivenJob
 DEAD_LETTERS = "dead_letters"
 
 
-@cache
-def _shard_threads() -> ThreadPoolExecutor:
-    """One pool for the process, however many DoFns a runner makes: a shard per core is in flight and no more."""
-    return ThreadPoolExecutor(cores(), thread_name_prefix="headrace-shard")
-
-
 class _PredictShard(beam.DoFn):
     """Runners hand out elements one by one and bundles unevenly; the process-wide pool keeps all cores busy anyway.
+
+    `process` returns once the last shard of its element has a place in the pool: the rest of the bundle stays with the
+    runner, which can give it to another worker. Results leave as they come, in whatever order.
 
     The model is loaded in `setup`, unless the job is found out by an earlier step, as in a template.
     """
@@ -82,10 +79,9 @@ class _PredictShard(beam.DoFn):
         if not self._ready:
             self._load(job)
         for shard in unit:
+            self._pending.append(shard_threads().submit(self._on_a_device, job, shard, self._cancelled))
             count_started()
-            self._pending.append(_shard_threads().submit(self._on_a_device, job, shard, self._cancelled))
-            while len(self._pending) > 2 * cores():
-                yield self._oldest()
+            yield from self._done()
 
     def _load(self, job: Job) -> None:
         (self._devices, self._predictors), self._process = timed_load(lambda: load_predictors(job))
@@ -105,7 +101,7 @@ class _PredictShard(beam.DoFn):
 
     def finish_bundle(self) -> Iterator[Any]:
         while self._pending:
-            yield GlobalWindows.windowed_value(self._oldest())
+            yield GlobalWindows.windowed_value(self._result(self._pending.popleft()))
         if not self._ready:  # an empty bundle
             return
         if not self._load_told:
@@ -120,9 +116,14 @@ class _PredictShard(beam.DoFn):
     def teardown(self) -> None:
         self._abandon()
 
-    def _oldest(self) -> ShardResult:
+    def _done(self) -> Iterator[ShardResult]:
+        for future in [future for future in self._pending if future.done()]:
+            self._pending.remove(future)
+            yield self._result(future)
+
+    def _result(self, future: Future[ShardResult]) -> ShardResult:
         try:
-            result = self._pending.popleft().result()
+            result = future.result()
         except BaseException:
             self._abandon()
             raise
