@@ -26,6 +26,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.picture import bars
+from headrace.transforms.container_limits import usable_cores
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 LAYERS = 16
@@ -259,7 +260,7 @@ def _figures(asked: argparse.Namespace, runs: Sequence[Run]) -> Figures:
         ratios[model][BYTES] = fetched[model]["headrace"] / weights[model]
     return Figures(
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        cores=len(os.sched_getaffinity(0)),
+        cores=usable_cores(),
         weights_mib=asked.size,
         connections=asked.connections,
         latency_ms=asked.latency_ms,

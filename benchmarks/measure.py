@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
+from headrace.transforms.container_limits import usable_cores
+
 Result = TypeVar("Result")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -61,7 +63,7 @@ class Machine:
     @classmethod
     def here(cls) -> Machine:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        return cls(now, len(os.sched_getaffinity(0)), _cpu(), platform.python_version())
+        return cls(now, usable_cores(), _cpu(), platform.python_version())
 
     def __str__(self) -> str:
         return f"{self.date}, {self.cores} cores of {self.cpu}, Python {self.python}"

@@ -101,7 +101,7 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
     from .checks.output_folder import check_overwritten, claim_output, examine_output
     from .checks.preflight import prepare
     from .checks.report_place import report_written
-    from .commands.summary import passed_over, report_nothing_to_do, report_summary
+    from .commands.summary import empty_files, little_memory, report_nothing_to_do, report_summary
     from .packages.own_wheel import own_package
     from .runners.launch import detach, launch, open_pipeline
 
@@ -128,6 +128,8 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
         )
     if standing.superseded:
         tell("note", f"{counted(standing.superseded, 'output')} of inputs that changed or vanished will be removed.")
+    if runner_of(options) is None and (told := little_memory(prepared)):
+        tell("note", f"{told}.", logging.WARNING)
     if is_dataflow(options):
         options = tell_dataflow(options, sum(spec.nbytes for spec in prepared.specs))
     with own_package(options, gpu=request.loading.device == "gpu") as wheels:

@@ -5,7 +5,6 @@ A batch is decoded by a thread per core, then predicted by a loop that gives Ten
 
 from __future__ import annotations
 
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.peers.columnar import Network, files
+from headrace.transforms.container_limits import usable_cores
 
 
 def pixels(data: bytes) -> Any:
@@ -27,7 +27,7 @@ if __name__ == "__main__":
     model, inputs, output = sys.argv[1:4]
     rows = int(sys.argv[4]) if len(sys.argv) > 4 else 32
     network = Network(model)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with ThreadPoolExecutor(usable_cores()) as threads:
         for source, target in files(inputs, output):
             writer = None
             with pq.ParquetFile(source) as file:

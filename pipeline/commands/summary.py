@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from headrace.transforms.columns.wording import counted
+from headrace.transforms.container_limits import usable_memory
 from headrace.transforms.jobs.input_files import PassedOver
 from headrace.transforms.models.ref import ModelRef
 from headrace.transforms.models.spec import ModelSpec, Signature, TensorSpec
@@ -31,6 +31,17 @@ def passed_over(passed: PassedOver) -> list[str]:
     if passed.others:
         said.append(f"Not files, and so passed over: {passed.others:,}. The first of them: {passed.first_other}")
     return said
+
+
+def little_memory(prepared: Prepared) -> str:
+    """For a job of this process: empty, or that its models are larger than the memory that the process may use."""
+    needed, usable = sum(spec.nbytes for spec in prepared.specs), usable_memory()
+    if needed < usable:
+        return ""
+    return (
+        f"The model takes {needed:,} bytes of memory, and this process may use {usable:,}: the system may stop it. "
+        "Raise the container's limit, or use a larger machine"
+    )
 
 
 def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard]) -> Answer:

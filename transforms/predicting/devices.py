@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from ..container_limits import usable_cores
 from ..errors import InvalidRequest
 
 DEVICES = ("auto", "cpu", "gpu")
@@ -37,8 +38,8 @@ HOST = Device()
 
 
 def cores() -> int:
-    """Cores that this process may use, which is also the number of shards it works on at once."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use, within its container's quota; it works on as many shards at once."""
+    return usable_cores()
 
 
 def set_up_tensorflow(wanted: str = "auto", *, whole_process: bool = False) -> None:
