@@ -140,7 +140,7 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
             if detached(options):
                 submitted = detach(prepared.job, pipeline)
                 return _show_end(Answer([submitted], {"output": output, "submitted": submitted}), as_json)
-            done = launch(prepared.job, pipeline)
+            done = launch(prepared.job, pipeline, standing.done)
         except HeadraceError as error:
             return _tell("The job failed", error, options.verbose, 1)
     return _show_end(report_summary(prepared, done, time.monotonic() - started), as_json)

@@ -183,6 +183,8 @@ def report_summary(prepared: Prepared, done: Done, seconds: float) -> Answer:
         if found is not None
         else f"{counted(done.shards, 'shard')} in {seconds:.1f} s; how many of the rows were computed now is not known",
     ]
+    if done.by_earlier_attempts:
+        lines.append(f"{done.by_earlier_attempts:,} of the shards were committed by an earlier attempt of this job")
     if bad:
         lines.insert(
             1,

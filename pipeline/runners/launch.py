@@ -31,17 +31,18 @@ from ..terminal.progress_output import watched
 from .dataflow import left_running_text, not_taken, submitted_text
 from .dataflow_workers import is_dataflow
 from .graph import build_graph
-from .portable import cancelled_text, portable_error
+from .portable import cancelled_text, forget_counters, portable_error
 
 _OURS = re.compile(r"^(?:headrace\.transforms\.errors\.)(\w+): (.*?)(?: \[while running .*)?$", re.MULTILINE)
-_REMOTE_LINE_EVERY_SECONDS = 10.0
+REMOTE_LINE_EVERY_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Rows that are accounted for in the output, those of them that this run computed (None where the runner does not tell
-    any more), and shards; `bad_rows` are those of them that lie in dead letters. `retries` are requests to stores that were
-    tried again.
+    """Rows that are accounted for in the output, those of them that this run computed (None where the runner's counters do not
+    account for all rows), and shards; `bad_rows` are those of them that lie in dead letters. `retries` are requests to stores
+    that were tried again. `by_earlier_attempts` are shards that were committed while this job ran, by an attempt that its
+    runner then repeated, or by another run.
     """
 
     rows: int
@@ -49,6 +50,7 @@ class Done:
     shards: int
     bad_rows: int
     retries: int
+    by_earlier_attempts: int = 0
 
 
 def open_pipeline(
@@ -74,22 +76,34 @@ def open_pipeline(
         ) from error
 
 
-def launch(job: Job, pipeline: beam.Pipeline) -> Done:
-    """Runs the job to its end. Raises the worker's own `HeadraceError` where one ended it, else `JobError`."""
+def launch(job: Job, pipeline: beam.Pipeline, found_done: int = 0) -> Done:
+    """Runs the job to its end; `found_done` shards of it were in the output before.
+
+    Raises the worker's own `HeadraceError` where one ended it, else `JobError`.
+    """
     progress.reset()
     try:
         build_graph(pipeline, job)
         elsewhere = runner_of(pipeline.options) is not None  # asked now: Beam's portable runner takes its name away
         with watched() if _in_this_process(pipeline.options) else nullcontext():
             result = _submit(pipeline)
-        with _told(pipeline.options, result) if elsewhere else nullcontext():
+        with _told(pipeline.options, result, found_done) if elsewhere else nullcontext():
             result.wait_until_finish()
         counted = _counted(result)
         store = open_store(job.output, job.storage)
         mark = json.loads(store.read(store.stat(f"{job.output}/{SUCCESS}")))
-        computed = None if counted is None else counted["rows"] + counted["bad_rows"]
-        retries = (counted or Counter())["storage_retries"] + take_retries()
-        return Done(mark["rows"], computed, mark["shards"], mark["bad_rows"], retries)
+        counted = counted or Counter()
+        computed = counted["rows"] + counted["bad_rows"]
+        # A runner may drop the counters of an attempt that it repeats, or count it twice, or have none at all.
+        complete = computed + counted["rows_found_done"] == mark["rows"]
+        return Done(
+            mark["rows"],
+            computed if complete else None,
+            mark["shards"],
+            mark["bad_rows"],
+            counted["storage_retries"] + take_retries(),
+            max(0, counted["shards_found_done"] - found_done),
+        )
     except HeadraceError as error:
         # Beam adds the step's name to the text.
         raise type(error)(str(error).partition(" [while running ")[0]) from error
@@ -130,18 +144,18 @@ def _submit(pipeline: beam.Pipeline) -> Any:
 
 
 @contextmanager
-def _told(options: PipelineOptions, result: Any) -> Iterator[None]:
+def _told(options: PipelineOptions, result: Any, found_done: int) -> Iterator[None]:
     """Says where a job that runs elsewhere is seen, and what it has counted, until the context ends."""
     if not is_dataflow(options):
         try:
-            with _shown_counts(result):
+            with _shown_counts(result, found_done):
                 yield
         except KeyboardInterrupt:
             raise KeyboardInterrupt(cancelled_text(result)) from None
         return
     tell("submitted", submitted_text(options, result))
     try:
-        with _shown_counts(result):
+        with _shown_counts(result, found_done):
             yield
     except KeyboardInterrupt:
         raise KeyboardInterrupt(left_running_text(options, result)) from None
@@ -168,7 +182,7 @@ def workers_error(error: Exception) -> HeadraceError:
 
 
 @contextmanager
-def _shown_counts(result: Any) -> Iterator[None]:
+def _shown_counts(result: Any, found_done: int) -> Iterator[None]:
     """A line for the job's counters, where they changed, and one at its end."""
     stop, started, shown = threading.Event(), time.monotonic(), ""
 
@@ -177,7 +191,7 @@ def _shown_counts(result: Any) -> Iterator[None]:
         counted = Counter[str]()
         try:
             counted = counters(result)
-            line = describe_counts(counted)
+            line = describe_counts(counted, found_done)
         except Exception as error:  # of a runner or its network: the job does not depend on it
             line = f"no counters at the moment: {type(error).__name__}"
         if line != shown:
@@ -186,7 +200,7 @@ def _shown_counts(result: Any) -> Iterator[None]:
             shown = line
 
     def poll() -> None:
-        while not stop.wait(_REMOTE_LINE_EVERY_SECONDS):
+        while not stop.wait(REMOTE_LINE_EVERY_SECONDS):
             show()
 
     thread = threading.Thread(target=poll, name="headrace-counters", daemon=True)
@@ -200,20 +214,26 @@ def _shown_counts(result: Any) -> Iterator[None]:
 
 
 def counters(result: Any) -> Counter[str]:
-    """headrace's counters by name, as Beam's result has them now."""
+    """headrace's counters by name, as the runner has them now."""
+    forget_counters(result)
     counted = Counter[str]()
     for one in result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]:
         counted[one.key.metric.name] += one.result or 0
     return counted
 
 
-def describe_counts(counted: Counter[str]) -> str:
-    """One line of what workers elsewhere have counted; the plan's size is known to them alone."""
+def describe_counts(counted: Counter[str], found_done: int) -> str:
+    """One line of what workers elsewhere have counted; the plan's size is known to them alone. `found_done` shards were in the
+    output before the job; a runner that starts a job again finds more.
+    """
     if not counted["shards"] + counted["shards_found_done"]:
         return "no shard is done yet"
     parts = [f"{counted['shards']:,} shards", f"{counted['rows']:,} rows predicted"]
-    if found := counted["shards_found_done"]:
-        parts.append(f"{found:,} shards found done")
+    found = counted["shards_found_done"]
+    if before := min(found, found_done):
+        parts.append(f"{before:,} shards found done")
+    if found > found_done:
+        parts.append(f"{found - found_done:,} shards committed by an earlier attempt")
     if bad := counted["bad_rows"]:
         parts.append(f"{bad:,} rows to dead letters")
     return ", ".join(parts)

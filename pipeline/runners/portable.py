@@ -147,6 +147,17 @@ def cancelled_text(result: Any) -> str:
     return f"{asked} Start nothing else on this output before; the same command then goes on from what is done."
 
 
+def forget_counters(result: Any) -> None:
+    """Beam's portable runners answer `metrics()` with their first answer for ever, though the job runs on.
+
+    A private name of Beam 2.77, `portable_runner.PipelineResult._metrics`; other runners' results have none of it.
+    """
+    from apache_beam.runners.portability.portable_runner import PipelineResult
+
+    if isinstance(result, PipelineResult):
+        result._metrics = None
+
+
 def portable_error(text: str) -> JobError | None:
     """Of a job's failure as a runner tells it: a module that a worker lacks, or somebody who did not answer."""
     if lacking := _MODULE.findall(text):
