@@ -18,6 +18,7 @@
     │   └── NullFeature         a null where the model needs a value
     └── JobError
         ├── InvalidRequest      flags that are wrong or contradict each other
+        │   └── InvalidInferenceArgs   arguments that a model handler does not take; a ValueError too
         ├── OutputConflict      the output folder holds another job's output
         ├── OutputIncomplete    a shard of the plan is not accounted for
         ├── WorkerMismatch      a worker has other versions than the launcher
@@ -198,6 +199,13 @@ class InvalidRequest(JobError):
     """Flags that are wrong or contradict each other.
 
     Cure: the text names the flag, and the nearest that there is.
+    """
+
+
+class InvalidInferenceArgs(InvalidRequest, ValueError):
+    """`RunInference(…, inference_args=…)` with a model handler that takes none; a `ValueError`, as Beam's own handlers raise.
+
+    Cure: leave `inference_args` out, and give everything that the model reads as tensors or columns of the elements.
     """
 
 

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
+from apache_beam.pvalue import TaggedOutput
 
 from ..columns.plan import fixed_batch, known_row_nbytes, row_nbytes, rows_that_fit
 from ..columns.rules import ColumnRules
-from ..errors import DataError, HeadraceError, InvalidRequest, UnsupportedModel
+from ..errors import DataError, HeadraceError, InvalidInferenceArgs, InvalidRequest, UnsupportedModel
 from ..jobs.job import Loading
 from ..models.load import describe_model, load_model
-from ..models.model import whole_array
+from ..models.model import Model, whole_array
 from ..models.ref import ModelRef, pin_model
-from ..models.spec import ModelSpec, Signature
+from ..models.spec import ModelSpec, Signature, TensorSpec
 from ..predicting.batch_predictor import BatchPredictor, BatchRequest, request_batches
+from ..predicting.bisection import BadRow, half
 from ..predicting.devices import least_busy
 from ..predicting.predictor import devices_for
 from ..storage import StoreOptions
 from ..storage.store import public_uri
-from .metrics import NAMESPACE
+from .inference_failures import Failure, failures_tag
+from .metrics import NAMESPACE, count_batch
 
 Row = Mapping[str, Any]
 """One row: an array (or a scalar) for each input of the model, without the batch dimension."""
@@ -40,10 +45,17 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         batches | RunInference(StreamingModelHandler("gs://bucket/model", keep=["id"]))
 
     An element is a `pa.RecordBatch`, and its `PredictionResult.inference` one of as many rows, as `Predict` makes it: that is
-    the fast way. Or it is one row, `{input: array}`; then `inference` is `{output: array}`. `model` is a URI, pinned and
+    the fast way. Or it is one row, `{input: array}`; then `inference` is `{output: array}`. A model with one input takes a
+    bare array, or a number or text, for a row as well. `model` is a URI, pinned and
     described now, or a `ModelRef`; the arguments are those of `Predict`. `batch_rows` is how many rows are collected for a
     call. `resource_hints` of the step are, by default, the `min_ram` that the model asks for; `{}` gives none: on Dataflow any
     hint turns on right fitting, which excludes accelerators given as a service option.
+
+    The arguments of Beam's own handlers mean what they mean there, in rows: `min_batch_size`, `max_batch_size`,
+    `max_batch_duration_secs`, `element_size_fn`, `max_batch_weight` (which needs `element_size_fn`), `batch_length_fn`,
+    `batch_bucket_boundaries`, `env_vars`. `large_model` and `model_copies` change nothing: all threads of a process share one
+    model, and processes of a machine its weights with `loading=Loading(model_sharing="machine")`. A row that fails goes to
+    `failed_inferences` alone under `with_exception_handling()`.
 
     With `RunInference(…, model_metadata_pcoll=…)` or `watch_model_pattern` the model is replaced by the one at the path that
     comes, pinned when a worker loads it; its signature must fit as the first one's did, and it may need the same custom
@@ -65,14 +77,40 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         options: StoreOptions = StoreOptions(),
         loading: Loading = Loading(),
         resource_hints: Mapping[str, Any] | None = None,
+        min_batch_size: int | None = None,
+        max_batch_size: int | None = None,
+        max_batch_duration_secs: int | None = None,
+        max_batch_weight: int | None = None,
+        element_size_fn: Callable[[Any], int] | None = None,
+        batch_length_fn: Callable[[Any], int] | None = None,
+        batch_bucket_boundaries: list[int] | None = None,
+        large_model: bool = False,
+        model_copies: int | None = None,
+        env_vars: Mapping[str, str] | None = None,
     ) -> None:
-        # The weights are shared beneath: Beam's own sharing would send every batch to another process.
-        super().__init__(large_model=False)
+        del large_model, model_copies  # the weights are shared beneath: Beam would send every batch to another process
+        _check_batching(min_batch_size, max_batch_size, max_batch_weight, element_size_fn)
+        super().__init__(
+            min_batch_size=min_batch_size,
+            max_batch_size=max_batch_size,
+            max_batch_duration_secs=max_batch_duration_secs,
+            element_size_fn=element_size_fn,
+            batch_length_fn=batch_length_fn,
+            batch_bucket_boundaries=batch_bucket_boundaries,
+            env_vars=dict(env_vars or {}),
+        )
+        if max_batch_weight is not None:  # BatchElements has no such argument: sizes are weights there
+            self._batching_kwargs["max_batch_size"] = max_batch_weight
+        self._weighs = element_size_fn is not None
         self._request: BatchRequest = request_batches(signature, features, predictions, keep, batch_rows, rules)
         self._ref = model if isinstance(model, ModelRef) else pin_model(model, options)
         self._spec: ModelSpec = describe_model(self._ref, signature)
         self._loading, self._hints = loading, resource_hints
         self._path: str | None = None
+        self._counted_by_beam = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_counted_by_beam": False}
 
     def load_model(self) -> _Served:
         """Beam keeps it for the process, and drops it when another takes its place."""
@@ -94,33 +132,47 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         batch: Sequence[Row | pa.RecordBatch],
         model: _Served,
         inference_args: dict[str, Any] | None = None,
-    ) -> list[PredictionResult]:
-        """In the order of the elements. Raises what a `Predictor` raises, `DataError` where rows do not fit together."""
-        del inference_args  # validate_inference_args has refused them
+    ) -> list[PredictionResult | TaggedOutput]:
+        """In the order of the elements. Raises what a `Predictor` raises, `DataError` where rows do not fit together. Where
+        somebody handles exceptions, the elements that fail are left out and go to `failed_inferences`.
+        """
+        self.validate_inference_args(inference_args)
+        tag = failures_tag()
+        started = time.perf_counter()
         # Without batching, Beam takes what is an element to us for a batch of its own.
-        return model.infer([batch] if isinstance(batch, pa.RecordBatch) else list(batch), self._rows)
+        elements = [batch] if isinstance(batch, pa.RecordBatch) else list(batch)
+        found = model.infer(elements, self._rows, tag is not None)
+        failed = sum(_rows_in(element) for one in found if isinstance(one, Failure) for element in one.elements)
+        rows = sum(map(_rows_in, elements))
+        count_batch(rows - failed, time.perf_counter() - started, bad_rows=failed)
+        if self._counted_by_beam and self._path is None:
+            # Beam adds the elements; what they hold beside the first of their rows is missing.
+            Metrics.counter(NAMESPACE, "num_inferences").inc(rows - len(batch))
+        return [TaggedOutput(tag, (one.elements, one.error)) if isinstance(one, Failure) else one for one in found]
 
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
         """So many rows at most, whether they come one by one or in batches. Where Beam looks for a size of its own, it calls
-        with no element at all before one that is larger than that.
+        with no element at all before one that is larger than that. What was given for Beam rules.
         """
-        most = self._rows
-        return {"min_batch_size": most, "max_batch_size": most, "element_size_fn": partial(_rows_of, most=most)}
+        given, rows = self._batching_kwargs, self._rows
+        most = given.get("max_batch_size", max(rows, given.get("min_batch_size", 0)))
+        least = given.get("min_batch_size", 1 if self._weighs else min(rows, most))
+        sizes = {"min_batch_size": least, "max_batch_size": most, "element_size_fn": partial(_rows_of, most=most)}
+        return sizes | given
 
     @property
     def _rows(self) -> int:
+        """Of one call of the model."""
         signature = self._spec.signatures[self._request.signature]
-        return fixed_batch(signature) or self._request.rows or _auto_rows(signature)
+        asked = None if self._weighs else self._batching_kwargs.get("max_batch_size")
+        return fixed_batch(signature) or self._request.rows or asked or _auto_rows(signature)
 
     def get_num_bytes(self, batch: Sequence[Row | pa.RecordBatch]) -> int:
-        return sum(
-            element.nbytes
-            if isinstance(element, pa.RecordBatch)
-            else sum(np.asarray(value).nbytes for value in element.values())
-            for element in ([batch] if isinstance(batch, pa.RecordBatch) else batch)
-        )
+        return sum(map(_nbytes, [batch] if isinstance(batch, pa.RecordBatch) else batch))
 
     def get_metrics_namespace(self) -> str:
+        """Called where Beam counts in it: another that was given to `RunInference` is not told."""
+        self._counted_by_beam = True
         return NAMESPACE
 
     def get_resource_hints(self) -> dict[str, Any]:
@@ -130,7 +182,7 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
 
     def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
         if inference_args:
-            raise InvalidRequest(
+            raise InvalidInferenceArgs(
                 "StreamingModelHandler takes no inference_args",
                 expected="none: a signature's inputs are the elements' tensors or columns",
                 found=", ".join(inference_args),
@@ -148,15 +200,19 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
 class _Served(BatchPredictor):
     """What Beam keeps. With models by key it lies in another process, which only methods' arguments and results reach."""
 
-    def infer(self, elements: Sequence[Row | pa.RecordBatch], most: int) -> list[PredictionResult]:
-        """At most so many rows at once, unless the model is fixed to another number."""
+    def infer(
+        self, elements: Sequence[Row | pa.RecordBatch], most: int, narrow: bool = False
+    ) -> list[PredictionResult | Failure]:
+        """At most so many rows at once, unless the model is fixed to another number. `narrow`: a row that cannot be predicted
+        is a `Failure` in its place, and the rows around it are predicted.
+        """
         model = self.models[0]
         fixed = fixed_batch(Signature(self._request.signature, model.inputs, model.outputs))
-        results: list[PredictionResult] = []
+        results: list[PredictionResult | Failure] = []
         rows: list[Row] = []
 
         def predict_rows() -> None:
-            results.extend(_predict_rows(rows, fixed, self))
+            results.extend(_narrowed(rows, fixed, self) if narrow else _predict_rows(rows, fixed, self))
             rows.clear()
 
         for element in elements:
@@ -165,11 +221,64 @@ class _Served(BatchPredictor):
             if rows and (len(rows) == (fixed or most) or isinstance(element, pa.RecordBatch)):
                 predict_rows()
             if isinstance(element, pa.RecordBatch):
-                inference = _joined([part for parts, _ in self(element) for part in parts])
-                results.append(PredictionResult(element, inference, public_uri(model.ref.uri)))
+                results.extend(self._of_batch(element, narrow))
         if rows:
             predict_rows()
         return results
+
+    def _of_batch(self, batch: pa.RecordBatch, narrow: bool) -> Iterator[PredictionResult | Failure]:
+        """The batch's rows that can be predicted, with their predictions, and each that cannot."""
+        bad: list[BadRow] = []
+        try:
+            inference = _joined([part for parts, _ in self(batch, bad.append if narrow else None) for part in parts])
+        except DataError as error:
+            if not narrow:
+                raise
+            yield Failure.of([batch], error)
+            return
+        if bad:
+            good = np.ones(batch.num_rows, bool)
+            good[[one.row for one in bad]] = False
+            batch = batch.filter(pa.array(good))
+        if batch.num_rows or not bad:
+            yield PredictionResult(batch, inference, public_uri(self.models[0].ref.uri))
+        for one in bad:
+            yield Failure([one.values], (DataError, one.error, [one.error]))
+
+
+def _check_batching(
+    least: int | None, most: int | None, weight: int | None, element_size_fn: Callable[[Any], int] | None
+) -> None:
+    wrong = {
+        name: value
+        for name, value in (("min_batch_size", least), ("max_batch_size", most), ("max_batch_weight", weight))
+        if value is not None and value < 1
+    }
+    if wrong or (least is not None and most is not None and least > most):
+        raise InvalidRequest(
+            f"{' and '.join(wrong) or 'min_batch_size and max_batch_size'} cannot be",
+            expected="1 or more, min_batch_size no larger than max_batch_size",
+            found=", ".join(f"{name}={value}" for name, value in wrong.items()) or f"{least} and {most}",
+        )
+    if weight is not None and (element_size_fn is None or most is not None):
+        raise InvalidRequest(
+            "max_batch_weight is not enough by itself"
+            if element_size_fn is None
+            else "max_batch_weight is one bound too many",
+            expected="max_batch_weight with element_size_fn, which gives an element's weight, and without max_batch_size",
+            found="no element_size_fn" if element_size_fn is None else f"max_batch_size={most}",
+        )
+
+
+def _rows_in(element: Any) -> int:
+    return element.num_rows if isinstance(element, pa.RecordBatch) else 1
+
+
+def _nbytes(element: Any) -> int:
+    if isinstance(element, pa.RecordBatch):
+        return int(element.nbytes)
+    values = element.values() if isinstance(element, Mapping) else [element]
+    return sum(np.asarray(value).nbytes for value in values)
 
 
 def _rows_of(element: Row | pa.RecordBatch | tuple[Any, Row | pa.RecordBatch], most: int) -> int:
@@ -196,23 +305,54 @@ def _joined(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
         ) from error
 
 
+def _array(value: Any, spec: TensorSpec | None) -> np.ndarray:
+    """Python's own numbers have no dtype of their own: they take the input's, but for a fraction where the input is whole."""
+    kinds = {int: ("float", "int", "uint"), float: ("float",)}.get(type(value))
+    if spec is not None and kinds is not None and spec.dtype.rstrip("0123456789") in kinds:
+        return np.asarray(value, spec.dtype)
+    return whole_array(value)
+
+
+def _only_input(row: Any, model: Model) -> Row:
+    """A bare array, or a number or text, for the only input."""
+    bare = isinstance(row, np.ndarray | np.generic | int | float | complex | str | bytes | list) or hasattr(
+        row, "numpy"
+    )
+    if bare and len(model.inputs) == 1:
+        return {next(iter(model.inputs)): row}
+    raise DataError(
+        f"An element for {model.ref.uri} is neither a row nor a batch",
+        expected="{"
+        + ", ".join(model.inputs)
+        + "}, or a pyarrow.RecordBatch"
+        + (", or a bare array" if len(model.inputs) == 1 else ""),
+        found=type(row).__name__,
+        cure="Map the elements first",
+    )
+
+
+def _narrowed(rows: Sequence[Row], fixed: int | None, predictor: BatchPredictor) -> list[PredictionResult | Failure]:
+    """A call that fails is made again with each half, down to single rows."""
+    try:
+        return list(_predict_rows(rows, fixed, predictor))
+    except DataError as error:
+        if len(rows) == 1:
+            return [Failure.of(list(rows), error)]
+        left = half(len(rows))
+        return _narrowed(rows[:left], fixed, predictor) + _narrowed(rows[left:], fixed, predictor)
+
+
 def _predict_rows(rows: Sequence[Row], fixed: int | None, predictor: BatchPredictor) -> Iterator[PredictionResult]:
     """The rows in one call; a model that is fixed to a batch gets the last row again until there are enough."""
     model, full = predictor.models[0], fixed or len(rows)
-    padded = [*rows, *[rows[-1]] * (full - len(rows))]
-    if strange := [row for row in rows if not isinstance(row, Mapping)]:
-        raise DataError(
-            f"An element for {model.ref.uri} is neither a row nor a batch",
-            expected="{" + ", ".join(model.inputs) + "}, or a pyarrow.RecordBatch",
-            found=type(strange[0]).__name__,
-            cure="Map the elements first",
-        )
-    names = rows[0].keys()
+    fed = [row if isinstance(row, Mapping) else _only_input(row, model) for row in rows]
+    padded = [*fed, *[fed[-1]] * (full - len(fed))]
+    names = fed[0].keys()
     try:
-        if other := [row for row in rows if row.keys() != names]:
+        if other := [row for row in fed if row.keys() != names]:
             raise KeyError(f"{', '.join(names)}, and {', '.join(other[0])}")
-        arrays = {name: np.stack([whole_array(row[name]) for row in padded]) for name in names}
-    except (KeyError, ValueError) as error:
+        arrays = {name: np.stack([_array(row[name], model.inputs.get(name)) for row in padded]) for name in names}
+    except (KeyError, ValueError, OverflowError) as error:
         raise DataError(
             f"The rows of a batch for {model.ref.uri} differ in their inputs or in their shapes",
             expected="{" + ", ".join(model.inputs) + "}, each of one shape in all rows",
