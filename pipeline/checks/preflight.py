@@ -23,6 +23,7 @@ from headrace.transforms.models.spec import ModelSpec, Signature
 from headrace.transforms.output.dead_letters import dead_letter_schema
 from headrace.transforms.parquet.reader import read_footer
 from headrace.transforms.parquet.writer import check_writable
+from headrace.transforms.shards.partitions import MOST_FOLDER_BYTES
 from headrace.transforms.shards.shard import common_folder, output_name, relative_stem
 from headrace.transforms.storage import ObjectRef, open_store
 from headrace.transforms.storage.store import glob_regex, split_glob
@@ -60,7 +61,7 @@ def prepare(request: Request) -> Prepared:
     refs = [pin_requested(request, model) for model in request.models]
     specs = tuple(describe_model(ref, model.signature) for ref, model in zip(refs, request.models, strict=True))
     patterns = expand_lists(request.inputs, request.storage)
-    apart = _OutputApart(request.output, patterns)
+    apart = _OutputApart(request, patterns)
     inputs = survey_inputs(patterns, request.storage, apart.check, request.shard_bytes if request.compact else None)
     if (kept := _kept_schema(request, inputs.first)) is not None:
         prepared = _hold_together(request, around, refs, specs, patterns, inputs, kept[0])
@@ -121,6 +122,7 @@ def _hold_together(
         check_writable(output_schema, "--postprocess" if postprocess else "--preprocess")
     else:  # what is kept was read from Parquet
         check_writable(pa.schema([field for one in columns.models for field in one.outputs.fields]), "the model")
+    check_partitions(request, inputs, output_schema)
     check_compilable(request, refs, columns)
     batch_rows, rule = choose_batch_rows(columns, request.batch_rows)
     # A function may look at any column.
@@ -234,6 +236,21 @@ def check_compilable(request: Request, refs: Sequence[ModelRef], columns: Column
             )
 
 
+def check_partitions(request: Request, inputs: Survey, output_schema: pa.Schema) -> None:
+    """Raises `InvalidRequest` where readers of the output would miss a value that a folder of the input holds."""
+    for key, uri in inputs.too_long.items():
+        if key not in output_schema.names:
+            kept = key in inputs.partitions and request.partition_columns != "none" and request.postprocess is None
+            raise InvalidRequest(
+                f"The partition folder of {key!r} above {uri} is too long for the output",
+                expected=f"{MOST_FOLDER_BYTES} bytes at most for KEY=VALUE, once all but letters and digits are quoted",
+                found=f"a longer name, whose value readers of the output could not get back in column {key!r}",
+                cure=f"Name {key!r} in --keep, with the other columns that you want to keep: it is then written into the files"
+                if kept
+                else "Shorten the folder's name",
+            )
+
+
 def check_dead_letters(request: Request, columns: pa.Schema) -> None:
     """Names that clash with those of `columns`, and a folder in which an --input would find them."""
     folder = request.on_error.dead_letters
@@ -255,16 +272,31 @@ def check_dead_letters(request: Request, columns: pa.Schema) -> None:
             )
 
 
-class _OutputApart:
-    """Predictions written where a job's own --input finds them would be read as inputs by the next run."""
+# GCS and S3 end an object's name here, https://cloud.google.com/storage/docs/objects#naming; Linux a path at 4,096 with its NUL.
+_MOST_NAME_BYTES = 1024
+_MOST_PATH_BYTES = 4095
+_ADDED_BYTES = 100  # what `output_name`, marks and a file of dead letters add, at most
 
-    def __init__(self, output: str, patterns: tuple[str, ...]) -> None:
+
+class _OutputApart:
+    """Predictions written where a job's own --input finds them would be read as inputs by the next run; and names that a store
+    does not take would fail the job in its middle.
+    """
+
+    def __init__(self, request: Request, patterns: tuple[str, ...]) -> None:
+        output = request.output
         self._inside, self._folder, self._output = f"{output}/", common_folder(patterns), output
         near = [pattern for pattern in patterns if self._may_match(pattern)]
         self._named = {pattern for pattern in near if not split_glob(pattern)[1]}
         self._globs = [(glob_regex(pattern), pattern) for pattern in near if pattern not in self._named]
         self._real = f"{os.path.realpath(output)}/" if scheme_of(output) == "file" else None
-        self._place = ""
+        self._last_folder = ""
+        places = [output, *filter(None, [request.on_error.dead_letters])]
+        self._place = max(places, key=lambda place: len(_name_in_store(place).encode()))
+        local = "://" not in output
+        self._most = _MOST_PATH_BYTES if local else _MOST_NAME_BYTES
+        # Quoting makes at most three bytes of one, and names of UTF-8 have at most four bytes for each letter.
+        self._short = (self._most - _ADDED_BYTES - len(_name_in_store(self._place).encode())) // 12
 
     def _may_match(self, pattern: str) -> bool:
         """What no name in the output folder can match is not tried on each file."""
@@ -274,13 +306,17 @@ class _OutputApart:
     def _linked_into(self, uri: str) -> bool:
         """Whether a local file lies in the output folder by way of links."""
         folder = uri[: uri.rfind("/") + 1]
-        if self._real is None or folder == self._place:
+        if self._real is None or folder == self._last_folder:
             return False
-        self._place = folder  # its neighbours need not be looked at again
+        self._last_folder = folder  # its neighbours need not be looked at again
         return f"{os.path.realpath(folder)}/".startswith(self._real)
 
     def check(self, ref: ObjectRef) -> None:
-        """Raises `InvalidRequest` where a pattern matches that input's output, or finds it in the output folder."""
+        """Raises `InvalidRequest` where a pattern matches that input's output, or finds it in the output folder, and where the
+        output's name would be too long for its store.
+        """
+        if len(ref.uri) - len(self._folder) > self._short:
+            self._check_length(ref)
         found = ref.uri if ref.uri.startswith(self._inside) or self._linked_into(ref.uri) else None
         if self._named or self._globs:
             written = self._inside + output_name(relative_stem(ref.uri, self._folder), ref, 0, 0, "0" * 64)
@@ -293,3 +329,21 @@ class _OutputApart:
                 found=found,
                 cure="Name another --output, or a narrower --input",
             )
+
+    def _check_length(self, ref: ObjectRef) -> None:
+        written = (
+            f"{_name_in_store(self._place)}/{output_name(relative_stem(ref.uri, self._folder), ref, 0, 0, '0' * 64)}"
+        )
+        length = len(written.encode()) + (17 if self._place != self._output else 0)
+        if length > self._most:
+            raise InvalidRequest(
+                f"The name of the output of {ref.uri} is too long for its store",
+                expected=f"{self._most:,} bytes at most",
+                found=f"{length:,} bytes in {self._place}",
+                cure="Choose a shorter --output, or shorten the names of the input's folders",
+            )
+
+
+def _name_in_store(uri: str) -> str:
+    """Without the scheme and the bucket."""
+    return uri.partition("://")[2].partition("/")[2] if "://" in uri else uri

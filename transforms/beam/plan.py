@@ -20,7 +20,8 @@ from ..jobs.input_files import PassedOver, each_input, expand_lists, join_small,
 from ..jobs.job import Job
 from ..output.dead_letters import rows_of_another_schema
 from ..parquet.reader import Footer, read_footer
-from ..shards.shard import Shard, WorkUnit, join_shards, output_name, partition_values, relative_stem, split_file
+from ..shards.partitions import partition_values
+from ..shards.shard import Shard, WorkUnit, join_shards, output_name, relative_stem, split_file
 from ..storage import ObjectRef, StoreOptions, open_store
 from .metrics import count_planned
 

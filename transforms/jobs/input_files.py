@@ -6,9 +6,9 @@ import heapq
 import os
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
 from typing import Any, TypeVar
 
@@ -16,7 +16,8 @@ import numpy as np
 
 from ..columns.wording import cure_of_images
 from ..errors import HeadraceError, InvalidRequest, NotParquet, ObjectNotFound
-from ..shards.shard import common_folder, partition_values, source_digest
+from ..shards.partitions import long_partitions, partition_values
+from ..shards.shard import common_folder, source_digest
 from ..storage import ObjectRef, Store, StoreOptions, open_store
 from ..storage.store import HIDDEN, public_uri, split_glob
 
@@ -49,7 +50,8 @@ class Survey:
     """What one pass over the listing tells, in eight bytes for each file.
 
     `first` is the first by URI. `sources` are the `source_digest`s of all files, or of those that are joined together, uint64,
-    sorted. `partitions` are the keys of the folders `key=value` that every file lies in, in that order.
+    sorted. `partitions` are the keys of the folders `key=value` that every file lies in, in that order. `too_long` are keys of
+    folders that the output cannot have as `key=value`, each with a file in such a folder.
     """
 
     first: ObjectRef
@@ -57,6 +59,7 @@ class Survey:
     passed: PassedOver
     sources: np.ndarray[Any, np.dtype[np.uint64]]
     partitions: tuple[str, ...]
+    too_long: Mapping[str, str] = field(default_factory=dict)
 
     def includes(self, sources: Iterable[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Whether each `source_digest` is that of one of the files."""
@@ -289,6 +292,7 @@ def survey_inputs(
     keys: tuple[str, ...] = ()
     own: tuple[str, ...] = ()
     place: str | None = None  # the folder of the last file, whose keys are `own`
+    too_long: dict[str, str] = {}
     sources, files = array("Q"), 0
     for refs in together(each_input(patterns, options, passed), joined_bytes):
         for ref in refs:
@@ -297,6 +301,8 @@ def survey_inputs(
                 continue
             place = ref.uri[: ref.uri.rfind("/") + 1]
             own = tuple(key for key, _ in partition_values(ref.uri, folder))
+            for key in long_partitions(ref.uri, folder):
+                too_long.setdefault(key, ref.uri)
             if first is None:
                 first, keys = ref, own
             elif own != keys and keys:
@@ -306,4 +312,4 @@ def survey_inputs(
     assert first is not None  # else each_input has raised
     digests = np.frombuffer(sources, np.uint64)
     digests.sort()
-    return Survey(first, files, passed, digests, keys)
+    return Survey(first, files, passed, digests, keys, too_long)

@@ -6,12 +6,11 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from itertools import takewhile
 from typing import TYPE_CHECKING
-from urllib.parse import quote, unquote
 
 from ..storage.store import ObjectRef, split_glob
+from .partitions import partition_folder, quote_name, visible
 
 if TYPE_CHECKING:
     from .measuring import ShardTold
@@ -20,8 +19,7 @@ _OUTPUT_NAME = re.compile(
     r"(?P<stem>.*)-(?P<first>\d{12})-(?P<end>\d{12})-(?P<job>[0-9a-f]{8})(?P<source>[0-9a-f]{12})"
 )
 
-# A file system's names end at 255 bytes: quoting makes nine of a Chinese character, a mark is one, `output_name` adds 55, and a
-# file of dead letters 17.
+# A file system's names end at 255 bytes: a mark is one, `output_name` adds 55, and a file of dead letters 17.
 _SEGMENT_BYTES = 182
 
 # Stands for what a stem leaves out; in a segment itself it is quoted, so that different inputs have different stems.
@@ -29,8 +27,6 @@ _MARK = "@"
 
 # A reader decodes a row group from its start, so that n spans of one cost (n + 1) / 2 times its decoding: twice, for 3.
 _SPANS_OF_A_ROW_GROUP = 3
-
-_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -129,34 +125,30 @@ def relative_stem(uri: str, folder: str) -> str:
         relative = relative.lstrip("/")
     bare = relative.removesuffix(".parquet")
     *folders, name = bare.split("/")
-    # A folder `key=value` is quoted once, as its readers decode it once; the name's digest still tells inputs apart.
-    folders = [unquote(folder) if "=" in folder else folder for folder in folders]
-    segments = [_safe_segment(segment) if segment else _MARK for segment in (*folders, name)]
+    segments = [_safe_folder(segment) if segment else _MARK for segment in folders]
+    segments.append(_safe_segment(name) if name else _MARK)
     return "/".join(segments) + _MARK * (bare == relative)
 
 
-def partition_values(uri: str, folder: str) -> tuple[tuple[str, str | None], ...]:
-    """Column and value of each `key=value` folder between `folder` and the file, as Hive writes them: always text,
-    URL-decoded; `__HIVE_DEFAULT_PARTITION__` is null. Of a key that is there twice, the deepest counts.
-    """
-    relative = uri.removeprefix(folder)
-    return _partitions_of(relative[: relative.rfind("/") + 1])
-
-
-@lru_cache(1024)
-def _partitions_of(folders: str) -> tuple[tuple[str, str | None], ...]:
-    pairs = (segment.partition("=") for segment in folders.split("/"))
-    values = {unquote(key): None if value == _HIVE_NULL else unquote(value) for key, equals, value in pairs if equals}
-    return tuple((key, value) for key, value in values.items() if key)
-
-
 def _safe_segment(segment: str) -> str:
-    quoted = quote(segment, safe="=-_.~+, ")
-    if quoted[0] in "._":
-        quoted = f"%{ord(quoted[0]):02X}{quoted[1:]}"
-    if len(quoted) <= _SEGMENT_BYTES:
+    quoted = visible(quote_name(segment))
+    if len(quoted.encode()) <= _SEGMENT_BYTES:
         return quoted
-    return f"{quoted[: _SEGMENT_BYTES - 25]}~{hashlib.sha256(segment.encode()).hexdigest()[:24]}"
+    return _cut(quoted, segment)
+
+
+def _safe_folder(folder: str) -> str:
+    """Readers take columns from a folder `key=value`. One that is too long for that is cut, and no `key=value` any more: the
+    job is refused then, unless the column is in the files.
+    """
+    if "=" not in folder:
+        return _safe_segment(folder)
+    return partition_folder(folder) or _cut(visible(quote_name(folder)), folder)
+
+
+def _cut(quoted: str, name: str) -> str:
+    begin = quoted.encode()[: _SEGMENT_BYTES - 25].decode(errors="ignore")
+    return f"{begin}~{hashlib.sha256(name.encode()).hexdigest()[:24]}"
 
 
 def output_name(

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from headrace.transforms.shards.partitions import partition_values
 from headrace.transforms.shards.shard import (
     common_folder,
     output_name,
     parse_output_name,
-    partition_values,
     relative_stem,
     source_digest,
     split_file,
