@@ -146,7 +146,7 @@ def memory(folder: str, rows: int) -> dict[str, Any]:
     ):
         raise SystemExit(f"headrace ended with exit code {code}")
     seconds = time.perf_counter() - start
-    parts = [pq.read_table(part) for part in sorted(glob.glob(f"{output}/_manifest/*.parquet"))]
+    parts = [pq.read_table(part) for part in sorted(glob.glob(f"{output}/_manifest/*"))]
     splits = [split for part in parts for split in part["batch_splits"].to_pylist() if split]
     function = (native := tf.saved_model.load(model)).signatures[SIGNATURE]
     told = {

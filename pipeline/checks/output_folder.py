@@ -21,6 +21,7 @@ from headrace.transforms.errors import (
 )
 from headrace.transforms.jobs.input_files import scheme_of
 from headrace.transforms.jobs.job import (
+    ASIDE,
     DEAD_LETTERS_FOLDER,
     JOB_RECORD,
     MANIFEST_FOLDER,
@@ -90,7 +91,7 @@ class _Folder:
             self.parts[name] = ref
         elif name == SUCCESS:
             self.mark = ref
-        if name == SUCCESS or name.endswith(".parquet"):
+        if name == SUCCESS or name.endswith((".parquet", ASIDE)):
             self.strange += 1
             self.stranger = self.stranger or name
 

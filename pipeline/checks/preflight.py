@@ -272,7 +272,7 @@ def check_dead_letters(request: Request, columns: pa.Schema) -> None:
             )
 
 
-# GCS and S3 end an object's name here, https://cloud.google.com/storage/docs/objects#naming; Linux a path at 4,096 with its NUL.
+# Where GCS and S3 end an object's name, https://cloud.google.com/storage/docs/objects#naming, and Linux a path.
 _MOST_NAME_BYTES = 1024
 _MOST_PATH_BYTES = 4095
 _ADDED_BYTES = 100  # what `output_name`, marks and a file of dead letters add, at most

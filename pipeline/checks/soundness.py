@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from headrace.transforms.beam.plan import list_outputs
 from headrace.transforms.errors import HeadraceError, NotParquet, OutputIncomplete
-from headrace.transforms.jobs.job import JOB_RECORD, MANIFEST_FOLDER, SUCCESS, fingerprint_of
+from headrace.transforms.jobs.input_files import HIDDEN
+from headrace.transforms.jobs.job import ASIDE, JOB_RECORD, MANIFEST_FOLDER, SUCCESS, fingerprint_of
 from headrace.transforms.parquet.reader import read_footer
 from headrace.transforms.shards.shard import output_name, parse_output_name, sources_sha256
 from headrace.transforms.storage import ObjectRef, Store, StoreOptions, open_store
@@ -297,7 +298,7 @@ def _check_dead_letters(verdict: Verdict, storage: StoreOptions, rows: list[dict
         except (HeadraceError, pa.ArrowException, OSError, KeyError) as error:
             verdict.add("dead letters", uri, f"{bad} rows of {name}", error)
             continue
-        if not uri.endswith(f"-{digest}.parquet"):
+        if not uri.endswith((f"-{digest}{ASIDE}", f"-{digest}.parquet")):
             verdict.add("dead letters", uri, "a content of the digest in its name", digest)
         for span in input_spans([row]):
             bad, within = span.get("bad_rows") or 0, range(span["first_row"], span["first_row"] + span["rows"])

@@ -123,6 +123,8 @@ def report(folder: Path, run: Run) -> None:
 def resuming(folder: Path, run: Run) -> None:
     a_model_and_inputs(folder, run)
     run(f"--model={BUCKET}/model", f"--input={BUCKET}/in/*.parquet", f"--output={BUCKET}/out")
+    put_inputs(f"{folder}/in/day=1", [30])
+    run(f"--model={BUCKET}/model", "--input=in/**/*.parquet", "--output=out")
 
 
 def start(folder: Path, run: Run) -> None:

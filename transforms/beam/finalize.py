@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from apache_beam.pvalue import AsList, AsSingleton
 
 from ..errors import AlreadyExists, ObjectNotFound, OutputConflict, OutputIncomplete
-from ..jobs.job import MANIFEST_FOLDER, SUCCESS, Job
+from ..jobs.job import ASIDE, MANIFEST_FOLDER, SUCCESS, Job
 from ..output.dead_letters import check_dead_letters, first_examples, remove_unnamed, too_many_bad_rows
 from ..output.manifest import each_finished, manifest_dead_letters, manifest_outputs
 from ..parquet.reader import read_footer
@@ -151,7 +151,7 @@ def write_part(job: Job, number: int, results: Iterable[ShardResult]) -> Manifes
     record = {b"headrace.job": json.dumps(job.record(), sort_keys=True).encode()}
     pq.write_table(table.replace_schema_metadata(record), sink, compression="zstd")
     data = sink.getvalue()
-    name = f"{MANIFEST_FOLDER}/part-{number:05d}-{hashlib.sha256(data).hexdigest()[:16]}.parquet"
+    name = f"{MANIFEST_FOLDER}/part-{number:05d}-{hashlib.sha256(data).hexdigest()[:16]}{ASIDE}"
     create_same(open_store(job.output, job.storage), f"{job.output}/{name}", data)
     account = account_or_none(job, results)
     rows, bad_rows = (pc.sum(table[name]).as_py() for name in ("rows", "bad_rows"))

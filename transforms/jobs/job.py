@@ -23,6 +23,8 @@ from .user_functions import FunctionRef
 JOB_RECORD = "_headrace/job.json"
 SUCCESS = "_SUCCESS"
 MANIFEST_FOLDER = "_manifest"
+ASIDE = ".pq"
+"""How Parquet files of the manifest and of dead letters end, so that a glob of `*.parquet` gives predictions alone."""
 FORMAT = 1
 
 

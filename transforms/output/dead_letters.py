@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import ColumnError, DataError, InvalidRequest, OutputIncomplete, TooManyBadRows
-from ..jobs.job import Job
+from ..jobs.job import ASIDE, Job
 from ..parquet.reader import read_footer
 from ..predicting.bisection import BadRow
 from ..shards.shard import Shard
@@ -33,7 +33,8 @@ COLUMNS = pa.schema(
         ("headrace_error", pa.string()),
     ]
 )
-_NAME = re.compile(r"(?P<output>.*-\d{12}-\d{12}-(?P<job>[0-9a-f]{8})[0-9a-f]{12})-[0-9a-f]{16}\.parquet")
+# Up to version 0.1 they ended in `.parquet`.
+_NAME = re.compile(r"(?P<output>.*-\d{12}-\d{12}-(?P<job>[0-9a-f]{8})[0-9a-f]{12})-[0-9a-f]{16}\.(?:pq|parquet)")
 _ROWS_HELD = 1024
 _BYTES_HELD = 1 << 20
 _EXAMPLES = 3
@@ -130,7 +131,7 @@ class DeadLetters:
         data = self._sink.getvalue()
         sha256 = hashlib.sha256(data).hexdigest()
         stem = self._shard.output.removesuffix(".parquet")
-        uri = f"{self._job.on_error.dead_letters}/{stem}-{sha256[:16]}.parquet"
+        uri = f"{self._job.on_error.dead_letters}/{stem}-{sha256[:16]}{ASIDE}"
         create_same(store, uri, data)
         return CommittedDeadLetters(uri, sha256)
 

@@ -1,9 +1,9 @@
 """Folders `key=value`: what they say of the rows below them, and how they are written so that every reader says the same.
 
-Readers split such a folder at its first `=` and percent-decode the value; pyarrow decodes the key too, DuckDB and polars do not.
-So a value is quoted as a whole, and a key keeps the spelling that it has in the input. Letters and digits of any script stay as
-they are, since quoting makes nine bytes of a letter of three. Where a name is not in Unicode's composed form (NFC), which some
-file systems change, they are quoted.
+Readers split such a folder at its first `=` and percent-decode the value; pyarrow decodes the key too, which DuckDB and polars
+do not. So a value is quoted as a whole, and a key keeps the spelling that it has in the input. Letters and digits of any script
+stay as they are, since quoting makes nine bytes of a letter of three. Where a name is not in Unicode's composed form (NFC),
+which some file systems change, they are quoted.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def rewrite_manifest(output: Path, change: Callable[[pa.Table], pa.Table]) -> No
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink)
     data = sink.getvalue().to_pybytes()
-    mark["manifest"] = [f"_manifest/part-00000-{hashlib.sha256(data).hexdigest()[:16]}.parquet"]
+    mark["manifest"] = [f"_manifest/part-00000-{hashlib.sha256(data).hexdigest()[:16]}.pq"]
     mark["shards"] = table.num_rows
     (output / part).unlink()
     (output / mark["manifest"][0]).write_bytes(data)

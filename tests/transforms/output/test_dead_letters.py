@@ -272,9 +272,9 @@ def test_a_run_that_resumes_knows_the_bad_rows_of_what_it_finds(capfd: Capture, 
     (out / "_SUCCESS").unlink()
     # What an attempt left that came to nothing, and what another output of an equal job left in the same folder.
     orphan = next(name for name in dead if name.startswith("part-00000"))
-    put_table(f"{out}/_dead_letters/{orphan[:-24]}0123456701234567.parquet", list(dead.values())[1])
+    put_table(f"{out}/_dead_letters/{orphan[:-19]}0123456701234567.pq", list(dead.values())[1])
     metadata = {b"headrace.output": f"{out}/{manifest[0]['output']}".encode()}
-    left = f"{out}/_dead_letters/{orphan[:-24]}89abcdef89abcdef.parquet"
+    left = f"{out}/_dead_letters/{orphan[:-19]}89abcdef89abcdef.pq"
     put_table(left, list(dead.values())[1].replace_schema_metadata(metadata))
     code, told, err = run(capfd, tmp_path, "--max_bad_rows=5")
     assert code == 0, err
@@ -284,7 +284,7 @@ def test_a_run_that_resumes_knows_the_bad_rows_of_what_it_finds(capfd: Capture, 
     assert records(str(out))[0]["bad_rows"] == 5
     after = dead_letters_in(f"{out}/_dead_letters")
     assert after.keys() - {row["dead_letters"].rpartition("/")[2] for row in records(str(out))[1]} == {
-        f"{orphan[:-24]}0123456701234567.parquet"
+        f"{orphan[:-19]}0123456701234567.pq"
     }
 
 
@@ -292,7 +292,7 @@ def test_dead_letters_that_have_vanished_are_missed(capfd: Capture, tmp_path: Pa
     put_mixed(f"{tmp_path}/in", [20, 20], {1: "null", 21: "null"})
     assert run(capfd, tmp_path, "--max_bad_rows=1")[0] == 1
     (gone, *_) = sorted((tmp_path / "out/_dead_letters").iterdir())
-    put_table(f"{gone}".replace(".parquet", "")[:-16] + "0" * 16 + ".parquet", mixed(0, 1, {}))
+    put_table(f"{gone}".replace(".pq", "")[:-16] + "0" * 16 + ".pq", mixed(0, 1, {}))
     gone.unlink()
     code, _, err = run(capfd, tmp_path, "--max_bad_rows=2")
     assert code == 1
