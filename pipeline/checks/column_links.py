@@ -59,12 +59,13 @@ def fit(
     features = {name for link in links if link.kind == "feature" for name, kind in link.columns if kind is not None}
     aside = features.union(told_by_folders)
     kept = list(keep) if keep is not None else [name for name in schema.names if name not in aside]
+    known = set(schema.names)
     for name in kept:
-        found = name in schema.names
+        found = name in known
         cure = "" if found else nearest(name, schema.names)
         problem = "" if found else f"--keep names no column of the input: {name!r}"
         links.append(Link("kept", "", ((name, _type(schema, name)),), None, "", problem, cure))
-    read = {(path_of(schema, name) or (name,))[0] for name in features} | set(kept)
+    read = {(path_of(schema, name) or (name,))[0] for name in features}.union(kept)
     links += [Link("unused", "", ((field.name, field.type),), None) for field in schema if field.name not in read]
     return links
 
@@ -116,4 +117,8 @@ def _how(one: Input) -> str:
 
 def _type(schema: pa.Schema, name: str) -> pa.DataType | None:
     path = path_of(schema, name)
-    return None if path is None or schema.names.count(path[0]) != 1 else member_type(schema.field(path[0]).type, path)
+    return (
+        None
+        if path is None or len(schema.get_all_field_indices(path[0])) != 1
+        else member_type(schema.field(path[0]).type, path)
+    )

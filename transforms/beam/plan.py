@@ -78,7 +78,8 @@ class _Splitter:
         if schema is self._sound:  # `read_footer` gives the same one again for files that are alike
             return ()
         for field in self._fields:
-            found = schema.field(field.name).type if field.name in schema.names else None
+            at = schema.get_field_index(field.name)
+            found = schema.field(at).type if at >= 0 else None
             if found != field.type:
                 return (
                     f"{source.uri} differs from the first input file in column {field.name!r}",

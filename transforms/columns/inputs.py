@@ -195,7 +195,7 @@ def _input(schema: pa.Schema, spec: TensorSpec, names: tuple[str, ...], rule: Te
 def _column(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule, where: str) -> Column:
     """The handlers for a column whose values can become the tensor's; shapes are not looked at."""
     path = path_of(schema, name)
-    if path is None or schema.names.count(path[0]) != 1:
+    if path is None or len(schema.get_all_field_indices(path[0])) != 1:
         found = path is not None
         raise ColumnError(
             f"There {'are several columns' if found else 'is no column'} '{name}'{within(where)} for tensor '{spec.name}'",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -14,6 +15,7 @@ from ..errors import ColumnError, InvalidRequest
 from ..models.spec import Signature, TensorSpec
 from .inputs import InputPlan, OutputPlan, check_inputs, plan_inputs, plan_outputs
 from .rules import ColumnRules
+from .wording import listed
 
 _BATCH_BYTES = 2 << 20
 _MOST_BATCH_ROWS = 8192
@@ -73,12 +75,13 @@ def plan_columns(
 
     Raises `ColumnError` for columns that do not fit, `UnsupportedModel` for inputs and outputs without a batch.
     """
-    repeated = sorted({name for name in schema.names if schema.names.count(name) > 1})
+    names = schema.names  # a new list each time that it is asked for
+    repeated = sorted(name for name, times in Counter(names).items() if times > 1)
     if repeated:
         raise ColumnError(
             f"{where or 'The input'} has several columns named {repeated[0]!r}",
             expected="a name for each column",
-            found=f"columns {', '.join(schema.names)}",
+            found=listed("columns", names),
             cure="Rename all but one of them",
         )
     plans = tuple(_plan_model(schema, signature, choice, where) for signature, choice in models)
@@ -87,13 +90,14 @@ def plan_columns(
     whole = {name for plan in plans for name in plan.inputs.whole_columns}
     # Readers of Parquet take such a column from the folders, and most of them no file that has it as well.
     aside = whole.union(told_by_folders)
-    kept = tuple(keep) if keep is not None else tuple(name for name in schema.names if name not in aside)
+    kept = tuple(keep) if keep is not None else tuple(name for name in names if name not in aside)
+    known = set(names)
     for name in kept:
-        if name not in schema.names:
-            near = get_close_matches(name, schema.names, 1)
+        if name not in known:
+            near = get_close_matches(name, names, 1)
             raise ColumnError(
                 f"--keep names a column {name!r} that {where or 'the input'} lacks",
-                expected=f"one of {', '.join(schema.names)}",
+                expected=f"one of the {listed('columns', names)}",
                 found=name,
                 cure=f"Did you mean {near[0]!r}?" if near else "Name columns of the input, or --keep= for none",
             )
@@ -105,13 +109,14 @@ def plan_columns(
                 raise ColumnError(
                     f"The model's output {title!r} and {owners[column]} would both be {column!r}",
                     expected="a name of its own for each column of the output",
-                    found=f"kept columns {', '.join(kept)}; predictions "
-                    + ", ".join(field.name for one in plans for field in one.outputs.fields),
+                    found=f"{listed('kept columns', kept)}; "
+                    + listed("predictions", (field.name for one in plans for field in one.outputs.fields)),
                     cure=f"Rename the prediction, as in --prediction {title}={column}_predicted"
                     + (", or leave it out of --keep" if column in kept else ""),
                 )
             owners[column] = f"the output {title!r}"
-    columns = tuple(name for name in schema.names if name in features or name in kept)
+    wanted = features.union(kept)
+    columns = tuple(name for name in names if name in wanted)
     # Files may differ in whether a column can be null, and the first speaks for all of them.
     fields = [schema.field(name).with_nullable(True) for name in kept]
     return ColumnPlan(plans, kept, columns, pa.schema(fields + [f for plan in plans for f in plan.outputs.fields]))

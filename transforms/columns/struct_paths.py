@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -9,12 +10,12 @@ import pyarrow as pa
 
 def path_of(schema: pa.Schema, name: str) -> tuple[str, ...] | None:
     """The top-level column and the members of structs that the name leads through; a whole name wins over a path."""
-    if name in schema.names:
+    if schema.get_all_field_indices(name):
         return (name,)
-    for top in dict.fromkeys(schema.names):
-        if name.startswith(f"{top}.") and (
-            rest := _members(schema.field(schema.names.index(top)).type, name[len(top) + 1 :])
-        ):
+    tops = (name[: dot.start()] for dot in re.finditer(r"\.", name))
+    found = [(places[0], top) for top in tops if (places := schema.get_all_field_indices(top))]
+    for place, top in sorted(found):
+        if rest := _members(schema.field(place).type, name[len(top) + 1 :]):
             return (top, *rest)
     return None
 

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from fractions import Fraction
 from typing import Any
 
+import pyarrow as pa
+
 from ..columns.inputs import ColumnRules
 from ..columns.plan import ColumnChoice
 from ..errors import OutputConflict
@@ -37,6 +39,9 @@ class FirstInput:
     uri: str
     version: str
     schema: bytes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _first_input, (self.uri, self.version, *_packed(self.schema))
 
     def record(self) -> dict[str, str]:
         return {"uri": self.uri, "version": self.version, "schema": base64.b64encode(self.schema).decode()}
@@ -126,6 +131,10 @@ class Job:
     report: str | None = None
     compare: str | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return _job, (*_packed(values.pop("input_schema")), values)
+
     def record(self) -> dict[str, Any]:
         """What `_headrace/job.json` holds. Two jobs with equal fingerprints write equal predictions."""
         record: dict[str, Any] = {
@@ -179,6 +188,23 @@ class Job:
             f"{model.columns.name}={model.ref.digest}" if model.columns.name else model.ref.digest
             for model in self.models
         )
+
+
+def _packed(schema: bytes) -> tuple[int, bytes]:
+    """Beam compresses each step slowly, and some thirty hold the job: with schemas of 10,000 columns that took seconds."""
+    return len(schema), pa.compress(schema, codec="zstd", asbytes=True)
+
+
+def _unpacked(size: int, data: bytes) -> bytes:
+    return bytes(pa.decompress(data, decompressed_size=size, codec="zstd", asbytes=True))
+
+
+def _first_input(uri: str, version: str, size: int, data: bytes) -> FirstInput:
+    return FirstInput(uri, version, _unpacked(size, data))
+
+
+def _job(size: int, data: bytes, values: dict[str, Any]) -> Job:
+    return Job(input_schema=_unpacked(size, data), **values)
 
 
 def fingerprint_of(record: dict[str, Any]) -> str:

@@ -111,6 +111,7 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
     """
     constant = dict(shard.partitions)
     stored = [name for name in columns if name not in constant]
+    wanted = set(stored)
     with _open(store, shard.source) as (file, guard, schema):
         if missing := sorted(set(stored) - set(schema.names)):
             raise ColumnError(
@@ -119,7 +120,7 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
                 found=f"columns {', '.join(schema.names)}",
                 cure="Leave this file out of --input, or write it again with that column",
             )
-        schema = pa.schema([field for field in schema if field.name in stored])
+        schema = pa.schema([field for field in schema if field.name in wanted])
         left, decoded = shard.rows, 0
 
         def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

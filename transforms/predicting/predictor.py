@@ -77,7 +77,8 @@ class Predictor:
     @property
     def predictions(self) -> tuple[str, ...]:
         """The columns of `output_schema` that are not kept ones."""
-        return tuple(name for name in self.output_schema.names if name not in self._plan.keep)
+        kept = frozenset(self._plan.keep)
+        return tuple(name for name in self.output_schema.names if name not in kept)
 
     @property
     def traces(self) -> int:
