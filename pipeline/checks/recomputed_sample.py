@@ -33,7 +33,7 @@ def verify_sample(verdict: Verdict, job: Job, manifest: pa.Table, count: int) ->
     rows = [
         row
         for row in input_spans(one for one in manifest.to_pylist() if not one.get("bad_rows"))
-        if row["rows"] and not row.get("batch_splits")
+        if row["rows"] and _batch_rows(job, row) is not None
     ]
     if not rows:
         verdict.notes.append("No file has batches as planned: nothing was computed again.")
@@ -41,13 +41,14 @@ def verify_sample(verdict: Verdict, job: Job, manifest: pa.Table, count: int) ->
     predictor, close = load_predictor(job), 0
     store, sink = open_store(job.folder, job.storage), open_store(job.output, job.storage)
     for row in random.choices(rows, [row["rows"] for row in rows], k=count):  # noqa: S311 any batch will do
-        batch = random.randrange(-(-row["rows"] // job.batch_rows))  # noqa: S311
+        size = _batch_rows(job, row) or job.batch_rows
+        batch = random.randrange(-(-row["rows"] // size))  # noqa: S311
         verdict.looked_at["sample"] += 1
         where = f"{job.output}/{row['output']}"
-        first = row["first_row"] + batch * job.batch_rows
+        first = row["first_row"] + batch * size
         try:
-            expected = _again(job, predictor, store, row, batch)
-            found = _standing(sink, where, row, job.batch_rows, batch)
+            expected = _again(job, predictor, store, row, batch, size)
+            found = _standing(sink, where, row, size, batch)
         except HeadraceError as error:
             verdict.add("sample", where, f"rows from {first} on to compute again", error)
             continue
@@ -66,13 +67,22 @@ def verify_sample(verdict: Verdict, job: Job, manifest: pa.Table, count: int) ->
         )
 
 
-def _again(job: Job, predictor: Predictor, store: Store, row: dict[str, Any], number: int) -> pa.RecordBatch:
+def _batch_rows(job: Job, row: dict[str, Any]) -> int | None:
+    """Rows of each of the file's batches; None where they differ."""
+    splits = row.get("batch_splits") or []
+    if not splits:
+        return job.batch_rows
+    (first, *others) = splits
+    return int(first["rows"]) if not others and first["row"] == row["first_row"] else None
+
+
+def _again(job: Job, predictor: Predictor, store: Store, row: dict[str, Any], number: int, size: int) -> pa.RecordBatch:
     source = ObjectRef(row["input"], row["input_bytes"], row["input_version"])
     shard = next(shard for shard in _shards(job, store, source) if shard.first_row == row["first_row"])
     shard = replace(shard, rows=row["rows"])  # of a job with a limit, the last one is cut
-    batches = read_batches(store, shard, input_columns(job), job.batch_rows)
+    batches = read_batches(store, shard, input_columns(job), size)
     batch = next(islice(batches, number, None))
-    return predictor(batch, source.uri, shard.first_row + number * job.batch_rows)
+    return predictor(batch, source.uri, shard.first_row + number * size)
 
 
 def _shards(job: Job, store: Store, source: ObjectRef) -> Iterator[Shard]:

@@ -15,11 +15,12 @@ import pyarrow as pa
 from apache_beam.pvalue import AsSingleton
 
 from .. import progress
+from ..columns.plan import MOST_READ_BYTES, is_auto, rows_within
 from ..errors import ColumnError
 from ..jobs.input_files import PassedOver, each_input, expand_lists, join_small, together
 from ..jobs.job import Job
 from ..output.dead_letters import rows_of_another_schema
-from ..parquet.reader import Footer, read_footer
+from ..parquet.reader import Footer, most_row_bytes, read_footer
 from ..shards.partitions import partition_values
 from ..shards.shard import Shard, WorkUnit, join_shards, output_name, relative_stem, split_file
 from ..storage import ObjectRef, StoreOptions, open_store
@@ -52,6 +53,8 @@ class _Splitter:
         self._job, self._fingerprint = job, job.fingerprint
         schema: Any = pa.ipc.read_schema(pa.BufferReader(job.input_schema))
         self._sound: pa.Schema | None = None
+        self._store = open_store(job.folder, job.storage)
+        self._columns = frozenset(schema.names)
         self._fields = [field for field in schema if field.name not in job.partitions]
 
     def shards(self, source: ObjectRef, footer: Footer) -> Iterator[Shard]:
@@ -62,7 +65,20 @@ class _Splitter:
         # Of a file that drifts, those that it has.
         keys = [key for key in self._job.partitions if key in told and key not in footer.schema.names]
         partitions = tuple((key, told[key]) for key in keys)
-        return split_file(source, stem, rows, sizes, self._job.shard_bytes, self._fingerprint, partitions, drift)
+        batch_rows = self._batch_rows(source, footer)
+        for shard in split_file(source, stem, rows, sizes, self._job.shard_bytes, self._fingerprint, partitions, drift):
+            yield shard if batch_rows is None else replace(shard, batch_rows=batch_rows)
+
+    def _batch_rows(self, source: ObjectRef, footer: Footer) -> int | None:
+        """Rows per batch of a file with rows so large that the job's would hold too many bytes; None where they do not."""
+        job = self._job
+        if not is_auto(job.batch_rule) or job.jit_compile:
+            return None
+        groups = zip(footer.row_group_unpacked, footer.row_group_rows, strict=False)
+        if all(nbytes * job.batch_rows <= MOST_READ_BYTES * rows for nbytes, rows in groups):
+            return None
+        fits = rows_within(most_row_bytes(self._store, source, footer, self._columns))
+        return fits if fits < job.batch_rows else None
 
     def joined(self, parts: list[Shard]) -> Shard:
         return join_shards(parts, relative_stem(parts[0].source.uri, self._job.folder), self._fingerprint)

@@ -22,6 +22,9 @@ _MOST_BATCH_ROWS = 8192
 # Rows as large as images: a few at once, so that a pass over the model's weights serves more than one.
 _LARGE_ROWS, _LARGE_BATCH_BYTES = 8, 16 << 20
 _VARIABLE_LENGTH_ROWS = 1024
+# What a batch may hold as it is read, kept columns too: some four of them are in flight for each core.
+MOST_READ_BYTES = 32 << 20
+_AUTO = "auto/3"
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,10 +201,18 @@ def rows_that_fit(inputs: int | None, outputs: int) -> tuple[int, str]:
     most = _MOST_BATCH_ROWS if inputs is not None else _VARIABLE_LENGTH_ROWS
     rows = min(most, 1 << (fits.bit_length() - 1))
     told = f"{row_bytes} bytes a row" if inputs is not None else f"{outputs} bytes a row of outputs (its inputs vary)"
-    return (
-        rows,
-        f"auto/2: the power of two at or below 2 MiB / {told}, at most {most}, at least {_LARGE_ROWS} within 16 MiB",
-    )
+    rule = f"{_AUTO}: the power of two at or below 2 MiB / {told}, at most {most}, at least {_LARGE_ROWS} within 16 MiB"
+    return rows, f"{rule}; fewer in files of which so many rows are read as more than 32 MiB"
+
+
+def is_auto(rule: str) -> bool:
+    """Whether `rows_that_fit` gave it."""
+    return rule.startswith(_AUTO)
+
+
+def rows_within(row_bytes: int) -> int:
+    """Rows that hold at most `MOST_READ_BYTES` when each has so many bytes: a power of two, or 1."""
+    return 1 << max(1, MOST_READ_BYTES // max(1, row_bytes)).bit_length() - 1
 
 
 def row_nbytes(spec: TensorSpec) -> int | None:

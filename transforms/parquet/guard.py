@@ -48,7 +48,7 @@ _ASKED = {
     (field << 4) + kind: (field, kind)
     for field, kind in (
         *((field, _I32) for field in (1, 2, 3, 5)),
-        *((field, _I64) for field in (5, 7, 9, 11)),
+        *((field, _I64) for field in (5, 6, 7, 9, 11)),
         *((field, _LIST) for field in (1, 2, 4)),
         *((field, _STRUCT) for field in (3, 5, 7, 8)),
     )
@@ -233,6 +233,14 @@ def column_chunks(
         if before.end > after.start:
             raise _refused(name, "column chunk", "bytes of its own", f"byte {after.start}, which is another's too")
     return chunks
+
+
+def unpacked_chunks(footer: Fields) -> list[list[int]]:
+    """What each column chunk of each row group says that it decompresses to, in bytes, 0 where it says nothing of use."""
+    return [
+        [max(0, (column.get((3, _STRUCT)) or {}).get((6, _I64)) or 0) for column in group.get((1, _LIST)) or []]
+        for group in footer.get((4, _LIST)) or []
+    ]
 
 
 def most_packed(footer: Fields, row_groups: tuple[int, int], columns: Collection[int]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -29,6 +29,7 @@ from .guard import (
     most_packed,
     nested_too_deep,
     parse_footer,
+    unpacked_chunks,
 )
 
 # A column chunk is read through a window of this many bytes, so that a row group of any size costs the same memory; at once
@@ -48,12 +49,13 @@ _NULL_LIST = re.compile(r"lists to be of size=(?P<size>\d+) but index (?P<index>
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """Rows and compressed bytes per row group; of the bytes each has its share by what it decompresses to."""
+    """Rows, compressed bytes and uncompressed ones per row group; each has its share of the compressed bytes by the latter."""
 
     schema: pa.Schema
     row_group_rows: list[int]
     row_group_bytes: list[int]
     key_values: dict[bytes, bytes]
+    row_group_unpacked: Sequence[int] = ()
 
     @property
     def rows(self) -> int:
@@ -83,7 +85,23 @@ def read_footer(store: Store, source: ObjectRef) -> Footer:
     # A column chunk's own size would be exact, but pyarrow 25 ends the process on some that are damaged.
     data_bytes, whole = max(0, source.size - metadata.serialized_size - 12), sum(unpacked) or 1
     sizes = [data_bytes * size // whole for size in unpacked]
-    return Footer(schema, rows, sizes, dict(metadata.metadata or {}))
+    return Footer(schema, rows, sizes, dict(metadata.metadata or {}), unpacked)
+
+
+def most_row_bytes(store: Store, source: ObjectRef, footer: Footer, columns: Collection[str]) -> int:
+    """Uncompressed bytes of a row of these columns, in the row group where a row has most."""
+    tail = _read_tail(store, source)
+    groups = unpacked_chunks(parse_footer(source.uri, pa.BufferReader(tail), len(tail)))
+    leaves = [one.name for one in footer.schema for _ in _leaves(one.type)]
+    read = [number for number, name in enumerate(leaves) if name in columns]
+    return max(
+        (
+            -(-sum(group[number] for number in read if number < len(group)) // rows)
+            for group, rows in zip(groups, footer.row_group_rows, strict=False)
+            if rows
+        ),
+        default=0,
+    )
 
 
 def _read_tail(store: Store, source: ObjectRef) -> bytes:

@@ -33,14 +33,21 @@ class BadRow:
 class Bisection:
     """Rows of one file, batch after batch, as predictions in their order.
 
-    `on_bad` takes each row that fails, in order; without it the first one ends the job. `batch_rows` is the planned size.
+    `on_bad` takes each row that fails, in order; without it the first one ends the job. `batch_rows` is the planned size, and
+    `most_rows`, a power of two or less of it, that of a file with large rows.
     After a batch, `splits` says where other than the planned size ruled: from row (inclusive), at most so many rows.
     """
 
     def __init__(
-        self, predictor: Predictor, where: str, batch_rows: int, on_bad: Callable[[BadRow], None] | None = None
+        self,
+        predictor: Predictor,
+        where: str,
+        batch_rows: int,
+        on_bad: Callable[[BadRow], None] | None = None,
+        most_rows: int | None = None,
     ) -> None:
         self._predictor, self._where, self._batch_rows, self._on_bad = predictor, where, batch_rows, on_bad
+        self._most_rows = most_rows or batch_rows
         self.splits: list[tuple[int, int]] = []
         self.batches = self.halved = self.bad_rows = self.predicted_rows = 0
 
@@ -86,7 +93,7 @@ class Bisection:
 
     def _most(self, row: int) -> int:
         """Rows that a batch may have that begins here; noted where it is another number than before."""
-        most = min(self._predictor.limit.rows or self._batch_rows, self._batch_rows)
+        most = min(self._predictor.limit.rows or self._most_rows, self._most_rows)
         if self.splits and self.splits[-1][0] == row:
             self.splits.pop()
         if most != (self.splits[-1][1] if self.splits else self._batch_rows):

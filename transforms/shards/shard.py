@@ -35,6 +35,7 @@ class Shard:
 
     `row_groups` is (first inclusive, end exclusive), of `nbytes` compressed bytes; `skip` rows of the first row group
     come before `first_row`. `partitions` are the columns that the input's folders tell: name and value, null as None.
+    `batch_rows` are rows per batch where these are fewer than the job's, for rows that are large.
     `drift` says how the file's schema differs from the job's: a sentence, expected, found; () where it does not.
     `joined` are whole files whose rows follow in the same output: `rows` and `nbytes` count theirs too.
     Shards sort in the order of their outputs' names. `source` and the row span are what the shard is; `output` follows.
@@ -50,6 +51,7 @@ class Shard:
     partitions: tuple[tuple[str, str | None], ...] = ()
     drift: tuple[str, ...] = ()
     joined: tuple[Shard, ...] = ()
+    batch_rows: int | None = None
 
     @property
     def end_row(self) -> int:

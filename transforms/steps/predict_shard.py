@@ -43,7 +43,9 @@ def predict_shard(
     letters = DeadLetters(job, shard, schema) if job.on_error.dead_letters is not None else None
     on_bad = letters.add if letters else None
     # No batch has rows of two files, so that a joined file's predictions are those of the file alone.
-    bisections = [Bisection(predictor, part.source.uri, job.batch_rows, on_bad) for part in shard.parts]
+    bisections = [
+        Bisection(predictor, part.source.uri, job.batch_rows, on_bad, part.batch_rows) for part in shard.parts
+    ]
     committed: CommittedDeadLetters | None = None
 
     def results(bisection: Bisection, batch: pa.RecordBatch, first_row: int) -> Iterator[pa.RecordBatch]:
@@ -59,7 +61,7 @@ def predict_shard(
 
     def predicted_of(part: Shard, bisection: Bisection) -> Iterator[pa.RecordBatch]:
         first_row = part.first_row
-        rows = read_batches(store, part, columns, job.batch_rows)
+        rows = read_batches(store, part, columns, part.batch_rows or job.batch_rows)
         with read_ahead(rows, _BATCHES_AHEAD) as source:
             for batch in clock.time_each("read", source):
                 bad_before = bisection.bad_rows

@@ -58,7 +58,7 @@ def test_the_larger_of_inputs_and_outputs_decides(model: Signature, column: pa.D
     plan = plan_columns(pa.schema([("x", column)]), [(model, ColumnChoice())], None)
     chosen, rule = choose_batch_rows(plan, None)
     assert chosen == rows
-    assert rule.startswith("auto/2: the power of two at or below 2 MiB / ")
+    assert rule.startswith("auto/3: the power of two at or below 2 MiB / ")
     assert choose_batch_rows(plan, 77) == (77, "given")
 
 
