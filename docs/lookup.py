@@ -73,7 +73,10 @@ def _tree(error: type[HeadraceError], level: int) -> Iterator[tuple[type[Headrac
 
 def metrics() -> str:
     """Read, not imported: the metrics are those of its text, and its text lists them by name, two spaces, meaning."""
-    with open(find_spec("headrace.transforms.beam.metrics").origin, encoding="utf-8") as file:
+    found = find_spec("headrace.transforms.beam.metrics")
+    assert found is not None
+    assert found.origin is not None
+    with open(found.origin, encoding="utf-8") as file:
         text = ast.get_docstring(ast.parse(file.read())) or ""
     lines = ["| metric | meaning |", "|---|---|"]
     for names, meaning in re.findall(r"^(\S.*?) {2,}(\S.*)$", text, re.MULTILINE):

@@ -101,7 +101,7 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
     from .checks.output_folder import check_overwritten, claim_output, examine_output
     from .checks.preflight import prepare
     from .checks.report_place import report_written
-    from .commands.summary import empty_files, little_memory, report_nothing_to_do, report_summary
+    from .commands.summary import little_memory, passed_over, report_nothing_to_do, report_summary
     from .packages.own_wheel import own_package
     from .runners.launch import detach, launch, open_pipeline
 

@@ -133,8 +133,8 @@ def _empty_lists(kind: pa.DataType, shape: tuple[int, ...]) -> pa.Array:
 
 
 def as_array(column: pa.ChunkedArray, *, equal_lists: bool = False) -> np.ndarray[Any, Any]:
-    """A column as an array: fixed-size lists become dimensions, with `equal_lists` also others whose lengths are equal; what has
-    nulls or unequal lengths is an array of objects.
+    """A column as an array: fixed-size lists become dimensions, with `equal_lists` also others whose lengths are equal;
+    what has nulls or unequal lengths is an array of objects.
     """
     whole = column.combine_chunks()
     if isinstance(whole, pa.ChunkedArray):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from headrace.transforms.columns.wording import counted
 from headrace.transforms.container_limits import usable_memory
 from headrace.transforms.jobs.input_files import PassedOver
 from headrace.transforms.models.ref import ModelRef

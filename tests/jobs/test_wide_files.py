@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -51,11 +52,11 @@ def seconds(work: Callable[[], object]) -> float:
 
 @pytest.mark.parametrize("case", [kept, kept_by_name, packed, one_tensor_each])
 @pytest.mark.parametrize("how", [plan_columns, fit])
-def test_planning_grows_as_the_columns_do(case: Callable[..., object], how: Callable[..., object]) -> None:
+def test_planning_grows_as_the_columns_do(case: Callable[..., tuple[Any, Any, Any]], how: Callable[..., object]) -> None:
     def taken(columns: int) -> float:
         names = [f"c{i}" for i in range(columns)]
         schema = pa.schema([(name, pa.float32()) for name in names])
-        model, choice, keep = case(names)  # type: ignore[misc]
+        model, choice, keep = case(names)
         return seconds(lambda: how(schema, [(model, choice)], keep))
 
     small, large = taken(MANY), taken(4 * MANY)

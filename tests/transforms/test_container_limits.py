@@ -134,7 +134,7 @@ def test_a_model_that_memory_cannot_hold_is_noted_before_it_loads(tmp_path: Path
 
     from headrace.pipeline.checks.preflight import prepare
     from headrace.pipeline.commands.summary import little_memory
-    from headrace.pipeline.flags.flags import parse_flags
+    from headrace.pipeline.flags.beam_options import parse_flags
     from headrace.pipeline.flags.request import parse_request
     from tests.support.jobs import model_folder, put_inputs
 

@@ -203,22 +203,22 @@ def test_a_bare_array_is_the_only_input(double: str, elements: list[Any]) -> Non
             serving.run_inference(elements, serving.load_model())
         return
     found = serving.run_inference(elements, serving.load_model())
-    assert numbers(found) == [2.0, 4.0]  # type: ignore[arg-type]
-    assert [one.example for one in found] == elements  # type: ignore[union-attr]
+    assert numbers(found) == [2.0, 4.0]
+    assert [one.example for one in found] == elements
 
 
 def test_tensors_are_rows_too(double: str) -> None:
     import tensorflow as tf
 
     serving = handler(double)
-    assert numbers(serving.run_inference([tf.constant(3.0)], serving.load_model())) == [6.0]  # type: ignore[arg-type]
+    assert numbers(serving.run_inference([tf.constant(3.0)], serving.load_model())) == [6.0]
 
 
 def test_a_bare_array_is_none_of_two_inputs(total: str) -> None:
     serving = handler(total)
     with pytest.raises(DataError, match="neither a row nor a batch"):
         serving.run_inference([np.float32(1)], serving.load_model())
-    assert numbers(serving.run_inference([{"a": 1.0, "b": 2.0}], serving.load_model())) == [3.0]  # type: ignore[arg-type]
+    assert numbers(serving.run_inference([{"a": 1.0, "b": 2.0}], serving.load_model())) == [3.0]
 
 
 def test_keys_stay_with_their_results(double: str) -> None:

@@ -240,7 +240,7 @@ def test_a_model_in_another_process_is_reached_by_its_methods_alone() -> None:
     """So Beam keeps models by key where a machine has several processes."""
     serving = handler(keep=["id"])
     (batch,) = rows(0, 20).to_batches()
-    found = serving.run_inference([*examples(2), batch], Proxy(serving.load_model()))
+    found = serving.run_inference([*examples(2), batch], Proxy(serving.load_model()))  # type: ignore[arg-type]
     assert [sorted(one.inference) for one in found[:2]] == [["output_0"]] * 2
     assert found[2].inference.column("id").to_pylist() == list(range(20))
 

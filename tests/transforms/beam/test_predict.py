@@ -143,7 +143,7 @@ def test_mistakes_are_told_when_it_is_constructed(tmp_path: Path) -> None:
         Predict(f"{tmp_path}/nothing-here")
     for wrong in (0, -1, "many", 1.5, True):
         with pytest.raises(InvalidRequest, match="batch_rows"):
-            Predict(str(model_folder() / "saved_model"), batch_rows=wrong)
+            Predict(str(model_folder() / "saved_model"), batch_rows=wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
