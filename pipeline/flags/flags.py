@@ -320,13 +320,13 @@ def flags_of(command: str) -> list[argparse.Action]:
     """The flags that mean something to one of `COMMANDS`, in their order; all of them for ""."""
     parser = argparse.ArgumentParser(add_help=False)
     Flags.add_to(parser)
-    of = {
+    of: Mapping[str, Callable[[str], bool]] = {
         "run": lambda dest: dest not in _ONLY_VERIFY,
         "plan": lambda dest: dest not in _ONLY_VERIFY | _ONLY_RUN,
         "inspect": lambda dest: dest in _INSPECT,
         "verify": lambda dest: dest in _VERIFY,
-    }.get(command, lambda _: True)
-    return [action for action in parser._actions if of(action.dest)]
+    }
+    return [action for action in parser._actions if command not in of or of[command](action.dest)]
 
 
 def help_text(command: str = "") -> str:

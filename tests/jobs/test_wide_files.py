@@ -52,7 +52,9 @@ def seconds(work: Callable[[], object]) -> float:
 
 @pytest.mark.parametrize("case", [kept, kept_by_name, packed, one_tensor_each])
 @pytest.mark.parametrize("how", [plan_columns, fit])
-def test_planning_grows_as_the_columns_do(case: Callable[..., tuple[Any, Any, Any]], how: Callable[..., object]) -> None:
+def test_planning_grows_as_the_columns_do(
+    case: Callable[..., tuple[Any, Any, Any]], how: Callable[..., object]
+) -> None:
     def taken(columns: int) -> float:
         names = [f"c{i}" for i in range(columns)]
         schema = pa.schema([(name, pa.float32()) for name in names])

@@ -56,7 +56,7 @@ class Meter(io.RawIOBase):
         left = self._left()
         self._sock.settimeout(min(self._silence_s, left))
         try:
-            count: int | None = self._raw.readinto(buffer)  # type: ignore[attr-defined]  # a SocketIO, which typeshed hides
+            count: int | None = self._raw.readinto(buffer)
         except TimeoutError:
             if left < self._silence_s:
                 raise self._too_slow() from None
