@@ -18,6 +18,7 @@ MOST_BARS = 40
 _ONE_BAR = 0.8
 _RARE = 0.005
 _MOST_POINTS = 400
+_HAIR = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +76,22 @@ def histogram(title: str, now: Numbers | None, before: Numbers | None) -> Bars |
 
     def linear(low: float, high: float) -> tuple[list[dict[int, int]], list[float], int]:
         inside = [b - a for some in spans for a, b, _ in some if b >= low and a <= high]
-        width = min(max(high / MOST_BARS - low / MOST_BARS, *inside, sys.float_info.min), 2.0**1023)
-        width = 2.0 ** math.ceil(math.log2(width))
-        first, last = math.floor(low / width), max(math.floor(low / width), math.ceil(high / width) - 1)
-        counted = [_counted(some, lambda at: math.floor(min(last, max(first, at / width)))) for some in spans]
-        return counted, [width * at for at in range(first, last + 2)], first
+        width = _round_width(min(max(high / MOST_BARS - low / MOST_BARS, *inside, sys.float_info.min), 1e307))
+
+        def bar(value: float) -> float:
+            # 0.3 / 0.1 is a little below 3.
+            return value / width * (1 + math.copysign(_HAIR, value))
+
+        first = math.floor(bar(low))
+        last = max(first, math.ceil(high / width * (1 - math.copysign(_HAIR, high))) - 1)
+        counted = [_counted(some, lambda at: math.floor(min(last, max(first, bar(at))))) for some in spans]
+        return counted, [_multiple(width, at) for at in range(first, last + 2)], first
 
     counted, edges, first = linear(least, most)
+    doubling = False
     if max(counted[0].values()) > _ONE_BAR * now.binned and least < most / 64:
         if least > 0:
+            doubling = True
             step = math.ceil((math.log2(most) - math.log2(least)) / MOST_BARS)
             counted = [_counted(some, lambda at: math.floor(math.log2(at) / step)) for some in spans]
             first, last = (pick(pick(some) for some in counted) for pick in (min, max))
@@ -98,7 +106,33 @@ def histogram(title: str, now: Numbers | None, before: Numbers | None) -> Bars |
     shares = [
         tuple(some.get(at, 0) / max(1, one.binned) for at in bars) for some, one in zip(counted, both, strict=True)
     ]
-    return Bars(title, tuple(map(number, edges)), shares[0], shares[1] if len(shares) > 1 else None, between=True)
+    return Bars(
+        title,
+        tuple(map(_edge if doubling else number, edges)),
+        shares[0],
+        shares[1] if len(shares) > 1 else None,
+        between=True,
+    )
+
+
+def _round_width(least: float) -> float:
+    """1, 2 or 5 times a power of ten: the smallest that is no less."""
+    power = 10.0 ** math.floor(math.log10(least))
+    if not power:  # below the smallest normal number
+        return least
+    return next(width for width in (power, 2 * power, 5 * power, 10 * power) if width >= least * (1 - _HAIR))
+
+
+def _multiple(width: float, times: int) -> float:
+    """As near as a float is to the decimal number; the largest float beyond that."""
+    most = sys.float_info.max
+    return max(-most, min(most, float(f"{width * times:.12g}")))
+
+
+def _edge(value: float) -> str:
+    """Bars that double have edges such as 1/64, which no few digits are."""
+    part, whole = math.frexp(value)
+    return f"1/{2 ** (1 - whole):,}" if part == 0.5 and -10 <= whole - 1 <= -3 else number(value)
 
 
 def _counted(spans: Sequence[tuple[float, float, int]], bar: Callable[[float], int]) -> dict[int, int]:

@@ -2,7 +2,7 @@
 (() => {
   const root = document.documentElement;
   const colour = (name) => getComputedStyle(root).getPropertyValue("--" + name).trim();
-  const percent = (share) => (100 * share).toPrecision(3).replace(/\.?0+$/, "") + " %";
+  const percent = (share) => (100 * share).toLocaleString("en", { maximumSignificantDigits: 3 }) + " %";
   const plots = [];
   const axis = (more) => Object.assign({
     stroke: () => colour("soft"), font: "12px system-ui, sans-serif", gap: 4,

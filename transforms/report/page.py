@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 from ..columns.wording import counted
 from ..jobs.job import Job
@@ -112,11 +113,12 @@ def _head(run: Run, found: dict[str, list[Shift]]) -> Iterator[str]:
     yield '<dl class="answers">'
     if account.bad_rows:
         share = account.bad_rows / max(1, account.rows)
+        are = "is" if account.bad_rows == 1 else "are"
         yield answer(
             "Did it work?",
             "Yes, but",
-            f"{rows_text(account.bad_rows)} ({number(100 * share)} %) could not be predicted and lie in dead letters; at most "
-            f"{job.on_error.most} may. Every other row is predicted.",
+            f"{rows_text(account.bad_rows)} ({number(100 * share)} %) could not be predicted and {are} in dead letters. "
+            f"{_allowed(job, account.rows)} Every other row is predicted.",
             "warn",
         )
     else:
@@ -125,6 +127,14 @@ def _head(run: Run, found: dict[str, list[Shift]]) -> Iterator[str]:
     yield answer("How many rows?", f"{account.rows - account.bad_rows:,}", f"{_done(account)}{trial}", "")
     yield answer("Is it like the previous run?", *_like(run, found))
     yield "</dl>"
+
+
+def _allowed(job: Job, rows: int) -> str:
+    """How many rows may be bad; of a share, that it is rounded up."""
+    most, allowed = job.on_error.most, job.on_error.allowed(rows)
+    if not most.endswith("%"):
+        return f"At most {allowed:,} may be."
+    return f"At most {most[:-1]} % may be, rounded up to whole rows: {allowed:,} of {rows:,}."
 
 
 def _done(account: Account) -> str:
@@ -206,7 +216,7 @@ def _mark(found: Sequence[Shift]) -> str:
 
 
 def _column_table(column: Column, old: Column | None, found: Sequence[Shift]) -> str:
-    head = ["", "rows", "null", "NaN", "infinite", "least", "mean", "median", "most", "deviation"]
+    head = ["", "rows", "null", "NaN", "infinite", "min", "mean", "median", "max", "std. dev."]
     if column.numbers is None:
         head = head[:3]
     rows = [_column_row("This run", column)] + ([_column_row("Before", old)] if old is not None else [])
@@ -233,7 +243,7 @@ def _time(run: Run, charts: list[Bars | Areas]) -> Iterator[str]:
     yield "<section>"
     yield "<h2>Where the time went</h2>"
     if not account.computed_shards:
-        yield "<p>This run computed nothing: every shard stood in the output already.</p></section>"
+        yield "<p>This run computed nothing: every shard was in the output already.</p></section>"
         return
     began, lasted = account.began, max(account.ended - account.began, 1e-3)
     load = sum(process.load_seconds for process in account.loads())
@@ -278,7 +288,7 @@ def _time(run: Run, charts: list[Bars | Areas]) -> Iterator[str]:
         else f"The {len(slow)} slowest of {account.computed_shards:,} shards"
     )
     yield f"<h3>{some}</h3>"
-    yield '<p class="soft">A bar lies where the shard ran; its colours are the shares of reading, predicting and writing.</p>'
+    yield '<p class="soft">A bar shows when the shard ran; its colours are the shares of reading, predicting and writing.</p>'
     yield f'<p class="keys">{stage_keys()}</p>'
     rows = []
     for one in slow:
@@ -294,7 +304,8 @@ def _dead_letters(run: Run) -> Iterator[str]:
         return
     yield "<section>"
     yield "<h2>Rows that could not be predicted</h2>"
-    yield f"<p>{rows_text(account.bad_rows)} lie in <code>{say(folder)}</code>, as they were read.</p>"
+    are = "is" if account.bad_rows == 1 else "are"
+    yield f"<p>{rows_text(account.bad_rows)} {are} in <code>{say(folder)}</code>, as read.</p>"
     looked = (
         "" if account.bad_looked_at == account.bad_rows else f" (of the {account.bad_looked_at:,} that were looked at)"
     )
@@ -325,7 +336,7 @@ def _what_ran(run: Run) -> Iterator[str]:
             (f"Predictions{of}", "; ".join(f"{output} → {column}" for output, column in model["prediction"].items()))
         )
         rules = {key: value for key, value in model.items() if key not in _OF_A_MODEL}
-        facts += [(f"{key.replace('_', ' ').capitalize()}{of}", str(value)) for key, value in rules.items()]
+        facts += [(f"{key.replace('_', ' ').capitalize()}{of}", _words(value)) for key, value in rules.items()]
     facts += [
         ("Kept columns", ", ".join(job.keep) or "none"),
         (
@@ -359,10 +370,22 @@ def _what_ran(run: Run) -> Iterator[str]:
     yield "</section>"
 
 
+def _words(value: Any) -> str:
+    """A setting as a person writes it; none of Python's or JSON's signs."""
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {_words(one)}" for name, one in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        numbers = len(value) > 1 and all(isinstance(one, int) for one in value)
+        return (" \N{MULTIPLICATION SIGN} " if numbers else ", ").join(map(_words, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
 _OF_A_MODEL = ("uri", "format", "digest", "signature", "feature", "prediction")
 
 
-_READING = f"""Rows, nulls, NaN, least, most and means are of every row. Distributions are of each shard's first
+_READING = f"""Rows, nulls, NaN, min, max and means are of every row. Distributions are of each shard's first
 {ALL_ROWS:,} rows and then of every {EVERY}th batch, in bins of a sixteenth of an octave; medians are within one. Times are of
 one thread each; reading and writing of some shards overlap the predicting of others."""
 _COMPARING = f"""The Jensen-Shannon distance of two distributions p and q is the root of H((p + q)/2) &minus; (H(p) + H(q))/2,
@@ -370,7 +393,7 @@ with H Shannon's entropy in bits: 0 where they are equal, 1 where they share not
 Information Theory 37(1), 1991). Numbers are compared in {GROUPS} bins of about equal shares of both runs. From {SLIGHT} on
 a column has shifted, from {MARKED} on much: for small shifts, a population stability index of 0.1 and 0.25. &ldquo;Chance
 alone&rdquo; is what as many rows of one and the same distribution would show; twice as much must be exceeded."""
-_NO_SCRIPT = "Charts are drawn by a script, which this viewer does not run. The numbers stand below each."
+_NO_SCRIPT = "Charts are drawn by a script, which this viewer does not run. The numbers are below each."
 
 
 def _how_to_read(run: Run) -> Iterator[str]:

@@ -51,9 +51,9 @@ def _write(job: Job, place: str, manifest: tuple[str, ...], account: Account) ->
     standing, earlier = _standing(store, place)
     if earlier is not None and earlier.manifest == manifest:  # a runner runs the last step again
         return place
-    before, compared = earlier, f"There is no report of an earlier run at {public_uri(place)}."
+    before, compared = earlier, "This is the first report here: there is no earlier run to compare with."
     if earlier is not None:
-        compared = f"The previous run is that of the report that stood at {public_uri(place)}."
+        compared = "The previous run is that of the report that this one replaced."
     if job.compare is not None:
         before, compared = _named(job, job.compare)
     lasted = account.ended - account.began
@@ -92,7 +92,7 @@ def _named(job: Job, place: str) -> tuple[Kept | None, str]:
         found = read_report(store, store.stat(place))
     except (ObjectNotFound, InvalidRequest) as error:
         return None, f"The report to compare with could not be read: {error}"
-    return found, f"The previous run is that of {public_uri(place)}."
+    return found, f"The previous run is that of the report {public_uri(place)}."
 
 
 def _few(columns: Iterable[Column]) -> Iterable[Column]:

@@ -45,7 +45,9 @@ def told(page: Browser, selector: str) -> list[str]:
 def test_the_first_question_is_answered_first(page: Browser) -> None:
     assert told(page, ".says") == ["Yes, but", f"{FILES * ROWS - len(BAD_ROWS):,}", "Nearly"]
     worked, many, alike = told(page, ".more")
-    assert worked.startswith("3 rows (0.02 %) could not be predicted and lie in dead letters; at most 1% may.")
+    assert worked.startswith(
+        "3 rows (0.02 %) could not be predicted and are in dead letters. At most 1 % may be, rounded up"
+    )
     assert many.startswith("15,000 rows computed in")
     assert "shifted" in alike
     assert "As many rows." in alike

@@ -28,7 +28,7 @@ POLICY = RetryPolicy(
 )
 HEAD = b'HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 0-9999/10000\r\nETag: "e"\r\n'
 BODY = bytes(10_000)
-Speak = Callable[[socket.socket], None]
+Speak = Callable[[socket.socket, bytes], None]
 
 
 class Server:
@@ -50,9 +50,9 @@ class Server:
 
     def _answer(self, client: socket.socket) -> None:
         with client, contextlib.suppress(OSError):
-            while client.recv(65536):
+            while request := client.recv(65536):
                 self.requests += 1
-                self.speak(client)
+                self.speak(client, request)
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -73,13 +73,20 @@ def serve() -> Iterator[Callable[[Speak], Server]]:
 
 
 def without_end(first: bytes, again: bytes, pause: float = 0.0) -> Speak:
-    def speak(client: socket.socket) -> None:
+    def speak(client: socket.socket, _: bytes) -> None:
         client.sendall(first)
         while True:
             client.sendall(again)
             time.sleep(pause)
 
     return speak
+
+
+def dripping_body(client: socket.socket, request: bytes) -> None:
+    """Goes on where the last request came to, as asked."""
+    first = int(request.partition(b"bytes=")[2].partition(b"-")[0])
+    head = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes %d-9999/10000\r\nContent-Length: %d\r\n\r\n"
+    without_end(head % (first, 10_000 - first), b"x", 0.05)(client, request)
 
 
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -89,7 +96,7 @@ TOO_SLOW = {
     "a status line byte by byte": without_end(b"HTTP/1.1 20", b"0", 0.05),
     "headers byte by byte": without_end(HEAD, b"X", 0.05),
     "a header now and then": without_end(HEAD, b"X-A: b\r\n", 0.1),
-    "a body byte by byte": without_end(SIZED, b"x", 0.05),
+    "a body byte by byte": dripping_body,
     "chunks of a byte": without_end(CHUNKED, b"1\r\nx\r\n", 0.05),
     "a chunk's size byte by byte": without_end(CHUNKED, b"0", 0.05),
 }
@@ -148,7 +155,7 @@ def test_the_body_of_a_refusal_that_drips_is_given_up(serve: Callable[[Speak], S
 def test_a_slow_server_that_keeps_the_rate_is_waited_for(serve: Callable[[Speak], Server]) -> None:
     """100 Continue before it, a pause before the head, and the body in small pieces that take longer than the grace."""
 
-    def speak(client: socket.socket) -> None:
+    def speak(client: socket.socket, _: bytes) -> None:
         client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
         time.sleep(0.3)
         client.sendall(SIZED)
