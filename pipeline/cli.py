@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
                 return _inspect(request, as_json)
             if command == "verify":
                 return _verify(request, as_json)
-            return _plan(request, as_json) if command == "plan" else _run(request, options, as_json)
+            return _plan(request, options, as_json) if command == "plan" else _run(request, options, as_json)
     except HeadraceError as error:
         # The same command may be right later, or must be run again: something is half done.
         return _tell("Cannot start", error, verbose, 1 if type(error) in (StoreUnavailable, JobError) else 2)
@@ -101,7 +101,7 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
     from .checks.output_folder import check_overwritten, claim_output, examine_output
     from .checks.preflight import prepare
     from .checks.report_place import report_written
-    from .commands.summary import little_memory, passed_over, report_nothing_to_do, report_summary
+    from .commands.summary import little_memory, passed_over, report_nothing_to_do, report_summary, travelling_secrets
     from .packages.own_wheel import own_package
     from .runners.launch import detach, launch, open_pipeline
 
@@ -111,6 +111,8 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
     output = prepared.job.output
     for told in passed_over(prepared.inputs.passed):
         tell("note", f"{told}.", logging.WARNING)
+    for told in travelling_secrets(prepared.job, runner_of(options)):
+        tell("note", told, logging.WARNING)
     if request.clean:
         left = open_store(output, request.storage).clean(f"{output}/")
         tell("note", f"{counted(left, 'interrupted upload')} removed from {output}.")
@@ -158,7 +160,7 @@ def _show(answer: Answer, as_json: bool) -> int:
     return 0
 
 
-def _plan(request: Request, as_json: bool) -> int:
+def _plan(request: Request, options: PredictOptions, as_json: bool) -> int:
     from headrace.transforms.beam.plan import input_files, plan_shards
 
     from .checks.inspection import look
@@ -173,7 +175,8 @@ def _plan(request: Request, as_json: bool) -> int:
         _show(report_look(look(request)), as_json)
         raise
     standing = examine_output(prepared, overwrite=request.overwrite)
-    return _show(report_plan(prepared, standing, plan_shards(prepared.job, input_files(prepared.job))), as_json)
+    shards = plan_shards(prepared.job, input_files(prepared.job))
+    return _show(report_plan(prepared, standing, shards, runner_of(options)), as_json)
 
 
 def _inspect(request: Request, as_json: bool) -> int:

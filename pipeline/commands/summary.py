@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from headrace.transforms.columns.wording import counted
 from headrace.transforms.container_limits import usable_memory
 from headrace.transforms.jobs.input_files import PassedOver
+from headrace.transforms.jobs.job import Job
 from headrace.transforms.models.ref import ModelRef
 from headrace.transforms.models.spec import ModelSpec, Signature, TensorSpec
 from headrace.transforms.shards.shard import Shard
@@ -45,7 +47,24 @@ def little_memory(prepared: Prepared) -> str:
     )
 
 
-def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard]) -> Answer:
+def travelling_secrets(job: Job, runner: str | None) -> list[str]:
+    """A sentence where a model's address is signed, or has a password, and crosses to workers elsewhere."""
+    uris = [
+        uri for model in job.models for uri in (model.ref.uri, model.ref.weights, *(o.uri for o in model.ref.objects))
+    ]
+    named = sorted({public_uri(uri) for uri in uris if uri and uri != public_uri(uri)})
+    if runner is None or not named:
+        return []
+    said = (
+        f"The signature or password in the address of {named[0]} travels in the job's description to {runner}, since its "
+        "workers need it. Whoever may see the job there can read the model for as long as it is valid. To keep it here, copy "
+        "the model to a bucket that the workers' own identity may read, and name that."
+    )
+    return [said]
+
+
+def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard], runner: str | None = None) -> Answer:
+    """`runner` is where the job is to run, None for this process."""
     job, inputs = prepared.job, prepared.inputs
     count = rows = size = 0
     for shard in shards:
@@ -82,6 +101,7 @@ def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard])
         "dead_letters": job.on_error.dead_letters,
         "max_bad_rows": job.on_error.most if job.on_error.dead_letters else None,
         "memory_bytes_per_worker": memory_gb * 10**9,
+        "notes": (notes := travelling_secrets(job, runner)),
         "columns": [link.fields() for link in links],
     }
     aside = f" ({hidden} hidden and {empty} empty passed over)" if hidden + empty else ""
@@ -102,6 +122,8 @@ def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard])
         "",
         *_drawn(links, [(model["name"], signature.name) for model, signature in zip(models, signatures, strict=True)]),
     ]
+    for note in notes:
+        lines += ["", *textwrap.wrap(f"Note: {note}", WIDTH, break_long_words=False, break_on_hyphens=False)]
     if standing.complete:
         lines += ["", "Everything is done: the same command would compute nothing."]
     elif standing.done:

@@ -87,7 +87,7 @@
     const { read, data, ...made } = (spec.seconds ? areas : bars)(spec);
     const size = () => ({ width: Math.max(200, box.clientWidth), height: box.clientHeight });
     const plot = new uPlot({
-      ...size(), ...made, legend: { show: false }, cursor: still, padding: [8, 8, 0, 0],
+      ...size(), ...made, legend: { show: false }, cursor: still, padding: [8, 24, 0, 0],
       hooks: { setCursor: [(u) => { told.textContent = u.cursor.idx == null ? "" : read(u.cursor.idx); }] },
     }, data, box);
     const canvas = box.querySelector("canvas");

@@ -198,7 +198,8 @@ def _coverage(account: Account) -> str:
         read = (
             f"; what {account.footers:,} of them hold, found done, is known from their files" if account.footers else ""
         )
-        return f"Of all {counted(account.shards, 'shard')}{read}. Bars are shares of this run, lines of the one before."
+        every = "the only shard" if account.shards == 1 else f"all {account.shards:,} shards"
+        return f"Of {every}{read}. Bars are shares of this run, lines of the one before."
     return (
         f"Of {account.described:,} of {counted(account.shards, 'shard')} only: those that this run computed, and "
         f"{account.footers:,} of those found done, whose files hold their own statistics. The others were not read again."
@@ -258,6 +259,7 @@ def _time(run: Run, charts: list[Bars | Areas]) -> Iterator[str]:
         f"{share * 100:g} % within {seconds_text(batch.quantile(share))}" for share in (0.5, 0.95, 0.99)
     )
     longest = seconds_text(batch.most if batch.count else None)
+    timed = f": {quantiles}, {longest} at most" if batch.count else ""
     halved = (
         f" {counted(account.batches_halved, 'batch', 'batches')} did not fit into memory and were halved."
         if account.batches_halved
@@ -271,7 +273,7 @@ def _time(run: Run, charts: list[Bars | Areas]) -> Iterator[str]:
             ),
             (
                 "Batches",
-                f"{counted(account.batches, 'batch', 'batches')}: {quantiles}, {longest} at most.{halved}",
+                f"{counted(account.batches, 'batch', 'batches')}{timed}.{halved}",
             ),
             ("Bytes", f"{bytes_text(account.read_bytes)} of Parquet read, {bytes_text(account.written_bytes)} written"),
             (

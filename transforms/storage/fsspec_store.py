@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from ..errors import (
     StorageError,
     StoreUnavailable,
 )
-from .http_ranges import RetryPolicy
+from .retries import MayPass, RetryPolicy, retried, times
 from .store import ObjectRef, Store, StoreOptions, Writer, check_range
 
 _EXTRAS = {
@@ -100,9 +99,7 @@ class FsspecStore(Store):
             raise changed(ref, now.version)
 
     def _piece(self, filesystem: Any, path: str, ref: ObjectRef, offset: int, length: int) -> bytes:
-        failures = 0
-        while True:
-            self.counters.add(requests=1, retries=1 if failures else 0)
+        def attempt() -> bytes:
             try:
                 data: bytes = filesystem.cat_file(path, start=offset, end=offset + length)
                 if len(data) == length:
@@ -113,17 +110,17 @@ class FsspecStore(Store):
                 raise told(error, ref.uri, "read") from error
             except Exception as error:
                 found, cause = described(error), error
-            failures += 1
             now = self.stat(ref.uri)
             if now.version != ref.version:
                 raise changed(ref, now.version) from cause
-            if failures >= self._policy.attempts:
-                raise StoreUnavailable(
-                    f"Reading bytes {offset} to {offset + length} (exclusive) of {ref.uri} failed {failures} times",
-                    found=found,
-                    cure="Look at the network and at the store's status, then run again.",
-                ) from cause
-            time.sleep(self._policy.wait_s(failures, 0.0))
+            raise MayPass(found) from cause
+
+        return retried(
+            attempt,
+            self._policy,
+            self.counters,
+            lambda n: f"Reading bytes {offset} to {offset + length} (exclusive) of {ref.uri} failed {times(n)}",
+        )
 
     def create(self, uri: str) -> Writer:
         raise InvalidRequest(

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from ..errors import InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
 from .gcs_client import LIBRARY_ERRORS, TIMEOUT_S, GcsClient, explain, pin, split
 from .gcs_upload import GcsWriter
-from .http_ranges import HttpRefusal, RangeReader, RetryPolicy
+from .http_ranges import HttpRefusal, RangeReader
+from .retries import RetryPolicy
 from .store import ObjectRef, Store, StoreOptions, Writer, check_range
 
 _FIELDS = "items(name,size,generation,crc32c),nextPageToken"

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import email.utils
 import http.client
-import itertools
 import os
-import random
 import re
 import socket
 import ssl
@@ -28,9 +26,10 @@ from functools import partial
 from types import MappingProxyType
 from typing import TypeVar, cast
 
-from ..errors import StorageError, StoreUnavailable
+from ..errors import StorageError
 from .http_meter import MeteredResponse, TooMuch, TooSlow
 from .prefault import prefault
+from .retries import MayPass, RetryPolicy, retried, times
 from .store import Counters
 
 _TRANSIENT = {408, 429, 500, 502, 503, 504}
@@ -45,53 +44,12 @@ Header = Mapping[str, str]
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """How long to go on with what may pass. Times are in seconds; a wait is drawn from the upper half of its bound.
-
-    `read_timeout_s` bounds the silence before any byte. An answer's head must be whole after `head_timeout_s`, and its body
-    come with `least_bytes_per_s` on average, not counting the first `grace_s`: that is an overall deadline of each request.
-    A server that is too slow for it is asked `slow_attempts` times.
-    """
-
-    attempts: int = 8
-    first_wait_s: float = 0.5
-    longest_wait_s: float = 30.0
-    longest_retry_after_s: float = 120.0
-    connect_timeout_s: float = 10.0
-    read_timeout_s: float = 60.0
-    head_timeout_s: float = 60.0
-    grace_s: float = 60.0
-    least_bytes_per_s: float = 8192.0
-    slow_attempts: int = 2
-
-    @property
-    def limits(self) -> dict[str, float]:
-        """Of one request, as `Meter` takes them."""
-        return {
-            "silence_s": self.read_timeout_s,
-            "head_s": self.head_timeout_s,
-            "grace_s": self.grace_s,
-            "least_rate": self.least_bytes_per_s,
-        }
-
-    def wait_s(self, failures: int, retry_after_s: float) -> float:
-        bound = min(self.longest_wait_s, self.first_wait_s * 2.0 ** (failures - 1))
-        return max(bound * random.uniform(0.5, 1.0), min(retry_after_s, self.longest_retry_after_s))  # noqa: S311
-
-
 class HttpRefusal(Exception):
     """A status that no retry will change; `status` and the beginning of the `body` are for the store to interpret."""
 
     def __init__(self, status: int, body: str) -> None:
         super().__init__(f"HTTP {status}")  # a body may tell what was signed, and a traceback shows this
         self.status, self.body = status, body
-
-
-class _Transient(Exception):
-    def __init__(self, cause: str, retry_after_s: float = 0.0) -> None:
-        super().__init__(cause)
-        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +75,7 @@ class RangeReader:
 
     def ask(self, name: str, url: str, headers: Header) -> tuple[int, Message, str]:
         """A GET's status, headers, and the beginning of a refusal's body. Raises `StorageError` as below."""
-        return self._tried(lambda: self._ask(url, headers), lambda n: f"Asking for {name} failed {n} times")
+        return self._tried(lambda: self._ask(url, headers), lambda n: f"Asking for {name} failed {times(n)}")
 
     def read_into(
         self,
@@ -158,41 +116,31 @@ class RangeReader:
             self._tried(
                 attempt,
                 lambda n: (
-                    f"Reading bytes {start} to {end} (exclusive) of {name} failed {n} times, "
+                    f"Reading bytes {start} to {end} (exclusive) of {name} failed {times(n)}, "
                     f"the last time at byte {reached()}"
                 ),
             )
 
     def _tried(self, attempt: Callable[[], _T], told: Callable[[int], str]) -> _T:
-        slow = 0
-        for failures in itertools.count(1):
-            self._counters.add(requests=1, retries=1 if failures > 1 else 0)
-            try:
-                return attempt()
-            except TooMuch as error:
-                raise StorageError(
-                    told(failures),
-                    expected="an answer to what was asked for",
-                    found=str(error),
-                    cure="Look at the server, or a proxy before it; or copy the object to a bucket and name that.",
-                ) from error
-            except _Transient as error:
-                slow += isinstance(error.__cause__, TooSlow)
-                if failures >= self._policy.attempts or slow >= self._policy.slow_attempts:
-                    raise StoreUnavailable(
-                        told(failures),
-                        found=str(error),
-                        cure="Look at the network and at the store's status, then run again.",
-                    ) from error
-                time.sleep(self._policy.wait_s(failures, error.retry_after_s))
-        raise AssertionError("unreachable")
+        try:
+            return retried(attempt, self._policy, self._counters, told)
+        except TooMuch as error:
+            raise StorageError(
+                told(1),
+                expected="an answer to what was asked for",
+                found=str(error),
+                cure="Look at the server, or a proxy before it; or copy the object to a bucket and name that.",
+            ) from error
+
+    def _passing(self, error: Exception) -> MayPass:
+        return MayPass(_describe(error), attempts=self._policy.slow_attempts if isinstance(error, TooSlow) else None)
 
     def _ask(self, url: str, headers: Header) -> tuple[int, Message, str]:
         connection, response = self._request(url, headers)
         reusable = False
         try:
             if response.status in _TRANSIENT:
-                raise _Transient(f"HTTP {response.status} {response.reason}", _retry_after_s(response))
+                raise MayPass(f"HTTP {response.status} {response.reason}", _retry_after_s(response))
             body = b""
             if response.status >= 400 or (response.length is not None and response.length <= _ERROR_BODY_BYTES):
                 response.meter.expect_body(_ERROR_BODY_BYTES)
@@ -200,7 +148,7 @@ class RangeReader:
                 reusable = response.isclosed() and not response.will_close
             return response.status, response.headers, body.decode("utf-8", "replace") if response.status >= 400 else ""
         except _FAILURES as error:
-            raise _Transient(_describe(error)) from error
+            raise self._passing(error) from error
         finally:
             self._put_back(url, connection, reusable)
 
@@ -216,7 +164,7 @@ class RangeReader:
             while rest:
                 count = _read_some(response, rest[0])
                 if not count:
-                    raise _Transient(f"the body ended {end - offset} bytes early")
+                    raise MayPass(f"the body ended {end - offset} bytes early")
                 offset += count
                 rest[0] = rest[0][count:]
                 if not rest[0].nbytes:
@@ -224,7 +172,7 @@ class RangeReader:
             with suppress(TooMuch, *_FAILURES):  # all that was asked for is here
                 reusable = not response.read(1) and not response.will_close
         except _FAILURES as error:
-            raise _Transient(_describe(error)) from error
+            raise self._passing(error) from error
         finally:
             self._put_back(asked.url, connection, reusable)
 
@@ -261,7 +209,7 @@ class RangeReader:
                         cure="Where a proxy inspects TLS, name its certificate in SSL_CERT_FILE.",
                     ) from error
                 if not kept or isinstance(error, (TimeoutError, TooSlow)):
-                    raise _Transient(_describe(error)) from error
+                    raise self._passing(error) from error
         raise AssertionError("unreachable")
 
     def _take(self, url: str) -> http.client.HTTPConnection | None:
@@ -314,7 +262,7 @@ class RangeReader:
 def _check_response(response: MeteredResponse, asked: _Asked, offset: int, end: int) -> None:
     """Whether the body that follows is exactly the bytes `offset` to `end` (exclusive) of what was asked for."""
     if response.status in _TRANSIENT:
-        raise _Transient(f"HTTP {response.status} {response.reason}", _retry_after_s(response))
+        raise MayPass(f"HTTP {response.status} {response.reason}", _retry_after_s(response))
     if response.status not in (http.client.OK, http.client.PARTIAL_CONTENT):
         response.meter.expect_body(_ERROR_BODY_BYTES)
         body = response.read(_ERROR_BODY_BYTES).decode("utf-8", "replace").strip()
@@ -332,13 +280,13 @@ def _check_response(response: MeteredResponse, asked: _Asked, offset: int, end: 
         sent = response.headers.get("Content-Range", "no Content-Range")
         match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", sent.strip())
         if not match or (int(match[1]), int(match[2]) + 1) != (offset, end):
-            raise _Transient(f"asked for bytes {offset}-{end - 1}, the server sent {sent}")
+            raise MayPass(f"asked for bytes {offset}-{end - 1}, the server sent {sent}")
         if size is not None and match[3] not in ("*", str(size)):
             raise HttpRefusal(http.client.PRECONDITION_FAILED, f"the object has {match[3]} bytes, not {size}")
     elif offset or length != str(end):
-        raise _Transient(f"asked for bytes {offset}-{end - 1}, the server ignored the range and sent {length} bytes")
+        raise MayPass(f"asked for bytes {offset}-{end - 1}, the server ignored the range and sent {length} bytes")
     if length is not None and length != str(end - offset):
-        raise _Transient(f"asked for {end - offset} bytes, the server announced {length}")
+        raise MayPass(f"asked for {end - offset} bytes, the server announced {length}")
 
 
 def _skip(response: http.client.HTTPResponse, count: int) -> None:
@@ -346,7 +294,7 @@ def _skip(response: http.client.HTTPResponse, count: int) -> None:
     while count:
         skipped = _read_some(response, scratch[:count])
         if not skipped:
-            raise _Transient(f"the body ended {count} bytes before what was asked for")
+            raise MayPass(f"the body ended {count} bytes before what was asked for")
         count -= skipped
 
 

@@ -17,7 +17,8 @@ from email.message import Message
 
 from ..errors import AccessDenied, InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
 from .bounded_cache import Recent
-from .http_ranges import Header, HttpRefusal, RangeReader, RetryPolicy
+from .http_ranges import Header, HttpRefusal, RangeReader
+from .retries import RetryPolicy
 from .store import ObjectRef, Store, StoreOptions, Writer, check_range, public_uri
 
 _REDIRECTS = {301, 302, 303, 307, 308}

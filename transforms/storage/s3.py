@@ -6,7 +6,6 @@ s3fs they would be copied several times, and all of them in one thread.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import re
 import time
@@ -16,7 +15,8 @@ from typing import Any
 from ..errors import AccessDenied, AlreadyExists, InvalidRequest, ObjectNotFound, StorageError, StoreUnavailable
 from .bounded_cache import Recent
 from .fsspec_store import FsspecStore, changed, described, told
-from .http_ranges import HttpRefusal, RangeReader, RetryPolicy
+from .http_ranges import HttpRefusal, RangeReader
+from .retries import MayPass, RetryPolicy, retried
 from .store import ObjectRef, StoreOptions, Writer, check_range
 
 # S3 takes parts of 5 MiB to 5 GiB, 10,000 at most: so objects of up to 160 GB.
@@ -239,30 +239,35 @@ class _S3Writer(Writer):
         return self._closed
 
     def _call(self, method: str, **arguments: Any) -> Any:
-        policy = self._store._policy
-        for failures in itertools.count(1):
-            self._store.counters.add(requests=1, retries=1 if failures > 1 else 0)
+        def attempt() -> Any:
             try:
                 return self._filesystem.call_s3(method, **self._target, **arguments)
             except Exception as error:
-                conflict = _code(error) == "ConditionalRequestConflict"
+                conflict = _conflicts(error)
                 # An upload of parts would have to begin anew.
-                if conflict and method == "put_object" and failures < policy.attempts:
-                    time.sleep(policy.wait_s(failures, 0.0))
-                    continue
+                if conflict and (method == "put_object" or not self._stands()):
+                    raise MayPass(described(error), attempts=None if method == "put_object" else 1) from error
                 self.abort()
-                if _code(error) == "PreconditionFailed" or (conflict and self._stands()):
-                    raise AlreadyExists(
-                        f"{self._uri} stands already", cure="Delete it, or write under another name."
-                    ) from error
-                if conflict:
-                    raise StoreUnavailable(
-                        f"{self._uri} is being written by another at this moment",
-                        found=described(error),
-                        cure="Run again once it has ended.",
-                    ) from error
+                if conflict or _code(error) == "PreconditionFailed":
+                    raise self._there() from error
                 raise told(error, self._uri, "write") from error
-        raise AssertionError("unreachable")
+
+        try:
+            return retried(
+                attempt,
+                self._store._policy,
+                self._store.counters,
+                lambda _: f"{self._uri} is being written by another at this moment",
+                cure="Run again once it has ended.",
+            )
+        except StoreUnavailable as error:
+            self.abort()
+            if error.__cause__ is not None and _conflicts(error.__cause__) and self._stands():
+                raise self._there() from error
+            raise
+
+    def _there(self) -> AlreadyExists:
+        return AlreadyExists(f"{self._uri} stands already", cure="Delete it, or write under another name.")
 
     def _stands(self) -> bool:
         try:
@@ -288,7 +293,12 @@ def _check_name(uri: str) -> None:
         )
 
 
-def _code(error: Exception) -> str:
+def _conflicts(error: BaseException) -> bool:
+    """Another write of the same object is under way."""
+    return _code(error) == "ConditionalRequestConflict"
+
+
+def _code(error: BaseException) -> str:
     """S3's own name of an error, which s3fs keeps as the cause of a Python one."""
     response = getattr(error.__cause__ or error, "response", None) or {}
     return str(response.get("Error", {}).get("Code", ""))

@@ -28,7 +28,7 @@ from headrace.transforms.models.load import _format
 from headrace.transforms.models.ref import pin_model
 from headrace.transforms.models.streaming.tensor_stream import StreamOptions
 from headrace.transforms.storage.gcs import GcsStore
-from headrace.transforms.storage.http_ranges import RetryPolicy
+from headrace.transforms.storage.retries import RetryPolicy
 from tests.support.fault_table import tell
 from tests.support.front import Front, Gate, served
 from tests.transforms.models.saved_model.test_saved_model import assert_same_bits, in_ram

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.browser import Browser, browser
+from tests.support.report_pages import KINDS, LONG, write_page
 from tests.support.report_runs import BAD_ROWS, FILES, ROWS, two_runs
 
 MEDIA = [("light", "screen"), ("dark", "screen"), ("light", "print"), ("dark", "print")]
@@ -147,3 +148,56 @@ def test_it_fits_a_telephone(page: Browser, tmp_path: Path) -> None:
     page.driver.set_window_size(1100, 900)
     names = page.js("return [...document.querySelectorAll('canvas')].map((e) => e.getAttribute('aria-label'))")
     assert all(name and "%" in name for name in names[:5])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hard_pages_fit_every_width(chromium: Browser, tmp_path: Path, kind: str) -> None:
+    chromium.media("light")
+    chromium.open(write_page(kind, tmp_path))
+    charts = chromium.js("return document.querySelectorAll('figure[data-chart]').length")
+    assert chromium.js("return document.documentElement.dataset.drawn") == str(charts)
+    for width in (390, 768, 1440):
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+        chromium.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        chromium.media("light")
+        assert chromium.js("return document.documentElement.scrollWidth") == width
+        wide = "return [...document.querySelectorAll('main *')].filter((e) => !e.closest('.scroll,.chart')"
+        assert chromium.js(f"{wide} && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML)") == []
+    chromium.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    for scheme, media in MEDIA:
+        chromium.media(scheme, media)
+        lowest, where = chromium.contrasts()[0]
+        assert lowest >= 4.5, where
+    chromium.media("light")
+    assert chromium.complaints() == []
+    text = chromium.js("return document.body.innerText")
+    # Of Python and of JSON.
+    for sign in ("{'", "['", '{"', "None", "True", "False", "undefined", "Infinity", "1 rows", "all 1 "):
+        assert sign not in text
+    assert ("min\tmean\tmedian\tmax\tstd. dev." in text) or kind == "long names"
+    if kind == "whole":
+        chromium.js("document.querySelectorAll('details').forEach((e) => { e.open = true; })")
+        assert "100.00 %" in chromium.js("return document.body.innerText")
+    if kind == "bad rows":
+        assert "1 row (1.639 %) could not be predicted and is in dead letters. At most 1 % may be, rounded up" in text
+    if kind == "long names":
+        assert LONG in text.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [
+        (1, "100 %"),
+        (0.5, "50 %"),
+        (0.1, "10 %"),
+        (0.125, "12.5 %"),
+        (0, "0 %"),
+        (0.0001234, "0.0123 %"),
+        (1e-9, "0.0000001 %"),
+    ],
+)
+def test_shares_in_percent(page: Browser, share: float, text: str) -> None:
+    """As the page's own function writes them, which the report keeps to itself."""
+    source = (Path(__file__).parents[3] / "transforms/report/page.js").read_text("utf-8")
+    function = source.partition("const percent = ")[2].partition(";\n")[0]
+    assert page.js(f"return ({function})({share!r})") == text

@@ -30,7 +30,8 @@ from headrace.transforms.errors import (
 from headrace.transforms.models import ref as ref_module
 from headrace.transforms.models.ref import pin_model
 from headrace.transforms.storage import Store, StoreOptions, open_store
-from headrace.transforms.storage.http_ranges import RangeReader, RetryPolicy
+from headrace.transforms.storage.http_ranges import RangeReader
+from headrace.transforms.storage.retries import RetryPolicy
 from tests.support.front import Front, Gate, served
 from tests.support.s3_service import s3_service, use_s3
 from tests.support.store_contract import LARGE, ListContract, StoreContract, noise

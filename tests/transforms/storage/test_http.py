@@ -28,8 +28,8 @@ from headrace.transforms.errors import (
 from headrace.transforms.jobs.input_files import PassedOver, each_input
 from headrace.transforms.models.ref import pin_model
 from headrace.transforms.storage import Store, StoreOptions, http_store, open_store
-from headrace.transforms.storage.http_ranges import RetryPolicy
 from headrace.transforms.storage.http_store import HttpStore
+from headrace.transforms.storage.retries import RetryPolicy
 from headrace.transforms.storage.store import public_uri
 from tests.support.store_contract import ReadContract, noise
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from headrace.transforms.errors import StorageError, StoreUnavailable
-from headrace.transforms.storage.http_ranges import RangeReader, RetryPolicy
+from headrace.transforms.storage.http_ranges import RangeReader
 from headrace.transforms.storage.http_store import HttpStore
+from headrace.transforms.storage.retries import RetryPolicy
 from headrace.transforms.storage.store import Counters, StoreOptions
 
 POLICY = RetryPolicy(

@@ -14,7 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from headrace.transforms.errors import StorageError
-from headrace.transforms.storage.http_ranges import HttpRefusal, RangeReader, RetryPolicy
+from headrace.transforms.storage.http_ranges import HttpRefusal, RangeReader
+from headrace.transforms.storage.retries import RetryPolicy
 from headrace.transforms.storage.store import Counters
 from tests.support.store_contract import noise
 

@@ -176,3 +176,24 @@ def test_a_long_text_is_looked_through_once() -> None:
 def test_what_is_no_password_is_shown(uri: str) -> None:
     assert public_uri(uri) == uri
     assert str(StorageError(f"Cannot read {uri}")) == f"Cannot read {uri}."
+
+
+def test_a_plan_for_workers_elsewhere_says_that_a_signature_travels(
+    capfd: Capture, front: Front, bucket: str, every_log: io.StringIO
+) -> None:
+    put_model("model.keras", f"{bucket}/model.keras")
+    put_inputs(f"{bucket}/in", [20])
+    flags = [f"--input={bucket}/in/*.parquet", f"--output={bucket}/out"]
+    signed, plain = f"--model={address(front, bucket, 'model.keras')}", f"--model={bucket}/model.keras"
+    elsewhere = ["--runner=PortableRunner", "--job_endpoint=localhost:1", "--environment_type=LOOPBACK"]
+    for argv, said in (
+        ([signed, *elsewhere], True),
+        ([signed], False),
+        ([plain, *elsewhere], False),
+    ):
+        assert main(["plan", *argv, *flags]) == 0
+        out, err = capfd.readouterr()
+        text = " ".join(out.split())
+        assert ("travels in the job's description to PortableRunner" in text) == said, argv
+        assert ("copy the model to a bucket" in text) == said
+        assert_no_secret(out + err + every_log.getvalue(), "the plan")
