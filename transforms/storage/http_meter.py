@@ -90,14 +90,22 @@ class Meter(io.RawIOBase):
         return TooSlow(f"{self._received:,} bytes came in {seconds:.1f} s, less than {least}")
 
 
+class _Opened:
+    """What http.client makes a file of."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+
+    def makefile(self, _: str) -> io.BufferedReader:
+        return io.BufferedReader(self._meter)
+
+
 class MeteredResponse(http.client.HTTPResponse):
     """As http.client's own, read through a `Meter`. `limits` are the meter's."""
 
     def __init__(self, sock: socket.socket, debuglevel: int = 0, *, limits: dict[str, float], **more: Any) -> None:
-        super().__init__(sock, debuglevel, **more)
-        self.fp.close()
         self.meter = Meter(sock, **limits)
-        self.fp = io.BufferedReader(self.meter)
+        super().__init__(_Opened(self.meter), debuglevel, **more)  # type: ignore[arg-type]  # nothing else of it is asked
 
     def begin(self) -> None:
         try:
