@@ -13,7 +13,7 @@ import traceback
 from contextlib import nullcontext
 from dataclasses import replace
 
-from headrace.transforms.errors import ColumnError, HeadraceError, JobError, NotParquet, StoreUnavailable
+from headrace.transforms.errors import ClaimLost, ColumnError, HeadraceError, JobError, NotParquet, StoreUnavailable
 
 from .flags.answers_at_once import answer_at_once
 from .flags.beam_options import PredictOptions, parse_flags, runner_of
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
             return _plan(request, options, as_json) if command == "plan" else _run(request, options, as_json)
     except HeadraceError as error:
         # The same command may be right later, or must be run again: something is half done.
-        return _tell("Cannot start", error, verbose, 1 if type(error) in (StoreUnavailable, JobError) else 2)
+        return _tell("Cannot start", error, verbose, 1 if type(error) in (ClaimLost, StoreUnavailable, JobError) else 2)
     except KeyboardInterrupt as stopped:
         text = str(stopped) or stopped_text(overwrites="--overwrite" in argv)
         tell_interrupted("stopped", text, exit_code=STOPPED)
@@ -137,12 +137,12 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
     with own_package(options, gpu=request.loading.device == "gpu") as wheels:
         pipeline = open_pipeline(options, request.packages, own=wheels)
         check_overwritten(prepared, standing, overwrite=request.overwrite)
-        claim_output(prepared, standing, overwrite=request.overwrite)
+        job = claim_output(prepared, standing, overwrite=request.overwrite)
         try:
             if detached(options):
-                submitted = detach(prepared.job, pipeline)
+                submitted = detach(job, pipeline)
                 return _show_end(Answer([submitted], {"output": output, "submitted": submitted}), as_json)
-            done = launch(prepared.job, pipeline, standing.done)
+            done = launch(job, pipeline, standing.done)
         except HeadraceError as error:
             return _tell("The job failed", error, options.verbose, 1)
     return _show_end(report_summary(prepared, done, time.monotonic() - started), as_json)

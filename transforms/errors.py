@@ -20,6 +20,7 @@
         ├── InvalidRequest      flags that are wrong or contradict each other
         │   └── InvalidInferenceArgs   arguments that a model handler does not take; a ValueError too
         ├── OutputConflict      the output folder holds another job's output
+        ├── ClaimLost           another run has claimed the output folder since
         ├── OutputIncomplete    a shard of the plan is not accounted for
         ├── WorkerMismatch      a worker has other versions than the launcher
         └── TooManyBadRows      more rows cannot be predicted than --max_bad_rows lets go to dead letters
@@ -214,6 +215,13 @@ class OutputConflict(JobError):
 
     Cure: another `--output`; or `--overwrite` replaces it, or `--incremental` where only inputs changed. The text names what
     differs.
+    """
+
+
+class ClaimLost(JobError):
+    """Another run has claimed the output folder since this one began. Nothing of that run's was touched.
+
+    Cure: the text names the other run. Give each job an `--output` of its own, or start one only when the other has ended.
     """
 
 

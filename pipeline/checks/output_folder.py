@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -16,6 +16,7 @@ from headrace.transforms.errors import (
     HeadraceError,
     JobError,
     NotParquet,
+    ObjectChanged,
     ObjectNotFound,
     OutputConflict,
 )
@@ -30,8 +31,24 @@ from headrace.transforms.jobs.job import (
     check_same_job,
     dump_record,
 )
+from headrace.transforms.output.claims import (
+    Adoptable,
+    Claim,
+    check_claim,
+    claim_number,
+    create,
+    create_claim,
+    has_started,
+    mark_claim,
+    newest_claim,
+    note_started,
+    read_claim,
+    remove_mark,
+    remove_own,
+    withdraw_marks,
+)
 from headrace.transforms.output.dead_letters import dead_letters_of
-from headrace.transforms.output.manifest import NamesDigest, manifest_outputs
+from headrace.transforms.output.manifest import NamesDigest, each_finished, manifest_outputs, part_claim
 from headrace.transforms.parquet.reader import read_footer
 from headrace.transforms.shards.shard import OutputName, named_output, parse_output_name, source_digest
 from headrace.transforms.storage import ObjectRef, Store, open_store
@@ -40,6 +57,10 @@ from headrace.transforms.storage.local import check_writable
 from .preflight import Prepared
 
 _NAMES_AT_ONCE = 4096
+# Tries to be the newest: more runs than that do not start on one folder in the same second.
+_MOST_CLAIMS = 20
+# Later than every claim.
+NO_CLAIM = 10**8
 
 
 @dataclass(frozen=True)
@@ -48,7 +69,8 @@ class Standing:
 
     `kept` is the record of the job that stands there, ours or one to be overwritten, and `record` and `mark` the objects of
     it and of `_SUCCESS`; `done` is how many shards of this job stand there, and `superseded` how many more of inputs that
-    changed or vanished; `complete` says that nothing is left to do.
+    changed or vanished; `complete` says that nothing is left to do. `claim` is the number of the newest claim, 0 where there is
+    none. `takes_over` says that the folder's job is another, which has left no rows.
     """
 
     kept: dict[str, Any] | None = None
@@ -57,6 +79,8 @@ class Standing:
     done: int = 0
     superseded: int = 0
     complete: bool = False
+    claim: int = 0
+    takes_over: bool = False
 
 
 class _Folder:
@@ -67,6 +91,8 @@ class _Folder:
         self.record: ObjectRef | None = None
         self.mark: ObjectRef | None = None
         self.parts: dict[str, ObjectRef] = {}
+        self.claim = 0
+        self.holds_outputs = False
         self.names = NamesDigest()
         self.sources = array("Q")
         self.stranger: str | None = None
@@ -91,11 +117,14 @@ class _Folder:
             self.parts[name] = ref
         elif name == SUCCESS:
             self.mark = ref
+        else:
+            self.claim = max(self.claim, claim_number(name))
         if name == SUCCESS or name.endswith((".parquet", ASIDE)):
             self.strange += 1
             self.stranger = self.stranger or name
 
     def _hold_against_inputs(self, outputs: list[tuple[str, OutputName, ObjectRef]]) -> None:
+        self.holds_outputs = self.holds_outputs or bool(outputs)
         known = self._prepared.inputs.includes(made.source for _, made, _ in outputs)
         for (name, made, ref), is_known in zip(outputs, known, strict=True):
             self.names.add(name)
@@ -110,13 +139,16 @@ class _Folder:
 
 def examine_output(prepared: Prepared, *, overwrite: bool) -> Standing:
     """Raises `OutputConflict` where the folder holds anything that is no part of this job, unless it may be overwritten, and
-    `StorageError` where a local one cannot be written.
+    `StorageError` where a local one cannot be written. A job that has left no rows there does not own the folder.
     """
     job = prepared.job
     store = open_store(job.output, job.storage)
     folder = _Folder(prepared)
     folder.read(store.list(f"{job.output}/"))
+    folder.claim = newest_claim(store, job.output, folder.claim)
     kept = read_record(store, folder.record)
+    if kept is None and folder.claim:  # its run ended between claim and record
+        kept = read_claim(store, job.output, folder.claim).record
     if kept is None:
         if folder.stranger is not None:
             raise OutputConflict(
@@ -127,14 +159,20 @@ def examine_output(prepared: Prepared, *, overwrite: bool) -> Standing:
             )
         if scheme_of(job.output) == "file":
             check_writable(job.output)
-        return Standing()
+        return Standing(claim=folder.claim)
     if overwrite:
-        return Standing(kept, folder.record, folder.mark)
-    check_same_job(job.output, kept, job.record())
+        return Standing(kept, folder.record, folder.mark, claim=folder.claim)
+    try:
+        check_same_job(job.output, kept, job.record())
+    except OutputConflict:
+        if folder.holds_outputs or folder.mark is not None:
+            raise
+        return Standing(kept, folder.record, claim=folder.claim, takes_over=True)
     if folder.changed is not None:
         _refuse_changed(prepared, store, *folder.changed)
     complete = _is_complete(prepared, store, folder)
-    return Standing(kept, folder.record, folder.mark, folder.outputs, folder.superseded, complete)
+    done, superseded = folder.outputs, folder.superseded
+    return Standing(kept, folder.record, folder.mark, done, superseded, complete, claim=folder.claim)
 
 
 def read_record(store: Store, ref: ObjectRef | None) -> dict[str, Any] | None:
@@ -195,7 +233,10 @@ def _is_complete(prepared: Prepared, store: Store, folder: _Folder) -> bool:
     if folder.mark is None or folder.superseded:
         return False
     try:
-        parts = [str(part) for part in json.loads(store.read(folder.mark))["manifest"]]
+        mark = store.read(folder.mark)
+        if mark_claim(mark) != folder.claim:  # another run was at work since
+            return False
+        parts = [str(part) for part in json.loads(mark)["manifest"]]
     except (ValueError, KeyError, TypeError):  # a mark of somebody else's making
         return False
     if not parts or any(part not in folder.parts for part in parts):
@@ -215,24 +256,81 @@ def check_overwritten(prepared: Prepared, standing: Standing, *, overwrite: bool
     """Raises `OutputConflict` where `claim_output` would meet what it may not remove, before it removes anything."""
     if overwrite and standing.kept is not None:
         job = prepared.job
-        for _ in _written_by_headrace(open_store(job.output, job.storage), job.output, standing):
+        for _ in _written_by_headrace(open_store(job.output, job.storage), job.output, standing.kept, NO_CLAIM):
             """It looks at each."""
 
 
-def claim_output(prepared: Prepared, standing: Standing, *, overwrite: bool) -> None:
-    """The first write of a job: takes `_SUCCESS` away, removes what is to be overwritten, and leaves the job's record.
+def claim_output(prepared: Prepared, standing: Standing, *, overwrite: bool) -> Job:
+    """The first write of a job: claims the folder, takes `_SUCCESS` away, removes what is to be overwritten, and leaves the
+    job's record. Returns the job with its claim.
 
-    Raises `OutputConflict` where another job claimed the folder meanwhile, and `JobError` where something was removed before
-    it came to an end.
+    A run of the same job over the same inputs that is not done yet is joined, unless this one overwrites: they make the same
+    files. Raises `OutputConflict` where another job is there meanwhile, `ClaimLost` where another run claims the folder while
+    this is at work, and `JobError` where something was removed before it came to an end.
     """
-    job = prepared.job
+    job, record = prepared.job, prepared.job.record()
     store = open_store(job.output, job.storage)
+    clears = whole = standing.kept is not None and (overwrite or standing.takes_over)
+    for _ in range(_MOST_CLAIMS):
+        if newest_claim(store, job.output, standing.claim) > standing.claim:
+            standing = examine_output(prepared, overwrite=overwrite)
+            clears = whole = standing.kept is not None and (overwrite or standing.takes_over)
+        joined = None if whole or clears else _to_join(prepared, standing, store, record)
+        number = standing.claim + (joined is None)
+        if joined is None:
+            try:
+                create_claim(
+                    store, job.output, number, record, prepared.inputs.sources, clears=clears, overwrites=whole
+                )
+            except AlreadyExists:
+                continue
+        ours = replace(job, claim=number)
+        withdraw_marks(store, job.output, number)
+        check_claim(ours, store)
+        remove_mark(store, job.output, number)
+        if joined is None or not has_started(store, job.output, number):
+            doomed = _to_remove(prepared, standing, store, number, whole=whole)
+            if doomed is not None and not clears:
+                if not has_started(store, job.output, number):
+                    clears = True  # said with a claim of its own, before anything goes
+                    standing = replace(standing, claim=number)
+                    continue
+                doomed = None  # an equal run has begun meanwhile: these are its files
+            if doomed is not None:
+                _clear(ours, store, doomed)
+        write_record(store, ours)
+        note_started(store, job.output, number)
+        return ours
+    raise OutputConflict(
+        f"{job.output} is claimed by one run after the other",
+        expected="a claim that stays the newest",
+        found=f"{_MOST_CLAIMS} newer ones",
+        cure="Start it when these have ended, or name another --output",
+    )
+
+
+def _to_join(prepared: Prepared, standing: Standing, store: Store, record: dict[str, Any]) -> Claim | None:
+    """The newest claim, where its runs make what this one makes and are not done."""
+    if not standing.claim:
+        return None
+    newest = read_claim(store, prepared.job.output, standing.claim)
+    if not newest.is_equal(record, prepared.inputs.sources):
+        return None
+    if newest.clears and not has_started(store, prepared.job.output, newest.number):
+        return None
+    done = standing.mark is not None and mark_claim(store.read(standing.mark)) == newest.number
+    return None if done and not standing.complete else newest
+
+
+def _clear(job: Job, store: Store, doomed: Iterable[tuple[Store, ObjectRef]]) -> None:
     removed = 0
     try:
-        for remover, ref in _to_remove(prepared, standing, store, overwrite=overwrite):
-            remover.delete(ref)
-            removed += 1
-        write_record(store, job)
+        left = iter(doomed)
+        while some := list(islice(left, _NAMES_AT_ONCE)):
+            check_claim(job, store)  # after it was listed: nothing in it is of a newer claim
+            for remover, ref in some:
+                remove_own(remover, ref)
+                removed += 1
     except HeadraceError as error:
         if not removed:
             raise
@@ -245,28 +343,36 @@ def claim_output(prepared: Prepared, standing: Standing, *, overwrite: bool) -> 
 
 
 def _to_remove(
-    prepared: Prepared, standing: Standing, store: Store, *, overwrite: bool
-) -> Iterator[tuple[Store, ObjectRef]]:
-    job = prepared.job
-    if standing.mark is not None:
-        yield store, standing.mark
-    if overwrite and standing.kept is not None:
-        folder = standing.kept.get("dead_letters", f"{job.output}/{DEAD_LETTERS_FOLDER}")
-        letters = open_store(folder, job.storage)
-        for ref in dead_letters_of(job.output, letters, folder):
-            yield letters, ref
-        for ref in _written_by_headrace(store, job.output, standing):
-            yield store, ref
+    prepared: Prepared, standing: Standing, store: Store, number: int, *, whole: bool
+) -> Iterator[tuple[Store, ObjectRef]] | None:
+    """What has to go before anything is computed; None where nothing has."""
+    if whole and standing.kept is not None:
+        return _earlier_job(prepared.job, standing.kept, store, number)
+    adoptable = Adoptable(store, prepared.job.output, number)
+    mine = Claim(number, prepared.job.record(), prepared.inputs.sources, clears=True, overwrites=False, by="")
+    refs = []
+    for name, ref in each_finished(prepared.job.output, prepared.job.storage):
+        made = parse_output_name(name)
+        if made is not None and mine.owns(made) and made not in adoptable:
+            refs.append((store, ref))
+    return iter(refs) if refs else None
 
 
-def _written_by_headrace(store: Store, output: str, standing: Standing) -> Iterator[ObjectRef]:
+def _earlier_job(job: Job, kept: dict[str, Any], store: Store, number: int) -> Iterator[tuple[Store, ObjectRef]]:
+    folder = kept.get("dead_letters", f"{job.output}/{DEAD_LETTERS_FOLDER}")
+    letters = open_store(folder, job.storage)
+    for ref in dead_letters_of(job.output, letters, folder):
+        yield letters, ref
+    for ref in _written_by_headrace(store, job.output, kept, number):
+        yield store, ref
+
+
+def _written_by_headrace(store: Store, output: str, kept: dict[str, Any], number: int) -> Iterator[ObjectRef]:
     """What the folder's job wrote, and what another that ran at the same time left; the record comes last.
 
     Raises `OutputConflict` where a file only looks like that.
     """
-    assert standing.kept is not None
-    assert standing.record is not None
-    mine = str(standing.kept["fingerprint"])[:8]
+    mine, record = str(kept["fingerprint"])[:8], None
     for ref in store.list(f"{output}/"):
         name = ref.uri.removeprefix(f"{output}/")
         made = parse_output_name(name)
@@ -276,9 +382,12 @@ def _written_by_headrace(store: Store, output: str, standing: Standing) -> Itera
                 expected="Parquet metadata that lead to that name",
                 cure="Move it away, or name another --output",
             )
-        if made is not None or name.startswith(f"{MANIFEST_FOLDER}/part-"):
+        if made is not None or (name.startswith(f"{MANIFEST_FOLDER}/part-") and part_claim(name) < number):
             yield ref
-    yield standing.record
+        elif name == JOB_RECORD:
+            record = ref
+    if record is not None:
+        yield record
 
 
 def _says_its_name(store: Store, ref: ObjectRef, name: str, stem: str) -> bool:
@@ -296,10 +405,22 @@ def _says_its_name(store: Store, ref: ObjectRef, name: str, stem: str) -> bool:
 
 
 def write_record(store: Store, job: Job) -> None:
-    uri = f"{job.output}/{JOB_RECORD}"
-    with store.create(uri) as writer:
-        writer.write(dump_record(job.record()))
+    """Raises `OutputConflict` where another job's record stands, and `ClaimLost` where another run has claimed the folder."""
+    uri, wanted = f"{job.output}/{JOB_RECORD}", job.record()
+    while True:
         try:
-            writer.commit()
+            create(store, uri, dump_record(wanted))
         except AlreadyExists:
-            check_same_job(job.output, read_record(store, store.stat(uri)) or {}, job.record())
+            try:
+                there = store.stat(uri)
+                kept = read_record(store, there) or {}
+            except (ObjectNotFound, ObjectChanged):
+                continue
+            if all(kept.get(key) == wanted.get(key) for key in ("fingerprint", "on_error", "dead_letters")):
+                return
+            if not job.claim:
+                check_same_job(job.output, kept, wanted)
+            check_claim(job, store)
+            remove_own(store, there)  # the claim holds the record too, until the new one stands
+            continue
+        return

@@ -6,7 +6,7 @@ import base64
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -15,7 +15,7 @@ from headrace.transforms.columns.inputs import ColumnRules
 from headrace.transforms.columns.plan import ColumnChoice, ColumnPlan, choose_batch_rows, plan_columns
 from headrace.transforms.errors import ColumnError, HeadraceError, InvalidRequest
 from headrace.transforms.jobs.input_files import Survey, expand_lists, scheme_of, survey_inputs
-from headrace.transforms.jobs.job import JOB_RECORD, FirstInput, Job, JobModel
+from headrace.transforms.jobs.job import JOB_RECORD, FirstInput, Job, JobModel, options_as_begun
 from headrace.transforms.jobs.user_functions import AppliedFunction, FunctionRef, find_function
 from headrace.transforms.models.load import describe_model
 from headrace.transforms.models.ref import ModelRef, pin_model
@@ -54,6 +54,8 @@ class Prepared:
 
 def prepare(request: Request) -> Prepared:
     """Raises a `HeadraceError` for every mistake that can be known now. Writes nothing."""
+    kept = None if request.overwrite else _kept_record(request)
+    request = replace(request, storage=options_as_begun(request.storage, kept))
     around = tuple(
         find_function(name, flag) if name else None
         for name, flag in ((request.preprocess, "--preprocess"), (request.postprocess, "--postprocess"))
@@ -63,34 +65,37 @@ def prepare(request: Request) -> Prepared:
     patterns = expand_lists(request.inputs, request.storage)
     apart = _OutputApart(request, patterns)
     inputs = survey_inputs(patterns, request.storage, apart.check, request.shard_bytes if request.compact else None)
-    if (kept := _kept_schema(request, inputs.first)) is not None:
-        prepared = _hold_together(request, around, refs, specs, patterns, inputs, kept[0])
-        if prepared.job.fingerprint == kept[1]:
+    if (said := _kept_schema(kept, inputs.first)) is not None:
+        prepared = _hold_together(request, around, refs, specs, patterns, inputs, said[0])
+        if prepared.job.fingerprint == said[1]:
             return prepared
     stored = read_footer(open_store(inputs.first.uri, request.storage), inputs.first).schema
     return _hold_together(request, around, refs, specs, patterns, inputs, stored)
 
 
-def _kept_schema(request: Request, first: ObjectRef) -> tuple[pa.Schema, str] | None:
-    """What the record of the job that stands in the output says of the first file's schema, and that job's fingerprint, where
-    it was learned from this very version of it. It saves reading a footer; what else the record says, `standing` judges.
-    """
+def _kept_record(request: Request) -> dict[str, Any] | None:
+    """What the output folder says its job is, as far as it can be read; the rest `standing` judges."""
     store = open_store(request.output, request.storage)
     try:
         record = json.loads(store.read(store.stat(f"{request.output}/{JOB_RECORD}")))
+    except (HeadraceError, OSError, ValueError):  # no record, or none that can be read
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _kept_schema(record: dict[str, Any] | None, first: ObjectRef) -> tuple[pa.Schema, str] | None:
+    """What the record of the job that stands in the output says of the first file's schema, and that job's fingerprint, where
+    it was learned from this very version of it. It saves reading a footer.
+    """
+    if record is None:
+        return None
+    try:
         said = record["first_input"]
         if (said["uri"], said["version"]) != (first.uri, first.version):
             return None
         schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(said["schema"])))
         return schema, str(record["fingerprint"])
-    except (
-        HeadraceError,
-        pa.ArrowException,
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # no record, or none that can be read
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):  # it cannot be read
         return None
 
 

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.transforms.beam.plan import list_outputs
-from headrace.transforms.errors import HeadraceError, NotParquet, OutputIncomplete
-from headrace.transforms.jobs.job import ASIDE, JOB_RECORD, MANIFEST_FOLDER, SUCCESS, fingerprint_of
+from headrace.transforms.errors import HeadraceError, NotParquet, ObjectNotFound, OutputIncomplete
+from headrace.transforms.jobs.input_files import HIDDEN
+from headrace.transforms.jobs.job import ASIDE, JOB_RECORD, MANIFEST_FOLDER, SUCCESS, fingerprint_of, options_as_begun
 from headrace.transforms.parquet.reader import read_footer
 from headrace.transforms.shards.shard import output_name, parse_output_name, sources_sha256
 from headrace.transforms.storage import ObjectRef, Store, StoreOptions, open_store
@@ -72,6 +73,7 @@ def verify(output: str, storage: StoreOptions) -> tuple[Verdict, dict[str, Any],
 
     Raises `OutputIncomplete` where no finished job stands there.
     """
+    storage = options_as_begun(storage, _record(open_store(output, storage), output))
     store = open_store(output, storage)
     there = list_outputs(output, storage).objects
     if missing := [name for name in (JOB_RECORD, SUCCESS) if name not in there]:
@@ -134,6 +136,13 @@ def _read_records(verdict: Verdict, store: Store, there: dict[str, ObjectRef]) -
     manifest = pa.concat_tables(tables)
     verdict.expect("record", there[SUCCESS].uri, "shards", manifest.num_rows, mark.get("shards"))
     return record, manifest
+
+
+def _record(store: Store, output: str) -> dict[str, Any] | None:
+    try:
+        return _json(store, store.stat(f"{output}/{JOB_RECORD}"))
+    except ObjectNotFound:
+        return None
 
 
 def _json(store: Store, ref: ObjectRef) -> dict[str, Any]:

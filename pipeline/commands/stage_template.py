@@ -75,9 +75,9 @@ def claimed_job(flags: Sequence[str], packages: tuple[UserPackage, ...] = ()) ->
     if request.clean:
         _log.info("%d interrupted uploads removed", open_store(job.output, job.storage).clean(f"{job.output}/"))
     _log.info("Shards that stand in %s already: %d", job.output, standing.done)
-    if not standing.complete:  # else every shard is found done, and all stays as it is
-        claim_output(prepared, standing, overwrite=overwrite)
-    return job
+    if standing.complete:  # every shard is found done, and all stays as it is
+        return replace(job, claim=standing.claim)
+    return claim_output(prepared, standing, overwrite=overwrite)
 
 
 def _standing(prepared: Prepared, *, overwrite: bool) -> tuple[Standing, bool]:

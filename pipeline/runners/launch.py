@@ -21,6 +21,7 @@ from headrace.transforms import errors, progress
 from headrace.transforms.beam.metrics import NAMESPACE
 from headrace.transforms.errors import HeadraceError, InvalidRequest, JobError
 from headrace.transforms.jobs.job import SUCCESS, Job
+from headrace.transforms.output.claims import check_claim
 from headrace.transforms.storage import open_store
 from headrace.transforms.storage.store import take_retries
 
@@ -91,7 +92,10 @@ def launch(job: Job, pipeline: beam.Pipeline, found_done: int = 0) -> Done:
             result.wait_until_finish()
         counted = _counted(result)
         store = open_store(job.output, job.storage)
-        mark = json.loads(store.read(store.stat(f"{job.output}/{SUCCESS}")))
+        try:
+            mark = json.loads(store.read(store.stat(f"{job.output}/{SUCCESS}")))
+        finally:  # a run that has lost its output since says that, whatever it finds there
+            check_claim(job, store)
         counted = counted or Counter()
         computed = counted["rows"] + counted["bad_rows"]
         # A runner may drop the counters of an attempt that it repeats, or count it twice, or have none at all.

@@ -15,7 +15,7 @@ from headrace.transforms.storage import ObjectRef, Store, Writer
 class FaultyStore(Store):
     """Passes every call on to `inner`, after `latency_s`, and unless `fault(verb, uri)` raises.
 
-    Verbs are stat, list, read, write, commit and delete. `calls` counts them, and `reads` lists (URI, offset, length in
+    Verbs are stat, list, read, write, commit, publish and delete. `calls` counts them, and `reads` lists (URI, offset, length in
     bytes). Byte `flip` of an object (URI to offset) arrives inverted. It is pickled with its inner store and settings;
     the counts begin anew.
     """
@@ -66,6 +66,10 @@ class FaultyStore(Store):
 
     def create(self, uri: str) -> Writer:
         return _FaultyWriter(self, uri, self.inner.create(uri))
+
+    def publish(self, source: ObjectRef, uri: str) -> ObjectRef:
+        self.met("publish", uri)
+        return self.inner.publish(source, uri)
 
     def delete(self, ref: ObjectRef) -> None:
         self.met("delete", ref.uri)

@@ -19,10 +19,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from apache_beam.pvalue import AsList, AsSingleton
 
-from ..errors import AlreadyExists, ObjectNotFound, OutputConflict, OutputIncomplete
+from ..errors import AlreadyExists, ObjectChanged, ObjectNotFound, OutputConflict, OutputIncomplete
 from ..jobs.job import ASIDE, MANIFEST_FOLDER, SUCCESS, Job
-from ..output.dead_letters import check_dead_letters, first_examples, remove_unnamed, too_many_bad_rows
-from ..output.manifest import each_finished, manifest_dead_letters, manifest_outputs
+from ..output.claims import CLAIM_KEY, check_claim, claim_uri, discard, exists, prepare_mark, read_claim, remove_own
+from ..output.dead_letters import (
+    check_dead_letters,
+    first_examples,
+    too_many_bad_rows,
+    unnamed_dead_letters,
+)
+from ..output.manifest import each_finished, manifest_dead_letters, manifest_versions, part_claim
 from ..parquet.reader import read_footer
 from ..report.account import Account
 from ..report.write import account_or_none, write_report
@@ -148,10 +154,10 @@ def write_part(job: Job, number: int, results: Iterable[ShardResult]) -> Manifes
     results = list(results)
     table = manifest_table(results)
     sink = io.BytesIO()
-    record = {b"headrace.job": json.dumps(job.record(), sort_keys=True).encode()}
+    record = {b"headrace.job": json.dumps(job.record(), sort_keys=True).encode(), CLAIM_KEY.encode(): b"%d" % job.claim}
     pq.write_table(table.replace_schema_metadata(record), sink, compression="zstd")
     data = sink.getvalue()
-    name = f"{MANIFEST_FOLDER}/part-{number:05d}-{hashlib.sha256(data).hexdigest()[:16]}{ASIDE}"
+    name = f"{MANIFEST_FOLDER}/part-{number:05d}-{job.claim:08d}-{hashlib.sha256(data).hexdigest()[:16]}{ASIDE}"
     create_same(open_store(job.output, job.storage), f"{job.output}/{name}", data)
     account = account_or_none(job, results)
     rows, bad_rows = (pc.sum(table[name]).as_py() for name in ("rows", "bad_rows"))
@@ -161,12 +167,14 @@ def write_part(job: Job, number: int, results: Iterable[ShardResult]) -> Manifes
 def finish(job: Job, parts: Iterable[ManifestPart]) -> dict[str, Any]:
     """Holds the manifest against the output folder, writes `_SUCCESS`, and returns what that holds.
 
-    Where an equal job, started at the same time, was first, its manifest and its mark are the ones that stay.
+    Where an equal run, started at the same time, was first, its manifest and its mark are the ones that stay. What is removed
+    was listed while this run's claim was the newest. Raises `ClaimLost` where it is not any more, and leaves no mark then.
     """
     store, parts = open_store(job.output, job.storage), sorted(parts, key=lambda part: part.number)
     names = [part.name for part in parts]
     summary: dict[str, Any] = {
         "fingerprint": job.fingerprint,
+        "claim": job.claim,
         "manifest": names,
         "shards": sum(part.shards for part in parts),
         "rows": sum(part.rows for part in parts),
@@ -175,28 +183,42 @@ def finish(job: Job, parts: Iterable[ManifestPart]) -> dict[str, Any]:
     }
     mark = f"{job.output}/{SUCCESS}"
     try:
-        check_complete(job, names)
+        check_claim(job, store)
+        summary["digest"] = outputs_digest(job, names)
+        superseded = check_complete(job, names)
         check_bad_rows(job, names, summary["rows"], summary["bad_rows"])
-        _remove_superseded(job, names)  # before the mark, with which nobody may find a row twice
-        summary = _mark_success(store, mark, summary)
+        _remove(job, store, superseded)  # before the mark, with which nobody may find a row twice
+        summary = _mark_success(job, store, mark, summary)
     except ObjectNotFound as error:
+        check_claim(job, store)
         summary = _mark_of_an_equal_job(store, mark, summary, error)
     if job.on_error.dead_letters is not None:
-        remove_unnamed(job, _named_dead_letters(job, summary["manifest"]))
-    for ref in store.list(f"{job.output}/{MANIFEST_FOLDER}/"):
-        if ref.uri.removeprefix(f"{job.output}/") not in summary["manifest"]:
-            store.delete(ref)
+        _remove(job, store, list(unnamed_dead_letters(job, _named_dead_letters(job, summary["manifest"]))))
+    parts_there = [
+        (ref.uri.removeprefix(f"{job.output}/"), ref) for ref in store.list(f"{job.output}/{MANIFEST_FOLDER}/")
+    ]
+    unnamed = [ref for name, ref in parts_there if name not in summary["manifest"] and part_claim(name) <= job.claim]
+    _remove(job, store, unnamed)
     if job.report is not None:
         write_report(job, summary["manifest"], [part.account for part in parts if part.account is not None])
     return summary
 
 
-def _remove_superseded(job: Job, parts: Sequence[str]) -> None:
-    """Of inputs that changed or vanished, as `check_complete` found them to be."""
-    store = open_store(job.output, job.storage)
-    for _, is_planned, ref in _planned_and_standing(job, parts) if job.incremental else ():
-        if ref is not None and not is_planned:
-            store.delete(ref)
+def _remove(job: Job, store: Store, listed: Sequence[ObjectRef]) -> None:
+    """What was listed before the claim is looked at: nothing in it is of a newer claim then."""
+    if not listed:
+        return
+    check_claim(job, store)
+    for ref in listed:
+        remove_own(open_store(ref.uri, job.storage), ref)
+
+
+def outputs_digest(job: Job, parts: Sequence[str]) -> str:
+    """SHA-256 (hex) of the lines `name TAB version` of all outputs that the manifest's parts name, sorted by name."""
+    store, digest = open_store(job.output, job.storage), hashlib.sha256()
+    for name, version in manifest_versions(store, (store.stat(f"{job.output}/{part}") for part in parts)):
+        digest.update(f"{name}\t{version}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def finalize(job: Job, results: Iterable[ShardResult]) -> dict[str, Any]:
@@ -204,17 +226,27 @@ def finalize(job: Job, results: Iterable[ShardResult]) -> dict[str, Any]:
     return finish(job, [write_part(job, 0, results)])
 
 
-def check_complete(job: Job, parts: Sequence[str]) -> None:
-    """Raises `OutputIncomplete` where a file of the plan is gone, `OutputConflict` where one stands that is none of it and
-    may not go.
+def check_complete(job: Job, parts: Sequence[str]) -> list[ObjectRef]:
+    """What stands and is to be removed: files of inputs that changed or vanished, and what a run added that lost its claim.
+
+    Raises `OutputIncomplete` where a file of the plan is gone or is another than was accounted for, `OutputConflict` where one
+    stands that is none of it and may not go.
     """
-    gone, stray, both = _Counted(), _Counted(), 0
-    for name, is_planned, ref in _planned_and_standing(job, parts):
-        if ref is None:
-            gone.add(name)
-        elif is_planned:
-            both += 1
-        elif not (job.incremental and _is_superseded(job, name, ref)):
+    gone, stray, both, superseded = _Counted(), _Counted(), 0, list[ObjectRef]()
+    is_superseded = _Superseded(job)
+    for name, version, ref in _planned_and_standing(job, parts):
+        if version is not None:
+            if ref is None or ref.version != version:
+                ref = _asked_for(job, name)  # a listing may lag behind
+            if ref is None:
+                gone.add(name)
+            elif ref.version != version:
+                _refuse_replaced(job, name, version, ref)
+            else:
+                both += 1
+        elif ref is not None and is_superseded(name, ref):
+            superseded.append(ref)
+        elif ref is not None:
             stray.add(name)
     if gone.first is not None:
         raise OutputIncomplete(
@@ -230,26 +262,57 @@ def check_complete(job: Job, parts: Sequence[str]) -> None:
             found=f"{stray.count} more",
             cure="Name another --output, or add --overwrite to replace the earlier output",
         )
+    return superseded
 
 
-def _planned_and_standing(job: Job, parts: Sequence[str]) -> Iterator[tuple[str, bool, ObjectRef | None]]:
-    """Every name of the manifest or of the output folder: whether the manifest has it, and what stands there."""
+def _asked_for(job: Job, name: str) -> ObjectRef | None:
+    try:
+        return open_store(job.output, job.storage).stat(f"{job.output}/{name}")
+    except ObjectNotFound:
+        return None
+
+
+def _refuse_replaced(job: Job, name: str, version: str, ref: ObjectRef) -> None:
+    check_claim(job, open_store(job.output, job.storage))
+    raise OutputIncomplete(
+        f"{job.output}/{name} was replaced since it was accounted for",
+        expected=f"version {version}",
+        found=f"version {ref.version}",
+        cure="Run the same command again, and leave the output alone meanwhile",
+    )
+
+
+def _planned_and_standing(job: Job, parts: Sequence[str]) -> Iterator[tuple[str, str | None, ObjectRef | None]]:
+    """Every name of the manifest or of the output folder: the version that the manifest has of it, and what stands there."""
     store = open_store(job.output, job.storage)
     refs = [store.stat(f"{job.output}/{part}") for part in parts]
-    planned: Iterator[tuple[str, ObjectRef | None]] = ((name, None) for name in manifest_outputs(store, refs))
+    planned: Iterator[tuple[str, str | ObjectRef]] = manifest_versions(store, refs)
     both = heapq.merge(planned, each_finished(job.output, job.storage), key=itemgetter(0))
     for name, found in groupby(both, key=itemgetter(0)):
-        there = [ref for _, ref in found]
-        yield name, None in there, next((ref for ref in there if ref is not None), None)
+        there = [one for _, one in found]
+        version = next((one for one in there if isinstance(one, str)), None)
+        yield name, version, next((one for one in there if isinstance(one, ObjectRef)), None)
 
 
-def _is_superseded(job: Job, name: str, ref: ObjectRef) -> bool:
-    """Whether a file that is none of the plan is this job's own, of an input that has changed or vanished."""
-    made = parse_output_name(name)
-    if made is None or made.job != job.fingerprint[:8]:
-        return False
-    said = read_footer(open_store(job.output, job.storage), ref).key_values
-    return said.get(b"headrace.fingerprint") == job.fingerprint.encode()
+class _Superseded:
+    """Whether a file that is none of the plan may go: it is this job's own, of an input that has changed or vanished, or a run
+    wrote it that has lost its claim since. What it says of itself decides, not its name alone.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._store = job, open_store(job.output, job.storage)
+        self._claim = read_claim(self._store, job.output, job.claim) if job.claim else None
+
+    def __call__(self, name: str, ref: ObjectRef) -> bool:
+        made = parse_output_name(name)
+        if made is None or (self._claim is not None and self._claim.owns(made)):
+            return False
+        said = read_footer(self._store, ref).key_values
+        fingerprint = said.get(b"headrace.fingerprint", b"").decode()
+        if fingerprint[:8] != made.job:
+            return False
+        own = self._job.incremental and fingerprint == self._job.fingerprint
+        return own or 0 < int(said.get(CLAIM_KEY.encode(), b"0")) < self._job.claim
 
 
 def check_bad_rows(job: Job, parts: Iterable[str], rows: int, bad: int) -> None:
@@ -288,7 +351,7 @@ def _mark_of_an_equal_job(store: Store, uri: str, summary: dict[str, Any], gone:
         there: dict[str, Any] = json.loads(store.read(store.stat(uri)))
     except ObjectNotFound:
         there = {}
-    if there | {"manifest": summary["manifest"]} != summary:
+    if not _says_the_same(there, summary):
         raise OutputIncomplete(
             "A part of the manifest has vanished since it was written",
             expected=", ".join(summary["manifest"]),
@@ -298,17 +361,49 @@ def _mark_of_an_equal_job(store: Store, uri: str, summary: dict[str, Any], gone:
     return there
 
 
-def _mark_success(store: Store, uri: str, summary: dict[str, Any]) -> dict[str, Any]:
-    """What `_SUCCESS` holds then: an equal job's account of the same shards may name another manifest of them."""
-    data = json.dumps(summary, indent=2).encode() + b"\n"
+def _mark_success(job: Job, store: Store, uri: str, summary: dict[str, Any]) -> dict[str, Any]:
+    """What `_SUCCESS` holds then: an equal run's account of the same files may name another manifest of them.
+
+    It is prepared first: whoever claims the folder takes what is prepared away, and then it cannot be published any more.
+    """
+    prepared = prepare_mark(job, store, json.dumps(summary, indent=2).encode() + b"\n")
     try:
-        create_same(store, uri, data)
-    except AlreadyExists:
+        check_claim(job, store)
+        store.publish(prepared, uri)
+    except AlreadyExists as error:
+        check_claim(job, store)
         there: dict[str, Any] = json.loads(store.read(store.stat(uri)))
-        if there | {"manifest": summary["manifest"]} != summary:
-            raise
+        if not _says_the_same(there, summary):
+            raise OutputConflict(
+                f"{uri} is the mark of another run",
+                expected=f"claim {job.claim}, digest {summary['digest']}",
+                found=f"claim {there.get('claim')}, digest {there.get('digest')}",
+                cure="Look at what else writes to this folder, and run the same command again",
+            ) from error
         return there
+    finally:
+        discard(store, prepared.uri)
+    if exists(store, claim_uri(job.output, job.claim + 1)):
+        _remove_own_mark(store, uri, summary)
+        check_claim(job, store)
     return summary
+
+
+def _remove_own_mark(store: Store, uri: str, summary: dict[str, Any]) -> None:
+    try:
+        there = store.stat(uri)
+        if json.loads(store.read(there)) == summary:
+            store.delete(there)
+    except (ObjectNotFound, ObjectChanged):  # the run that claimed the folder has removed it
+        return
+
+
+def _says_the_same(there: dict[str, Any], summary: dict[str, Any]) -> bool:
+    """Of the same files; the manifest may be another. Earlier versions wrote no claim and no digest."""
+    keys = summary.keys() - {"manifest"}
+    if there.get("claim") is None and not summary["claim"]:
+        keys -= {"claim", "digest"}
+    return all(there.get(key) == summary.get(key) for key in keys if key in summary)
 
 
 class _Account(beam.DoFn):

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from typing import Any
 
@@ -27,7 +27,9 @@ SUCCESS = "_SUCCESS"
 MANIFEST_FOLDER = "_manifest"
 ASIDE = ".pq"
 """How Parquet files of the manifest and of dead letters end, so that a glob of `*.parquet` gives predictions alone."""
-FORMAT = 1
+FORMAT = 2
+# The first format counted what becomes of bad rows as part of what a job is, and local files' versions had no change time.
+FORMAT_1 = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,7 @@ class Job:
     `first_input` is what the schema was learned from; no part of what the job is.
     `compact` joins the rows of small files into outputs of up to `shard_bytes`.
     `incremental` lets outputs of inputs that changed or vanished give way; it is no part of what the job is.
+    `claim` is the number of the run's claim on the output; 0 where it has none. It is no part of what the job is.
     `report` is the page that is written at the end, `compare` another one to hold it against; neither is part of it either.
     `output` has no trailing slash. `batch_rows` and `limit` are rows, `shard_bytes` compressed bytes.
     """
@@ -130,6 +133,7 @@ class Job:
     on_error: OnError = OnError()
     report: str | None = None
     compare: str | None = None
+    claim: int = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = {one.name: getattr(self, one.name) for one in fields(self)}
@@ -138,7 +142,7 @@ class Job:
     def record(self) -> dict[str, Any]:
         """What `_headrace/job.json` holds. Two jobs with equal fingerprints write equal predictions."""
         record: dict[str, Any] = {
-            "headrace_format": FORMAT,
+            "headrace_format": FORMAT if self.storage.change_times else FORMAT_1,
             "models": {model.columns.name: model.record() for model in self.models},
             "input": list(self.inputs),
             # What a list names may change the folder, and with it every output's name.
@@ -208,15 +212,23 @@ def _job(size: int, data: bytes, values: dict[str, Any]) -> Job:
 
 
 def fingerprint_of(record: dict[str, Any]) -> str:
-    """Where a model lies is not part of what it is; its digest is. How many rows may be bad decides none of them, nor does
-    which file told the schema.
+    """Where a model lies is not part of what it is; its digest is. What becomes of bad rows decides none of the others, nor
+    does which file told the schema.
     """
-    no_part = ("fingerprint", "max_bad_rows", "first_input")
+    no_part = {"fingerprint", "max_bad_rows", "first_input"}
+    if record.get("headrace_format") != FORMAT_1:
+        no_part |= {"on_error", "dead_letters"}
     what = {key: value for key, value in record.items() if key not in no_part}
     what["models"] = {
         name: {key: value for key, value in model.items() if key != "uri"} for name, model in record["models"].items()
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def options_as_begun(storage: StoreOptions, record: dict[str, Any] | None) -> StoreOptions:
+    """Those with which the job of that record goes on: one that an earlier version began keeps its versions of local files."""
+    old = record is not None and record.get("headrace_format") == FORMAT_1
+    return replace(storage, change_times=False) if old else storage
 
 
 def dump_record(record: dict[str, Any]) -> bytes:
@@ -225,7 +237,7 @@ def dump_record(record: dict[str, Any]) -> bytes:
 
 def check_same_job(output: str, kept: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Raises `OutputConflict` naming every field in which the folder's job differs from the one asked for."""
-    if kept.get("fingerprint") == wanted["fingerprint"]:
+    if kept.get("fingerprint") == wanted["fingerprint"] and _goes_on(kept, wanted):
         return
     was, now = _flat(kept), _flat(wanted)
     differ = [key for key in now | was if was.get(key) != now.get(key)]
@@ -235,6 +247,12 @@ def check_same_job(output: str, kept: dict[str, Any], wanted: dict[str, Any]) ->
         found="; ".join(f"{key} {_short(now.get(key))}" for key in differ) + " (this command)",
         cure="Name another --output, or add --overwrite to replace that job's output",
     )
+
+
+def _goes_on(kept: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """What stands has no bad rows where the first of them failed the job; else they must lie where this job looks for them."""
+    policy = ("on_error", "dead_letters")
+    return kept.get("on_error") == "fail" or all(kept.get(key) == wanted.get(key) for key in policy)
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:

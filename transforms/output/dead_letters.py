@@ -24,6 +24,7 @@ from ..predicting.bisection import BadRow
 from ..shards.shard import Shard
 from ..storage import ObjectRef, Store, open_store
 from ..storage.same import create_same
+from .claims import CLAIM_KEY
 
 COLUMNS = pa.schema(
     [
@@ -76,8 +77,12 @@ def _copied(array: pa.Array) -> pa.Array:
 class CommittedDeadLetters:
     """`sha256` is of the whole object, in hexadecimal."""
 
-    uri: str
+    ref: ObjectRef
     sha256: str
+
+    @property
+    def uri(self) -> str:
+        return self.ref.uri
 
 
 class DeadLetters:
@@ -132,8 +137,7 @@ class DeadLetters:
         sha256 = hashlib.sha256(data).hexdigest()
         stem = self._shard.output.removesuffix(".parquet")
         uri = f"{self._job.on_error.dead_letters}/{stem}-{sha256[:16]}{ASIDE}"
-        create_same(store, uri, data)
-        return CommittedDeadLetters(uri, sha256)
+        return CommittedDeadLetters(create_same(store, uri, data), sha256)
 
     def _write_held(self) -> None:
         if not self._held:
@@ -145,6 +149,7 @@ class DeadLetters:
                 "headrace.output": f"{self._job.output}/{self._shard.output}",
                 "headrace.input": source.uri,
                 "headrace.input_version": source.version,
+                **({CLAIM_KEY: str(self._job.claim)} if self._job.claim else {}),
             }
             schema = self._schema.with_metadata(said)
             self._writer = pq.ParquetWriter(self._sink, schema, compression="zstd", write_page_checksum=True)
@@ -250,12 +255,15 @@ def check_dead_letters(job: Job, named: dict[str, str]) -> None:
         )
 
 
-def remove_unnamed(job: Job, named: dict[str, str]) -> None:
-    """Removes what no prediction file names, of attempts that came to nothing and of outputs that are no more; and of that
-    only what says itself that it is of this output folder.
+def unnamed_dead_letters(job: Job, named: dict[str, str]) -> Iterator[ObjectRef]:
+    """What no prediction file names, of attempts that came to nothing and of outputs that are no more; and of that only what
+    says itself that it is of this output folder, and of no later claim.
     """
     for output, refs in list_dead_letters(job).by_output.items():
         for ref in refs:
-            store = open_store(ref.uri, job.storage)
-            if ref.uri != named.get(output) and _output_of(store, ref) == f"{job.output}/{output}":
-                store.delete(ref)
+            if ref.uri == named.get(output):
+                continue
+            said = read_footer(open_store(ref.uri, job.storage), ref).key_values
+            ours = said.get(b"headrace.output", b"").decode() == f"{job.output}/{output}"
+            if ours and int(said.get(CLAIM_KEY.encode(), b"0")) <= job.claim:
+                yield ref

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -13,17 +14,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import NotParquet
+from ..jobs.job import MANIFEST_FOLDER
 from ..shards.shard import parse_output_name
 from ..storage import ObjectRef, Store, StoreOptions, open_store
 
 _LISTED_AT_ONCE = 1 << 16
+_PART = re.compile(MANIFEST_FOLDER + r"/part-\d+-(?:(?P<claim>\d{8})-)?[0-9a-f]{16}\.parquet")
 _LISTED = pa.schema([("name", pa.string()), ("size", pa.int64()), ("version", pa.string()), ("crc32c", pa.uint32())])
+
+
+def part_claim(name: str) -> int:
+    """The claim under which a part of the manifest was written, by its name; 0 where an earlier version wrote it."""
+    match = _PART.fullmatch(name)
+    return int(match["claim"] or 0) if match else 0
 
 
 def manifest_outputs(store: Store, parts: Iterable[ObjectRef]) -> Iterator[str]:
     """The names of all outputs, in order. Raises `NotParquet` where a part is damaged."""
     for table in _read_parts(store, parts, ["output"]):
         yield from table["output"].to_pylist()
+
+
+def manifest_versions(store: Store, parts: Iterable[ObjectRef]) -> Iterator[tuple[str, str]]:
+    """Name and version of each output, in the order of the names. Raises `NotParquet` where a part is damaged."""
+    for table in _read_parts(store, parts, ["output", "output_version"]):
+        yield from zip(table["output"].to_pylist(), table["output_version"].to_pylist(), strict=True)
 
 
 def manifest_dead_letters(store: Store, parts: Iterable[ObjectRef]) -> Iterator[tuple[str, str]]:

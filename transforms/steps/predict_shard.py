@@ -12,6 +12,7 @@ import pyarrow as pa
 from .. import progress
 from ..errors import AlreadyExists, ObjectNotFound, OutputConflict, OutputIncomplete
 from ..jobs.job import Job
+from ..output.claims import CLAIM_KEY, check_claim, confirm_added
 from ..output.dead_letters import CommittedDeadLetters, DeadLetters, StandingDeadLetters, of_another_schema
 from ..parquet.reader import read_batches, read_footer
 from ..parquet.writer import write_batches
@@ -47,6 +48,7 @@ def predict_shard(
         Bisection(predictor, part.source.uri, job.batch_rows, on_bad, part.batch_rows) for part in shard.parts
     ]
     committed: CommittedDeadLetters | None = None
+    beside: list[tuple[Store, ObjectRef]] = []
 
     def results(bisection: Bisection, batch: pa.RecordBatch, first_row: int) -> Iterator[pa.RecordBatch]:
         if letters is None or not shard.drift:
@@ -79,6 +81,7 @@ def predict_shard(
     def account(written: int) -> dict[str, str]:
         """Before the commit, since what has been committed counts as done."""
         nonlocal committed
+        check_claim(job, sink)
         bad = sum(bisection.bad_rows for bisection in bisections)
         if written + bad != shard.rows:
             raise OutputIncomplete(
@@ -88,7 +91,9 @@ def predict_shard(
                 cure="Run the same command again",
             )
         if letters is not None and job.on_error.dead_letters is not None:
-            committed = letters.commit(open_store(job.on_error.dead_letters, job.storage))
+            letters_store = open_store(job.on_error.dead_letters, job.storage)
+            if (committed := letters.commit(letters_store)) is not None:
+                beside.append((letters_store, committed.ref))
         return _outcome(bisections, committed) | (telling.key_values() if telling is not None else {})
 
     started = time.perf_counter()
@@ -100,6 +105,7 @@ def predict_shard(
         if (found := _already_written(job, sink, uri, shard)) is None:
             raise
         return found
+    confirm_added(job, sink, written, beside)
     spent = clock.seconds
     spent["write"] = time.perf_counter() - started - spent["read"] - spent["predict"]
     progress.add(shards_done=1)
@@ -157,7 +163,7 @@ def _key_values(job: Job, shard: Shard, threads: int, device: str) -> dict[str, 
         "headrace.intra_op_threads": str(threads),
         "headrace.device": device,
     }
-    return _identity(job, shard) | bits
+    return _identity(job, shard) | bits | ({CLAIM_KEY: str(job.claim)} if job.claim else {})
 
 
 def _outcome(bisections: Sequence[Bisection], committed: CommittedDeadLetters | None) -> dict[str, str]:

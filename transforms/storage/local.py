@@ -7,10 +7,12 @@ A file being written has no name until it is committed (`O_TMPFILE`, see open(2)
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..errors import AccessDenied, AlreadyExists, InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
@@ -23,19 +25,25 @@ _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}
 
 
 class LocalStore(Store):
-    """`version` is inode, size in bytes and modification time in ns; a local file carries no checksum."""
+    """`version` is inode, size in bytes, and modification and change time in ns; a local file carries no checksum.
+
+    The change time is the file system's own: nobody can set it back, as `touch` does the modification time.
+    """
+
+    def _pin(self, uri: str, status: os.stat_result) -> ObjectRef:
+        return _pin(uri, status, change_times=self.options.change_times)
 
     def stat(self, uri: str) -> ObjectRef:
         self.counters.add(requests=1)
         try:
-            return _pin(uri, os.stat(_path(uri)))
+            return self._pin(uri, os.stat(_path(uri)))
         except (OSError, ValueError) as error:
             raise _told(error, uri, "read") from error
 
     def list(self, folder: str) -> Iterator[ObjectRef]:
         """Links to files are listed; links to folders are not entered, so that nothing is met twice or without end."""
         self.counters.add(requests=1)
-        yield from _walk(folder if folder.endswith("/") or not folder else folder + "/")
+        yield from self._walk(folder if folder.endswith("/") or not folder else folder + "/")
 
     def glob(self, pattern: str, noted: Callable[[str], None] | None = None) -> Iterator[ObjectRef]:
         """Follows links to folders too: see `matching_files` for what is noted, and what is an error."""
@@ -57,9 +65,9 @@ class LocalStore(Store):
         except OSError as error:
             raise _told(error, ref.uri, "read") from error
         try:
-            _check(ref, fd)
+            self._check(ref, fd)
             _fill(ref, fd, offset, buffers)
-            _check(ref, fd)
+            self._check(ref, fd)
         except OSError as error:
             raise _told(error, ref.uri, "read") from error
         finally:
@@ -75,13 +83,13 @@ class LocalStore(Store):
         except OSError as error:
             raise _told(error, ref.uri, "read") from error
         try:
-            _check(ref, fd)
+            self._check(ref, fd)
             # By way of the descriptor it is the very file that was checked, even if another has taken its name since.
             file = PinnedFile(f"/proc/self/fd/{fd}", mode="r")
         except BaseException:
             os.close(fd)
             raise
-        file.pin(fd, lambda: _check(ref, fd))
+        file.pin(fd, lambda: self._check(ref, fd))
         self.counters.add(requests=1)
         return file
 
@@ -104,16 +112,61 @@ class LocalStore(Store):
         return len(found)
 
     def delete(self, ref: ObjectRef) -> None:
-        path = _path(ref.uri)
+        """Who removes files of one folder takes turns, so that nobody puts another in its place between look and removal."""
+        folder, name = os.path.split(os.path.abspath(_path(ref.uri)))
         try:
-            found = _pin(ref.uri, os.stat(path))
-            if found.version != ref.version:
-                raise _changed(ref, found.version)
-            os.unlink(path)
+            with _locked(folder) as fd:
+                found = self._pin(ref.uri, os.stat(name, dir_fd=fd))
+                if found.version != ref.version:
+                    raise _changed(ref, found.version)
+                os.unlink(name, dir_fd=fd)
         except FileNotFoundError:
             return
         except OSError as error:
             raise _told(error, ref.uri, "delete") from error
+
+    def _walk(self, folder: str) -> Iterator[ObjectRef]:
+        try:
+            with os.scandir(_path(folder) or ".") as scan:
+                # With its slash, a folder's name sorts as all the URIs below it do.
+                entries = sorted((entry.name + "/" * entry.is_dir(follow_symlinks=False), entry) for entry in scan)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise _told(error, folder, "list") from error
+        for name, entry in entries:
+            if name.endswith("/"):
+                yield from self._walk(folder + name)
+            elif not name.startswith(_TEMPORARY):
+                try:
+                    status = entry.stat()
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    raise _told(error, folder + name, "read") from error
+                if stat.S_ISREG(status.st_mode):
+                    yield self._pin(folder + name, status)
+
+    def _check(self, ref: ObjectRef, fd: int) -> None:
+        found = self._pin(ref.uri, os.fstat(fd)).version
+        if found != ref.version:
+            raise _changed(ref, found)
+
+    def publish(self, source: ObjectRef, uri: str) -> ObjectRef:
+        """A second name of the same file. The link fails where the first is gone."""
+        self.counters.add(requests=1)
+        path = os.path.abspath(_path(uri))
+        try:
+            _make_folders(os.path.dirname(path))
+            os.link(_path(source.uri), path)
+            _sync_folder(os.path.dirname(path))
+            return self._pin(uri, os.stat(path))
+        except FileExistsError as error:
+            raise AlreadyExists(f"{uri} stands already", cure="Delete it, or write under another name.") from error
+        except FileNotFoundError as error:
+            raise ObjectNotFound(f"There is no file {source.uri}") from error
+        except OSError as error:
+            raise _told(error, uri, "write") from error
 
 
 class _LocalWriter(Writer):
@@ -170,7 +223,10 @@ class _LocalWriter(Writer):
                 os.link(f"/proc/self/fd/{self._fd}", self._name, dst_dir_fd=self._folder, follow_symlinks=True)
             else:
                 os.link(self._hidden, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-            ref = _pin(self._uri, os.fstat(self._fd))
+                # Before the file is pinned: to lose a name changes its change time.
+                hidden, self._hidden = self._hidden, None
+                os.unlink(hidden, dir_fd=self._folder)
+            ref = self._store._pin(self._uri, os.fstat(self._fd))
             os.fsync(self._folder)
         except FileExistsError as error:
             raise AlreadyExists(
@@ -235,40 +291,12 @@ def _path(uri: str) -> str:
     return path
 
 
-def _pin(uri: str, status: os.stat_result) -> ObjectRef:
+def _pin(uri: str, status: os.stat_result, *, change_times: bool) -> ObjectRef:
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "neither a file nor a folder"
         raise ObjectNotFound(f"There is no file {uri}", found=kind)
-    return ObjectRef(uri, status.st_size, f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}")
-
-
-def _walk(folder: str) -> Iterator[ObjectRef]:
-    try:
-        with os.scandir(_path(folder) or ".") as scan:
-            # With its slash, a folder's name sorts as all the URIs below it do.
-            entries = sorted((entry.name + "/" * entry.is_dir(follow_symlinks=False), entry) for entry in scan)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        raise _told(error, folder, "list") from error
-    for name, entry in entries:
-        if name.endswith("/"):
-            yield from _walk(folder + name)
-        elif not name.startswith(_TEMPORARY):
-            try:
-                status = entry.stat()
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise _told(error, folder + name, "read") from error
-            if stat.S_ISREG(status.st_mode):
-                yield _pin(folder + name, status)
-
-
-def _check(ref: ObjectRef, fd: int) -> None:
-    found = _pin(ref.uri, os.fstat(fd)).version
-    if found != ref.version:
-        raise _changed(ref, found)
+    changed = f"-{status.st_ctime_ns}" if change_times else ""
+    return ObjectRef(uri, status.st_size, f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}{changed}")
 
 
 def _fill(ref: ObjectRef, fd: int, offset: int, buffers: Sequence[memoryview]) -> None:
@@ -297,7 +325,23 @@ def _make_folders(folder: str) -> None:
     except FileExistsError:
         if not os.path.isdir(folder):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from None
-    fd = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _sync_folder(parent)
+
+
+@contextmanager
+def _locked(folder: str) -> Iterator[int]:
+    """The folder's descriptor, locked. Some network file systems lock no folders: there it is open and no more."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _sync_folder(folder: str) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:

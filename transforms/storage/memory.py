@@ -50,6 +50,14 @@ class MemoryStore(Store):
     def create(self, uri: str) -> Writer:
         return _MemoryWriter(self, uri)
 
+    def publish(self, source: ObjectRef, uri: str) -> ObjectRef:
+        self.counters.add(requests=1)
+        with _lock:
+            data = _find(source.uri, source)[1]
+            if uri in OBJECTS:
+                raise AlreadyExists(f"{uri} stands already", cure="Delete it, or write under another name.")
+            return put(uri, data)
+
     def delete(self, ref: ObjectRef) -> None:
         self.counters.add(requests=1)
         with _lock:

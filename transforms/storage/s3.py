@@ -133,6 +133,41 @@ class S3Store(FsspecStore):
             raise InvalidRequest(f"{uri} names a folder, not an object")
         return _S3Writer(self, filesystem, uri, {"Bucket": bucket, "Key": key})
 
+    def publish(self, source: ObjectRef, uri: str) -> ObjectRef:
+        """A copy on the service's side, which finds no source once that is deleted."""
+        filesystem, path = self._filesystem(uri)
+        bucket, key, _ = filesystem.split_path(path)
+        from_bucket, from_key, _ = filesystem.split_path(self._filesystem(source.uri)[1])
+        key_of = self.options.kms_key
+        encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key_of} if key_of else {}
+        standing = AlreadyExists(f"{uri} stands already", cure="Delete it, or write under another name.")
+        try:
+            self.stat(uri)
+        except ObjectNotFound:
+            pass
+        else:  # not every service heeds IfNoneMatch when it copies
+            raise standing
+        self.counters.add(requests=1)
+        try:
+            filesystem.call_s3(
+                "copy_object",
+                Bucket=bucket,
+                Key=key,
+                CopySource={"Bucket": from_bucket, "Key": from_key},
+                CopySourceIfMatch=source.version,
+                IfNoneMatch="*",
+                **encryption,
+            )
+        except Exception as error:
+            try:
+                now = self.stat(source.uri)
+            except ObjectNotFound:
+                raise ObjectNotFound(f"There is no object {source.uri}") from error
+            if _code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
+                raise (standing if now.version == source.version else changed(source, now.version)) from error
+            raise told(error, uri, "write") from error
+        return self.stat(uri)
+
     def delete(self, ref: ObjectRef) -> None:
         filesystem, path = self._filesystem(ref.uri)
         bucket, key, _ = filesystem.split_path(path)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from ..errors import LOGIN, InvalidRequest, StorageError
+from ..errors import LOGIN, InvalidRequest, ObjectNotFound, StorageError
 
 # Names that begin with `_` or `.`, which readers of Parquet pass over.
 HIDDEN = re.compile(r"/[._]")
@@ -21,7 +21,7 @@ class ObjectRef:
     """One version of one object. Reading through it gives that version's bytes or raises `ObjectChanged`.
 
     `size` is in bytes. `version` is whatever the store changes on every write: a GCS generation, an ETag, or a local
-    file's inode, size and modification time. `crc32c` is the whole object's CRC-32C where the store knows it.
+    file's inode, size, modification and change time. `crc32c` is the whole object's CRC-32C where the store knows it.
     """
 
     uri: str
@@ -40,10 +40,15 @@ class ObjectRef:
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """What a person may say about access; never a secret."""
+    """What a person may say about access; never a secret.
+
+    `change_times` is False for jobs that an earlier version of headrace began: versions of local files then lack the time at
+    which the file system last changed them.
+    """
 
     billing_project: str | None = None
     kms_key: str | None = None
+    change_times: bool = True
 
 
 _lock = threading.Lock()
@@ -177,6 +182,23 @@ class Store(ABC):
     @abstractmethod
     def delete(self, ref: ObjectRef) -> None:
         """Removes that version; harmless where it is gone. Raises `ObjectChanged` where another stands there."""
+
+    def publish(self, source: ObjectRef, uri: str) -> ObjectRef:
+        """Gives the content of `source` the name `uri` too, in one step that fails where `source` is gone.
+
+        So whoever removes `source` first knows that it is never published. Raises `AlreadyExists` where an object of that name
+        stands, `ObjectNotFound` where `source` is gone. A store that has no such step, as here, removes what it wrote where
+        `source` was gone afterwards.
+        """
+        with self.create(uri) as writer:
+            writer.write(self.read(source))
+            ref = writer.commit()
+        try:
+            self.stat(source.uri)
+        except ObjectNotFound:
+            self.delete(ref)
+            raise
+        return ref
 
     def clean(self, folder: str) -> int:  # noqa: ARG002
         """Removes what writers that ended badly left hidden below the folder, and what running ones have so far; how many.

@@ -1,0 +1,287 @@
+"""Who may act on an output folder: numbered claims, each created once or not at all. No Beam.
+
+A claim says for which job and which inputs the folder is being written. Runs of one job over the same inputs make the same
+files, so that they share a claim and need not be told apart; every other run creates the next number. The newest claim is the
+one whose next number does not exist: one request shows it, on every store, without a listing.
+
+Why a run that was paused at any point does no harm:
+
+*The mark.* `_SUCCESS` is first prepared under a name of its own, then published: the store gives that very object the name
+`_SUCCESS`, atomically, and only while it exists. Whoever claims the folder next takes the prepared marks away before anything
+else, and after that no older run can publish one.
+
+*Removing.* A run removes exact versions only, and only what it listed while its claim was the newest. Each prediction file
+holds its claim's number, so that the same rows written under another claim are another version, also where a version is a
+digest of the content. What an older claim did not own may still be removed by one of its runs at any time: the next claim
+does not go on with it, but removes it and computes it again (`Adoptable`).
+
+*Adding.* A shard's commit checks the claim first, and again afterwards: a run that lost its claim meanwhile removes the file
+that it has just added, unless the newest claim owns a file of that name, which is then the same rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import secrets
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from ..errors import AlreadyExists, ClaimLost, ObjectChanged, ObjectNotFound, OutputConflict, StorageError
+from ..shards.shard import OutputName, parse_output_name
+from ..storage.store import ObjectRef, Store
+
+if TYPE_CHECKING:
+    from ..jobs.job import Job
+
+CLAIMS_FOLDER = "_headrace/claims"
+CLAIM_KEY = "headrace.claim"
+_CLAIM = re.compile(CLAIMS_FOLDER + r"/(\d{8})\.claim")
+_PREPARED = re.compile(CLAIMS_FOLDER + r"/(\d{8})-[0-9a-f]{16}\.mark")
+# What two records must agree in, beside the fingerprint, for their runs to share a claim.
+_POLICY = ("on_error", "dead_letters", "max_bad_rows")
+
+Sources: TypeAlias = np.ndarray[Any, np.dtype[np.uint64]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Claim:
+    """`number` is from 1. `record` is the job's; `sources` are the `source_digest`s of its inputs, sorted. `clears` says that
+    its run removes files before it computes any, `overwrites` that these are all that it finds. `by` tells people who it is.
+    """
+
+    number: int
+    record: dict[str, Any]
+    sources: Sources
+    clears: bool
+    overwrites: bool
+    by: str
+
+    def owns(self, made: OutputName) -> bool:
+        """Whether a file of that name is one that this claim's runs make."""
+        if made.job != str(self.record["fingerprint"])[:8] or not len(self.sources):
+            return False
+        at = min(int(np.searchsorted(self.sources, np.uint64(made.source))), len(self.sources) - 1)
+        return int(self.sources[at]) == made.source
+
+    def is_equal(self, record: dict[str, Any], sources: Sources) -> bool:
+        """Whether a run of that job over these inputs makes the same files."""
+        same = all(self.record.get(key) == record.get(key) for key in ("fingerprint", *_POLICY))
+        return same and np.array_equal(self.sources, sources)
+
+    def describe(self) -> str:
+        return f"claim {self.number} of job {str(self.record['fingerprint'])[:8]}, by {self.by}"
+
+
+def claim_uri(output: str, number: int) -> str:
+    return f"{output}/{CLAIMS_FOLDER}/{number:08d}.claim"
+
+
+def _started_uri(output: str, number: int) -> str:
+    return f"{output}/{CLAIMS_FOLDER}/{number:08d}.started"
+
+
+def claim_number(name: str) -> int:
+    """Of an object's name below the output folder; 0 where it is no claim."""
+    match = _CLAIM.fullmatch(name)
+    return int(match[1]) if match else 0
+
+
+def exists(store: Store, uri: str) -> bool:
+    try:
+        store.stat(uri)
+    except ObjectNotFound:
+        return False
+    return True
+
+
+def newest_claim(store: Store, output: str, known: int = 0) -> int:
+    """Its number, from `known` on, which was one; 0 where nobody has claimed the folder."""
+    while exists(store, claim_uri(output, known + 1)):
+        known += 1
+    return known
+
+
+def read_claim(store: Store, output: str, number: int) -> Claim:
+    """Raises `ObjectNotFound`, and `OutputConflict` where it is damaged."""
+    uri = claim_uri(output, number)
+    head, _, rest = store.read(store.stat(uri)).partition(b"\n")
+    try:
+        said = json.loads(head)
+        sources = np.frombuffer(rest, "<u8").astype(np.uint64)
+        record = said["record"]
+        if not isinstance(record["fingerprint"], str):
+            raise TypeError("the fingerprint is no text")
+        return Claim(number, record, sources, bool(said["clears"]), bool(said["overwrites"]), str(said["by"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise OutputConflict(
+            f"{uri} is no claim of a run",
+            expected="a line of JSON, and 8 bytes for each input",
+            found=f"{type(error).__name__}: {error}",
+            cure="Name another --output",
+        ) from error
+
+
+def create_claim(
+    store: Store, output: str, number: int, record: dict[str, Any], sources: Sources, *, clears: bool, overwrites: bool
+) -> Claim:
+    """Raises `AlreadyExists` where another run was first, and `StorageError` where the store lets a second one be created."""
+    by = f"process {os.getpid()} on {platform.node()}, {time.strftime('%Y-%m-%d %H:%M:%S UTC', time.gmtime())}"
+    claim = Claim(number, record, sources, clears, overwrites, by)
+    said = {"record": record, "clears": clears, "overwrites": overwrites, "by": by, "token": secrets.token_hex(8)}
+    uri = claim_uri(output, number)
+    create(store, uri, json.dumps(said, sort_keys=True).encode() + b"\n" + sources.astype("<u8").tobytes())
+    try:
+        create(store, uri, b"a second claim of one number")
+    except AlreadyExists:
+        return claim
+    raise StorageError(
+        f"The store of {output} replaced an object that it was asked to create only where none exists",
+        expected="a store that heeds If-None-Match: *",
+        found=f"{uri} written twice",
+        cure="Write to another store; in this one, runs could overwrite each other's files.",
+    )
+
+
+def create(store: Store, uri: str, data: bytes) -> ObjectRef:
+    with store.create(uri) as writer:
+        writer.write(data)
+        return writer.commit()
+
+
+def has_started(store: Store, output: str, number: int) -> bool:
+    """Whether a run of that claim has removed what it had to, and may have added files."""
+    return exists(store, _started_uri(output, number))
+
+
+def note_started(store: Store, output: str, number: int) -> None:
+    try:
+        create(store, _started_uri(output, number), b"")
+    except AlreadyExists:  # by an equal run
+        return
+
+
+class Adoptable:
+    """The files that stand which a new claim may go on with: those that no run of an earlier claim may still remove.
+
+    That is what each earlier claim owned, back to the last that had started: such a claim has itself removed what it could
+    not go on with.
+    """
+
+    def __init__(self, store: Store, output: str, number: int) -> None:
+        self._nothing, self._owners = False, list[Claim]()
+        for earlier in range(number - 1, 0, -1):
+            claim = read_claim(store, output, earlier)
+            started = has_started(store, output, earlier)
+            self._owners.append(claim)
+            self._nothing = self._nothing or (claim.overwrites and not started)
+            if started or self._nothing:
+                return
+
+    def __contains__(self, made: OutputName) -> bool:
+        return not self._nothing and all(claim.owns(made) for claim in self._owners)
+
+
+def check_claim(job: Job, store: Store) -> None:
+    """Raises `ClaimLost` where another run has claimed the folder since: one request."""
+    if exists(store, claim_uri(job.output, job.claim + 1)):
+        raise claim_lost(job, store)
+
+
+def claim_lost(job: Job, store: Store) -> ClaimLost:
+    number = newest_claim(store, job.output, job.claim + 1)
+    winner = read_claim(store, job.output, number)
+    return ClaimLost(
+        f"{job.output} was claimed by another run while this one was at work",
+        expected=f"claim {job.claim} to be the newest" if job.claim else "no claim",
+        found=winner.describe(),
+        cure="Look at what that run makes; to have this job's output, name another --output",
+    )
+
+
+def confirm_added(job: Job, store: Store, added: ObjectRef, also: Iterable[tuple[Store, ObjectRef]] = ()) -> None:
+    """After a prediction file was committed. Where the claim was lost meanwhile, it and `also` are removed, unless the newest
+    claim owns a file of that name. Raises `ClaimLost` then, either way.
+    """
+    if not exists(store, claim_uri(job.output, job.claim + 1)):
+        return
+    lost = claim_lost(job, store)
+    winner = read_claim(store, job.output, newest_claim(store, job.output, job.claim + 1))
+    made = parse_output_name(added.uri.removeprefix(f"{job.output}/"))
+    if made is not None and not winner.owns(made):
+        remove_own(store, added)
+        for where, ref in also:
+            remove_own(where, ref)
+    raise lost
+
+
+def remove_own(store: Store, ref: ObjectRef) -> None:
+    """That version; what another has put in its place stays."""
+    try:
+        store.delete(ref)
+    except ObjectChanged:
+        return
+
+
+def prepare_mark(job: Job, store: Store, data: bytes) -> ObjectRef:
+    return create(store, f"{job.output}/{CLAIMS_FOLDER}/{job.claim:08d}-{secrets.token_hex(8)}.mark", data)
+
+
+def withdraw_marks(store: Store, output: str, number: int) -> None:
+    """Takes away what runs of claims before `number` have prepared, so that they cannot publish it any more.
+
+    Raises `StorageError` where the listing lacks claim `number`: what it shows is not what stands there.
+    """
+    listed = {ref.uri.removeprefix(f"{output}/") for ref in store.list(f"{output}/{CLAIMS_FOLDER}/")}
+    if claim_uri(output, number).removeprefix(f"{output}/") not in listed:
+        raise StorageError(
+            f"The store of {output} does not list what it holds",
+            expected=f"{claim_uri(output, number)}, which was created before, among what it lists",
+            found=f"{len(listed)} other objects",
+            cure="Start again; if this comes again, write to a store whose listings are up to date.",
+        )
+    for name in listed:
+        match = _PREPARED.fullmatch(name)
+        if match is not None and int(match[1]) < number:
+            discard(store, f"{output}/{name}")
+
+
+def discard(store: Store, uri: str) -> None:
+    """Whatever version stands there: on local files, publishing changes it. For names that are never used twice."""
+    while True:
+        try:
+            store.delete(store.stat(uri))
+            return
+        except ObjectNotFound:
+            return
+        except ObjectChanged:
+            continue
+
+
+def mark_claim(data: bytes) -> int:
+    """The claim that a `_SUCCESS` of this content belongs to; 0 where an earlier version, or somebody else, wrote it."""
+    try:
+        said = json.loads(data)["claim"]
+    except (ValueError, KeyError, TypeError):
+        return 0
+    return said if isinstance(said, int) else 0
+
+
+def remove_mark(store: Store, output: str, number: int) -> None:
+    """Takes `_SUCCESS` away, unless it is of claim `number`. Only once the marks of older claims are withdrawn."""
+    while True:
+        try:
+            ref = store.stat(f"{output}/_SUCCESS")
+            if mark_claim(store.read(ref)) == number:
+                return
+            store.delete(ref)
+        except ObjectNotFound:
+            return
+        except ObjectChanged:  # of a local file, as the name goes under which it was prepared
+            continue
