@@ -15,8 +15,8 @@ from headrace.transforms.storage import ObjectRef, Store, Writer
 class FaultyStore(Store):
     """Passes every call on to `inner`, after `latency_s`, and unless `fault(verb, uri)` raises.
 
-    Verbs are stat, list, read, write, commit, publish and delete. `calls` counts them, and `reads` lists (URI, offset, length in
-    bytes). Byte `flip` of an object (URI to offset) arrives inverted. It is pickled with its inner store and settings;
+    Verbs are stat, list, read, write, commit, publish and delete. `calls` counts them, and `reads` lists (URI, offset, length
+    in bytes). Byte `flip` of an object (URI to offset) arrives inverted. It is pickled with its inner store and settings;
     the counts begin anew.
     """
 

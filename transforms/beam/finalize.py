@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from apache_beam.pvalue import AsList, AsSingleton
 
-from ..errors import AlreadyExists, ObjectChanged, ObjectNotFound, OutputConflict, OutputIncomplete
+from ..errors import AlreadyExists, NotParquet, ObjectChanged, ObjectNotFound, OutputConflict, OutputIncomplete
 from ..jobs.job import ASIDE, MANIFEST_FOLDER, SUCCESS, Job
 from ..output.claims import CLAIM_KEY, check_claim, claim_uri, discard, exists, prepare_mark, read_claim, remove_own
 from ..output.dead_letters import (
@@ -305,9 +305,14 @@ class _Superseded:
 
     def __call__(self, name: str, ref: ObjectRef) -> bool:
         made = parse_output_name(name)
-        if made is None or (self._claim is not None and self._claim.owns(made)):
+        if made is None or not (self._job.incremental or self._job.claim):
             return False
-        said = read_footer(self._store, ref).key_values
+        if self._claim is not None and self._claim.owns(made):
+            return False
+        try:
+            said = read_footer(self._store, ref).key_values
+        except NotParquet:  # it says nothing of itself
+            return False
         fingerprint = said.get(b"headrace.fingerprint", b"").decode()
         if fingerprint[:8] != made.job:
             return False
