@@ -1,8 +1,8 @@
 """Runs of whole jobs over one in-memory folder, store operation by store operation, in every order that a schedule says.
 
 The real functions examine, claim, plan, commit and finish; the model is left out, so that a prediction is the kept columns.
-Each run is a thread that stops before each operation on the output folder until the schedule lets it go on. A run that crashes does
-nothing any more.
+Each run is a thread that stops before each operation on the output folder until the schedule lets it go on. A run that
+crashes does nothing any more.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from ..shards.shard import parse_output_name
 from ..storage import ObjectRef, Store, StoreOptions, open_store
 
 _LISTED_AT_ONCE = 1 << 16
-_PART = re.compile(MANIFEST_FOLDER + r"/part-\d+-(?:(?P<claim>\d{8})-)?[0-9a-f]{16}\.parquet")
+_PART = re.compile(MANIFEST_FOLDER + r"/part-\d+-(?:(?P<claim>\d{8})-)?[0-9a-f]{16}(?:\.pq|\.parquet)")
 _LISTED = pa.schema([("name", pa.string()), ("size", pa.int64()), ("version", pa.string()), ("crc32c", pa.uint32())])
 
 
