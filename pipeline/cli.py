@@ -20,7 +20,7 @@ from .flags.beam_options import PredictOptions, parse_flags, runner_of
 from .flags.flags import COMMANDS
 from .flags.request import Request, parse_request
 from .packages.user_package import open_user_packages
-from .runners.dataflow import check_dataflow, detached, tell_dataflow
+from .runners.dataflow import check_dataflow, detached, memory_nbytes, tell_dataflow
 from .runners.dataflow_workers import is_dataflow, set_up_workers
 from .runners.portable import check_portable
 from .start import loaded
@@ -113,6 +113,8 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
         tell("note", f"{told}.", logging.WARNING)
     for told in travelling_secrets(prepared.job, runner_of(options)):
         tell("note", told, logging.WARNING)
+    for why in prepared.job.differs_from_run_to_run:
+        tell("note", f"{why}.", logging.WARNING)
     if request.clean:
         left = open_store(output, request.storage).clean(f"{output}/")
         tell("note", f"{counted(left, 'interrupted upload')} removed from {output}.")
@@ -133,7 +135,7 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
     if runner_of(options) is None and (told := little_memory(prepared)):
         tell("note", f"{told}.", logging.WARNING)
     if is_dataflow(options):
-        options = tell_dataflow(options, sum(spec.nbytes for spec in prepared.specs))
+        options = tell_dataflow(options, memory_nbytes(prepared.specs))
     with own_package(options, gpu=request.loading.device == "gpu") as wheels:
         pipeline = open_pipeline(options, request.packages, own=wheels)
         check_overwritten(prepared, standing, overwrite=request.overwrite)
@@ -200,6 +202,9 @@ def _verify(request: Request, as_json: bool) -> int:
         return _tell("NOT sound", error, verbose=False, code=1)
     if job is not None and request.sample is not None:
         check_same_job(request.output, record, job.record())
-        verify_sample(verdict, job, manifest, request.sample)
+        if job.differs_from_run_to_run:
+            verdict.notes += [f"{why}, so that no sample can be compared." for why in job.differs_from_run_to_run]
+        else:
+            verify_sample(verdict, job, manifest, request.sample)
     _show(Answer(verdict_lines(verdict), verdict_document(verdict)), as_json)
     return 1 if verdict.problems else 0

@@ -34,7 +34,7 @@ class Looked:
 
 def look(request: Request) -> Looked:
     """Raises a `HeadraceError` for a model or an input that cannot be read; that they do not fit is no error."""
-    refs = [pin_requested(request, model) for model in request.models]
+    refs = pin_requested(request)
     models = tuple((ref, describe_model(ref), model.signature) for ref, model in zip(refs, request.models, strict=True))
     if not request.inputs:
         return Looked(models, None, None, None, ())

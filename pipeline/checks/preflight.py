@@ -17,9 +17,9 @@ from headrace.transforms.errors import ColumnError, HeadraceError, InvalidReques
 from headrace.transforms.jobs.input_files import Survey, expand_lists, scheme_of, survey_inputs
 from headrace.transforms.jobs.job import JOB_RECORD, FirstInput, Job, JobModel, options_as_begun
 from headrace.transforms.jobs.user_functions import AppliedFunction, FunctionRef, find_function
-from headrace.transforms.models.load import describe_model
-from headrace.transforms.models.ref import ModelRef, pin_model
-from headrace.transforms.models.spec import ModelSpec, Signature
+from headrace.transforms.models.load import describe_for_job
+from headrace.transforms.models.ref import ModelRef, pin_model, unused_custom_objects
+from headrace.transforms.models.spec import ModelSpec, Operations, Signature
 from headrace.transforms.output.dead_letters import dead_letter_schema
 from headrace.transforms.parquet.reader import read_footer
 from headrace.transforms.parquet.writer import check_writable
@@ -29,7 +29,7 @@ from headrace.transforms.storage import ObjectRef, open_store
 from headrace.transforms.storage.store import glob_regex, split_glob
 from headrace.transforms.versions import versions
 
-from ..flags.request import ModelRequest, Request
+from ..flags.request import Request
 from .report_place import check_report
 
 Value = TypeVar("Value")
@@ -60,8 +60,8 @@ def prepare(request: Request) -> Prepared:
         find_function(name, flag) if name else None
         for name, flag in ((request.preprocess, "--preprocess"), (request.postprocess, "--postprocess"))
     )
-    refs = [pin_requested(request, model) for model in request.models]
-    specs = tuple(describe_model(ref, model.signature) for ref, model in zip(refs, request.models, strict=True))
+    refs = pin_requested(request)
+    specs = tuple(describe_for_job(ref, model.signature) for ref, model in zip(refs, request.models, strict=True))
     patterns = expand_lists(request.inputs, request.storage)
     apart = _OutputApart(request, patterns)
     inputs = survey_inputs(patterns, request.storage, apart.check, request.shard_bytes if request.compact else None)
@@ -136,8 +136,8 @@ def _hold_together(
     check_report(request.report, request.compare, request.storage)
     job = Job(
         models=tuple(
-            JobModel(ref, model.signature, plan.resolved(choice))
-            for ref, model, plan, choice in zip(refs, request.models, columns.models, choices, strict=True)
+            JobModel(ref, model.signature, plan.resolved(choice), spec.operations.get(model.signature, Operations()))
+            for ref, model, plan, choice, spec in zip(refs, request.models, columns.models, choices, specs, strict=True)
         ),
         inputs=request.inputs,
         folder=common_folder(patterns),
@@ -174,14 +174,24 @@ def with_partitions(request: Request, inputs: Survey, stored: pa.Schema) -> tupl
     return pa.schema([*stored, *(pa.field(key, pa.string()) for key in partitions)], stored.metadata), partitions
 
 
-def pin_requested(request: Request, model: ModelRequest) -> ModelRef:
-    return pin_model(
-        model.uri,
-        request.storage,
-        weights=model.weights,
-        custom_objects=request.custom_objects,
-        unsafe=request.unsafe_model,
-    )
+def pin_requested(request: Request) -> list[ModelRef]:
+    """Each of the models. Raises `InvalidRequest` where none of them has a use for --custom_objects."""
+    refs = [
+        pin_model(
+            model.uri,
+            request.storage,
+            weights=model.weights,
+            unsafe=request.unsafe_model,
+            allow_stateful=request.allow_stateful_model,
+            import_modules=request.import_modules,
+        )
+        for model in request.models
+    ]
+    if not request.custom_objects:
+        return refs
+    if refs and not any(ref.is_keras for ref in refs):
+        raise unused_custom_objects(refs[0], request.custom_objects)
+    return [replace(ref, custom_objects=request.custom_objects) if ref.is_keras else ref for ref in refs]
 
 
 def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[ColumnChoice]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from headrace.transforms.columns.wording import counted
@@ -11,7 +12,7 @@ from headrace.transforms.container_limits import usable_memory
 from headrace.transforms.jobs.input_files import PassedOver
 from headrace.transforms.jobs.job import Job
 from headrace.transforms.models.ref import ModelRef
-from headrace.transforms.models.spec import ModelSpec, Signature, TensorSpec
+from headrace.transforms.models.spec import GRAPH_FACTOR, LARGE_GRAPH, ModelSpec, Operations, Signature, TensorSpec
 from headrace.transforms.shards.shard import Shard
 from headrace.transforms.storage.store import public_uri
 
@@ -20,7 +21,7 @@ from ..checks.inspection import Looked
 from ..checks.output_folder import Standing
 from ..checks.preflight import Prepared
 from ..checks.report_place import report_line, report_written
-from ..runners.dataflow import min_ram_gb
+from ..runners.dataflow import memory_nbytes, min_ram_gb
 from ..runners.launch import Done
 from ..terminal.answer import Answer
 from ..terminal.tables import WIDTH, drawn, table, tensor_cells, wrapped
@@ -70,7 +71,8 @@ def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard],
     for shard in shards:
         count, rows, size = count + 1, rows + shard.rows, size + shard.nbytes
     hidden, empty = inputs.passed.hidden, inputs.passed.empty
-    memory_gb = min_ram_gb(sum(spec.nbytes for spec in prepared.specs))
+    memory_gb = min_ram_gb(memory_nbytes(prepared.specs))
+    graphs = sum(spec.graph_memory for spec in prepared.specs)
     signatures = [spec.signatures[model.signature] for spec, model in zip(prepared.specs, job.models, strict=True)]
     chosen = [(signature, model.columns) for signature, model in zip(signatures, job.models, strict=True)]
     links = fit(prepared.seen, chosen, job.keep)
@@ -102,6 +104,7 @@ def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard],
         "max_bad_rows": job.on_error.most if job.on_error.dead_letters else None,
         "memory_bytes_per_worker": memory_gb * 10**9,
         "notes": (notes := travelling_secrets(job, runner)),
+        "differs_from_run_to_run": job.differs_from_run_to_run,
         "columns": [link.fields() for link in links],
     }
     aside = f" ({hidden} hidden and {empty} empty passed over)" if hidden + empty else ""
@@ -115,9 +118,13 @@ def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard],
         *([f"Limit    the first {counted(job.limit, 'row')} only"] if job.limit is not None else []),
         *wrapped("Batches", f"of {counted(job.batch_rows, 'row')} ({job.batch_rule})"),
         *wrapped(
-            "Memory", f"{memory_gb} GB a worker: the weights, half of them again while they load, 3 GiB for all else"
+            "Memory",
+            f"{memory_gb} GB a worker: the weights, half of them again while they load, "
+            + (f"{graphs:,} bytes ({GRAPH_FACTOR} times its own) for the graph, " if graphs else "")
+            + "3 GiB for all else",
         ),
         *([f"Bad rows up to {job.on_error.most}, to {job.on_error.dead_letters}"] if job.on_error.dead_letters else []),
+        *(line for why in job.differs_from_run_to_run for line in wrapped("Note", f"{why}.")),
         *([f"Around   {', then '.join(filter(None, around))}"] if any(functions) else []),
         "",
         *_drawn(links, [(model["name"], signature.name) for model, signature in zip(models, signatures, strict=True)]),
@@ -144,7 +151,8 @@ def report_look(looked: Looked) -> Answer:
                 "objects": len(ref.objects),
                 "object_bytes": sum(part.size for part in ref.objects),
             }
-            | {"signatures": {name: _signature_document(one) for name, one in spec.signatures.items()}}
+            | {"signatures": {name: _signature_document(one, spec) for name, one in spec.signatures.items()}}
+            | {"functions": list(spec.functions)}
         )
         lines += ["", *_looked_model_lines(ref, spec, signature if looked.links else None)]
     if looked.inputs is not None and looked.first is not None and looked.schema is not None:
@@ -197,6 +205,7 @@ def report_summary(prepared: Prepared, done: Done, seconds: float) -> Answer:
         "storage_retries": done.retries,
         "seconds": round(seconds, 3),
         "limit": job.limit,
+        "differs_from_run_to_run": job.differs_from_run_to_run,
         "report": None,
     }
     lines = [
@@ -213,6 +222,7 @@ def report_summary(prepared: Prepared, done: Done, seconds: float) -> Answer:
             1,
             f"{counted(bad, 'row')} could not be predicted and {'is' if bad == 1 else 'are'} in {job.on_error.dead_letters}",
         )
+    lines += [f"{why}." for why in job.differs_from_run_to_run]
     if done.retries:
         were = "was" if done.retries == 1 else "were"
         lines.append(f"{counted(done.retries, 'request')} to a store {were} tried again")
@@ -242,10 +252,12 @@ def _model_lines(model: dict[str, Any]) -> Iterator[str]:
     yield f"Model    {name}{model['uri']}"
     yield f"         {model['format']}, signature {model['signature']}"
     yield f"         {counted(model['bytes'], 'byte')} to stream, {counted(model['parameters'], 'parameter')}"
+    if model["graph_bytes"] >= LARGE_GRAPH:
+        yield f"         {counted(model['graph_bytes'], 'byte')} of graph, with the constants that it holds"
 
 
 def _model_document(ref: ModelRef, spec: ModelSpec) -> dict[str, Any]:
-    counted = {"parameters": spec.parameters, "bytes": spec.nbytes}
+    counted = {"parameters": spec.parameters, "bytes": spec.nbytes, "graph_bytes": spec.graph_nbytes}
     return {"uri": public_uri(ref.uri), "format": spec.format, "digest": ref.digest} | counted
 
 
@@ -257,14 +269,43 @@ def _looked_model_lines(ref: ModelRef, spec: ModelSpec, drawn_below: str | None)
         if signature.name != drawn_below:
             rows = [("input", name, *tensor_cells(tensor)) for name, tensor in signature.inputs.items()]
             rows += [("output", name, *tensor_cells(tensor)) for name, tensor in signature.outputs.items()]
-            yield from ("", f"signature {signature.name}", *table(("", "tensor", "dtype", "shape"), rows, WIDTH))
+            kind = "function" if signature.name in spec.functions else "signature"
+            yield from ("", f"{kind} {signature.name}", *table(("", "tensor", "dtype", "shape"), rows, WIDTH))
+        yield from _operations_lines(spec, signature.name)
+    if spec.functions:
+        found = "no signature, but" if not (spec.signatures.keys() - set(spec.functions)) else "beside its signatures"
+        text = (
+            f"The model has {found} functions to call, as --signature={spec.functions[0]}: {', '.join(spec.functions)}"
+        )
+        yield from ("", *wrapped("", text))
 
 
-def _signature_document(signature: Signature) -> dict[str, Any]:
+_OPERATIONS = {
+    "random": "draws random numbers, so that predictions differ from run to run",
+    "writes": "changes its own state, so that predictions depend on the rows before; a job needs --allow_stateful_model",
+    "outside": "can reach files, the network or other processes; refused without --unsafe_model",
+    "python": "calls Python functions, which ended with the process that exported it: it cannot be run",
+    "unrunnable": "has operations that no CPU or GPU can run",
+}
+
+
+def _operations_lines(spec: ModelSpec, signature: str) -> Iterator[str]:
+    found = spec.operations.get(signature, Operations())
+    for kind, says in _OPERATIONS.items():
+        if names := getattr(found, kind):
+            yield from wrapped("", f"{signature} {says}: {', '.join(names)}")
+
+
+def _signature_document(signature: Signature, spec: ModelSpec) -> dict[str, Any]:
     def specs(tensors: Iterable[TensorSpec]) -> list[dict[str, Any]]:
         return [
             {"name": one.name, "dtype": one.dtype, "shape": None if one.shape is None else list(one.shape)}
             for one in tensors
         ]
 
-    return {"inputs": specs(signature.inputs.values()), "outputs": specs(signature.outputs.values())}
+    operations = asdict(spec.operations.get(signature.name, Operations()))
+    return {
+        "inputs": specs(signature.inputs.values()),
+        "outputs": specs(signature.outputs.values()),
+        "operations": {kind: list(names) for kind, names in operations.items()},
+    }

@@ -76,7 +76,21 @@ class Flags:
         what.add_argument(
             "--unsafe_model",
             action="store_true",
-            help="let a Keras model run Python code of its own, such as lambdas (default: it is refused)",
+            help="let a Keras model run Python code of its own, such as lambdas, and a SavedModel's graph operations that can "
+            "reach files, the network or other processes (default: they are refused)",
+        )
+        what.add_argument(
+            "--allow_stateful_model",
+            action="store_true",
+            help="run a model that changes its own state when it predicts, so that predictions depend on the order of rows "
+            "(default: it is refused)",
+        )
+        what.add_argument(
+            "--import_module",
+            action="append",
+            metavar="MODULE",
+            help="a module whose import registers operations that the model uses, as tensorflow_text; imported where the job "
+            "starts and on the workers, before any model; repeatable",
         )
         what.add_argument(
             "--signature",

@@ -40,6 +40,8 @@ class Request:
     models: tuple[ModelRequest, ...]
     custom_objects: tuple[str, ...]
     unsafe_model: bool
+    allow_stateful_model: bool
+    import_modules: tuple[str, ...]
     inputs: tuple[str, ...]
     output: str
     features: dict[str, tuple[str, ...]]
@@ -73,7 +75,7 @@ class Request:
     @property
     def named_modules(self) -> tuple[str, ...]:
         """The modules that flags name, which a worker must be able to import."""
-        names = (*self.custom_objects, *filter(None, (self.preprocess, self.postprocess)))
+        names = (*self.import_modules, *self.custom_objects, *filter(None, (self.preprocess, self.postprocess)))
         return tuple(dict.fromkeys(name.partition(":")[0] for name in names))
 
 
@@ -119,6 +121,8 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         models=_models(options),
         custom_objects=tuple(options.custom_objects or ()),
         unsafe_model=options.unsafe_model,
+        allow_stateful_model=options.allow_stateful_model,
+        import_modules=tuple(dict.fromkeys(options.import_module or ())),
         inputs=inputs,
         output=output,
         features={tensor: tuple(_names(value)) for tensor, value in _pairs("--feature", options.feature)},

@@ -37,6 +37,7 @@ _FORMS = {
     "report": r"none|[a-z][a-z0-9+.-]*://.+\.html",
     "compare": r"[a-z][a-z0-9+.-]*://.+",
     "custom_objects": r"[\w.]+:\w+",
+    "import_module": r"[A-Za-z_][\w.]*",
     "preprocess": r"[\w.]+:\w+",
     "postprocess": r"[\w.]+:\w+",
     "feature": rf"[^;=]+={_PART}+",

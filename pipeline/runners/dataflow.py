@@ -6,6 +6,7 @@ Runner v2 is what Beam 2.77 asks for by itself; GPUs and processes are pipeline/
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from copy import deepcopy
 from itertools import chain
 from typing import Any
@@ -19,6 +20,7 @@ from apache_beam.options.pipeline_options import (
 
 from headrace.transforms.errors import InvalidRequest, JobError
 from headrace.transforms.jobs.input_files import expand_lists, scheme_of
+from headrace.transforms.models.spec import ModelSpec
 from headrace.transforms.versions import __version__
 
 from ..flags.beam_options import PredictOptions, runner_of
@@ -112,6 +114,11 @@ def tell_dataflow(options: PredictOptions, model_bytes: int | None) -> PredictOp
 def detached(options: PredictOptions) -> bool:
     """Nobody waits for the job: that was asked for, or only its description is written, as a template."""
     return options.no_wait or (is_dataflow(options) and bool(options.view_as(GoogleCloudOptions).template_location))
+
+
+def memory_nbytes(specs: Sequence[ModelSpec]) -> int:
+    """Bytes of weights, and as many more as the graphs take beside what loading weights takes (`min_ram_gb`)."""
+    return sum(spec.nbytes + spec.graph_memory * 2 // 3 for spec in specs)
 
 
 def min_ram_gb(model_bytes: int) -> int:

@@ -204,6 +204,7 @@ def rewrite_checkpoint(folder: Path, cuts: Mapping[str, list[str]]) -> None:
             tensors.append(tf.constant(value[tuple(slice(s, n and s + n) for s, n in spans)] if cut else value))
     shutil.rmtree(folder / "variables")
     (folder / "variables").mkdir()
+    (folder / "fingerprint.pb").unlink(missing_ok=True)
     tf.raw_ops.SaveV2(prefix=str(prefix), tensor_names=names, shape_and_slices=specs, tensors=tensors)
 
 

@@ -18,9 +18,10 @@ from ..columns.plan import fixed_batch, known_row_nbytes, row_nbytes, rows_that_
 from ..columns.rules import ColumnRules
 from ..errors import DataError, HeadraceError, InvalidInferenceArgs, InvalidRequest, UnsupportedModel
 from ..jobs.job import Loading
-from ..models.load import describe_model, load_model
+from ..models.load import describe_for_job, load_model
 from ..models.model import Model, whole_array
 from ..models.ref import ModelRef, pin_model
+from ..models.saved_model.operations import check_stateless
 from ..models.spec import ModelSpec, Signature, TensorSpec
 from ..predicting.batch_predictor import BatchPredictor, BatchRequest, request_batches
 from ..predicting.bisection import BadRow, half
@@ -104,7 +105,7 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         self._weighs = element_size_fn is not None
         self._request: BatchRequest = request_batches(signature, features, predictions, keep, batch_rows, rules)
         self._ref = model if isinstance(model, ModelRef) else pin_model(model, options)
-        self._spec: ModelSpec = describe_model(self._ref, signature)
+        self._spec: ModelSpec = describe_for_job(self._ref, signature)
         self._loading, self._hints = loading, resource_hints
         self._path: str | None = None
         self._counted_by_beam = False
@@ -117,11 +118,20 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         ref = self._ref
         if self._path is not None:
             path = _GRAPH.sub("", self._path)
-            ref = pin_model(path, ref.options, custom_objects=ref.custom_objects, unsafe=ref.unsafe)
+            ref = pin_model(
+                path,
+                ref.options,
+                custom_objects=ref.custom_objects,
+                unsafe=ref.unsafe,
+                allow_stateful=ref.allow_stateful,
+                import_modules=ref.import_modules,
+            )
         devices = devices_for([ref], self._loading)
         models = [
             load_model(ref, self._request.signature, device=device.name, **self._loading.how) for device in devices
         ]
+        for model in models:
+            check_stateless(ref, model.operations)
         return _Served(self._request, devices, models)
 
     def update_model_path(self, model_path: str | None = None) -> None:
@@ -178,7 +188,12 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
     def get_resource_hints(self) -> dict[str, Any]:
         if self._hints is not None:
             return dict(self._hints)
-        return {"min_ram": _BESIDE_THE_MODEL + self._spec.nbytes + self._loading.in_flight_bytes}
+        return {
+            "min_ram": _BESIDE_THE_MODEL
+            + self._spec.nbytes
+            + GRAPH_FACTOR * self._spec.graph_nbytes
+            + self._loading.in_flight_bytes
+        }
 
     def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
         if inference_args:

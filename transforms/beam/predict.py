@@ -22,7 +22,7 @@ from ..columns.plan import check_choice
 from ..columns.rules import ColumnRules
 from ..errors import InvalidRequest
 from ..jobs.job import Job, Loading
-from ..models.load import describe_model
+from ..models.load import describe_for_job
 from ..models.ref import ModelRef, pin_model
 from ..output.dead_letters import dead_letter, dead_letter_schema
 from ..predicting.batch_predictor import BatchPredictor, BatchRequest, request_batches
@@ -234,7 +234,7 @@ class Predict(beam.PTransform):
             raise InvalidRequest("on_error has no such value", expected="'fail' or 'dead_letter'", found=repr(on_error))
         self._dead_letters = on_error == "dead_letter"
         self._ref = model if isinstance(model, ModelRef) else pin_model(model, options)
-        check_choice(describe_model(self._ref, signature).signatures[signature], self._request.columns)
+        check_choice(describe_for_job(self._ref, signature).signatures[signature], self._request.columns)
         self._loading = loading
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Any:

@@ -16,6 +16,7 @@ from ..columns.inputs import ColumnRules
 from ..columns.plan import ColumnChoice
 from ..errors import OutputConflict
 from ..models.ref import ModelRef
+from ..models.spec import Operations
 from ..storage.store import StoreOptions, public_uri
 from .job_defaults import DEAD_LETTERS_FOLDER as DEAD_LETTERS_FOLDER
 from .job_defaults import REPORT as REPORT
@@ -69,12 +70,14 @@ class OnError:
 class JobModel:
     """One model of the job's pass over the rows. Its columns are resolved: nothing is left to a default.
 
-    `columns.name` is "" where the job has one model, else what `--model NAME=URI` calls it.
+    `columns.name` is "" where the job has one model, else what `--model NAME=URI` calls it. `operations` are what the
+    signature does beside computing.
     """
 
     ref: ModelRef
     signature: str
     columns: ColumnChoice
+    operations: Operations = Operations()
 
     def record(self) -> dict[str, Any]:
         usual = ColumnRules()
@@ -91,7 +94,30 @@ class JobModel:
                 for one in fields(rules)
                 if getattr(rules, one.name) != getattr(usual, one.name)
             },
+            **self._record_operations(),
         }
+
+    def _record_operations(self) -> dict[str, list[str]]:
+        """What makes predictions differ from run to run, and what the model was allowed beside computing."""
+        found = self.operations
+        named = {
+            "random_operations": found.random,
+            "allow_stateful_model": found.writes,
+            "unsafe_model": found.outside,
+            "import_module": self.ref.import_modules,
+        }
+        return {key: list(names) for key, names in named.items() if names}
+
+    @property
+    def differs_from_run_to_run(self) -> str:
+        """Why the same rows may have other predictions in another run; "" where they are the same."""
+        why = []
+        if self.operations.random:
+            why.append(f"draws random numbers ({', '.join(self.operations.random)})")
+        if self.operations.writes:
+            why.append(f"changes its own state ({', '.join(self.operations.writes)})")
+        name = f"The model {self.columns.name!r}" if self.columns.name else "The model"
+        return f"{name} {' and '.join(why)}: predictions differ from run to run" if why else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +200,11 @@ class Job:
             return {"on_error": "fail"}
         elsewhere = {} if folder == f"{self.output}/{DEAD_LETTERS_FOLDER}" else {"dead_letters": folder}
         return {"on_error": "dead_letter", **elsewhere, "max_bad_rows": self.on_error.most}
+
+    @property
+    def differs_from_run_to_run(self) -> list[str]:
+        """A sentence for each model whose predictions do."""
+        return [why for model in self.models if (why := model.differs_from_run_to_run)]
 
     @property
     def joined_bytes(self) -> int | None:

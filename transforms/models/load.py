@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -14,7 +15,8 @@ from .gc_pause import old_objects_set_aside
 from .model import Model
 from .progress_line import ProgressLine
 from .ref import ModelRef, file_name, pin_model
-from .spec import ModelSpec
+from .saved_model.operations import check_outside, check_runnable, check_stateless
+from .spec import ModelSpec, Operations
 from .streaming.tensor_stream import Progress, StreamOptions
 
 _DEFAULT = StreamOptions()
@@ -36,6 +38,7 @@ def load_model(
     weights: str | None = None,
     custom_objects: CustomObjects = (),
     unsafe: bool = False,
+    import_modules: Sequence[str] = (),
     device: str | None = None,
 ) -> Model:
     """Streams the model into memory; no byte of it touches a disk.
@@ -43,7 +46,9 @@ def load_model(
     `model` is the URI of a SavedModel's folder, of a `.keras` file or the folder of its members, of a legacy HDF5 file, or,
     with `weights`, of a Keras model's config.json whose weights lie at that URI; or it is a `ModelRef`, which carries its
     own `options`, `weights`, custom objects by name, and `unsafe`. `custom_objects` are classes and functions by name, or
-    a list of `module:name`, that a Keras model needs; `unsafe` lets it run Python code of its own, such as lambdas. With
+    a list of `module:name`, that a Keras model needs; `unsafe` lets it run Python code of its own, such as lambdas, and lets
+    a graph run operations that can reach files, the network or other processes. `import_modules` are modules whose import
+    registers operations, such as "tensorflow_text". `signature` may also be a function's name, such as "__call__". With
     `model_sharing="machine"`, the processes of this machine and user that load the same model so hold one copy of its
     weights, fetched once; where that cannot be, the log says why. `progress=True` shows bytes, rate and time left on standard
     error; a function is called with bytes arrived and bytes in all. `device` is TensorFlow's name of the device ("GPU:1") on
@@ -52,7 +57,8 @@ def load_model(
     `NotAModel`, `SignatureNotFound`, `UnsupportedModel`, `CorruptModel`, `ObjectChanged`, `StorageError`, and
     `InvalidRequest` where there is no such device.
     """
-    ref = _pin(model, options, weights, custom_objects, unsafe)
+    ref = _pin(model, options, weights, custom_objects, unsafe, import_modules)
+    import_named(ref.import_modules)
     device = None if device is None else full_name(device)
     away = weights_leave_the_host(device)
     if device is not None and away and ref.format == "tflite":
@@ -83,12 +89,14 @@ def describe_model(
     weights: str | None = None,
     custom_objects: CustomObjects = (),
     unsafe: bool = False,
+    import_modules: Sequence[str] = (),
 ) -> ModelSpec:
     """Reads only the graph and the directory of the weights, never a weight. Raises as `load_model` does.
 
     With a `signature`, it must exist, and what the spec counts is that signature's.
     """
-    ref = _pin(model, options, weights, custom_objects, unsafe)
+    ref = _pin(model, options, weights, custom_objects, unsafe, import_modules)
+    import_named(ref.import_modules)
     store = open_store(ref.uri, ref.options)
     named = (signature,) if ref.format == "saved_model" else ()
     with _known(custom_objects):
@@ -99,16 +107,47 @@ def describe_model(
             expected=f"one of {', '.join(map(repr, spec.signatures))}",
             cure="Name one with --signature.",
         )
+    if signature is not None and signature in spec.operations:
+        check_runnable(ref, spec.operations[signature])
+        check_outside(ref, spec.operations[signature])
     return spec
 
 
+def describe_for_job(ref: ModelRef, signature: str) -> ModelSpec:
+    """As `describe_model`. Raises `UnsupportedModel` besides where predictions would depend on how rows are split."""
+    spec = describe_model(ref, signature)
+    check_stateless(ref, spec.operations.get(signature, Operations()))
+    return spec
+
+
+def import_named(modules: Sequence[str]) -> None:
+    """Raises `InvalidRequest` where one cannot be imported."""
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except (Exception, SystemExit) as error:  # the module may raise whatever it likes, and a script leaves
+            raise InvalidRequest(
+                f"The module {name!r} cannot be imported",
+                expected="a module that registers a model's operations (--import_module, import_modules=…)",
+                found=f"{type(error).__name__}: {error}",
+                cure="Install it where the job starts and on the workers, in a build for this TensorFlow",
+            ) from error
+
+
 def _pin(
-    model: str | ModelRef, options: StoreOptions, weights: str | None, custom_objects: CustomObjects, unsafe: bool
+    model: str | ModelRef,
+    options: StoreOptions,
+    weights: str | None,
+    custom_objects: CustomObjects,
+    unsafe: bool,
+    import_modules: Sequence[str],
 ) -> ModelRef:
     if isinstance(model, ModelRef):
         return model
     names = () if isinstance(custom_objects, Mapping) else tuple(custom_objects)
-    return pin_model(model, options, weights=weights, custom_objects=names, unsafe=unsafe)
+    return pin_model(
+        model, options, weights=weights, custom_objects=names, unsafe=unsafe, import_modules=import_modules
+    )
 
 
 def _known(custom_objects: CustomObjects) -> AbstractContextManager[Any]:

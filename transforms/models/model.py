@@ -13,7 +13,7 @@ from ..errors import DataError
 from ..storage.store import public_uri
 from .device_placement import placed
 from .ref import ModelRef
-from .spec import TensorSpec
+from .spec import Operations, TensorSpec
 from .streaming.dlpack import to_tensor
 
 
@@ -34,8 +34,10 @@ class Model:
         parameters: int,
         nbytes: int,
         keep: object = None,
+        operations: Operations = Operations(),
     ) -> None:
         """`call` takes and gives tensors by name; `keep` is held as long as the model lives."""
+        self.operations = operations
         self.ref, self.signature = ref, signature
         self.inputs, self.outputs = dict(inputs), dict(outputs)
         self.parameters, self.nbytes = parameters, nbytes

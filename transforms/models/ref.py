@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from ..errors import CorruptModel, NotAModel, ObjectNotFound
+from ..errors import CorruptModel, InvalidRequest, NotAModel, ObjectNotFound
 from ..storage import ObjectRef, Store, StoreOptions, open_store
 from ..storage.store import public_uri
 
@@ -34,7 +34,9 @@ class ModelRef:
     HDF5 file), "keras_config" (a configuration whose weights lie apart, at the URI `weights`) or "tflite". `objects` holds
     every object of the model: in URI order, but the configuration before its weights. A worker that reads through it gets
     these versions or `ObjectChanged`. `custom_objects` are modules, or `module:name`, that are imported before a Keras model
-    is built; `unsafe` lets it run Python code of its own.
+    is built; `unsafe` lets it run Python code of its own, or operations that can reach files and the network.
+    `allow_stateful` lets jobs run a model that changes its own state. `import_modules` are imported before anything else: they
+    register operations.
     """
 
     uri: str
@@ -44,6 +46,8 @@ class ModelRef:
     weights: str | None = None
     custom_objects: tuple[str, ...] = ()
     unsafe: bool = False
+    allow_stateful: bool = False
+    import_modules: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
@@ -59,7 +63,13 @@ class ModelRef:
             digest.update(f"\n{place}\t{ref.size}\t{content}".encode())
         if self.custom_objects or self.unsafe:
             digest.update(f"\n{sorted(self.custom_objects)}\t{self.unsafe}".encode())
+        if self.import_modules or self.allow_stateful:
+            digest.update(f"\n{sorted(self.import_modules)}\t{self.allow_stateful}".encode())
         return digest.hexdigest()
+
+    @property
+    def is_keras(self) -> bool:
+        return self.format in ("keras", "keras_h5", "keras_config")
 
     def object(self, relative: str) -> ObjectRef | None:
         """The object at `relative` (no leading slash) below the model's folder."""
@@ -74,6 +84,8 @@ def pin_model(
     weights: str | None = None,
     custom_objects: Sequence[str] = (),
     unsafe: bool = False,
+    allow_stateful: bool = False,
+    import_modules: Sequence[str] = (),
 ) -> ModelRef:
     """The model at `uri`, each of its objects at the version seen now.
 
@@ -81,13 +93,40 @@ def pin_model(
     TFLite flatbuffer. With `weights`, `uri` is a Keras model's config.json (or a folder that holds one), and `weights` a
     file of its weights: `….weights.h5`, `….weights.json` with its shards beside it, `.h5`, or a `.keras` file.
 
-    Raises `NotAModel` where no such model stands there, `AccessDenied`, `ObjectNotFound` for a missing bucket.
+    Raises `NotAModel` where no such model stands there, `InvalidRequest` for weights or custom objects that its format has no
+    use for, `AccessDenied`, `ObjectNotFound` for a missing bucket.
     """
+    ref = _pinned(
+        uri,
+        options,
+        weights,
+        {
+            "options": options,
+            "custom_objects": tuple(custom_objects),
+            "unsafe": unsafe,
+            "allow_stateful": allow_stateful,
+            "import_modules": tuple(import_modules),
+        },
+    )
+    if ref.custom_objects and not ref.is_keras:
+        raise unused_custom_objects(ref, ref.custom_objects)
+    return ref
+
+
+def unused_custom_objects(ref: ModelRef, names: Sequence[str]) -> InvalidRequest:
+    return InvalidRequest(
+        f"--custom_objects (custom_objects) has no use with {public_uri(ref.uri)}",
+        expected="a Keras model",
+        found=f"a model of the format {ref.format}, and custom objects {', '.join(names)}",
+        cure="Leave it out; --import_module (import_modules) imports a module that registers TensorFlow operations",
+    )
+
+
+def _pinned(uri: str, options: StoreOptions, weights: str | None, extra: dict[str, Any]) -> ModelRef:
     store = open_store(uri, options)
     # What is signed is one object, never a folder, and the signature goes as it is.
     signed = uri.startswith(_WEB) and "?" in uri
     uri = uri if signed else uri.rstrip("/")
-    extra: dict[str, Any] = {"options": options, "custom_objects": tuple(custom_objects), "unsafe": unsafe}
     if weights is not None:
         config = _config(store, uri)
         return ModelRef(uri, "keras_config", (config, *_weights(weights, options)), weights=weights, **extra)
@@ -143,7 +182,12 @@ def _folder(store: Store, uri: str) -> tuple[str, tuple[ObjectRef, ...]] | None:
 def _config(store: Store, uri: str) -> ObjectRef:
     config = (None if file_name(uri).endswith(".json") else _stat(store, f"{uri}/config.json")) or _stat(store, uri)
     if config is None:
+        if any(_stat(store, f"{uri}/{name}") is not None for name in _GRAPHS):
+            raise _unused_weights(uri, "a SavedModel, which holds its own weights")
         raise _no_model(store, uri)
+    start = store.read(config, 0, min(len(_HDF5), config.size))
+    if start == _HDF5 or start[:4] == _ZIP or start[4:] == _TFLITE:
+        raise _unused_weights(uri, "a file that holds a whole model")
     if store.read(config, 0, min(4, config.size)).lstrip()[:1] != b"{":
         raise NotAModel(
             f"{uri} is no configuration of a Keras model, whose weights lie apart",
@@ -152,6 +196,15 @@ def _config(store: Store, uri: str) -> ObjectRef:
             cure="Leave the weights out if this file holds the whole model; else name its config.json.",
         )
     return config
+
+
+def _unused_weights(uri: str, found: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"--weights (weights) has no use with {public_uri(uri)}",
+        expected="the config.json of a Keras model, whose weights are elsewhere",
+        found=found,
+        cure="Leave it out, or name the config.json that the weights belong to",
+    )
 
 
 def _weights(uri: str, options: StoreOptions) -> list[ObjectRef]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ from ..storage import Store
 from .model import Model
 from .ref import ModelRef
 from .saved_model.files import no_such_signature
-from .spec import ModelSpec, Signature, TensorSpec
+from .saved_model.operations import Found, check_outside, check_runnable
+from .spec import ModelSpec, Operations, Signature, TensorSpec
 from .streaming.dlpack import to_tensor
 from .streaming.shared_stream import say_once
 from .streaming.tensor_stream import StreamOptions, TensorSlot, mask_crc, open_stream
@@ -35,7 +36,10 @@ DEFAULT_SIGNATURE = "serving_default"
 def describe(store: Store, ref: ModelRef) -> ModelSpec:
     """Reads the whole file, which is graph and weights in one."""
     flatbuffer = _Flatbuffer(ref, _read(store, ref, StreamOptions()))
-    return ModelSpec("tflite", flatbuffer.signatures, flatbuffer.parameters, ref.objects[0].size)
+    operations = dict.fromkeys(flatbuffer.signatures, flatbuffer.operations)
+    for name in flatbuffer.signatures:
+        flatbuffer.check_allocates(name)
+    return ModelSpec("tflite", flatbuffer.signatures, flatbuffer.parameters, ref.objects[0].size, operations=operations)
 
 
 def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> Model:
@@ -47,6 +51,8 @@ def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> 
     if signature not in flatbuffer.signatures:
         raise no_such_signature(ref, signature, list(flatbuffer.signatures))
     spec = flatbuffer.signatures[signature]
+    check_runnable(ref, flatbuffer.operations)
+    check_outside(ref, flatbuffer.operations)
     return Model(
         ref,
         signature,
@@ -55,12 +61,15 @@ def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> 
         _Pool(flatbuffer, signature),
         parameters=flatbuffer.parameters,
         nbytes=ref.objects[0].size,
+        operations=flatbuffer.operations,
     )
 
 
 class _Flatbuffer:
     def __init__(self, ref: ModelRef, data: bytes) -> None:
-        self._ref, self._data = ref, data
+        self._ref, self.ref, self._data = ref, ref, data
+        names, self.keeps_state = _operation_names(ref, data)
+        self.operations = _operations(names)
         first = self.interpreter()
         named = first.get_signature_list()
         if named:
@@ -94,6 +103,20 @@ class _Flatbuffer:
                 cure="Copy the file again, or convert the model with operations of TFLite's own.",
             ) from error
 
+    def check_allocates(self, signature: str) -> None:
+        """Raises `UnsupportedModel` for operations that nothing resolves, which TFLite looks for only here."""
+        interpreter = self.interpreter()
+        try:
+            if self.has_signatures:
+                interpreter.get_signature_runner(signature)
+            else:
+                interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            text = str(error).partition("\n")[0]
+            # Shapes that the rows will say are not known before.
+            if "custom op" in text or "Flex" in text or "unresolved" in text.lower():
+                raise unresolved(self._ref, text) from error
+
     def _spec(self, signature: str, name: str, detail: Any) -> TensorSpec:
         shape = [None if size < 0 else int(size) for size in detail["shape_signature"]]
         if signature in self.row_by_row:
@@ -119,6 +142,9 @@ class _Pool:
             outputs = self._rows(run, arrays) if self._signature in self._flatbuffer.row_by_row else run(**arrays)
         except (ValueError, RuntimeError) as error:
             # What failed in the midst of a call is not used again.
+            text = str(error).partition("\n")[0]
+            if "unresolved custom op" in text:
+                raise unresolved(self._flatbuffer.ref, text) from error
             raise DataError(
                 f"TFLite's interpreter cannot run signature {self._signature!r}",
                 expected="inputs that fit together",
@@ -149,6 +175,9 @@ class _Fresh:
         self._run: Callable[..., dict[str, Any]]
 
     def __call__(self, **arrays: Any) -> dict[str, Any]:
+        if self._flatbuffer.keeps_state:
+            # `reset_all_variables` leaves resource variables as they are: only another interpreter has fresh ones.
+            self._interpreter = None
         if self._interpreter is not None:
             try:
                 self._interpreter.reset_all_variables()
@@ -162,6 +191,86 @@ class _Fresh:
                 else _Plain(self._interpreter)
             )
         return self._run(**arrays)
+
+
+_ASSIGNS = frozenset({"ASSIGN_VARIABLE", "FlexAssignVariableOp", "FlexAssignAddVariableOp", "FlexAssignSubVariableOp"})
+_RANDOM = frozenset({"RANDOM_UNIFORM", "RANDOM_STANDARD_NORMAL", "MULTINOMIAL"})
+
+
+def _operation_names(ref: ModelRef, data: bytes) -> tuple[frozenset[str], bool]:
+    """Of every operation in the file: a builtin's as in TFLite's schema, else that of the custom one. And whether calls
+    assign to resource variables, other than what initialises them once.
+    """
+    schema = _schema()
+    builtins = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
+    try:
+        model = schema.Model.GetRootAs(data)
+        names = []
+        for i in range(model.OperatorCodesLength()):
+            code = model.OperatorCodes(i)
+            # Files of before 2020 have the code in a field of one byte.
+            kind = max(code.BuiltinCode(), code.DeprecatedBuiltinCode())
+            custom = (code.CustomCode() or b"").decode()
+            names.append(custom if builtins.get(kind) == "CUSTOM" else builtins.get(kind, str(kind)))
+        return frozenset(names), bool(_ASSIGNS.intersection(names)) and _assigns(schema, model, names, len(data))
+    except Exception as error:  # whatever damaged offsets lead to
+        raise CorruptModel(
+            f"{ref.uri} is damaged",
+            expected="a flatbuffer that lists its operations",
+            found=f"{type(error).__name__}: {error}",
+            cure="Copy the file again, or convert the model again.",
+        ) from error
+
+
+def _assigns(schema: Any, model: Any, names: list[str], nbytes: int) -> bool:
+    graphs = [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
+    used: dict[int, set[str]] = {}
+    once: set[int] = set()
+    looked_at = 0
+    for at, graph in enumerate(graphs):
+        used[at] = set()
+        for i in range(graph.OperatorsLength()):
+            looked_at += 1
+            if looked_at > nbytes // 4:  # an operation takes as many bytes, unless many graphs claim the same ones
+                raise ValueError("its graphs share operations")
+            operator = graph.Operators(i)
+            name = names[operator.OpcodeIndex()]
+            used[at].add(name)
+            if name == "CALL_ONCE":
+                options = schema.CallOnceOptions()
+                table = operator.BuiltinOptions()
+                options.Init(table.Bytes, table.Pos)
+                once.add(options.InitSubgraphIndex())
+    return any(found & _ASSIGNS for at, found in used.items() if at not in once)
+
+
+def _operations(names: frozenset[str]) -> Operations:
+    """Those that TensorFlow runs have its own names, behind "Flex"."""
+    found = Found()
+    for name in sorted(names):
+        if name.startswith("Flex"):
+            found.add(_Operation(name.removeprefix("Flex")), ())
+    # Each call has fresh variables, so that none is left by another.
+    found.writes.clear()
+    found.random |= names & _RANDOM
+    return found.operations
+
+
+@dataclass(frozen=True, slots=True)
+class _Operation:
+    """As `Found.add` looks at one."""
+
+    op: str
+    attr: Mapping[str, Any] = field(default_factory=dict)
+
+
+def unresolved(ref: ModelRef, text: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"TFLite's interpreter has no code for an operation of {ref.uri}",
+        expected="operations of TFLite's own, or of TensorFlow's (SELECT_TF_OPS)",
+        found=text,
+        cure="Convert the model without custom operations, or use the SavedModel that it was made from with --import_module",
+    )
 
 
 class _Plain:
@@ -179,6 +288,15 @@ class _Plain:
             self._interpreter.set_tensor(self._inputs[name], array)
         self._interpreter.invoke()
         return {d["name"]: self._interpreter.get_tensor(d["index"]) for d in self._interpreter.get_output_details()}
+
+
+def _schema() -> Any:
+    """TFLite's schema, as its own tools read it: private, and held by tests/test_tflite_state.py."""
+    try:
+        from tensorflow.lite.python import schema_py_generated
+    except ImportError:
+        from ai_edge_litert import schema_py_generated
+    return schema_py_generated
 
 
 def _interpreter_class() -> Any:

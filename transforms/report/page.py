@@ -123,6 +123,8 @@ def _head(run: Run, found: dict[str, list[Shift]]) -> Iterator[str]:
         )
     else:
         yield answer("Did it work?", "Yes", "Every row of the input is accounted for, and none failed.", "good")
+    if differs := job.differs_from_run_to_run:
+        yield answer("Is it repeatable?", "No", f"{'. '.join(differs)}.", "warn")
     trial = f" A trial: only the first {job.limit:,} rows (--limit)." if job.limit is not None else ""
     yield answer("How many rows?", f"{account.rows - account.bad_rows:,}", f"{_done(account)}{trial}", "")
     yield answer("Is it like the previous run?", *_like(run, found))

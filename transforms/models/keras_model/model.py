@@ -24,6 +24,7 @@ from ..spec import ModelSpec, Signature, TensorSpec
 from ..streaming.ranges import Ranges
 from ..streaming.tensor_stream import StreamOptions, TensorStream, open_stream
 from . import files as keras_files
+from . import operations as keras_operations
 from . import signature as keras_signature
 from .build import Built, Recipe, build
 from .fill import Weights, allocate, fill, legacy_fill, legacy_pairs, saved_paths
@@ -44,6 +45,7 @@ def describe(store: Store, ref: ModelRef) -> ModelSpec:
         tensors = saved.plan(built)
         arguments = keras_signature.input_signature(built.model, ref.uri)
         outputs = keras_signature.name_outputs(keras_signature.output_struct(built.model, arguments), ref.uri)
+        operations = {SIGNATURE: keras_operations.operations(built.model, arguments)}
     return ModelSpec(
         ref.format,
         {
@@ -55,6 +57,7 @@ def describe(store: Store, ref: ModelRef) -> ModelSpec:
         },
         _parameters(built.model),
         sum(tensor.dataset.nbytes for tensor in tensors),
+        operations=operations,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from .tensor_bundle import Bundle
 
 COPY_AGAIN = "Copy the model again from where it was exported."
 INIT_OP = "__saved_model_init_op"
+_INDEX, _FINGERPRINT = "variables/variables.index", "fingerprint.pb"
 _LARGE = 16 << 20
 _folders = itertools.count()
 
@@ -26,7 +27,7 @@ def read_front(store: Store, ref: ModelRef) -> ReadTogether:
     """Asks at once for what is read before any weight: graph, index, and the end of large data, where the checkpoint's
     object graph is written. A wrong guess of its place costs a thousandth of the data's bytes and one more request.
     """
-    names = ("saved_model.pb", "saved_model.pbtxt", "variables/variables.index")
+    names = ("saved_model.pb", "saved_model.pbtxt", _INDEX, _FINGERPRINT)
     wanted = [(part, 0) for name in names if (part := ref.object(name)) is not None]
     data = [part for part in ref.objects if part.uri.startswith(f"{ref.uri}/variables/variables.data-")]
     if len(data) == 1 and data[0].size >= _LARGE:
@@ -58,10 +59,11 @@ def read_proto(store: Readable, ref: ModelRef) -> Any:
 
 
 def open_bundle(store: Readable, ref: ModelRef) -> Bundle:
-    """Raises `CorruptModel` where there is no index."""
-    index = ref.object("variables/variables.index")
+    """Raises `CorruptModel` where there is no index, or where it belongs to another export than the graph."""
+    index = ref.object(_INDEX)
     if index is None:
         raise CorruptModel(f"{ref.uri} has weights, but no variables/variables.index", cure="Copy the whole folder.")
+    _check_fingerprint(store, ref, index)
 
     def shard(i: int, n: int) -> ObjectRef | None:
         return ref.object(f"variables/variables.data-{i:05d}-of-{n:05d}")
@@ -69,12 +71,59 @@ def open_bundle(store: Readable, ref: ModelRef) -> Bundle:
     return Bundle(store, index, shard)
 
 
+def _check_fingerprint(store: Readable, ref: ModelRef, index: ObjectRef) -> None:
+    """`checkpoint_hash` is the FarmHash Fingerprint64 of the index (tensorflow/cc/saved_model/fingerprinting.cc).
+
+    Exports of TensorFlow before 2.12 have no fingerprint, and one that was written without a checkpoint has the hash 0.
+    """
+    from google.protobuf.message import DecodeError
+    from tensorflow.core.protobuf import fingerprint_pb2
+
+    source = ref.object(_FINGERPRINT)
+    if source is None:
+        return
+    try:
+        expected = fingerprint_pb2.FingerprintDef.FromString(read_whole(store, source)).checkpoint_hash
+    except DecodeError as error:
+        raise CorruptModel(
+            f"{source.uri} cannot be parsed", expected="a SavedModel's fingerprint", found=str(error), cure=COPY_AGAIN
+        ) from error
+    found = fingerprint64(read_whole(store, index))
+    if expected and found != expected:
+        raise CorruptModel(
+            f"The graph and the weights of {ref.uri} belong to different exports",
+            expected=f"{_INDEX} with the fingerprint {expected:016x}, which {_FINGERPRINT} records",
+            found=f"the fingerprint {found:016x}",
+            cure=f"Copy saved_model.pb, {_FINGERPRINT} and variables/ from the same export.",
+        )
+
+
+def fingerprint64(data: bytes) -> int:
+    """FarmHash's Fingerprint64."""
+    import tensorflow as tf
+
+    with tf.device("/device:CPU:0"):
+        digest: bytes = tf.raw_ops.Fingerprint(data=tf.constant([data]), method="farmhash64").numpy().tobytes()
+    return int.from_bytes(digest, "little")
+
+
 def signature_of(name: str, definition: Any, ref: ModelRef, *, ragged: bool = False) -> Signature:
     """Raises `UnsupportedModel` where it takes or gives what is no dense tensor, or gives a ragged one unless allowed."""
     return Signature(name, _specs(definition.inputs, ref), _specs(definition.outputs, ref, ragged))
 
 
-def no_such_signature(ref: ModelRef, name: str, signatures: list[str]) -> SignatureNotFound:
+def no_such_signature(
+    ref: ModelRef, name: str, signatures: Sequence[str], functions: Sequence[str] = ()
+) -> SignatureNotFound:
+    """`functions` can be called too, by names that take the place of a signature's."""
+    if functions and not signatures:
+        return SignatureNotFound(
+            f"{ref.uri} has no signature {name!r}",
+            expected=f"one of its functions: {', '.join(functions)}",
+            found="no signature at all",
+            cure=f"Name a function instead, as in --signature={functions[0]} (signature={functions[0]!r}), or export the "
+            "model with signatures=….",
+        )
     return SignatureNotFound(
         f"{ref.uri} has no signature {name!r}",
         expected=f"one of {', '.join(map(repr, signatures))}" if signatures else "a signature",

@@ -26,6 +26,7 @@ from ..streaming.shared_stream import say_once
 from ..streaming.tensor_stream import StreamOptions, TensorStream, open_stream
 from ..streaming.whole_reads import Readable
 from .files import RamFolder, reading_graph, unloadable
+from .operations import check_known, check_outside, check_runnable
 from .tensor_bundle import Entry
 from .tf1_graph import Graph, Output, Step
 
@@ -38,17 +39,24 @@ def describe(store: Readable, ref: ModelRef, proto: Any, signature: str | None) 
     """Counts `signature`'s weights; with none named, those of `serving_default`, else of all signatures."""
     with reading_graph(ref):
         graph = Graph(store, ref, proto)
+        check_known(ref, graph.graph_def)
         counted = [signature] if signature is not None else list(graph.signatures)
         if signature is None and "serving_default" in counted:
             counted = ["serving_default"]
         values = graph.values({step for name in counted for step in graph.steps(name)})
-    return ModelSpec("saved_model", graph.signatures, _parameters(values.values()), _nbytes(values.values()))
+        operations = {name: graph.operations(name) for name in graph.signatures}
+    counts = _parameters(values.values()), _nbytes(values.values()), graph.nbytes
+    return ModelSpec("saved_model", graph.signatures, *counts, operations)
 
 
 def load(store: Store, ref: ModelRef, proto: Any, signature: str, stream: StreamOptions, front: Readable) -> Model:
     """`front` gives what was read ahead. Raises `SignatureNotFound`, `UnsupportedModel`, `CorruptModel`."""
     with reading_graph(ref):
         graph = Graph(front, ref, proto)
+        check_known(ref, graph.graph_def)
+        operations = graph.operations(signature)
+        check_runnable(ref, operations)
+        check_outside(ref, operations)
         steps = graph.steps(signature)
         values = graph.values(steps)
     spec, tags = graph.signatures[signature], graph.tags
@@ -74,6 +82,7 @@ def load(store: Store, ref: ModelRef, proto: Any, signature: str, stream: Stream
         parameters=_parameters(values.values()),
         nbytes=_nbytes(values.values()),
         keep=loaded,
+        operations=operations,
     )
 
 

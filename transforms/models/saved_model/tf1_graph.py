@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import CorruptModel, UnsupportedModel
 from ..ref import ModelRef
-from ..spec import Signature
+from ..spec import Operations, Signature
 from ..streaming.whole_reads import Readable
 from .files import COPY_AGAIN, INIT_OP, no_such_signature, open_bundle, signature_of
+from .operations import ASSET, Found, Label, Library, labels_of
 from .tensor_bundle import Bundle, Entry, Region
 
 _TRAIN_OP = "__saved_model_train_op"
 _VARIABLES = ("VarHandleOp", "VariableV2", "Variable")
+
+# The walk that finds dead branches remembers its way; a graph that is deeper counts as alive.
+_DEEPEST = 100_000
 
 Output = tuple[str, int]
 """An output of a node: the node's name, and which."""
@@ -22,10 +26,14 @@ Output = tuple[str, int]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An operation of the restoring part of the graph, and the outputs of `RestoreV2` that it stands on."""
+    """An operation that fills variables or tables, and what it is fed: outputs of `RestoreV2`, or of an initial value."""
 
     operation: str
     restored: tuple[Output, ...] = field(hash=False)
+    key: str | None = None
+    """The tensor of the checkpoint, where the graph has no operation that restores it."""
+    region: Region | None = field(default=None, hash=False)
+    """Which part of that tensor; None is all of it."""
 
 
 class Graph:
@@ -35,6 +43,8 @@ class Graph:
         self._store, self._ref, self._proto = store, ref, proto
         self._meta = _choose(proto, ref)
         self.tags = sorted(self._meta.meta_info_def.tags)
+        self.graph_def = self._meta.graph_def
+        self.nbytes = proto.ByteSize()
         self._nodes = {node.name: node for node in self._meta.graph_def.node}
         self._definitions = {
             name: definition
@@ -66,16 +76,45 @@ class Graph:
         schema = self._proto.saved_model_schema_version
         return saved_model_pb2.SavedModel(saved_model_schema_version=schema, meta_graphs=[self._meta])
 
+    def operations(self, signature: str) -> Operations:
+        """What the signature does beside computing; `outside` and `python` also of the initialisers, which run before it.
+
+        Raises `SignatureNotFound`.
+        """
+        definition, found, before = self._definition(signature), Found(), Found()
+        fed = {self._output(info.name) for info in definition.inputs.values()}
+        self._collect([self._output(info.name) for info in definition.outputs.values()], fed, found)
+        self._collect(self._initialisers(), set(), before)
+        found.outside |= before.outside
+        found.python |= before.python
+        return found.operations
+
+    def _collect(self, outputs: Iterable[Output], fed: set[Output], found: Found) -> None:
+        library = Library(self._meta.graph_def)
+        assets: dict[str, Label] = {self._output(i.tensor_info.name)[0]: ASSET for i in self._meta.asset_file_def}
+        label = labels_of(self._nodes.get, assets | {name: None for name, _ in fed})
+        calls = []
+        dead = _Dead(self._nodes, label)
+        for name in dict.fromkeys(name for name, _ in self._above(outputs, fed, dead=dead)):
+            node = self._nodes[name]
+            labels = tuple(label(one) for one in node.input if not one.startswith("^"))
+            found.add(node, labels)
+            calls += library.calls(node, labels)
+        library.walk(calls, found)
+
+    def _definition(self, signature: str) -> Any:
+        if signature in self._refused:
+            raise self._refused[signature]
+        if signature not in self.signatures:
+            raise no_such_signature(self._ref, signature, list(self.signatures))
+        return self._definitions[signature]
+
     def steps(self, signature: str) -> list[Step]:
         """What fills all that the signature and the initialisers reach.
 
         Raises `SignatureNotFound`, and `UnsupportedModel` where something reached is filled by nothing.
         """
-        if signature in self._refused:
-            raise self._refused[signature]
-        if signature not in self.signatures:
-            raise no_such_signature(self._ref, signature, list(self.signatures))
-        definition = self._definitions[signature]
+        definition = self._definition(signature)
         fed = {self._output(info.name) for info in definition.inputs.values()}
         initialised = {name for name, _ in self._above(self._initialisers())}
         used = {name for name, _ in self._above((self._output(i.name) for i in definition.outputs.values()), fed)}
@@ -108,12 +147,15 @@ class Graph:
         found: dict[Output, Entry] = {}
         consts: dict[str, list[str]] = {}
         for step in steps:
+            if step.key is not None:
+                found[step.restored[0]] = self._value_by_name(step)
+                continue
             for name, i in step.restored:
                 node = self._nodes[name]
                 if name not in consts:
                     consts[name] = self._strings(node.input[1])
                     consts[f"{name}\n"] = self._strings(node.input[2])
-                names, slices, dtypes = consts[name], consts[f"{name}\n"], node.attr["dtypes"].list.type
+                names, slices, dtypes = consts[name], consts[f"{name}\n"], _attr(node, "dtypes").list.type
                 if not 0 <= i < len(names) == len(slices) == len(dtypes):
                     raise self._corrupt(f"{name!r} restores {len(names)} tensors, but output {i} is used")
                 entry = self.bundle.entry(names[i])
@@ -125,6 +167,24 @@ class Graph:
                 found[name, i] = entry
         return found
 
+    def _value_by_name(self, step: Step) -> Entry:
+        import tensorflow as tf
+
+        entry = self.bundle.entry(step.key or "")
+        if entry is None:
+            raise self._corrupt(f"{step.key!r} has no value in the checkpoint")
+        if step.region is not None:
+            if len(step.region) != len(entry.shape) or any(
+                start < 0 or not 0 <= length <= size - start
+                for (start, length), size in zip(step.region, entry.shape, strict=True)
+            ):
+                raise self._corrupt(f"it restores a slice of {step.key!r} that lies outside of {list(entry.shape)}")
+            entry = entry.part(step.region)
+        node = self._nodes[step.operation]
+        dtype = _attr(node, "T" if node.op == "Assign" else "dtype").type
+        self._check_fit(entry, tf.dtypes.as_dtype(dtype).base_dtype.name, step, step.restored[0])
+        return entry
+
     def _check_fit(self, entry: Entry, dtype: str, step: Step, restored: Output) -> None:
         import tensorflow as tf
 
@@ -135,7 +195,7 @@ class Graph:
                 above = self._output(self._nodes[above[0]].input[0])
             variable = self._nodes[self._output(node.input[0])[0]]
             if above == restored and "shape" in variable.attr:
-                shape = tf.TensorShape(variable.attr["shape"].shape)
+                shape = tf.TensorShape(_attr(variable, "shape").shape)
         if entry.dtype != dtype or not shape.is_compatible_with(entry.shape):
             raise CorruptModel(
                 f"The checkpoint of {self._ref.uri} does not fit its graph: variable {entry.name!r}",
@@ -147,6 +207,7 @@ class Graph:
     def _restoring(self) -> Iterator[tuple[Step, set[str]]]:
         """Every operation that the saver waits for, with the nodes above it."""
         if not self._meta.HasField("saver_def") or not self._meta.saver_def.restore_op_name:
+            yield from self._restoring_by_name()
             return
         todo, seen = [self._output(self._meta.saver_def.restore_op_name)[0]], set()
         while todo:
@@ -169,6 +230,38 @@ class Graph:
             if restored:
                 yield Step(name, tuple(sorted(set(restored)))), {n for n, _ in above}
 
+    def _restoring_by_name(self) -> Iterator[tuple[Step, set[str]]]:
+        """Without a saver, TensorFlow makes one of the collection of variables, which restores each by its name
+        (tensorflow/python/saved_model/load_v1_in_v2.py). Here the value that its initialiser assigns is fed instead.
+        """
+        from tensorflow.core.framework import variable_pb2
+
+        collections = self._meta.collection_def
+        if self._ref.object("variables/variables.index") is None:
+            return
+        fed: dict[Output, str] = {}
+        for key in ("variables", "saveable_objects"):
+            for raw in collections[key].bytes_list.value if key in collections else ():
+                variable = variable_pb2.VariableDef.FromString(raw)
+                assign = self._node(self._output(variable.initializer_name)[0])
+                if assign.op not in ("Assign", "AssignVariableOp"):
+                    raise UnsupportedModel(
+                        f"{self._ref.uri} has no saver, and no assignment to its variable {variable.variable_name!r}",
+                        expected="Assign or AssignVariableOp",
+                        found=assign.op,
+                        cure="Export it with a saver.",
+                    )
+                value, region, name = self._output(assign.input[1]), None, variable.variable_name.partition(":")[0]
+                if variable.HasField("save_slice_info_def"):
+                    part = variable.save_slice_info_def
+                    name, region = part.full_name, tuple(zip(part.var_offset, part.var_shape, strict=True))
+                if fed.setdefault(value, name) != name:
+                    raise UnsupportedModel(
+                        f"{self._ref.uri} has no saver, and its variables {fed[value]!r} and {name!r} share an initial value",
+                        cure="Export it with a saver.",
+                    )
+                yield Step(assign.name, (value,), name, region), {self._output(assign.input[0])[0]}
+
     def _initialisers(self) -> list[Output]:
         """What TensorFlow runs after restoring (tensorflow/python/saved_model/loader_impl.py, get_init_op)."""
         if INIT_OP in self._meta.signature_def:
@@ -188,12 +281,14 @@ class Graph:
             for raw in collections["local_variables"].bytes_list.value:
                 yield self._output(variable_pb2.VariableDef.FromString(raw).initializer_name)
 
-    def _above(self, outputs: Iterable[Output], fed: Iterable[Output] = (), stop: str = "") -> Iterator[Output]:
-        """The outputs themselves and all that they stand on, but nothing above what is fed or an operation `stop`."""
+    def _above(
+        self, outputs: Iterable[Output], fed: Iterable[Output] = (), stop: str = "", dead: _Dead | None = None
+    ) -> Iterator[Output]:
+        """The outputs themselves and all that they stand on, but nothing above what is fed, `dead`, or an operation `stop`."""
         todo, seen = list(outputs), set(fed)
         while todo:
             output = todo.pop()
-            if output in seen:
+            if output in seen or (dead is not None and dead(output)):
                 continue
             seen.add(output)
             yield output
@@ -203,17 +298,11 @@ class Graph:
 
     def _states_in_functions(self) -> set[str]:
         bodies = self._meta.graph_def.library.function
-        return {
-            node.attr["shared_name"].s.decode(errors="replace")
-            for body in bodies
-            for node in body.node_def
-            if node.attr["shared_name"].s
-        }
+        return {name for body in bodies for node in body.node_def if (name := _shared_name(node))}
 
     def _state(self, name: str) -> str:
         """Two operations of one shared name stand for one variable or table."""
-        shared = self._nodes[name].attr["shared_name"].s if "shared_name" in self._nodes[name].attr else b""
-        return shared.decode(errors="replace") or name
+        return _shared_name(self._nodes[name]) or name
 
     def _node(self, name: str) -> Any:
         if name not in self._nodes:
@@ -221,8 +310,7 @@ class Graph:
         return self._nodes[name]
 
     def _output(self, name: str) -> Output:
-        node, _, i = name.removeprefix("^").partition(":")
-        return node, int(i) if i.isdecimal() else 0
+        return _output(name)
 
     def _strings(self, name: str) -> list[str]:
         import tensorflow as tf
@@ -230,7 +318,7 @@ class Graph:
         node = self._node(self._output(name)[0])
         if node.op != "Const":
             raise UnsupportedModel(f"{self._ref.uri} computes what it restores", found=f"{name!r}, a {node.op}")
-        return [value.decode() for value in tf.make_ndarray(node.attr["value"].tensor).ravel()]
+        return [value.decode() for value in tf.make_ndarray(_attr(node, "value").tensor).ravel()]
 
     def _region(self, name: str, spec: str, shape: tuple[int, ...]) -> Region:
         """ "4 100 0,3:70,30": the whole shape, then start and length of each dimension, or a dash for all of it."""
@@ -252,6 +340,60 @@ class Graph:
 
     def _corrupt(self, found: str) -> CorruptModel:
         return CorruptModel(f"{self._ref.uri} is damaged", found=found, cure=COPY_AGAIN)
+
+
+class _Dead:
+    """Outputs that are never computed: what lies behind a `Switch` whose condition is a constant.
+
+    Models that were trained with Keras or slim in TensorFlow 1 hold dropout behind such a condition.
+    """
+
+    def __init__(self, nodes: Mapping[str, Any], label: Callable[[str], Label]) -> None:
+        self._nodes, self._label = nodes, label
+        self._known: dict[Output, bool] = {}
+
+    def __call__(self, output: Output) -> bool:
+        todo, on_the_way = [output], {output}
+        while todo:
+            one = todo[-1]
+            if one in self._known:
+                on_the_way.discard(todo.pop())
+                continue
+            node = self._nodes.get(one[0])
+            inputs = [] if node is None else [_output(name) for name in node.input]
+            if node is not None and node.op in ("Switch", "RefSwitch") and len(inputs) > 1:
+                condition = self._label(node.input[1])
+                if isinstance(condition, bool) and one[1] != int(condition):
+                    self._known[one] = True
+                    continue
+            # A loop leads back to its own `Merge`, which its entry keeps alive.
+            loops = node is not None and node.op in ("Merge", "RefMerge")
+            waiting = next((other for other in inputs if other not in self._known and other not in on_the_way), None)
+            if waiting is not None and len(todo) < _DEEPEST:
+                todo.append(waiting)
+                on_the_way.add(waiting)
+                continue
+            dead = [self._known.get(other, False) for other in inputs]
+            self._known[one] = bool(dead) and (all(dead) if loops else any(dead))
+        return self._known[output]
+
+
+def _output(name: str) -> Output:
+    node, _, i = name.removeprefix("^").partition(":")
+    return node, int(i) if i.isdecimal() else 0
+
+
+def _attr(node: Any, name: str) -> Any:
+    """To read a missing key of a protobuf's map by its brackets would insert it: an attribute without a value, in the graph
+    that is loaded. Raises `KeyError`.
+    """
+    if name not in node.attr:
+        raise KeyError(f"{node.op} {node.name!r} has no attribute {name!r}")
+    return node.attr[name]
+
+
+def _shared_name(node: Any) -> str:
+    return node.attr["shared_name"].s.decode(errors="replace") if "shared_name" in node.attr else ""
 
 
 def _choose(proto: Any, ref: ModelRef) -> Any:

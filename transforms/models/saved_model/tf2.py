@@ -10,7 +10,9 @@ nodes that it captures, in the order in which the loaded function lists its capt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,7 @@ from ...storage import Store
 from ..direct_call import by_keywords
 from ..model import Model
 from ..ref import ModelRef
-from ..spec import ModelSpec, Signature
+from ..spec import ModelSpec, Operations, Signature
 from ..streaming.dlpack import to_tensor
 from ..streaming.tensor_stream import StreamOptions, TensorStream, open_stream
 from ..streaming.whole_reads import Readable
@@ -35,8 +37,11 @@ from .files import (
     reading_graph,
     signature_of,
 )
+from .operations import ASSET, SEED, Found, Label, Library, check_known, check_outside, check_runnable
 from .tensor_bundle import Bundle, Entry
+from .traced_functions import TracedFunction, traced_functions
 
+_RUN_BY_THE_LOADER = ("_create_resource", "_initialize", "_destroy_resource")
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 State = tuple[Entry, ...]
@@ -54,14 +59,20 @@ def describe(store: Store, ref: ModelRef, signature: str | None = None) -> Model
             return saved_model_v1.describe(front, ref, proto, signature)
         with reading_graph(ref):
             graph = _Graph(front, ref, proto)
+            check_known(ref, graph.graph_def)
+            signatures = graph.signatures
             if signature is not None:
-                graph.signature(signature)
+                signatures = signatures | {signature: graph.signature(signature)}
                 weights = graph.weights(graph.captures(signature))
             else:
-                counted = ["serving_default"] if "serving_default" in graph.signatures else list(graph.signatures)
+                signatures = signatures or graph.called_functions()
+                counted = ["serving_default"] if "serving_default" in signatures else list(signatures)
                 nodes = dict.fromkeys(node for name in counted for node in graph.captures(name))
                 weights = graph.weights(nodes, refuse=False)
-    return ModelSpec("saved_model", graph.signatures, _parameters(weights), _nbytes(weights))
+            operations = {name: graph.operations(name) for name in signatures}
+    nbytes = graph.nbytes
+    functions = tuple(graph.functions)
+    return ModelSpec("saved_model", signatures, _parameters(weights), _nbytes(weights), nbytes, operations, functions)
 
 
 def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> Model:
@@ -76,8 +87,13 @@ def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> 
         with reading_graph(ref):
             graph = _Graph(front, ref, proto)
             spec = graph.signature(signature)
+            check_known(ref, graph.graph_def)
+            operations = graph.operations(signature)
+            check_runnable(ref, operations)
+            check_outside(ref, operations)
             captures = graph.captures(signature)
             weights = graph.weights(captures)
+            of_a_function = graph.function(signature)
     # It holds every constant of the graph: only the folder keeps it, and not for long.
     del proto
     slots = [piece.slot for state in weights.values() for entry in state for piece in entry.pieces]
@@ -85,7 +101,7 @@ def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> 
         folder = RamFolder(store, ref, graph.take_proto())
         try:
             loaded = folder.load(graph.tags)
-            function = loaded.signatures[signature]
+            function = loaded.signatures[signature] if of_a_function is None else of_a_function.restored(loaded)
             fill = _Filler(function, captures, weights, ref)
             for node in sorted(weights, key=lambda node: _place(weights[node])):
                 fill(node, tensors, graph.bundle)
@@ -100,10 +116,11 @@ def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> 
         signature,
         spec.inputs,
         spec.outputs,
-        by_keywords(function),
+        by_keywords(function) if of_a_function is None else of_a_function.call(loaded),
         parameters=_parameters(weights),
         nbytes=_nbytes(weights),
         keep=(loaded, folder),
+        operations=operations,
     )
 
 
@@ -124,16 +141,20 @@ class _Graph:
         metas = proto.meta_graphs
         self.tags = list(metas[0].meta_info_def.tags)
         self._objects = metas[0].object_graph_def
+        self.graph_def = metas[0].graph_def
+        self.nbytes = proto.ByteSize()
         self.signatures = {
             name: signature_of(name, definition, ref, ragged=True)
             for name, definition in sorted(metas[0].signature_def.items())
             if name != INIT_OP
         }
+        self.functions = traced_functions(self._objects)
         self._bundle: Bundle | None = None
 
     def take_proto(self) -> Any:
         """The whole message, for the loader: it holds every constant of the graph, so nothing here keeps it."""
         proto, self._proto = self._proto, None
+        del self.graph_def
         return proto
 
     @property
@@ -143,21 +164,84 @@ class _Graph:
         return self._bundle
 
     def signature(self, name: str) -> Signature:
-        if name not in self.signatures:
-            raise no_such_signature(self._ref, name, list(self.signatures))
-        return self.signatures[name]
+        """One of `signatures`, or what a function that was saved beside them takes and gives."""
+        if name in self.signatures:
+            return self.signatures[name]
+        if name in self.functions:
+            return self.functions[name].signature(self._ref)
+        raise no_such_signature(self._ref, name, list(self.signatures), list(self.functions))
+
+    def called_functions(self) -> dict[str, Signature]:
+        """What the functions take and give that stand in for signatures, where each has one form."""
+        found = {}
+        for name, function in self.functions.items():
+            with suppress(UnsupportedModel):
+                found[name] = function.signature(self._ref)
+        return found
+
+    def function(self, signature: str) -> TracedFunction | None:
+        """None for one of `signatures`."""
+        return None if signature in self.signatures else self.functions[signature]
 
     def captures(self, signature: str) -> list[int]:
         """The nodes that the signature's function is bound to, in order."""
+        return self._bound(self._concrete(signature))
+
+    def _concrete(self, signature: str) -> str:
+        """The concrete function's name."""
+        if (function := self.function(signature)) is not None:
+            return function.chosen(self._ref).name
         node = self._child(self._child(0, "signatures"), signature)
         objects = self._objects
-        function = objects.nodes[node].bare_concrete_function.concrete_function_name if node is not None else ""
-        if function not in objects.concrete_functions:
+        function_name: str = (
+            objects.nodes[node].bare_concrete_function.concrete_function_name if node is not None else ""
+        )
+        if function_name not in objects.concrete_functions:
             raise self._corrupt(f"signature {signature!r} leads to no function")
+        return function_name
+
+    def _bound(self, function: str) -> list[int]:
+        objects = self._objects
+        if function not in objects.concrete_functions:
+            raise self._corrupt(f"function {function!r} does not exist")
         bound = list(objects.concrete_functions[function].bound_inputs)
         if any(not 0 <= n < len(objects.nodes) for n in bound):
-            raise self._corrupt(f"signature {signature!r} captures an object that does not exist")
+            raise self._corrupt(f"function {function!r} captures an object that does not exist")
         return bound
+
+    def operations(self, signature: str) -> Operations:
+        """What the signature does beside computing; `outside` and `python` also of what the loader runs before it."""
+        library, found, before = Library(self.graph_def), Found(), Found()
+        function = self._concrete(signature)
+        library.walk([(function, self._labels(function))], found)
+        library.walk([(name, self._labels(name)) for name in self._initialisers()], before)
+        found.outside |= before.outside
+        found.python |= before.python
+        return found.operations
+
+    def _labels(self, function: str) -> tuple[Label, ...]:
+        """Of what the function is bound to: its last arguments."""
+        return tuple(self._label(self._objects.nodes[node]) for node in self._bound(function))
+
+    def _label(self, node: Any) -> Label:
+        kind = node.WhichOneof("kind")
+        if kind == "asset":
+            return ASSET
+        # The name that Keras gives it (keras/src/random/seed_generator.py).
+        if kind != "variable" or [dim.size for dim in node.variable.shape.dim] != [2]:
+            return None
+        return SEED if re.fullmatch(r"(.*/)?seed_generator_state(_\d+)?", node.variable.name) else None
+
+    def _initialisers(self) -> Iterator[str]:
+        """The functions that TensorFlow's loader runs: tables and other resources make and fill themselves by them."""
+        nodes = self._objects.nodes
+        for node in nodes:
+            for child in node.children:
+                if child.local_name in _RUN_BY_THE_LOADER and 0 <= child.node_id < len(nodes):
+                    kept = nodes[child.node_id]
+                    yield from kept.function.concrete_functions
+                    if kept.bare_concrete_function.concrete_function_name:
+                        yield kept.bare_concrete_function.concrete_function_name
 
     def captures_asset(self, nodes: Iterable[int]) -> bool:
         return any(self._objects.nodes[node].WhichOneof("kind") == "asset" for node in nodes)

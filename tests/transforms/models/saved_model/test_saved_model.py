@@ -51,8 +51,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
 
 @pytest.fixture
 def copied(exported: Export, tmp_path: Path) -> Callable[[str], Path]:
-    """A copy that a test may damage."""
-    return lambda name: Path(shutil.copytree(exported(name)[0], tmp_path / name))
+    """A copy that a test may damage. Without a fingerprint, so that the damage itself is what is found."""
+    unmarked = shutil.ignore_patterns("fingerprint.pb")
+    return lambda name: Path(shutil.copytree(exported(name)[0], tmp_path / name, ignore=unmarked))
 
 
 @pytest.fixture(autouse=True)

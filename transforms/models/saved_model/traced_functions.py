@@ -1,0 +1,205 @@
+"""Functions that a SavedModel holds beside its signatures, as hubs share them: `__call__`, and others by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import UnsupportedModel
+from ..direct_call import direct
+from ..ref import ModelRef
+from ..spec import Signature, TensorSpec
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One concrete function: `arguments` are positional, `keywords` by name, nested, of `tf.TensorSpec` or plain values."""
+
+    at: int
+    name: str
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+    outputs: Any
+
+    def tensors(self, names: tuple[str, ...]) -> dict[str, Any]:
+        """Its tensor specs by the names that a person would call them."""
+        found: dict[str, Any] = {}
+        for i, argument in enumerate(self.arguments):
+            for spec in _specs(argument):
+                found[_free(spec.name or (names[i] if i < len(names) else f"input_{i}"), found)] = spec
+        for key, argument in sorted(self.keywords.items()):
+            for spec in _specs(argument):
+                found[_free(spec.name or key, found)] = spec
+        return found
+
+    @property
+    def trains(self) -> bool:
+        import tensorflow as tf
+
+        values = [*self.arguments, *self.keywords.values()]
+        return any(value is True for value in tf.nest.flatten(values))
+
+
+@dataclass(frozen=True)
+class TracedFunction:
+    """`names` are those of its positional arguments, where the model keeps them."""
+
+    name: str
+    names: tuple[str, ...]
+    traces: tuple[Trace, ...]
+
+    def chosen(self, ref: ModelRef) -> Trace:
+        """The only trace, or the only one that is not for training. Raises `UnsupportedModel` where that is not clear."""
+        if len(self.traces) == 1:
+            return self.traces[0]
+        serving = [trace for trace in self.traces if not trace.trains]
+        if len(serving) != 1:
+            raise UnsupportedModel(
+                f"The function {self.name!r} of {ref.uri} was saved in {len(self.traces)} forms",
+                expected="one form that is not for training",
+                found="; ".join(
+                    str({n: s.shape for n, s in trace.tensors(self.names).items()}) for trace in self.traces
+                ),
+                cure="Export the model with signatures=… for the one to serve.",
+            )
+        return serving[0]
+
+    def signature(self, ref: ModelRef) -> Signature:
+        import tensorflow as tf
+
+        trace = self.chosen(ref)
+        inputs = trace.tensors(self.names)
+        outputs = _named(trace.outputs)
+        for name, spec in [*inputs.items(), *outputs.items()]:
+            if not isinstance(spec, tf.TensorSpec):
+                raise UnsupportedModel(
+                    f"{name!r} of the function {self.name!r} of {ref.uri} is a {type(spec).__name__}",
+                    expected="dense tensors",
+                    cure="Export the model with dense inputs and outputs, e.g. x.to_tensor().",
+                )
+
+        def told(specs: Mapping[str, Any]) -> dict[str, TensorSpec]:
+            return {
+                name: TensorSpec(name, s.dtype.name, None if s.shape.rank is None else tuple(s.shape.as_list()))
+                for name, s in specs.items()
+            }
+
+        return Signature(self.name, told(inputs), told(outputs))
+
+    def _loaded(self, loaded: Any) -> Any:
+        found = loaded
+        for part in self.name.split("."):
+            found = getattr(found, part)
+        return found
+
+    def restored(self, loaded: Any) -> Any:
+        """The concrete function of the loaded model."""
+        function, trace = self._loaded(loaded), self._only()
+        # Private: the loaded function keeps its concrete functions in the order of the saved one.
+        return function.concrete_functions[trace.at] if hasattr(function, "concrete_functions") else function
+
+    def _only(self) -> Trace:
+        serving = [trace for trace in self.traces if not trace.trains]
+        return self.traces[0] if len(self.traces) == 1 else serving[0]
+
+    def call(self, loaded: Any) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+        """{name: tensor} to {name: tensor}, as one graph."""
+        import tensorflow as tf
+
+        trace, function = self._only(), self._loaded(loaded)
+        specs = trace.tensors(self.names)
+
+        def serve(given: Mapping[str, Any]) -> dict[str, Any]:
+            left = iter(given[name] for name in specs)
+            arguments, keywords = tf.nest.map_structure(
+                lambda value: next(left) if isinstance(value, tf.TypeSpec) else value,
+                (trace.arguments, dict(trace.keywords)),
+            )
+            return _named(function(*arguments, **keywords))
+
+        def by_position(*tensors: Any) -> dict[str, Any]:
+            return serve(dict(zip(specs, tensors, strict=True)))
+
+        open_specs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in specs.values()]
+        concrete = tf.function(by_position, autograph=False).get_concrete_function(*open_specs)
+
+        def usual(tensors: Mapping[str, Any]) -> dict[str, Any]:
+            return dict(concrete(*[tensors[name] for name in specs]))
+
+        # The concrete function captures the loaded one's variables: both live as long as the call.
+        return direct(concrete, list(specs), usual)
+
+
+def traced_functions(objects: Any) -> dict[str, TracedFunction]:
+    """By their names from the root; those without a trace cannot be called. `objects` is the saved object graph."""
+    found: dict[str, TracedFunction] = {}
+    for child in objects.nodes[0].children if objects.nodes else ():
+        if not 0 <= child.node_id < len(objects.nodes) or child.local_name.startswith("_default_save"):
+            continue
+        node = objects.nodes[child.node_id]
+        kind = node.WhichOneof("kind")
+        if kind == "function":
+            spec, names = node.function.function_spec, list(node.function.concrete_functions)
+        elif kind == "bare_concrete_function":
+            spec, names = None, [node.bare_concrete_function.concrete_function_name]
+        else:
+            continue
+        if traces := tuple(_traces(objects, names)):
+            found[child.local_name] = TracedFunction(child.local_name, _argument_names(spec), traces)
+    return found
+
+
+def _traces(objects: Any, names: list[str]) -> list[Trace]:
+    from tensorflow.python.saved_model import nested_structure_coder
+
+    traces = []
+    for at, name in enumerate(names):
+        if name not in objects.concrete_functions:
+            continue
+        saved = objects.concrete_functions[name]
+        if not saved.HasField("canonicalized_input_signature") or not saved.HasField("output_signature"):
+            continue
+        try:
+            arguments, keywords = nested_structure_coder.decode_proto(saved.canonicalized_input_signature)
+            outputs = nested_structure_coder.decode_proto(saved.output_signature)
+        except (
+            nested_structure_coder.NotEncodableError,
+            ValueError,
+            TypeError,
+        ):  # of a type that TensorFlow has no more
+            continue
+        traces.append(Trace(at, name, tuple(arguments), dict(keywords), outputs))
+    return traces
+
+
+def _argument_names(spec: Any) -> tuple[str, ...]:
+    from tensorflow.python.saved_model import nested_structure_coder
+
+    if spec is None or not spec.HasField("fullargspec"):
+        return ()
+    names = list(nested_structure_coder.decode_proto(spec.fullargspec).args)
+    return tuple(names[1:] if spec.is_method and names[:1] == ["self"] else names)
+
+
+def _specs(argument: Any) -> list[Any]:
+    import tensorflow as tf
+
+    return [one for one in tf.nest.flatten(argument) if isinstance(one, tf.TypeSpec)]
+
+
+def _free(name: str, taken: Mapping[str, Any]) -> str:
+    found, n = name, 0
+    while found in taken:
+        n += 1
+        found = f"{name}_{n}"
+    return found
+
+
+def _named(outputs: Any) -> dict[str, Any]:
+    """As signatures name them (tensorflow/python/saved_model/signature_serialization.py)."""
+    import tensorflow as tf
+
+    if isinstance(outputs, Mapping) and all(isinstance(name, str) for name in outputs):
+        return {str(name): outputs[name] for name in sorted(outputs)}
+    return {f"output_{i}": one for i, one in enumerate(tf.nest.flatten(outputs))}
