@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from headrace.transforms.columns.inputs import Input, plan_inputs, plan_outputs
-from headrace.transforms.columns.plan import ColumnChoice, varying_batch
+from headrace.transforms.columns.plan import ColumnChoice, of_whole_batch, selected, varying_batch
 from headrace.transforms.columns.rules import ColumnRules
 from headrace.transforms.columns.struct_paths import member_type, path_of
 from headrace.transforms.columns.wording import nearest
@@ -19,10 +19,11 @@ from headrace.transforms.models.spec import Signature, TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What leads from columns to a tensor or back. `kind` is "feature", "prediction", "kept", or "unused".
+    """What leads from columns to a tensor or back. `kind` is "feature", "prediction", "kept", "unused", or "aside" for a tensor
+    without a column: a constant, or an output that becomes none.
 
     `model` is its name, "" of the only one. `columns` are names and types, the type None of one that is not there. `how` is
-    "" where values stay as they are, else "widened", "cast", "decoded", "packed"; `problem` says why it does not fit, "" where
+    "" where values stay as they are, else "widened", "cast", "decoded", "packed", or why a tensor has no column; `problem` says why it does not fit, "" where
     it does, and `cure` what to do.
     """
 
@@ -71,7 +72,8 @@ def fit(
 
 
 def _of_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice) -> Iterator[Link]:
-    inputs, outputs = varying_batch(signature)
+    constants = {name: spec for name, spec in signature.inputs.items() if name in dict(choice.constants)}
+    inputs, outputs = varying_batch(choice.fed(signature))
     features, predictions = dict(choice.features), dict(choice.predictions)
     for tensor in [*features, *predictions]:
         if tensor not in inputs and tensor not in outputs:
@@ -89,7 +91,18 @@ def _of_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice) -> 
             continue
         columns = tuple((column.name, member_type(column.type, column.path)) for column in one.columns)
         yield Link("feature", choice.name, columns, spec, _how(one))
+    for name, spec in constants.items():
+        yield Link("aside", choice.name, (), spec, f"constant {dict(choice.constants)[name]}")
+    try:
+        some = selected(outputs, choice)
+    except HeadraceError as error:
+        yield Link("prediction", choice.name, (), TensorSpec("--outputs", "", ()), "", error.what, error.cure)
+        some = outputs
     for name, spec in outputs.items():
+        if name not in some:
+            why = "one value for the whole batch" if of_whole_batch(spec) else "left out"
+            yield Link("aside", choice.name, (), spec, why)
+            continue
         column = predictions.get(name) or (f"{choice.name}_{name}" if choice.name else name)
         try:
             (out,) = plan_outputs({name: spec}, {name: column}, rules=choice.rules).outputs

@@ -227,11 +227,16 @@ def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[Co
         }
         cast = tuple(sorted(of(name, request.cast, "--cast", signature.inputs, inputs)))
         predictions = of(name, request.predictions, "--prediction", signature.outputs, outputs)
+        asked = dict.fromkeys(request.outputs or (), True)
+        some = tuple(of(name, asked, "--outputs", signature.outputs, outputs))
+        constants = of(name, request.constants, "--constant", signature.inputs, inputs)
         return ColumnChoice(
             name,
             tuple(features.items()),
             tuple(predictions.items()),
             ColumnRules(cast=cast, prediction_type=request.prediction_type, **rules),
+            some or None,
+            tuple(sorted(constants.items())),
         )
 
     return [choice(name, signature) for name, signature in zip(names, signatures, strict=True)]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from headrace.transforms.columns.plan import of_whole_batch, varying_batch
 from headrace.transforms.columns.wording import counted
 from headrace.transforms.container_limits import usable_memory
 from headrace.transforms.jobs.input_files import PassedOver
@@ -268,7 +269,12 @@ def _looked_model_lines(ref: ModelRef, spec: ModelSpec, drawn_below: str | None)
     for signature in spec.signatures.values():
         if signature.name != drawn_below:
             rows = [("input", name, *tensor_cells(tensor)) for name, tensor in signature.inputs.items()]
-            rows += [("output", name, *tensor_cells(tensor)) for name, tensor in signature.outputs.items()]
+            whole = {name for name, tensor in varying_batch(signature)[1].items() if of_whole_batch(tensor)}
+            rows += [
+                ("output", name, dtype, f"{shape}, one value for the whole batch" if name in whole else shape)
+                for name, tensor in signature.outputs.items()
+                for dtype, shape in [tensor_cells(tensor)]
+            ]
             kind = "function" if signature.name in spec.functions else "signature"
             yield from ("", f"{kind} {signature.name}", *table(("", "tensor", "dtype", "shape"), rows, WIDTH))
         yield from _operations_lines(spec, signature.name)

@@ -133,6 +133,17 @@ class Flags:
             help="the column that an output of the model becomes; repeatable (default: the output's name)",
         )
         columns.add_argument(
+            "--outputs",
+            metavar="A,B",
+            help="the outputs that become columns (default: all that have a row for each row of the input)",
+        )
+        columns.add_argument(
+            "--constant",
+            action="append",
+            metavar="TENSOR=VALUE",
+            help="an input that is the same for every row, as temperature=0.7; a JSON list for several values; repeatable",
+        )
+        columns.add_argument(
             "--keep",
             metavar="A,B",
             help="columns that pass through (default: all that are no feature and in the files; --keep= for none)",

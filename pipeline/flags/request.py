@@ -46,6 +46,8 @@ class Request:
     output: str
     features: dict[str, tuple[str, ...]]
     predictions: dict[str, str]
+    outputs: tuple[str, ...] | None
+    constants: dict[str, str]
     cast: dict[str, bool]
     fill: dict[str, str]
     pad: dict[str, str]
@@ -127,6 +129,8 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         output=output,
         features={tensor: tuple(_names(value)) for tensor, value in _pairs("--feature", options.feature)},
         predictions=dict(_pairs("--prediction", options.prediction)),
+        outputs=None if options.outputs is None else _outputs(options.outputs),
+        constants=dict(_pairs("--constant", options.constant)),
         cast=dict.fromkeys(options.cast or (), True),
         fill=dict(_pairs("--fill", options.fill)),
         pad=dict(_pairs("--pad", options.pad)),
@@ -263,10 +267,18 @@ def _form_of(flag: str, value: str, equals: str) -> str:
     return f"Write {flag} {f'TENSOR={value}' if flag == '--feature' else f'{value}={missing}'}"
 
 
-_VALUES = ("--fill", "--pad")
+def _outputs(value: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(_names(value)))
+    if not names:
+        raise InvalidRequest("--outputs names no output", expected="--outputs=A,B", found=repr(value))
+    return names
+
+
+_VALUES = ("--fill", "--pad", "--constant")
 _FORMS = {
     "--feature": "TENSOR=COLUMN or TENSOR=COLUMN,COLUMN",
     "--prediction": "OUTPUT=COLUMN",
+    "--constant": "TENSOR=VALUE",
     "--fill": "TENSOR=VALUE",
     "--pad": "TENSOR=VALUE",
     "--decode_image": "TENSOR=HxW",

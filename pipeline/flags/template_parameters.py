@@ -41,6 +41,8 @@ _FORMS = {
     "preprocess": r"[\w.]+:\w+",
     "postprocess": r"[\w.]+:\w+",
     "feature": rf"[^;=]+={_PART}+",
+    "outputs": rf"{_PART}+",
+    "constant": rf"[^;=]+={_PART}*",
     "prediction": rf"[^;=]+={_PART}+",
     "fill": rf"[^;=]+={_PART}*",
     "pad": rf"[^;=]+={_PART}*",

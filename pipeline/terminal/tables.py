@@ -33,7 +33,7 @@ _ITEM = re.compile(r"(?<=<)(element|item|list): | not null(?=>)")
 def drawn(links: Sequence[Link], title: str) -> list[str]:
     """Columns on the left, tensors on the right, what leads from one to the other between them; below, what does not fit."""
     rows: list[tuple[str, ...]] = [("column", "type", "", "tensor", "")]
-    shown = [link for link in links if link.kind in ("feature", "prediction")]
+    shown = [link for link in links if link.kind in ("feature", "prediction", "aside")]
     for link in shown:
         rows += _rows(link)
     for kind, say in (("kept", "kept"), ("unused", "not read")):
@@ -56,6 +56,8 @@ def _rows(link: Link) -> list[tuple[str, ...]]:
     """A line for each column; the tensor stands beside the first."""
     name = f"{link.model}.{link.tensor.name}" if link.model and link.tensor else link.tensor.name if link.tensor else ""
     cells = (name, " ".join(tensor_cells(link.tensor)) if link.tensor and link.tensor.dtype else "no such tensor")
+    if link.kind == "aside":
+        return [(f"({link.how})", "", "", *cells)]
     columns = [(column, _kind(kind)) for column, kind in link.columns] or [("", "")]
     arrow = _WRONG if link.problem else _ARROWS[link.kind, link.how]
     if len(columns) == 1:

@@ -73,6 +73,8 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         features: Mapping[str, str | Sequence[str]] | None = None,
         predictions: Mapping[str, str] | None = None,
         keep: Sequence[str] | None = None,
+        outputs: Sequence[str] | None = None,
+        constants: Mapping[str, Any] | None = None,
         batch_rows: int | str = "auto",
         rules: ColumnRules = ColumnRules(),
         options: StoreOptions = StoreOptions(),
@@ -103,7 +105,9 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         if max_batch_weight is not None:  # BatchElements has no such argument: sizes are weights there
             self._batching_kwargs["max_batch_size"] = max_batch_weight
         self._weighs = element_size_fn is not None
-        self._request: BatchRequest = request_batches(signature, features, predictions, keep, batch_rows, rules)
+        self._request: BatchRequest = request_batches(
+            signature, features, predictions, keep, batch_rows, rules, outputs, constants
+        )
         self._ref = model if isinstance(model, ModelRef) else pin_model(model, options)
         self._spec: ModelSpec = describe_for_job(self._ref, signature)
         self._loading, self._hints = loading, resource_hints
@@ -189,10 +193,7 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         if self._hints is not None:
             return dict(self._hints)
         return {
-            "min_ram": _BESIDE_THE_MODEL
-            + self._spec.nbytes
-            + GRAPH_FACTOR * self._spec.graph_nbytes
-            + self._loading.in_flight_bytes
+            "min_ram": _BESIDE_THE_MODEL + self._spec.nbytes + self._spec.graph_memory + self._loading.in_flight_bytes
         }
 
     def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
@@ -367,6 +368,7 @@ def _predict_rows(rows: Sequence[Row], fixed: int | None, predictor: BatchPredic
         if other := [row for row in fed if row.keys() != names]:
             raise KeyError(f"{', '.join(names)}, and {', '.join(other[0])}")
         arrays = {name: np.stack([_array(row[name], model.inputs.get(name)) for row in padded]) for name in names}
+        arrays |= predictor.constants(len(padded))
     except (KeyError, ValueError, OverflowError) as error:
         raise DataError(
             f"The rows of a batch for {model.ref.uri} differ in their inputs or in their shapes",

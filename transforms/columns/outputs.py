@@ -137,7 +137,7 @@ def _output(spec: TensorSpec, column: str, prediction_type: str) -> Output:
             f"The model's output '{spec.name}' {reason}",
             expected="a number, bool or string dtype and a first dimension that varies (None)",
             found=told(spec),
-            cure="Choose another --signature, or export one without this output.",
+            cure="Choose other outputs, as --outputs A,B (outputs=[…]), or another --signature.",
         )
     return Output(spec, pa.field(column, _column_type(spec, prediction_type), nullable=False), prediction_type)
 

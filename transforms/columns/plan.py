@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -13,9 +13,10 @@ import pyarrow as pa
 
 from ..errors import ColumnError, InvalidRequest
 from ..models.spec import Signature, TensorSpec
+from .constants import Constant, plan_constants
 from .inputs import InputPlan, OutputPlan, check_inputs, plan_inputs, plan_outputs
 from .rules import ColumnRules
-from .wording import listed
+from .wording import listed, nearest
 
 _BATCH_BYTES = 2 << 20
 _MOST_BATCH_ROWS = 8192
@@ -32,13 +33,21 @@ class ColumnChoice:
     """What is said of one model's columns: tensor to column or columns, output to column, and what may be done to values.
 
     `name` tells several models of one job apart; an output that `predictions` leaves out becomes the column `NAME_OUTPUT`
-    then, and `OUTPUT` where there is no name. Hashable; survives pickling.
+    then, and `OUTPUT` where there is no name. `outputs` are those that become columns, None all that have a row for each row.
+    `constants` are inputs whose value, as typed, is the same for every row. Hashable; survives pickling.
     """
 
     name: str = ""
     features: tuple[tuple[str, tuple[str, ...]], ...] = ()
     predictions: tuple[tuple[str, str], ...] = ()
     rules: ColumnRules = ColumnRules()
+    outputs: tuple[str, ...] | None = None
+    constants: tuple[tuple[str, str], ...] = ()
+
+    def fed(self, signature: Signature) -> Signature:
+        """The signature without the inputs that are constants."""
+        constant = dict(self.constants)
+        return replace(signature, inputs={name: one for name, one in signature.inputs.items() if name not in constant})
 
 
 @dataclass(frozen=True)
@@ -48,11 +57,14 @@ class ModelPlan:
     inputs: InputPlan
     outputs: OutputPlan
     batch_rows: int | None
+    constants: tuple[Constant, ...] = ()
 
     def resolved(self, choice: ColumnChoice) -> ColumnChoice:
         """The choice with nothing left to a default."""
         columns = [(one.spec.name, one.field.name) for one in self.outputs.outputs]
-        return ColumnChoice(choice.name, tuple(sorted(self.inputs.mapping.items())), tuple(columns), choice.rules)
+        outputs = tuple(output for output, _ in columns)
+        features = tuple(sorted(self.inputs.mapping.items()))
+        return ColumnChoice(choice.name, features, tuple(columns), choice.rules, outputs, choice.constants)
 
 
 @dataclass(frozen=True)
@@ -126,7 +138,10 @@ def plan_columns(
 
 
 def _plan_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice, where: str) -> ModelPlan:
+    constants = plan_constants(signature.inputs, dict(choice.constants))
+    signature = choice.fed(signature)
     inputs, outputs = varying_batch(signature)
+    outputs = selected(outputs, choice)
     predictions = dict(choice.predictions)
     if choice.name:
         predictions = {output: f"{choice.name}_{output}" for output in outputs} | predictions
@@ -134,13 +149,49 @@ def _plan_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice, w
         plan_inputs(schema, inputs, dict(choice.features), rules=choice.rules, where=where),
         plan_outputs(outputs, predictions, rules=choice.rules),
         fixed_batch(signature),
+        constants,
     )
+
+
+def selected(outputs: Mapping[str, TensorSpec], choice: ColumnChoice) -> dict[str, TensorSpec]:
+    """The outputs that become columns: those asked for, else all but those that have one value for the whole batch.
+
+    Raises `ColumnError` for a name that is no output.
+    """
+    for name in choice.outputs or ():
+        if name not in outputs:
+            raise ColumnError(
+                f"--outputs (outputs) names no output of the model: '{name}'",
+                expected="the name of one of its outputs",
+                found=listed("outputs", outputs),
+                cure=nearest(name, outputs) or "Name one of these instead.",
+            )
+    for name, _ in choice.predictions:
+        if choice.outputs is not None and name in outputs and name not in choice.outputs:
+            raise ColumnError(
+                f"--prediction names the output '{name}', which --outputs leaves out",
+                expected=f"one of {', '.join(choice.outputs)}",
+                found=name,
+                cure=f"Add {name} to --outputs, or leave its --prediction out.",
+            )
+    if choice.outputs is not None:
+        return {name: spec for name, spec in outputs.items() if name in choice.outputs}
+    asked = dict(choice.predictions)
+    with_rows = {name: spec for name, spec in outputs.items() if name in asked or not of_whole_batch(spec)}
+    return with_rows or dict(outputs)
+
+
+def of_whole_batch(spec: TensorSpec) -> bool:
+    """Whether an output has no row for each row: labels, a version, a loss."""
+    return spec.shape is not None and (not spec.shape or spec.shape[0] is not None)
 
 
 def check_choice(signature: Signature, choice: ColumnChoice) -> None:
     """What the signature alone tells of a choice. Raises `ColumnError` for names and values, `UnsupportedModel` for outputs."""
+    plan_constants(signature.inputs, dict(choice.constants))
+    signature = choice.fed(signature)
     check_inputs(signature.inputs, dict(choice.features), choice.rules)
-    plan_outputs(varying_batch(signature)[1], dict(choice.predictions), rules=choice.rules)
+    plan_outputs(selected(varying_batch(signature)[1], choice), dict(choice.predictions), rules=choice.rules)
 
 
 def fixed_batch(signature: Signature) -> int | None:

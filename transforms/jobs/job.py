@@ -94,6 +94,7 @@ class JobModel:
                 for one in fields(rules)
                 if getattr(rules, one.name) != getattr(usual, one.name)
             },
+            **({"constant": dict(self.columns.constants)} if self.columns.constants else {}),
             **self._record_operations(),
         }
 

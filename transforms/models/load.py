@@ -78,6 +78,7 @@ def load_model(
     with _known(custom_objects), on(device):
         loaded: Model = _format(ref).load(open_store(ref.uri, ref.options), ref, signature, stream)
     loaded.device = device
+    loaded.loads_again = not isinstance(custom_objects, Mapping) or not custom_objects
     return loaded
 
 

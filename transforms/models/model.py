@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..data_in_memory import as_array, hold
-from ..errors import DataError
+from ..errors import DataError, InvalidRequest, UnsupportedModel
 from ..storage.store import public_uri
 from .device_placement import placed
 from .ref import ModelRef
@@ -46,6 +47,32 @@ class Model:
         self.device: str | None = None
         """Where its variables lie; None is wherever TensorFlow has put them."""
         self._keep = keep
+        self._process = os.getpid()
+        self.loads_again = True
+        """Whether its reference says all that is needed to load it: not custom objects that were given as classes."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By its reference: where it is unpickled, the process's own copy is loaded, once.
+
+        Raises `InvalidRequest` where the reference does not say all that loading needs.
+        """
+        if not self.loads_again:
+            raise InvalidRequest(
+                f"The loaded model {self.ref.uri} cannot be pickled: its custom objects were given as classes",
+                expected="custom_objects as 'module:name', which another process can import",
+                cure="Call load_model where the model is used, e.g. in a DoFn's setup(), or use Predict",
+            )
+        return _load_again, (self.ref, self.signature, self.device)
+
+    def check_process(self) -> None:
+        """Raises `UnsupportedModel` in a forked child, in which TensorFlow's threads do not run: a call would never end."""
+        if os.getpid() != self._process:
+            raise UnsupportedModel(
+                f"The model {self.ref.uri} was loaded before this process was forked",
+                expected="a model that is used in the process that loaded it",
+                found=f"loaded in process {self._process}, used in process {os.getpid()}",
+                cure="Start the process with multiprocessing's 'spawn', and call load_model in it",
+            )
 
     @property
     def format(self) -> str:
@@ -80,8 +107,14 @@ class Model:
                 ),
                 cure="Pass one array for each input, under its name.",
             )
+        self.check_process()
         tensors = {name: self._tensor(spec, arrays[name]) for name, spec in self.inputs.items()}
-        return {name: tensor.numpy() for name, tensor in placed(self.call, self.device)(tensors).items()}
+        try:
+            return {name: tensor.numpy() for name, tensor in placed(self.call, self.device)(tensors).items()}
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"Signature {self.signature!r} of {self.ref.uri} fails on these inputs", found=said(error)
+            ) from error
 
     def _of_columns(self, table: pa.Table) -> dict[str, Any]:
         """A column holds one value for each row, where an input may want [rows, 1]."""
@@ -104,6 +137,19 @@ class Model:
                 cure=f"{cure}.",
             )
         return to_tensor(array)
+
+
+def _load_again(ref: ModelRef, signature: str, device: str | None) -> Model:
+    from .process_cache import shared_model
+
+    return shared_model(ref, signature, device=device)
+
+
+def said(error: BaseException) -> str:
+    """What an error says. TensorFlow's own texts quote values that may be any bytes, which Python then cannot decode."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"TensorFlow: {error.object.decode(errors='backslashreplace')}"
+    return f"{type(error).__name__}: {error}"
 
 
 def whole_array(given: Any) -> np.ndarray[Any, Any]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from ..columns.constants import plan_constants
 from ..columns.plan import ColumnChoice, choose_batch_rows, plan_columns
 from ..columns.rules import ColumnRules
 from ..errors import InvalidRequest
@@ -34,6 +38,8 @@ def request_batches(
     keep: Sequence[str] | None,
     batch_rows: int | str,
     rules: ColumnRules,
+    outputs: Sequence[str] | None = None,
+    constants: Mapping[str, Any] | None = None,
 ) -> BatchRequest:
     """The arguments of `Predict` as values. Raises `InvalidRequest` where one is no value of its kind."""
     if batch_rows != "auto" and (not isinstance(batch_rows, int) or isinstance(batch_rows, bool) or batch_rows < 1):
@@ -42,6 +48,10 @@ def request_batches(
         raise InvalidRequest(
             "keep is one text", expected="a list of columns", found=repr(keep), cure=f"keep=[{keep!r}]"
         )
+    if isinstance(outputs, str):
+        raise InvalidRequest(
+            "outputs is one text", expected="a list of outputs", found=repr(outputs), cure=f"outputs=[{outputs!r}]"
+        )
     columns = ColumnChoice(
         features=tuple(
             (tensor, (columns,) if isinstance(columns, str) else tuple(columns))
@@ -49,9 +59,25 @@ def request_batches(
         ),
         predictions=tuple((predictions or {}).items()),
         rules=rules,
+        outputs=None if outputs is None else tuple(outputs),
+        constants=tuple((name, _typed(name, value)) for name, value in (constants or {}).items()),
     )
     rows = batch_rows if isinstance(batch_rows, int) else None
     return BatchRequest(signature, columns, None if keep is None else tuple(keep), rows)
+
+
+def _typed(name: str, value: Any) -> str:
+    """A constant as the command line has it. Raises `InvalidRequest`."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    try:
+        return value if isinstance(value, str) else json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(
+            f"constants[{name!r}] is no value",
+            expected="a number, bool, text, array or list of these",
+            found=str(error),
+        ) from error
 
 
 class BatchPredictor:
@@ -96,6 +122,11 @@ class BatchPredictor:
         if key not in self._predictors:
             self._predictors[key] = self._plan(schema)
         return self._predictors[key]
+
+    def constants(self, rows: int) -> dict[str, np.ndarray[Any, Any]]:
+        """The inputs that no row has, for so many rows."""
+        given = dict(self._request.columns.constants)
+        return {one.spec.name: one.tensor(rows).numpy() for one in plan_constants(self.models[0].inputs, given)}
 
     def _plan(self, schema: pa.Schema) -> tuple[list[Predictor], int]:
         request, model = self._request, self.models[0]

@@ -14,7 +14,7 @@ from ..errors import DataError, JobError, UnsupportedModel
 from ..jobs.job import Job, Loading
 from ..jobs.user_functions import AppliedFunction
 from ..models.device_placement import on, placed
-from ..models.model import Model
+from ..models.model import Model, said
 from ..models.process_cache import shared_model
 from ..models.ref import ModelRef
 from ..models.spec import Signature
@@ -108,6 +108,7 @@ class Predictor:
                     continue
                 stage = "features"
                 tensors = part.plan.inputs.tensors(batch, where=where, first_row=first_row)
+                tensors |= {one.spec.name: one.tensor(batch.num_rows) for one in part.plan.constants}
                 stage = "model"
                 results = part.run(tensors, batch.num_rows, where, first_row)
                 stage = "predictions"
@@ -134,6 +135,8 @@ class _Part:
     def __init__(self, plan: ModelPlan, model: Model, jit_rows: int | None, limit: BatchLimit) -> None:
         self.plan = plan
         self._jit_rows, self._limit = jit_rows, limit
+        self._whole = {one.spec.name for one in plan.constants if not one.by_row}
+        self._model = model
         self._call: Call = model.call
         self.traces: Callable[[], int] = _none
         if jit_rows is not None:
@@ -142,10 +145,13 @@ class _Part:
 
     def run(self, tensors: Mapping[str, tf.Tensor], rows: int, where: str, first_row: int) -> Mapping[str, tf.Tensor]:
         full = self._full(rows)
+        self._model.check_process()
         try:
             if full is None or rows == full:
                 return self._call(tensors)
-            filled = {name: _fill_up(tensor, full) for name, tensor in tensors.items()}
+            filled = {
+                name: tensor if name in self._whole else _fill_up(tensor, full) for name, tensor in tensors.items()
+            }
             return {name: _cut(tensor, full, rows) for name, tensor in self._call(filled).items()}
         except UnsupportedModel:
             raise
@@ -156,6 +162,13 @@ class _Part:
                     expected=f"memory for {full} rows, the batch that the model is fixed to",
                     found=f"{type(error).__name__}: {error}",
                     cure="Export the model with a batch dimension of None, or run it where there is more memory",
+                ) from error
+            if _runs_no_row(error):
+                raise UnsupportedModel(
+                    f"{self._model.ref.uri} cannot predict any row",
+                    expected="operations that run here",
+                    found=_told(error),
+                    cure="Export the model again for serving, with operations that this build of TensorFlow has",
                 ) from error
             raise _failed(error, "model", rows, where, first_row) from error
 
@@ -182,7 +195,32 @@ def _about_data(error: Exception) -> bool:
 
 def _message(error: Exception) -> str:
     """What TensorFlow says, without where in the graph: that has numbers which are others in each process."""
-    return str(error).rpartition("<stack traces unavailable>")[2].partition("[[{{")[0].partition("[Op:")[0].strip()
+    return _without_place(str(error))
+
+
+def _without_place(text: str) -> str:
+    return text.rpartition("<stack traces unavailable>")[2].partition("[[{{")[0].partition("[Op:")[0].strip()
+
+
+_NO_ROW = (
+    "Op type not registered",
+    "OpKernel was registered",
+    "No registered '",
+    "callback 'pyfunc_",
+    "Failed to bind all placeholders",
+    "unresolved custom op",
+)
+
+
+def _runs_no_row(error: Exception) -> bool:
+    """Whether the graph itself is to blame, whatever the values are."""
+    return any(sign in str(error) for sign in _NO_ROW)
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return _without_place(said(error))
+    return f"{type(error).__name__}: {_message(error)}"
 
 
 def _failed(error: Exception, stage: str, rows: int, where: str, first_row: int) -> DataError:
@@ -191,7 +229,7 @@ def _failed(error: Exception, stage: str, rows: int, where: str, first_row: int)
     return (BatchTooLarge if exhausted else DataError)(
         f"{subject} fails on rows {first_row} to {first_row + rows} (the end exclusive) of {where}",
         expected="memory for a batch" if exhausted else "values that it can compute with",
-        found=f"{type(error).__name__}: {_message(error)}",
+        found=_told(error),
         cure="Choose a smaller --batch_size, or run it where there is more memory"
         if exhausted
         else "Mend these rows, or let them go to dead letters: --on_error=dead_letter",

@@ -93,7 +93,7 @@ class Graph:
         library = Library(self._meta.graph_def)
         assets: dict[str, Label] = {self._output(i.tensor_info.name)[0]: ASSET for i in self._meta.asset_file_def}
         label = labels_of(self._nodes.get, assets | {name: None for name, _ in fed})
-        calls = []
+        calls: list[tuple[str, tuple[Label, ...]]] = []
         dead = _Dead(self._nodes, label)
         for name in dict.fromkeys(name for name, _ in self._above(outputs, fed, dead=dead)):
             node = self._nodes[name]
