@@ -201,7 +201,9 @@ class Predict(beam.PTransform):
     `model` is a URI, pinned now, or the `ModelRef` that `pin_model` gives: of a config.json with weights, with custom
     objects, or with code of its own. `features` maps a tensor to its column or columns, `predictions` an output
     to its column's name; both default to equal names. `outputs` are those that become columns, `None` all that have a row for
-    each row. `constants` are values of inputs that are the same for every row. `keep=None` keeps all columns that are no feature. `batch_rows` splits
+    each row. `constants` are values of inputs that are the same for every row.
+
+    `keep=None` keeps all columns that are no feature. `batch_rows` splits
     larger batches; "auto" is a pure function of schema and signature; a batch that memory does not hold is halved, and so
     are those after it. `rules` say what may be done to values, `loading` how the model reaches which device.
 

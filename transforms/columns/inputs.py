@@ -167,8 +167,8 @@ def _input(schema: pa.Schema, spec: TensorSpec, names: tuple[str, ...], rule: Te
             f"The model's input '{spec.name}' has no batch dimension",
             expected="a first dimension that varies (None): a row of data for each",
             found=told(spec),
-            cure=f"Give its value, as --constant {spec.name}=VALUE (constants={{{spec.name!r}: …}}), or export the model with a "
-            "batch dimension of None.",
+            cure=f"Give its value, as --constant {spec.name}=VALUE (constants={{{spec.name!r}: …}}), or export the model "
+            "with a batch dimension of None.",
         )
     columns = [_column(schema, spec, name, rule, where) for name in names]
     target = None if spec.shape is None else spec.shape[1:]
