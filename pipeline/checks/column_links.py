@@ -23,8 +23,8 @@ class Link:
     without a column: a constant, or an output that becomes none.
 
     `model` is its name, "" of the only one. `columns` are names and types, the type None of one that is not there. `how` is
-    "" where values stay as they are, else "widened", "cast", "decoded", "packed", or why a tensor has no column; `problem` says why it does not fit, "" where
-    it does, and `cure` what to do.
+    "" where values stay as they are, else "widened", "cast", "decoded", "packed", or why a tensor has no column. `problem`
+    says why it does not fit, "" where it does, and `cure` what to do.
     """
 
     kind: str

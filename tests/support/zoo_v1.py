@@ -226,6 +226,48 @@ def one_after_another(folder: Path) -> Inputs:
     return {"serving_default": {"x": np.ones((1, 2), np.float32)}}
 
 
+def functional_control_flow(folder: Path) -> Inputs:
+    """A map over strings, a loop and a function: operations that call functions of the graph's library."""
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    v1.enable_control_flow_v2()
+    try:
+        with tf.Graph().as_default():
+            text = v1.placeholder(tf.string, [None], name="text")
+            scale = v1.get_variable("scale", initializer=np.float32([1.5, -2.25]), use_resource=False)
+            shift = v1.get_variable("shift", initializer=np.float32([0.5, 1.0]), use_resource=True)
+            length = tf.map_fn(
+                lambda one: tf.cast(tf.strings.length(one), tf.float32), text, fn_output_signature=tf.float32
+            )
+            doubled = tf.while_loop(lambda i, _: i < 3, lambda i, x: (i + 1, x * 2.0), (0, length))[1]
+            shifted = tf.function(lambda x: x + shift)(doubled[:, None] * scale)
+            save(folder, {"serving_default": ({"text": text}, {"score": shifted})})
+    finally:
+        v1.disable_control_flow_v2()
+    return {"serving_default": {"text": np.array([b"a", b"bbb", b"", b"cc dd"], object)}}
+
+
+def without_saver(folder: Path) -> Inputs:
+    """As TF-Hub's modules were exported: variables are restored by their names."""
+    import tensorflow as tf
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    v1 = tf.compat.v1
+    with tf.Graph().as_default():
+        x = v1.placeholder(tf.float32, [None, 3], name="x")
+        kept = v1.get_variable("kept", initializer=np.float32([1.0, 2.0, 3.0]), use_resource=False)
+        handle = v1.get_variable("scope/handle", initializer=np.float32([[0.5], [1.0], [2.0]]), use_resource=True)
+        part = v1.fixed_size_partitioner(3)
+        rows = v1.get_variable("rows", [3], initializer=v1.ones_initializer(), partitioner=part, use_resource=False)
+        save(folder, {"serving_default": ({"x": x}, {"y": (x * kept) @ handle, "rows": x + tf.concat(list(rows), 0)})})
+    path = folder / "saved_model.pb"
+    proto = saved_model_pb2.SavedModel.FromString(path.read_bytes())
+    proto.meta_graphs[0].ClearField("saver_def")
+    path.write_bytes(proto.SerializeToString())
+    return {"serving_default": {"x": np.arange(12, dtype=np.float32).reshape(4, 3)}}
+
+
 def wide(folder: Path, mebibytes: int, use_resource: bool) -> None:
     """Of so many MiB, a multiple of 16, in matrices of 16."""
     import tensorflow as tf
@@ -251,5 +293,7 @@ ZOO: Mapping[str, Callable[[Path], Inputs]] = {
         legacy_init_op,
         mutable_tables,
         one_after_another,
+        functional_control_flow,
+        without_saver,
     )
 }

@@ -53,6 +53,7 @@ def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> 
     spec = flatbuffer.signatures[signature]
     check_runnable(ref, flatbuffer.operations)
     check_outside(ref, flatbuffer.operations)
+    flatbuffer.check_allocates(signature)
     return Model(
         ref,
         signature,
@@ -113,8 +114,8 @@ class _Flatbuffer:
                 interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             text = str(error).partition("\n")[0]
-            # Shapes that the rows will say are not known before.
-            if "custom op" in text or "Flex" in text or "unresolved" in text.lower():
+            # Shapes that the rows decide are not known before.
+            if "custom op" in text:
                 raise unresolved(self._ref, text) from error
 
     def _spec(self, signature: str, name: str, detail: Any) -> TensorSpec:
@@ -291,7 +292,7 @@ class _Plain:
 
 
 def _schema() -> Any:
-    """TFLite's schema, as its own tools read it: private, and held by tests/test_tflite_state.py."""
+    """TFLite's schema, as its own tools read it: private, and held by tests/transforms/models/test_tflite_state.py."""
     try:
         from tensorflow.lite.python import schema_py_generated
     except ImportError:
