@@ -59,7 +59,8 @@ def test_a_stateful_model_runs_only_if_that_is_allowed(tmp_path: Path, argv: lis
     for command in ("plan", "run"):
         assert main([command, *argv]) == 2
         told = capfd.readouterr().err
-        assert "AssignAddVariableOp" in told and "--allow_stateful_model" in told
+        assert "AssignAddVariableOp" in told
+        assert "--allow_stateful_model" in told
     assert not (tmp_path / "out").exists()
     assert main([*argv, "--allow_stateful_model"]) == 0
     record = json.loads((tmp_path / "out" / JOB_RECORD).read_text())

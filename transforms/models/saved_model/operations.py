@@ -178,7 +178,8 @@ def _is_tensorflows_own(op: str) -> bool:
 
 
 def _is_registered(op: str) -> bool:
-    # Private, and the only way to ask for one name: tests/transforms/models/saved_model/test_operations.py breaks where it is gone.
+    # Private, and the only way to ask for one name: tests/transforms/models/saved_model/test_operations.py breaks where
+    # it is gone.
     from tensorflow.python.framework import op_def_registry
 
     return op_def_registry.get(op) is not None
