@@ -15,11 +15,13 @@ What it uses of Keras that is private, each held by tests/transforms/models/kera
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
 import json
 import logging
 import math
+import os
 import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -28,12 +30,16 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from ...errors import CorruptModel, HeadraceError, InvalidRequest, UnsupportedModel
+from ...errors import CorruptModel, HeadraceError, InvalidRequest, NotAModel, UnsupportedModel
 from ...storage.store import public_uri
 from . import keras2_config
+from . import refusals as keras_refusals
+from . import safe_mode as keras_safe_mode
+from .unrolled import bound_steps
 
 _UNINITIALIZED = "uninitialized_variables"
 _CHEAP_TO_INITIALISE = 10_000
+_MOST_TO_INITIALISE, _MOST_NORMALIZED = 1 << 26, 1 << 26
 
 _log = logging.getLogger(__name__)
 
@@ -73,32 +79,30 @@ class Built:
             # Layers that the build made and dropped again would be initialised in vain.
             del found
             gc.collect()
-            return alive()
+            found = alive()
+        if (numbers := sum(math.prod(v.shape) for v in found)) > _MOST_TO_INITIALISE:
+            raise UnsupportedModel(
+                f"The model {self.model.name!r} has large variables that no file holds",
+                expected=f"at most {_MOST_TO_INITIALISE:,} numbers in states such as those of random generators",
+                found=f"{numbers:,}",
+                cure="Export the model with model.export(…).",
+            )
         return found
 
 
 def build(recipe: Recipe) -> Built:
     """The model that a configuration describes, with no weight computed.
 
-    Raises `UnsupportedModel` for lambdas, for classes that are not known here, and for what Keras cannot rebuild,
+    Raises `UnsupportedModel` for what safe mode does not allow, for classes that are not known here, and for what Keras cannot
+    rebuild,
     `CorruptModel` where the config is not JSON, and `InvalidRequest` for custom objects that cannot be imported.
     """
-    import keras
+    keras = _keras(recipe.uri)
     from keras.src.backend.common import global_state
 
     uri = recipe.uri
-    if keras.backend.backend() != "tensorflow":
-        raise UnsupportedModel(
-            f"{uri} needs Keras on TensorFlow",
-            expected="the TensorFlow backend",
-            found=f"KERAS_BACKEND={keras.backend.backend()}",
-            cure="Set KERAS_BACKEND=tensorflow.",
-        )
     try:
         described = json.loads(recipe.config)
-        lambdas = list(_lambdas(described))
-        described, legacy = _in_one_form(described, recipe)
-        text = json.dumps(described)
     except (ValueError, RecursionError) as error:
         raise CorruptModel(
             f"The configuration of {uri} is not JSON",
@@ -106,34 +110,74 @@ def build(recipe: Recipe) -> Built:
             found=brief(error),
             cure="Copy the file again from where it was saved, or save it again.",
         ) from error
-    if recipe.unsafe:
-        _say_unsafe(public_uri(uri))
-    elif lambdas:
-        raise UnsupportedModel(
-            f"{uri} holds Python code in {', '.join(lambdas[:5])}, which headrace does not run",
-            expected="layers that are rebuilt from their configuration",
-            found="a lambda",
-            cure="Replace the Lambda by a registered layer or keras.ops, or export the model with model.export(…); "
-            "if you trust whoever wrote the file, --unsafe_model (unsafe=True) runs its code.",
-        )
+    keras_safe_mode.check_nesting(described, uri)
+    _recognise(described, uri)
+    described, legacy = _in_one_form(described, recipe)
     # A scope hides the one around it, which a caller may have entered.
     around = global_state.get_global_attribute("custom_objects_scope_dict", {})
-    known = {**around, "Sequential": _sequential_built_once(), **custom_objects(recipe.custom_objects)}
+    own = {**around, **custom_objects(recipe.custom_objects)}
+    if recipe.unsafe:
+        _say_unsafe(public_uri(uri))
+        has_own = True
+    else:
+        has_own = keras_safe_mode.check(described, uri, {**keras_safe_mode.registered(), **own})
+    known = {"Sequential": _sequential_built_once(), "Normalization": _normalization_of_bounded_size(), **own}
+    text = json.dumps(described)
 
     def make() -> Any:
         with keras.saving.CustomObjectScope(known):
             return _legacy_model(text, recipe.unsafe, known) if legacy else _model(text, recipe.unsafe)
 
+    built = _built(make, has_own, uri)
+    if not recipe.unsafe:
+        bound_steps(built.model, uri)
+    return built
+
+
+def _built(make: Callable[[], Any], has_own: bool, uri: str) -> Built:
     try:
         return _build(make, stateless=True)
     except Exception as error:
         # A custom layer may make a variable from an array, which Keras allows outside such a scope only.
-        if "stateless scope" not in str(error):
+        if not has_own or "stateless scope" not in str(error):
             raise _cannot_build(error, uri) from error
     try:
         return _build(make, stateless=False)
     except Exception as error:
         raise _cannot_build(error, uri) from error
+
+
+def _keras(uri: str) -> Any:
+    """Keras, on TensorFlow. Raises `UnsupportedModel` where the environment chooses another backend for it."""
+    chosen = os.environ.get("KERAS_BACKEND")
+    try:
+        import keras
+    except ImportError as error:
+        if chosen in (None, "tensorflow"):
+            raise
+        raise _wrong_backend(uri, f"KERAS_BACKEND={chosen}, which cannot be imported ({brief(error)})") from error
+    if keras.backend.backend() != "tensorflow":
+        raise _wrong_backend(uri, f"KERAS_BACKEND={keras.backend.backend()}")
+    return keras
+
+
+def _wrong_backend(uri: str, found: str) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{uri} needs Keras on TensorFlow",
+        expected="the TensorFlow backend",
+        found=found,
+        cure="Set KERAS_BACKEND=tensorflow, or unset it.",
+    )
+
+
+def _recognise(described: Any, uri: str) -> None:
+    if isinstance(described, dict) and described.get("class_name") == "FeatureSpace":
+        raise NotAModel(
+            f"{uri} holds a FeatureSpace, which is preprocessing and no model",
+            expected="a model",
+            found="keras.utils.FeatureSpace",
+            cure="Save a model that begins with it: keras.Model(space.get_inputs(), model(space.get_encoded_features())).",
+        )
 
 
 def custom_objects(names: Sequence[str]) -> dict[str, Any]:
@@ -213,6 +257,31 @@ def _sequential_built_once() -> Any:
     return BuiltOnce
 
 
+@cache
+def _normalization_of_bounded_size() -> Any:
+    """Stands for `Normalization`, which computes on building: its mean and variance, where given, as large as its input."""
+    import keras
+
+    class Bounded:
+        @classmethod
+        def from_config(cls, config: dict[str, Any]) -> Any:
+            layer = keras.layers.Normalization.from_config(config)
+            build = layer.build
+
+            @functools.wraps(build)
+            def bounded(input_shape: Any) -> None:
+                kept = layer.axis if isinstance(layer.axis, (tuple, list)) else [layer.axis]
+                sizes = [input_shape[axis] for axis in kept if isinstance(axis, int)]
+                if layer.input_mean is not None and math.prod(size for size in sizes if size) > _MOST_NORMALIZED:
+                    raise ValueError(f"{layer.name} would normalize {sizes} values, each by its own mean")
+                build(input_shape)
+
+            object.__setattr__(layer, "build", bounded)
+            return layer
+
+    return Bounded
+
+
 def _build(make: Callable[[], Any], *, stateless: bool) -> Built:
     from keras import Model
     from keras.src.backend.common.stateless_scope import StatelessScope
@@ -258,41 +327,28 @@ def _in_one_form(described: Any, recipe: Recipe) -> tuple[Any, bool]:
 
 
 def _adapted(config: Any) -> Any:
-    """Without what only training needs, and with a name for `Sequential` under which a custom object is looked up."""
+    """Without what only training needs, and with names for `Sequential` and `Normalization` under which a custom object is looked up."""
     if isinstance(config, list):
         return [_adapted(value) for value in config]
     if not isinstance(config, dict):
         return config
     is_object = "class_name" in config and "config" in config
     adapted = {key: None if is_object and key == "compile_config" else _adapted(value) for key, value in config.items()}
-    if adapted.get("class_name") == "Sequential" and adapted.get("module") in ("keras", "keras.models"):
-        adapted["registered_name"] = "Sequential"
+    name, module = adapted.get("class_name"), adapted.get("module")
+    if (name == "Sequential" and module in ("keras", "keras.models")) or (name, module) == (
+        "Normalization",
+        "keras.layers",
+    ):
+        adapted["registered_name"] = name
     return adapted
-
-
-def _lambdas(config: Any, inside: str = "its configuration") -> Iterator[str]:
-    if isinstance(config, dict):
-        inner = config.get("config")
-        name = inner.get("name") if isinstance(inner, dict) else None
-        here = f"{config.get('class_name')} layer {name!r}" if isinstance(name, str) else inside
-        function = inner.get("function") if isinstance(inner, dict) else None
-        # Keras 1 and 2 wrote a lambda as [bytecode, defaults, closure].
-        if config.get("class_name") == "__lambda__":
-            yield inside
-        elif config.get("class_name") == "Lambda" and isinstance(function, list):
-            yield here
-        for key, value in config.items():
-            if key != "compile_config":
-                yield from _lambdas(value, here)
-    elif isinstance(config, list):
-        for value in config:
-            yield from _lambdas(value, inside)
 
 
 def _cannot_build(error: Exception, uri: str) -> HeadraceError:
     if isinstance(error, HeadraceError):
         return error
     unknown = re.search(r"(?:Could not locate (?:class|function)|Unknown [\w ]+:) '([^']+)'", str(error))
+    if unknown and unknown[1] in keras_refusals.KERAS_2_ONLY:
+        return keras_refusals.only_in_keras_2(uri, unknown[1], "its configuration")
     if unknown:
         return UnsupportedModel(
             f"{uri} uses {unknown[1]!r}, which is not known here",
@@ -304,9 +360,17 @@ def _cannot_build(error: Exception, uri: str) -> HeadraceError:
     return UnsupportedModel(
         f"Keras cannot rebuild the model of {uri} from its configuration",
         expected="a configuration that this version of Keras reads",
-        found=brief(error),
+        found=cause(error),
         cure="Save the model again with this version of Keras, or export it with model.export(…).",
     )
+
+
+def cause(error: BaseException) -> str:
+    """`brief`, and what Keras says at the end of its text: the error that it met."""
+    _, met, inner = str(error).rpartition("Exception encountered:")
+    if not met:
+        return brief(error)
+    return f"{brief(error)} … {' '.join(inner.split())[:600]}"
 
 
 def brief(error: BaseException) -> str:

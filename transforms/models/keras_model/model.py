@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import NotAModel, SignatureNotFound
+from ...errors import HeadraceError, NotAModel, SignatureNotFound, UnsupportedModel
 from ...storage import Store, open_store
 from ...storage.store import public_uri
 from ..direct_call import direct
@@ -26,7 +26,7 @@ from ..streaming.tensor_stream import StreamOptions, TensorStream, open_stream
 from . import files as keras_files
 from . import operations as keras_operations
 from . import signature as keras_signature
-from .build import Built, Recipe, build
+from .build import Built, Recipe, build, cause
 from .fill import Weights, allocate, fill, legacy_fill, legacy_pairs, saved_paths
 from .weights import SavedWeights, Tensor, open_weights
 
@@ -92,7 +92,24 @@ def load(store: Store, ref: ModelRef, signature: str = SIGNATURE, stream: Stream
 
 
 def _trace(model: Any, ref: ModelRef) -> tuple[Any, Any]:
-    """The graph whose inputs and outputs are the model's, and the function to call."""
+    """The graph whose inputs and outputs are the model's, and the function to call.
+
+    Raises `UnsupportedModel` where the model cannot be called on what it says it takes.
+    """
+    try:
+        return _graph(model, ref)
+    except HeadraceError:
+        raise
+    except Exception as error:
+        raise UnsupportedModel(
+            f"The model of {ref.uri} cannot be called",
+            expected="a model that takes the inputs that it was saved with",
+            found=cause(error),
+            cure="Call the model on real data where it was made, and save it again, or export it with model.export(…).",
+        ) from error
+
+
+def _graph(model: Any, ref: ModelRef) -> tuple[Any, Any]:
     import tensorflow as tf
 
     # As Keras' own predict_step does.
