@@ -29,6 +29,10 @@ BATCHES: dict[str, Any] = {
     "reading": _tokens(11),
     "nested": [_numbers(4), _numbers(4) + 1],
     "normalizing": _numbers(5) * 3 + 14,
+    "gated": _numbers(6, 4),
+    "filming": _numbers(3, 5, 5, 2),
+    "activated": _numbers(6) * 3,
+    "enlarging": _numbers(5, 5, 2),
 }
 
 
@@ -92,7 +96,59 @@ def normalizing(keras: Any) -> Any:
     return keras.Model(x, keras.layers.Dense(2)(layer(x)))
 
 
-MODELS = (mlp, convolutional, recurrent, reading, nested, normalizing)
+def gated(keras: Any) -> Any:
+    """`hard_sigmoid` wherever it can stand."""
+    layers = keras.layers
+    x = keras.Input((6, 4))
+    y = layers.LSTM(5, recurrent_activation="hard_sigmoid", return_sequences=True)(x)
+    y = layers.Bidirectional(
+        layers.GRU(4, recurrent_activation="hard_sigmoid", reset_after=False, return_sequences=True)
+    )(y)
+    y = layers.RNN(layers.LSTMCell(4, recurrent_activation="hard_sigmoid"), return_sequences=True)(y)
+    y = layers.TimeDistributed(layers.Dense(4, activation="hard_sigmoid"))(y)
+    y = layers.TimeDistributed(layers.BatchNormalization(epsilon=0.01))(y)
+    return keras.Model(x, layers.Activation("hard_sigmoid")(layers.Flatten()(y)))
+
+
+def filming(keras: Any) -> Any:
+    x = keras.Input((3, 5, 5, 2))
+    return keras.Model(x, keras.layers.ConvLSTM2D(3, 3)(x))
+
+
+def activated(keras: Any) -> Any:
+    """What means the same in both."""
+    layers = keras.layers
+    x = keras.Input((6,))
+    names = ["elu", "selu", "softplus", "softsign", "relu", "gelu", "swish"]
+    names += ["exponential", "mish", "tanh", "sigmoid", "linear", "softmax"]
+    several = [layers.Activation(name)(x) for name in names]
+    several += [layers.LeakyReLU()(x), layers.LeakyReLU(alpha=0.1)(x), layers.ELU(0.5)(x), layers.PReLU()(x)]
+    several += [layers.ReLU(max_value=2, negative_slope=0.2, threshold=0.1)(x), layers.LayerNormalization()(x)]
+    several += [
+        layers.UnitNormalization()(x),
+        layers.GaussianNoise(0.1)(x),
+        layers.Dropout(0.5, noise_shape=(None, 1))(x),
+    ]
+    return keras.Model(x, layers.Concatenate()(several))
+
+
+def enlarging(keras: Any) -> Any:
+    layers = keras.layers
+    x = keras.Input((5, 5, 2))
+    several = [
+        layers.Conv2DTranspose(3, 3, strides=2, padding="same")(x),
+        layers.Conv2DTranspose(3, 2, strides=3)(x),
+        layers.Conv2DTranspose(3, 3, strides=2, output_padding=1)(x),
+        layers.UpSampling2D(2, interpolation="bilinear")(x),
+        layers.UpSampling2D(2)(x),
+        layers.AveragePooling2D(2, padding="same")(x),
+        layers.DepthwiseConv2D(3, strides=2, padding="same")(x),
+        layers.GroupNormalization(2)(x),
+    ]
+    return keras.Model(x, layers.Concatenate()([layers.Flatten()(one) for one in several]))
+
+
+MODELS = (mlp, convolutional, recurrent, reading, nested, normalizing, gated, filming, activated, enlarging)
 
 
 if __name__ == "__main__":

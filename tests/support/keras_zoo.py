@@ -195,6 +195,14 @@ def subclassed() -> Exhibit:
     return Exhibit(model, _numbers(4))
 
 
+def fixed() -> Exhibit:
+    """For batches of one size alone."""
+    import keras
+
+    x = keras.Input((5,), batch_size=ROWS, name="x")
+    return Exhibit(keras.Model(x, keras.layers.Dense(2)(x)), _numbers(5))
+
+
 def custom_layer() -> Any:
     """A registered layer with a state of its own, an array for an initial value, and state that is not a variable."""
     import keras
@@ -265,6 +273,7 @@ ZOO: tuple[Callable[[], Exhibit], ...] = (
     vectorizing,
     nested,
     mixed,
+    fixed,
     customized,
     subclassed,
 )

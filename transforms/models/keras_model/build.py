@@ -32,6 +32,7 @@ from typing import Any
 
 from ...errors import CorruptModel, HeadraceError, InvalidRequest, NotAModel, UnsupportedModel
 from ...storage.store import public_uri
+from .. import keras2_meanings
 from . import keras2_config
 from . import refusals as keras_refusals
 from . import safe_mode as keras_safe_mode
@@ -116,12 +117,13 @@ def build(recipe: Recipe) -> Built:
     # A scope hides the one around it, which a caller may have entered.
     around = global_state.get_global_attribute("custom_objects_scope_dict", {})
     own = {**around, **custom_objects(recipe.custom_objects)}
+    ours = keras2_meanings.own_objects()
     if recipe.unsafe:
         _say_unsafe(public_uri(uri))
         has_own = True
     else:
-        has_own = keras_safe_mode.check(described, uri, {**keras_safe_mode.registered(), **own})
-    known = {"Sequential": _sequential_built_once(), "Normalization": _normalization_of_bounded_size(), **own}
+        has_own = keras_safe_mode.check(described, uri, {**keras_safe_mode.registered(), **own}, ours)
+    known = {**ours, "Sequential": _sequential_built_once(), "Normalization": _normalization_of_bounded_size(), **own}
     text = json.dumps(described)
 
     def make() -> Any:
@@ -322,12 +324,12 @@ def _in_one_form(described: Any, recipe: Recipe) -> tuple[Any, bool]:
     if version is None and isinstance(described, dict):
         version = described.get("keras_version")
     if keras2_config.is_old(version) and (legacy or version is not None):
-        return keras2_config.modernised(_adapted(described)), True
+        return keras2_config.modernised(_adapted(described), version), True
     return _adapted(described), legacy
 
 
 def _adapted(config: Any) -> Any:
-    """Without what only training needs, and with names for `Sequential` and `Normalization` under which a custom object is looked up."""
+    """Without what only training needs, and with names under which the stand-ins for two classes are looked up."""
     if isinstance(config, list):
         return [_adapted(value) for value in config]
     if not isinstance(config, dict):

@@ -7,12 +7,20 @@ Keras 3 reads most of them through its legacy code; these are the known ways in 
 - calls of a nested model: Keras 2 counted the call that made the model as its first (`_should_skip_first_node` in
   keras/src/engine/functional.py of 2.15), Keras 3 does not;
 - since 2.13, `module` beside each `class_name`, which sends Keras 3 past its legacy code;
-- before, none for what a layer wraps (Bidirectional, TimeDistributed, RNN), where Keras 3 has no legacy code.
+- before, none for what a layer wraps (Bidirectional, TimeDistributed, RNN), where Keras 3 has no legacy code;
+- Sequential models whose configuration is the bare list of their layers (2.0 to 2.2), and whose first layer has the shape of
+  the input (`batch_input_shape`) with no InputLayer before it;
+- names of layers with a slash, which Keras 3 refuses.
+
+What Keras 3 reads, but understands otherwise, is in `keras2_meanings`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+
+from ..keras2_meanings import keep_meaning
 
 _RECURRENT = {"RNN", "LSTM", "GRU", "SimpleRNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"}
 _SEPARABLE = {"SeparableConv1D", "SeparableConv2D", "SeparableConvolution1D", "SeparableConvolution2D"}
@@ -34,20 +42,33 @@ def is_old(keras_version: str | None) -> bool:
     return keras_version is None or keras_version.startswith(("1.", "2."))
 
 
-def modernised(described: Any, *, listed: bool = True) -> Any:
-    """A model's configuration of Keras 1 or 2, as Keras 3 takes it. `listed`: it is a model, or stands in one's `layers`."""
+def modernised(described: Any, keras_version: str | None = None) -> Any:
+    """A model's configuration of Keras 1 or 2, as Keras 3 takes it."""
+    return _renamed(_modernised(described, keras_version, listed=True))
+
+
+def _modernised(described: Any, version: str | None, *, listed: bool) -> Any:
+    """`listed`: it is a model, or stands in one's `layers`."""
     if isinstance(described, list):
-        return [modernised(value, listed=listed) for value in described]
+        return [_modernised(value, version, listed=listed) for value in described]
     if not isinstance(described, dict):
         return described
+    if described.get("class_name") == "Sequential" and isinstance(described.get("config"), list):
+        described = {
+            **described,
+            "config": {"name": described.get("name", "sequential"), "layers": described["config"]},
+        }
     found = {
-        key: modernised(value, listed=key == "layers" or (key == "config" and "class_name" not in described))
+        key: _modernised(value, version, listed=key == "layers" or (key == "config" and "class_name" not in described))
         for key, value in described.items()
     }
     name, config = found.get("class_name"), found.get("config")
     if not isinstance(name, str) or not isinstance(config, dict):
         return found
+    if name == "Sequential":
+        _begin_with_input(config)
     _set_module(found, name, listed)
+    keep_meaning(name, config, version)
     if name in _RECURRENT and config.get("time_major") is False:
         del config["time_major"]
     if name in _UNGROUPED and config.get("groups") == 1:
@@ -56,8 +77,73 @@ def modernised(described: Any, *, listed: bool = True) -> Any:
         for key in _OF_CONVOLUTIONS:
             config.pop(key, None)
     if isinstance(config.get("layers"), list):
+        for layer in config["layers"]:
+            _drop_shape(layer)
         _renumber(config)
     return found
+
+
+def _begin_with_input(config: dict[str, Any]) -> None:
+    layers = config.get("layers")
+    first = layers[0] if isinstance(layers, list) and layers and isinstance(layers[0], dict) else {}
+    inner = first.get("config")
+    if not isinstance(inner, dict) or first.get("class_name") == "InputLayer" or not inner.get("batch_input_shape"):
+        return
+    dtype = inner.get("dtype")
+    shaped = {
+        "name": f"{inner.get('name') or 'first'}_input",
+        "batch_input_shape": inner["batch_input_shape"],
+        "dtype": dtype if isinstance(dtype, str) else "float32",
+        "sparse": False,
+    }
+    config["layers"] = [{"class_name": "InputLayer", "config": shaped}, *config["layers"]]
+
+
+def _drop_shape(layer: Any) -> None:
+    """Keras 3 would take it for a shape without the batch."""
+    inner = layer.get("config") if isinstance(layer, dict) else None
+    if isinstance(inner, dict) and layer.get("class_name") != "InputLayer":
+        inner.pop("batch_input_shape", None)
+
+
+def _renamed(described: Any) -> Any:
+    """With names that Keras 3 accepts, if a layer's has a slash."""
+    names = set(_names(described))
+    new: dict[str, str] = {}
+    for name in sorted(name for name in names if "/" in name):
+        chosen = name.replace("/", "_")
+        while chosen in names:
+            chosen += "_"
+        names.add(chosen)
+        new[name] = chosen
+    if new:
+        _rename(described, new)
+    return described
+
+
+def _names(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        if isinstance(value.get("name"), str):
+            yield value["name"]
+        for inner in value.values():
+            yield from _names(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _names(inner)
+
+
+def _rename(value: Any, new: dict[str, str]) -> None:
+    if isinstance(value, dict):
+        if value.get("name") in new:
+            value["name"] = new[value["name"]]
+        for key in ("inbound_nodes", "input_layers", "output_layers"):
+            for reference in _references(value.get(key)):
+                reference[0] = new.get(reference[0], reference[0])
+        for inner in value.values():
+            _rename(inner, new)
+    elif isinstance(value, list):
+        for inner in value:
+            _rename(inner, new)
 
 
 def _set_module(found: dict[str, Any], name: str, listed: bool) -> None:

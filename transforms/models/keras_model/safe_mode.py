@@ -69,19 +69,20 @@ _MOST_IN_A_ROW = 1 << 28
 class _Walk:
     uri: str
     known: Mapping[str, Any]
+    ours: Mapping[str, Any]
     custom: bool = False
     """Whether anything of the user's own was named."""
     shared: dict[int, int] = field(default_factory=dict)
     """How many calls an object makes that others refer to by number."""
 
 
-def check(config: Any, uri: str, known: Mapping[str, Any]) -> bool:
+def check(config: Any, uri: str, known: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
     """Whether the configuration names anything that is not Keras' own.
 
-    `known` are the user's own objects, by the names by which a configuration may call them. Raises `UnsupportedModel` for
-    what is not on the list, with its name, its place in the configuration, and the flag that would allow it.
+    `known` are the user's own objects, and `ours` headrace's, by the names by which a configuration may call them. Raises
+    `UnsupportedModel` for what is not on the list, with its name, its place, and the flag that would allow it.
     """
-    walk = _Walk(uri, known)
+    walk = _Walk(uri, known, ours)
     calls = _value(walk, config, "config", None)
     if calls > _MOST_CALLS:
         raise keras_refusals.too_much(
@@ -182,6 +183,8 @@ def _function(walk: _Walk, described: dict[str, Any], place: str, key: str | Non
         if isinstance(own, type):
             raise keras_refusals.refused(walk.uri, repr(name), place, "a function", "a class")
         walk.custom = True
+        return
+    if name in walk.ours:
         return
     registered = described.get("registered_name")
     if registered not in (None, name):

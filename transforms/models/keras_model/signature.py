@@ -53,7 +53,23 @@ def input_signature(model: Any, uri: str) -> list[Any]:
                 expected="dense tensors",
                 cure="Take dense inputs, e.g. padded, and convert inside the model.",
             )
-    return list(tree.map_structure(export_utils.make_tf_tensor_spec, signature))
+    return _with_fixed_batch(model, list(tree.map_structure(export_utils.make_tf_tensor_spec, signature)))
+
+
+def _with_fixed_batch(model: Any, signature: list[Any]) -> list[Any]:
+    """Inputs that were made with a `batch_size` keep it: `model.export` opens it, and layers with a state cannot."""
+    import tensorflow as tf
+    from keras import tree
+
+    inputs = tree.flatten(getattr(model, "inputs", None) or [])
+    specs = tf.nest.flatten(signature)
+    if len(inputs) != len(specs) or all(given.shape[0] is None for given in inputs):
+        return signature
+    fixed = [
+        tf.TensorSpec([given.shape[0], *spec.shape[1:]], spec.dtype, spec.name)
+        for given, spec in zip(inputs, specs, strict=True)
+    ]
+    return list(tf.nest.pack_sequence_as(signature, fixed))
 
 
 def _argument_names(concrete: Any) -> list[str]:

@@ -124,6 +124,68 @@ class TestKeras2:
             assert_same_bits(again.predict(feed(again, batch)), whole.predict(feed(whole, batch)))
 
 
+class TestOldForms:
+    """What versions before 2.3 wrote, made of what Keras 2 writes now."""
+
+    def same(self, keras2: Path, name: str, edit: Callable[[dict[str, Any]], object]) -> Any:
+        """The model of a configuration changed by `edit`, which predicts as the unchanged one does."""
+
+        def rewrite(file: Any) -> None:
+            config = json.loads(file.attrs["model_config"])
+            edit(config)
+            file.attrs["model_config"] = json.dumps(config)
+
+        uri = changed((keras2 / f"{name}.h5").read_bytes(), rewrite)
+        model, plain = load_model(uri), load_model(str(keras2 / f"{name}.h5"))
+        batch = keras2_zoo.BATCHES[name]
+        found, expected = model.predict(feed(model, batch)), plain.predict(feed(plain, batch))
+        assert_same_bits(found, expected)
+        signature = describe_model(uri).signatures["serving_default"]
+        assert (dict(signature.inputs), dict(signature.outputs)) == (model.inputs, model.outputs)
+        assert [spec.shape for spec in model.inputs.values()] == [spec.shape for spec in plain.inputs.values()]
+        return model
+
+    @pytest.mark.parametrize("name", ["mlp", "reading"])
+    @pytest.mark.parametrize("bare", [True, False])
+    def test_no_input_layer(self, keras2: Path, name: str, bare: bool) -> None:
+        def edit(config: dict[str, Any]) -> None:
+            layers = config["config"]["layers"]
+            shape = layers.pop(0)["config"]["batch_input_shape"]
+            layers[0]["config"]["batch_input_shape"] = shape
+            if bare:
+                config["config"] = layers
+
+        self.same(keras2, name, edit)
+
+    def test_names_with_a_slash(self, keras2: Path) -> None:
+        def edit(config: dict[str, Any]) -> None:
+            text = json.dumps(config).replace('"shared"', '"block/shared"').replace('"left"', '"in/left"')
+            config.update(json.loads(text))
+
+        assert "in_left" in self.same(keras2, "nested", edit).inputs
+
+    def test_defaults_of_then(self, keras2: Path) -> None:
+        def edit(config: dict[str, Any]) -> None:
+            for layer in config["config"]["layers"]:
+                layer["config"].pop("recurrent_activation", None)
+                inner = layer["config"].get("layer", {}).get("config", {})
+                if inner.pop("recurrent_activation", None):
+                    del inner["reset_after"]
+
+        uri = str(keras2 / "gated.h5")
+
+        def rewrite(file: Any) -> None:
+            file.attrs["keras_version"] = "2.1.2"
+            config = json.loads(file.attrs["model_config"])
+            edit(config)
+            file.attrs["model_config"] = json.dumps(config)
+
+        model, plain = load_model(changed(Path(uri).read_bytes(), rewrite)), load_model(uri)
+        batch = keras2_zoo.BATCHES["gated"]
+        assert_same_bits(model.predict(feed(model, batch)), plain.predict(feed(plain, batch)))
+        self.same(keras2, "filming", edit)
+
+
 @pytest.mark.usefixtures("place")
 @pytest.mark.parametrize("name", KEPT_BY_H5)
 def test_keras_3_files_predict_to_the_bit(tmp_path: Path, name: str) -> None:
@@ -209,6 +271,17 @@ class TestRefusals:
     def test_weights_alone(self, keras2: Path) -> None:
         with pytest.raises(NotAModel, match=r"no whole model.*--weights"):
             load_model(str(keras2 / "mlp-weights.h5"))
+
+    @pytest.mark.parametrize("name", ["TFOpLambda", "DenseFeatures", "ThresholdedReLU", "LocallyConnected1D"])
+    def test_layers_that_only_keras_2_has(self, mlp: bytes, name: str) -> None:
+        def rename(file: Any) -> None:
+            file.attrs["model_config"] = file.attrs["model_config"].replace('"Dropout"', f'"{name}"')
+
+        uri = changed(mlp, rename)
+        for unsafe in (False, True):
+            with pytest.raises(UnsupportedModel, match=rf"'{name}'.*Save it as a SavedModel with tf_keras") as raised:
+                load_model(uri, unsafe=unsafe)
+            assert "--custom_objects" not in str(raised.value)
 
     def test_an_unknown_layer(self, mlp: bytes) -> None:
         def rename(file: Any) -> None:
