@@ -101,7 +101,7 @@ class TestRefusals:
 
     def test_config_describes_no_model(self, mlp: bytes) -> None:
         for config in (b"{}", b"null", b"[1]", b'"x"', b'{"class_name": "Adam", "config": {}, "module": "keras"}'):
-            with pytest.raises(ModelError, match="cannot rebuild"):
+            with pytest.raises(ModelError, match=r"cannot rebuild|names keras\.Adam at config"):
                 loaded(repacked(mlp, replacing("config.json", config)))
 
 

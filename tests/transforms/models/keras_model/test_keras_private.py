@@ -100,6 +100,27 @@ class TestPrivateNames:
         with keras.saving.CustomObjectScope({"Sequential": Stand}):
             assert keras.saving.deserialize_keras_object(config)[1] == "s"
 
+    def test_a_layer_keeps_the_shapes_that_it_was_built_for(self) -> None:
+        import keras
+
+        layer = keras.layers.Bidirectional(keras.layers.LSTM(2))
+        layer(keras.Input((7, 3)))
+        assert {tuple(s) for s in layer.forward_layer._build_shapes_dict.values()} == {(None, 7, 3)}
+        inner = keras.layers.LSTM(2)
+        assert set(layer._flatten_layers()) >= {layer, layer.forward_layer, layer.backward_layer}
+        assert inner not in set(layer._flatten_layers())
+
+    def test_registered_objects_are_in_one_place(self) -> None:
+        import keras
+        from keras.src.saving import object_registration
+
+        @keras.saving.register_keras_serializable("private")
+        class Registered:
+            def get_config(self) -> dict[str, Any]:
+                return {}
+
+        assert object_registration.GLOBAL_CUSTOM_OBJECTS["private>Registered"] is Registered
+
     def test_time_distributed_still_needs_to_know_its_steps(self) -> None:
         """When this fails, `needs_static_shapes` can go."""
         import keras
