@@ -203,6 +203,15 @@ def fixed() -> Exhibit:
     return Exhibit(keras.Model(x, keras.layers.Dense(2)(x)), _numbers(5))
 
 
+def stateful() -> Exhibit:
+    """Each batch goes on from the one before; the first from zeros."""
+    import keras
+
+    x = keras.Input((5, 3), batch_size=ROWS, name="x")
+    y = keras.layers.GRU(4, stateful=True, return_sequences=True)(x)
+    return Exhibit(keras.Model(x, keras.layers.LSTM(2, stateful=True)(y)), _numbers(5, 3))
+
+
 def custom_layer() -> Any:
     """A registered layer with a state of its own, an array for an initial value, and state that is not a variable."""
     import keras
@@ -274,6 +283,7 @@ ZOO: tuple[Callable[[], Exhibit], ...] = (
     nested,
     mixed,
     fixed,
+    stateful,
     customized,
     subclassed,
 )

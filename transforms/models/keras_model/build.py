@@ -41,7 +41,8 @@ from .unrolled import bound_steps
 
 _UNINITIALIZED = "uninitialized_variables"
 _CHEAP_TO_INITIALISE = 10_000
-_MOST_TO_INITIALISE, _MOST_NORMALIZED = 1 << 26, 1 << 26
+_MOST_TO_INITIALISE, _MOST_NORMALIZED, _MOST_OUTSIDE = 1 << 26, 1 << 26, 1 << 30
+_STATEFUL, _STATELESS = '"stateful": true', '"stateful": false'
 
 _log = logging.getLogger(__name__)
 
@@ -127,27 +128,41 @@ def build(recipe: Recipe) -> Built:
     known = {**ours, "Sequential": _sequential_built_once(), "Normalization": _normalization_of_bounded_size(), **own}
     text = json.dumps(described)
 
-    def make() -> Any:
+    def make(text: str) -> Any:
         with keras.saving.CustomObjectScope(known):
             return _legacy_model(text, recipe.unsafe, known) if legacy else _model(text, recipe.unsafe)
 
-    built = _built(make, has_own, uri)
+    built = _built(make, text, has_own, uri)
     if not recipe.unsafe:
         bound_steps(built.model, uri)
     return built
 
 
-def _built(make: Callable[[], Any], has_own: bool, uri: str) -> Built:
+def _built(make: Callable[[str], Any], text: str, has_own: bool, uri: str) -> Built:
     try:
-        return _build(make, stateless=True)
+        return _build(lambda: make(text), stateless=True)
     except Exception as error:
-        # A custom layer may make a variable from an array, which Keras allows outside such a scope only.
-        if not has_own or "stateless scope" not in str(error):
+        # A custom layer may make a variable from an array, and a stateful one does: not within such a scope.
+        if "stateless scope" not in str(error) or not (has_own or _STATEFUL in text):
             raise _cannot_build(error, uri) from error
     try:
-        return _build(make, stateless=False)
+        if not has_own:
+            _check_size(_build(lambda: make(text.replace(_STATEFUL, _STATELESS)), stateless=True), uri)
+        return _build(lambda: make(text), stateless=False)
     except Exception as error:
         raise _cannot_build(error, uri) from error
+
+
+def _check_size(built: Built, uri: str) -> None:
+    """Raises where building the model outside a scope, which computes its first weights, would take a lot of memory."""
+    numbers = sum(math.prod(variable.shape) for variable in built.model.weights)
+    if numbers > _MOST_OUTSIDE:
+        raise UnsupportedModel(
+            f"{uri} has stateful layers, and too many weights for them",
+            expected=f"at most {_MOST_OUTSIDE:,} numbers",
+            found=f"{numbers:,}",
+            cure="Save the model with stateful=False, or export it with model.export(…).",
+        )
 
 
 def _keras(uri: str) -> Any:

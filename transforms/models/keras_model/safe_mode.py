@@ -63,6 +63,7 @@ _MOST_LOOPS = 4096
 _MOST_DIMENSIONS = 64
 # Numbers in one row of an input: 1 GiB as float32.
 _MOST_IN_A_ROW = 1 << 28
+_MOST_ROWS = 1 << 16
 
 
 @dataclass(slots=True)
@@ -363,9 +364,13 @@ def _shape(walk: _Walk, shape: Any, place: str) -> None:
     values = 1
     for dimension in shape[1:]:
         values *= dimension if isinstance(dimension, int) and not isinstance(dimension, bool) else 1
-    if len(shape) > _MOST_DIMENSIONS or abs(values) > _MOST_IN_A_ROW:
+    batch = shape[0] if shape and isinstance(shape[0], int) and not place.endswith(".input_shape") else 0
+    if len(shape) > _MOST_DIMENSIONS or abs(values) > _MOST_IN_A_ROW or batch > _MOST_ROWS:
         raise keras_refusals.too_much(
-            walk.uri, f"has a shape at {place} that no row fits", f"at most {_MOST_IN_A_ROW:,} values", str(shape)[:100]
+            walk.uri,
+            f"has a shape at {place} that no row fits",
+            f"at most {_MOST_IN_A_ROW:,} values a row, and {_MOST_ROWS:,} rows",
+            str(shape)[:100],
         )
 
 
