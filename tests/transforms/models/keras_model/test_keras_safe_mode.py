@@ -149,7 +149,7 @@ class TestAllowList:
 
 def placed(module: str, name: str) -> dict[str, tuple[Any, bool]]:
     """Configurations that name it: as a layer, as a function, in an argument, and as older files do."""
-    as_class = {"module": module, "class_name": name, "config": {}, "registered_name": None}
+    as_class: dict[str, Any] = {"module": module, "class_name": name, "config": {}, "registered_name": None}
     as_function = function(name, module)
     return {
         "layer": (model(layer(name, {}, call("x"), module)), False),
@@ -328,7 +328,12 @@ def test_small_files_that_ask_for_much_are_refused_at_once(what: str) -> None:
 
 
 def test_honest_configurations_are_not_refused() -> None:
-    activation = {"module": "keras.layers", "class_name": "LeakyReLU", "config": {}, "registered_name": None}
+    activation: dict[str, Any] = {
+        "module": "keras.layers",
+        "class_name": "LeakyReLU",
+        "config": {},
+        "registered_name": None,
+    }
     for described in (
         applied(function("relu")),
         applied(function("preprocess_input", "keras.applications.imagenet_utils")),
@@ -353,7 +358,7 @@ def test_a_feature_space_is_recognised() -> None:
         built({"module": "keras.utils", "class_name": "FeatureSpace", "config": {}, "registered_name": None})
 
 
-ARCHITECTURES = {
+ARCHITECTURES: dict[str, dict[str, Any]] = {
     "MobileNetV2": {"alpha": 0.35, "input_shape": (32, 32, 3)},
     "ResNet50": {"input_shape": (32, 32, 3)},
     "EfficientNetB0": {"input_shape": (32, 32, 3)},
