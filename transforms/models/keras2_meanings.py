@@ -33,7 +33,9 @@ def keep_meaning(name: str, config: dict[str, Any], keras_version: str | None) -
     if name in _GRUS:
         config.setdefault("reset_after", False)
     for key in _ACTIVATIONS:
-        if config.get(key) == "hard_sigmoid":
+        value = config.get(key)
+        named = value.get("config") if isinstance(value, dict) and value.get("class_name") == "function" else value
+        if named == "hard_sigmoid":
             config[key] = {
                 "class_name": "function",
                 "module": "builtins",

@@ -28,6 +28,7 @@ from . import operations as keras_operations
 from . import signature as keras_signature
 from .build import Built, Recipe, build, cause
 from .fill import Weights, allocate, fill, legacy_fill, legacy_pairs, saved_paths
+from .unrolled import release
 from .weights import SavedWeights, Tensor, open_weights
 
 SIGNATURE = "serving_default"
@@ -97,7 +98,9 @@ def _trace(model: Any, ref: ModelRef) -> tuple[Any, Any]:
     Raises `UnsupportedModel` where the model cannot be called on what it says it takes.
     """
     try:
-        return _graph(model, ref)
+        traced = _graph(model, ref)
+        release(model)
+        return traced
     except HeadraceError:
         raise
     except Exception as error:

@@ -2,7 +2,7 @@
 
 An unrolled recurrent layer, and `TimeDistributed` over a known number of steps, write each step into the graph (Keras 3.15 on
 TensorFlow). Their steps are counted: once the model is built, from the shapes that it was built for, so that `plan` sees
-it; and as the graph is made, where layers are called again with other shapes.
+it; and while the model is loaded, as its graph is made, where layers are called again with other shapes.
 
 What it uses of Keras that is private, each held by tests/transforms/models/keras_model/test_keras_private.py:
 
@@ -18,7 +18,7 @@ from typing import Any
 
 from ...errors import UnsupportedModel
 
-MOST_STEPS = 10_000
+MOST_STEPS = 16_000
 
 
 def bound_steps(model: Any, uri: str) -> None:
@@ -27,9 +27,17 @@ def bound_steps(model: Any, uri: str) -> None:
     layers = [layer for layer in model._flatten_layers() if _is_unrolled(layer)]
     for layer in layers:
         budget.spend(layer, max(_steps(layer), default=0) * _weight(layer))
+    tracing = _Budget(uri)
     for layer in layers:
         # Not through Keras' own attributes, which are part of the model's state.
-        object.__setattr__(layer, "call", _counting(layer, _Budget(uri)))
+        object.__setattr__(layer, "call", _counting(layer, tracing))
+
+
+def release(model: Any) -> None:
+    """Ends the count: from here on, shapes come from the user's data and not from the file."""
+    for layer in model._flatten_layers():
+        if _is_unrolled(layer):
+            vars(layer).pop("call", None)
 
 
 class _Budget:
