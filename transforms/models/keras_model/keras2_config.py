@@ -93,7 +93,8 @@ def _begin_with_input(config: dict[str, Any]) -> None:
     shaped = {
         "name": f"{inner.get('name') or 'first'}_input",
         "batch_input_shape": inner["batch_input_shape"],
-        "dtype": dtype if isinstance(dtype, str) else "float32",
+        # A mixed policy computes in 16 bits, and takes and keeps 32.
+        "dtype": dtype if isinstance(dtype, str) and not dtype.startswith("mixed") else "float32",
         "sparse": False,
     }
     config["layers"] = [{"class_name": "InputLayer", "config": shaped}, *config["layers"]]
