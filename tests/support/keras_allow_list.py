@@ -1,7 +1,8 @@
 """Which of Keras' names a configuration may call in safe mode, by rules over Keras' own code.
 
-`python -m tests.support.keras_allow_list --write` makes `transforms/models/keras_model/allow_list.py` from the Keras that is installed;
-`tests/transforms/models/keras_model/test_keras_safe_mode.py` fails where that file differs, or where no rule covers a name of Keras.
+`python -m tests.support.keras_allow_list --write` makes `transforms/models/keras_model/allow_list.py` from the Keras
+that is installed; `tests/transforms/models/keras_model/test_keras_safe_mode.py` fails where that file differs, or where
+no rule covers a name of Keras.
 
 A name may be called if it is pure: it reads and writes no file, opens no connection, changes nothing of the process, and
 takes no function that it would call.

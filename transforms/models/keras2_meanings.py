@@ -1,8 +1,9 @@
 """What the same words of a configuration mean in Keras 1 and 2, and no longer in Keras 3.
 
-Each is tested against tf_keras (tests/transforms/models/keras_model/test_keras_legacy.py), and so is what was looked at and means the same: the other
-activations, `alpha` of LeakyReLU (Keras 3 takes it for `negative_slope`), `epsilon` and `axis` of the normalizations, padding
-and the output's shape of transposed convolutions, the interpolation of UpSampling2D. `noise_shape` is for training alone.
+Each is tested against tf_keras (tests/transforms/models/keras_model/test_keras_legacy.py), and so is what was looked at
+and means the same: the other activations, `alpha` of LeakyReLU (Keras 3 takes it for `negative_slope`), `epsilon` and
+`axis` of the normalizations, padding and the output's shape of transposed convolutions, the interpolation of
+UpSampling2D. `noise_shape` is for training alone.
 
 | configuration | Keras 1 and 2 | Keras 3 |
 |---|---|---|
