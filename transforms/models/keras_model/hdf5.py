@@ -1,8 +1,8 @@
 """Where the tensors of an HDF5 file lie, read from its metadata alone.
 
-h5py runs over a file that holds only what has been fetched. A dataset whose metadata is not here yet is put aside, and all that
-was missed in one pass over the datasets is fetched together: round trips follow the depth of the file's index, not the
-number of layers. Format: HDF5 File Format Specification 3.0; layout as Keras and h5py write it.
+What is known is followed as far as it leads, and all that was missed on the way is fetched together: round trips follow the
+depth of the file's index, not the number of layers. No byte of a file reaches HDF5's own library, which crafted ones hang or
+abort: `hdf5_format` says what is read. Layout as Keras and h5py write it.
 """
 
 from __future__ import annotations
@@ -10,29 +10,50 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from ...errors import CorruptModel, HeadraceError, ModelError, UnsupportedModel
+from ...errors import CorruptModel, UnsupportedModel
 from ..streaming.ranges import NotFetched, RangeFile, Ranges
-from .hdf5_index import fetch_index, text_bytes
+from .hdf5_chunks import FILTER_NAMES, read_chunks, unpacked_bytes
+from .hdf5_format import UNDEFINED, Damaged, Link, Message, NotSupported, Structures
+from .hdf5_texts import Texts
+from .hdf5_types import (
+    CHUNKED,
+    CONTIGUOUS,
+    DATASPACE,
+    DATATYPE,
+    EXTERNAL,
+    FILTERS,
+    LAYOUT,
+    VIRTUAL,
+    Layout,
+    Type,
+    filters_of,
+    layout_of,
+    shape_of,
+    unshared,
+    value_type,
+)
 
-# Largest value read through h5py: a chunked dataset may expand 1032-fold while it is read.
-VALUE_BYTES = 1 << 20
-# h5py's header, group and dataset of one layer lie together, mostly within this many blocks behind the first one met.
+# Largest value that is not streamed: a chunked one may expand 1032-fold while it is read. With what its chunks have beside it.
+VALUE_BYTES, _CHUNK_BYTES = 1 << 20, 4 << 20
+# One layer's groups and datasets lie together, mostly within these many blocks around the first one met: 48 KiB in all,
+# which take a hundredth of a round trip's time.
+_AHEAD, _BEHIND = 7, 4
+# Where names are asked for that nobody had thought likely.
 _READ_AHEAD = 2
 # A pass reaches one level deeper into the index; sound files of a million datasets need about a dozen.
 _MAX_PASSES = 64
 _MAX_DATASETS = 1_000_000
-# Keras splits a list of names that does not fit an object header, which holds 64 KiB: 4,096 references to strings.
-_MAX_TEXTS, _TEXT_BYTES = 65_536, 1 << 20
-# Of what these references lead to; that may be one text over and over.
-_ALL_TEXT_BYTES = 64 << 20
-_FILTERS = {1: "deflate", 2: "shuffle", 3: "fletcher32"}
+T = TypeVar("T")
 _SAVE_AGAIN = "Save the model again with Keras, which stores weights plainly."
 _COPY_AGAIN = "Copy the file again from where it was saved, or save it again."
 
@@ -42,7 +63,7 @@ class Dataset:
     """`dtype` is TensorFlow's name; `shape` is in elements, `nbytes` its bytes in memory.
 
     `offset` is that of its little-endian, C-ordered bytes within the HDF5 file, or None where they do not lie in one
-    piece: `Hdf5File.read` gives such a value.
+    piece: `Hdf5File.read` gives such a value, from `address`, that of its header.
     """
 
     path: str
@@ -50,6 +71,7 @@ class Dataset:
     shape: tuple[int, ...]
     nbytes: int
     offset: int | None
+    address: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +85,7 @@ class _Group:
 
 
 class Hdf5File:
-    """`what` names the file in errors. Leaving the `with` block closes it, which h5py needs before the process ends."""
+    """`what` names the file in errors."""
 
     def __init__(
         self,
@@ -77,19 +99,13 @@ class Hdf5File:
         `likely` tells by their own names which groups will be asked for; others cost more round trips. Raises
         `CorruptModel` where it is no HDF5 file or a truncated one.
         """
-        import h5py
-
         self._size, self._what, self._texts = file.size, what, texts
         self._source, self._ranges = file.source, file.source if isinstance(file.source, Ranges) else None
         self._start, self._likely, self._indexed = file.start, likely, False
         self._known: dict[str, _Group | None] = {}
-        try:
-            self._file = h5py.File(file, "r")
-        except HeadraceError:
-            raise
-        # h5py turns HDF5's errors into OSError, RuntimeError, KeyError, ValueError, … as it sees fit.
-        except Exception as error:
-            raise self._corrupt("is no HDF5 file, or a truncated one", "an HDF5 superblock", _brief(error)) from error
+        with self._damage("is no HDF5 file, or a truncated one", "an HDF5 superblock"):
+            self._structures = Structures(lambda at, n: self._source.read(self._start + at, n), file.size)
+        self._texts_of = Texts(self._structures)
 
     def __enter__(self) -> Self:
         return self
@@ -97,7 +113,7 @@ class Hdf5File:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._known.clear()
 
     def locate(self, groups: Iterable[str]) -> None:
         """Makes `group` answer for all of these without further requests. Raises as `group` does."""
@@ -127,7 +143,7 @@ class Hdf5File:
         """
         if path not in self._known:
             self._fetch_index()
-            self._known[path] = self._guarded(path)
+            self._known[path] = self._read_group(path)
         found = self._known[path]
         return None if found is None else found.datasets
 
@@ -142,46 +158,80 @@ class Hdf5File:
 
     def has(self, path: str) -> bool:
         """Whether a group or dataset stands at `path`, by hard links alone."""
-        try:
-            return self._open(path) is not None
-        except HeadraceError:
-            raise
-        except Exception as error:
-            raise self._corrupt(f"is damaged at {path!r}", "readable HDF5", _brief(error)) from error
+        with self._damage(f"is damaged at {path!r}", "readable HDF5"):
+            return self._find(path) is not None
 
     def read(self, dataset: Dataset) -> Any:
         """The value of a dataset of at most `VALUE_BYTES`, as an array."""
         if dataset.nbytes > VALUE_BYTES:
-            raise UnsupportedModel(
-                f"Dataset {dataset.path!r} of {self._what} is stored in pieces",
-                expected=f"one contiguous, little-endian piece (or at most {VALUE_BYTES} bytes)",
-                found=f"{dataset.nbytes} bytes that are chunked, compressed or big-endian",
-                cure=_SAVE_AGAIN,
-            )
-        try:
-            opened = self._open(dataset.path)
-            # HDF5 unpacks a chunk whole, however little of it the dataset needs.
-            if (chunk := math.prod(opened.chunks or ()) * opened.dtype.itemsize) > VALUE_BYTES:
-                raise self._corrupt(
-                    f"keeps {dataset.path!r} in chunks too large for it",
-                    f"at most {VALUE_BYTES} bytes",
-                    f"{chunk} bytes",
-                )
-            array = np.asarray(opened[()])
-        except HeadraceError:
-            raise
-        except Exception as error:
-            raise self._corrupt(f"has unreadable data at {dataset.path!r}", "a value", _brief(error)) from error
+            raise self._in_pieces(dataset.path, f"{dataset.nbytes} bytes that are chunked, compressed or big-endian")
+        with self._damage(f"has unreadable data at {dataset.path!r}", "a value"):
+            array = self._value(dataset)
         if dataset.dtype == "bfloat16":
             import ml_dtypes
 
-            array = np.frombuffer(array.tobytes(), ml_dtypes.bfloat16).reshape(dataset.shape)
-        return array.astype(array.dtype.newbyteorder("="), copy=False)
+            return array.view(ml_dtypes.bfloat16)
+        return array != 0 if dataset.dtype == "bool" else array.astype(array.dtype.newbyteorder("="), copy=False)
+
+    def _value(self, dataset: Dataset) -> Any:
+        kind, layout, filters = self._described(dataset.address)
+        width = "u1" if dataset.dtype == "bool" else "u2" if dataset.dtype == "bfloat16" else dataset.dtype
+        dtype = np.dtype(width).newbyteorder("<" if kind.little else ">")
+        if not dataset.nbytes:
+            return np.empty(dataset.shape, dtype)
+        if layout.kind != CHUNKED:
+            data = layout.data
+            if layout.kind == CONTIGUOUS:
+                data = self._structures.read(layout.address, dataset.nbytes)
+            return np.frombuffer(data, dtype).reshape(dataset.shape)
+        if not layout.chunk:
+            raise self._in_pieces(dataset.path, "chunks in HDF5's newer layout")
+        # A chunk is unpacked whole, however little of it the dataset needs.
+        if (nbytes := unpacked_bytes(layout, dataset.shape)) > _CHUNK_BYTES:
+            raise self._corrupt(
+                f"keeps {dataset.path!r} in chunks too large for it",
+                f"at most {_CHUNK_BYTES} bytes",
+                f"{nbytes} bytes",
+            )
+        return read_chunks(self._structures, layout, filters, dataset.shape, dtype)
 
     def _fetch_index(self) -> None:
-        if self._ranges is not None and not self._indexed:
-            self._indexed = True
-            fetch_index(self._ranges, self._start, self._size, self._likely)
+        """Fetches what leads to the likely groups. What is damaged is left for whoever asks for it."""
+        if self._ranges is None or self._indexed:
+            return
+        self._indexed = True
+        todo = [Link(self._structures.root)]
+        seen = {self._structures.root}
+        for _ in range(_MAX_PASSES):
+            unread = []
+            while todo and len(seen) <= _MAX_DATASETS:
+                link = todo.pop()
+                links = self._try(lambda link=link: self._look(link))  # type: ignore[misc]
+                if links is None:
+                    unread.append(link)
+                    continue
+                for name, child in links.items():
+                    if child.address is not None and child.address not in seen and self._likely(name):
+                        seen.add(child.address)
+                        todo.append(child)
+            if not unread or not self._ranges.fetch_wanted(_AHEAD, _BEHIND):
+                break
+            todo = unread
+        self._ranges.wanted.clear()
+
+    def _look(self, link: Link) -> Mapping[str, Link]:
+        """What lies directly below an object."""
+        assert link.address is not None
+        try:
+            try:
+                return self._structures.links(link.address) or {}
+            except NotFetched:
+                if link.table is not None:
+                    # Asked for in the same round trip as the header, which says so too.
+                    return self._structures.table_links(*link.table)
+                raise
+        except (Damaged, NotSupported, struct.error, UnicodeDecodeError):
+            return {}
 
     def _visit(self, paths: Iterable[str], below: Callable[[str], Iterable[str]]) -> list[str]:
         """Reads the groups at `paths`, then what is `below` each; returns all that it came to."""
@@ -193,9 +243,12 @@ class Hdf5File:
             while queue:
                 further: list[str] = []
                 for path in queue:
-                    if path not in self._known and collecting and not self._try(path):
-                        unread.append(path)
-                        continue
+                    if path not in self._known and collecting:
+                        read = self._try(lambda path=path: (self._read_group(path),))  # type: ignore[misc]
+                        if read is None:
+                            unread.append(path)
+                            continue
+                        self._known[path] = read[0]
                     self.group(path)
                     found.append(path)
                     further += below(path)
@@ -208,196 +261,154 @@ class Hdf5File:
             pending = unread
         raise AssertionError("itertools.count ends")
 
-    def _try(self, path: str) -> bool:
+    def _try(self, read: Callable[[], T]) -> T | None:
+        """None where bytes are missing, which are noted."""
         assert self._ranges is not None
-        before = len(self._ranges.wanted)
         self._ranges.collecting = True
         try:
-            found = self._guarded(path)
+            return read()
         except NotFetched:
-            return False
+            return None
         finally:
             self._ranges.collecting = False
-        # h5py may have answered "not there" where it could not look.
-        if len(self._ranges.wanted) > before:
-            return False
-        self._known[path] = found
-        return True
-
-    def _guarded(self, path: str) -> _Group | None:
-        collecting = self._ranges is not None and self._ranges.collecting
-        missed = len(self._ranges.wanted) if self._ranges is not None else 0
-        try:
-            return self._read_group(path)
-        except (NotFetched, ModelError):
-            raise
-        except Exception as error:
-            if isinstance(error, HeadraceError):
-                raise
-            if collecting and self._ranges is not None and len(self._ranges.wanted) > missed:
-                raise NotFetched from error
-            raise self._corrupt(f"is damaged at {path!r}", "readable HDF5", _brief(error)) from error
 
     def _read_group(self, path: str) -> _Group | None:
-        import h5py
-
-        group = self._open(path)
-        if not isinstance(group, h5py.Group):
-            return None
-        if len(group) > _MAX_DATASETS:
-            raise self._corrupt(
-                f"declares {len(group)} datasets at {path!r}", f"at most {_MAX_DATASETS}", str(len(group))
-            )
-        datasets: dict[str, Dataset] = {}
-        groups: list[str] = []
-        unread = False
-        for name in group:
-            try:
-                child = self._child(group, name)
-                if isinstance(child, h5py.Dataset):
-                    datasets[name] = self._dataset(f"{path}/{name}".lstrip("/"), child)
-                elif isinstance(child, h5py.Group):
-                    groups.append(name)
-            except NotFetched:
-                # Its siblings' metadata can be asked for in the same round trip.
-                unread = True
-        if unread:
-            raise NotFetched
-        wanted = [name for name in group.attrs if self._texts is not None and self._texts.fullmatch(name)]
-        texts = {name: self._text(path, group, name) for name in wanted}
-        return _Group(h5py.h5o.get_info(group.id).addr, datasets, tuple(groups), texts)
-
-    def _text(self, path: str, group: Any, name: str) -> tuple[str, ...]:
-        import h5py
-
-        attribute = group.attrs.get_id(name)
-        shape, dtype = attribute.shape, attribute.dtype
-        if shape is None or len(shape) > 1 or dtype.kind not in "OSf":
-            raise self._corrupt(f"has no text in {name!r} of {path!r}", "strings", f"{dtype} {shape}")
-        # numpy makes floats of an empty list.
-        if not math.prod(shape):
-            return ()
-        if dtype.kind == "f" or math.prod(shape) > _MAX_TEXTS or attribute.get_storage_size() > _TEXT_BYTES:
-            raise self._corrupt(
-                f"has no list of names in {name!r} of {path!r}",
-                f"at most {_MAX_TEXTS} strings in {_TEXT_BYTES} bytes",
-                f"{dtype} {shape}",
-            )
-        if dtype.kind == "O" and (count := math.prod(shape)) > 1:
-            header = h5py.h5o.get_info(group.id).addr
-            nbytes = text_bytes(lambda at, n: self._source.read(self._start + at, n), header, name, count)
-            if (count * self._size if nbytes is None else nbytes) > _ALL_TEXT_BYTES:
-                raise self._corrupt(
-                    f"has too much text in {name!r} of {path!r}",
-                    f"at most {_ALL_TEXT_BYTES} bytes",
-                    f"{count} strings of {nbytes or 'any number of'} bytes in all",
-                )
-        value = group.attrs[name]
-        several = [value] if shape == () else list(value)
-        return tuple(v.decode("utf-8") if isinstance(v, bytes) else str(v) for v in several)
-
-    def _open(self, path: str) -> Any:
-        import h5py
-
-        parent, _, name = path.rpartition("/")
-        known = self._known.get(parent)
-        if known is not None and name in known.groups:
-            # Every link down to it was looked at when its parents were read.
-            return self._file[path]
-        found = self._file
-        for part in filter(None, path.split("/")):
-            found = self._child(found, part) if isinstance(found, h5py.Group) else None
-            if found is None:
+        with self._damage(f"is damaged at {path!r}", "readable HDF5"):
+            address = self._find(path)
+            links = None if address is None else self._structures.links(address)
+            if address is None or links is None:
                 return None
-        return found
+            # Several paths may lead to the same group, and long names into deep ones.
+            self._structures.spend(40 * len(links))
+            datasets: dict[str, Dataset] = {}
+            groups: list[str] = []
+            unread = False
+            for name, link in links.items():
+                try:
+                    child = self._follow(name, link, path)
+                    if self._structures.is_group(child):
+                        groups.append(name)
+                    elif any(message.kind == LAYOUT for message in self._structures.header(child)):
+                        datasets[name] = self._dataset(f"{path}/{name}".lstrip("/"), child)
+                except NotFetched:
+                    # Its siblings' metadata can be asked for in the same round trip.
+                    unread = True
+            if unread:
+                raise NotFetched
+            texts: Mapping[str, tuple[str, ...]] = {}
+            if self._texts is not None:
+                texts = self._texts_of.read(address, self._texts, f"of {path!r} in {self._what}")
+            return _Group(address, datasets, tuple(groups), texts)
 
-    def _child(self, group: Any, name: str) -> Any:
-        """Over h5py's low-level calls: with its usual ones the whole index of a file took a third longer."""
-        import h5py
+    def _find(self, path: str) -> int | None:
+        """The address of the object at a path, by hard links alone."""
+        self._structures.spend(len(path))
+        address = self._structures.root
+        for part in filter(None, path.split("/")):
+            links = self._structures.links(address)
+            if links is None or part not in links:
+                return None
+            address = self._follow(part, links[part], path)
+        return address
 
-        encoded = name.encode("utf-8", "surrogateescape")
-        if not group.id.links.exists(encoded):
-            return None
-        kind = group.id.links.get_info(encoded).type
-        if kind != h5py.h5l.TYPE_HARD:
-            link = "a soft link" if kind == h5py.h5l.TYPE_SOFT else "an external link"
+    def _follow(self, name: str, link: Link, path: str) -> int:
+        if link.address is None:
             raise UnsupportedModel(
-                f"{self._what} has {link} at {name!r} in {group.name!r}, which headrace does not follow",
+                f"{self._what} has {link.kind} at {name!r} in {path!r}, which headrace does not follow",
                 expected="groups and datasets in the file itself",
                 cure=_SAVE_AGAIN,
             )
-        return group[name]
+        return link.address
 
-    def _dataset(self, path: str, dataset: Any) -> Dataset:
-        import h5py
-
-        plist = dataset.id.get_create_plist()
-        layout = plist.get_layout()
-        if layout == h5py.h5d.VIRTUAL or plist.get_external_count():
+    def _dataset(self, path: str, address: int) -> Dataset:
+        kind, layout, filters = self._described(address)
+        messages = self._structures.header(address)
+        if layout.kind == VIRTUAL or any(message.kind == EXTERNAL for message in messages):
             raise UnsupportedModel(
                 f"Dataset {path!r} of {self._what} lies in another file",
                 expected="data in the file itself",
                 found="a virtual or external dataset",
                 cure=_SAVE_AGAIN,
             )
-        if dataset.shape is None:
+        shape = shape_of(_first(messages, DATASPACE) or b"")
+        if shape is None:
             raise self._corrupt(f"has no value at {path!r}", "an array", "an empty dataspace")
-        dtype, native = self._dtype(path, dataset)
-        shape = tuple(int(n) for n in dataset.shape)
-        nbytes = math.prod(shape) * dataset.dtype.itemsize
-        stored = dataset.id.get_storage_size()
-        offset = dataset.id.get_offset() if layout == h5py.h5d.CONTIGUOUS and nbytes else None
-        if offset is None:
-            self._check_value(path, plist, nbytes, stored)
-        elif stored != nbytes or offset < 0 or offset + nbytes > self._size:
-            raise self._corrupt(
-                f"contradicts itself about {path!r}, or is truncated",
-                f"{nbytes} bytes for {dtype} {list(shape)} inside the file's {self._size}",
-                f"{stored} bytes at {offset}",
-            )
-        return Dataset(path, dtype, shape, nbytes, offset if native else None)
+        dtype = self._dtype(path, kind, address)
+        nbytes = math.prod(shape) * kind.size
+        if layout.kind == CONTIGUOUS and nbytes:
+            if layout.stored != nbytes or layout.address + nbytes > self._size:
+                raise self._corrupt(
+                    f"contradicts itself about {path!r}, or is truncated",
+                    f"{nbytes} bytes for {dtype} {list(shape)} inside the file's {self._size}",
+                    f"{layout.stored} bytes at {'no place' if layout.address == UNDEFINED else layout.address}",
+                )
+            return Dataset(path, dtype, shape, nbytes, layout.address if kind.little else None, address)
+        self._check_value(path, layout, filters, nbytes)
+        return Dataset(path, dtype, shape, nbytes, None, address)
 
-    def _dtype(self, path: str, dataset: Any) -> tuple[str, bool]:
-        """TensorFlow's name of the dtype, and whether the bytes are as TensorFlow wants them."""
-        dtype = dataset.dtype
-        if dtype.kind == "V" and dtype.itemsize == 2 and _text_attribute(dataset, "dtype") == "bfloat16":
-            return "bfloat16", True
-        if dtype.kind not in "biufc" or dtype.itemsize > 16 or dtype.name in ("float128", "longdouble"):
-            raise UnsupportedModel(
-                f"Dataset {path!r} of {self._what} is of a kind that no weight has",
-                expected="numbers or booleans",
-                found=str(dtype),
-                cure=_SAVE_AGAIN,
-            )
-        return dtype.name, bool(dtype.isnative)
+    def _described(self, address: int) -> tuple[Type, Layout, list[tuple[int, tuple[int, ...]]]]:
+        messages = self._structures.header(address)
+        layout, kind = _first(messages, LAYOUT), _first(messages, DATATYPE)
+        if layout is None or kind is None or _first(messages, DATASPACE) is None:
+            raise Damaged("an array without a type, a shape or a layout")
+        packed = _first(messages, FILTERS)
+        return value_type(kind), layout_of(layout), [] if packed is None else filters_of(packed)
 
-    def _check_value(self, path: str, plist: Any, nbytes: int, stored: int) -> None:
-        for i in range(plist.get_nfilters()):
-            number = plist.get_filter(i)[0]
-            if number not in _FILTERS:
+    def _dtype(self, path: str, kind: Type, address: int) -> str:
+        """TensorFlow's name of the dtype."""
+        if kind.kind == "number":
+            return kind.name
+        # h5py knows no such number: Keras says in an attribute what the two bytes are.
+        if kind.kind == "opaque" and kind.size == 2 and self._texts_of.short(address, "dtype") == "bfloat16":
+            return "bfloat16"
+        raise UnsupportedModel(
+            f"Dataset {path!r} of {self._what} is of a kind that no weight has",
+            expected="numbers or booleans",
+            found=kind.name,
+            cure=_SAVE_AGAIN,
+        )
+
+    def _check_value(self, path: str, layout: Layout, filters: list[tuple[int, tuple[int, ...]]], nbytes: int) -> None:
+        for number, _ in filters:
+            if number not in FILTER_NAMES:
                 raise UnsupportedModel(
                     f"Dataset {path!r} of {self._what} is compressed in a way that headrace does not read",
-                    expected=", ".join(_FILTERS.values()),
+                    expected=", ".join(FILTER_NAMES.values()),
                     found=f"HDF5 filter {number}",
                     cure=_SAVE_AGAIN,
                 )
-        if stored > self._size or (nbytes and not stored):
+        stored = len(layout.data) if layout.kind != CHUNKED else nbytes
+        if layout.kind == CHUNKED and layout.chunk and nbytes and layout.address == UNDEFINED:
+            stored = 0
+        if stored != nbytes:
             raise self._corrupt(f"has no data at {path!r}", f"{nbytes} bytes", f"{stored} bytes stored")
+
+    @contextmanager
+    def _damage(self, what: str, expected: str) -> Iterator[None]:
+        """Says of what is damaged, or not read here, where it was met."""
+        try:
+            yield
+        except NotSupported as error:
+            raise UnsupportedModel(
+                f"{self._what} {what}, or of a kind that headrace does not read",
+                expected="the structures that h5py writes for Keras",
+                found=str(error),
+                cure=_SAVE_AGAIN,
+            ) from error
+        except (Damaged, struct.error, UnicodeDecodeError, zlib.error) as error:
+            raise self._corrupt(what, expected, str(error)) from error
+
+    def _in_pieces(self, path: str, found: str) -> UnsupportedModel:
+        return UnsupportedModel(
+            f"Dataset {path!r} of {self._what} is stored in pieces",
+            expected=f"one contiguous, little-endian piece (or at most {VALUE_BYTES} bytes)",
+            found=found,
+            cure=_SAVE_AGAIN,
+        )
 
     def _corrupt(self, what: str, expected: str, found: str) -> CorruptModel:
         return CorruptModel(f"{self._what} {what}", expected=expected, found=found, cure=_COPY_AGAIN)
 
 
-def _text_attribute(dataset: Any, name: str) -> str:
-    """A short scalar string attribute, or nothing: a hostile one may declare any size."""
-    if name not in dataset.attrs:
-        return ""
-    attribute = dataset.attrs.get_id(name)
-    if attribute.shape != () or attribute.get_storage_size() > 64 or attribute.dtype.kind not in "OS":
-        return ""
-    value = dataset.attrs[name]
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}"
+def _first(messages: tuple[Message, ...], kind: int) -> bytes | None:
+    return next((unshared(message) for message in messages if message.kind == kind), None)

@@ -262,7 +262,7 @@ def _by_source(files: Sequence[Placed]) -> list[tuple[Ranges, list[int]]]:
 
 
 def _fetch_heads(begins: tuple[Ranges, list[int]]) -> None:
-    """The superblock and what is mostly near it; h5py would fetch it while no other file can be opened."""
+    """The superblock and what is mostly near it, of all files at once."""
     source, offsets = begins
     source.fetch((offset, HEAD_BYTES) for offset in offsets)
 
