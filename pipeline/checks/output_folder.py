@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from headrace.transforms.bounded_json import parse_json_object
 from headrace.transforms.errors import (
     AlreadyExists,
     HeadraceError,
@@ -179,7 +179,7 @@ def read_record(store: Store, ref: ObjectRef | None) -> dict[str, Any] | None:
     if ref is None:
         return None
     try:
-        record = json.loads(store.read(ref))
+        record = parse_json_object(store.read(ref))
         digests = [model["digest"] for model in record["models"].values()]
         if not all(isinstance(text, str) for text in (record["fingerprint"], *digests)) or not digests:
             raise TypeError("fingerprint and digest are not text")
@@ -236,7 +236,7 @@ def _is_complete(prepared: Prepared, store: Store, folder: _Folder) -> bool:
         mark = store.read(folder.mark)
         if mark_claim(mark) != folder.claim:  # another run was at work since
             return False
-        parts = [str(part) for part in json.loads(mark)["manifest"]]
+        parts = [str(part) for part in parse_json_object(mark)["manifest"]]
     except (ValueError, KeyError, TypeError):  # a mark of somebody else's making
         return False
     if not parts or any(part not in folder.parts for part in parts):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from headrace.transforms.columns.inputs import ColumnRules
 from headrace.transforms.columns.plan import ColumnChoice, ColumnPlan, choose_batch_rows, plan_columns
 from headrace.transforms.errors import ColumnError, HeadraceError, InvalidRequest
 from headrace.transforms.jobs.input_files import Survey, expand_lists, scheme_of, survey_inputs
-from headrace.transforms.jobs.job import JOB_RECORD, FirstInput, Job, JobModel, options_as_begun
+from headrace.transforms.jobs.job import JOB_RECORD, FirstInput, Job, JobModel, options_as_begun, stored_object
 from headrace.transforms.jobs.user_functions import AppliedFunction, FunctionRef, find_function
 from headrace.transforms.models.load import describe_for_job
 from headrace.transforms.models.ref import ModelRef, pin_model, unused_custom_objects
@@ -77,10 +76,9 @@ def _kept_record(request: Request) -> dict[str, Any] | None:
     """What the output folder says its job is, as far as it can be read; the rest `standing` judges."""
     store = open_store(request.output, request.storage)
     try:
-        record = json.loads(store.read(store.stat(f"{request.output}/{JOB_RECORD}")))
-    except (HeadraceError, OSError, ValueError):  # no record, or none that can be read
+        return stored_object(store, store.stat(f"{request.output}/{JOB_RECORD}"))
+    except (HeadraceError, OSError):  # no record, or none that can be read
         return None
-    return record if isinstance(record, dict) else None
 
 
 def _kept_schema(record: dict[str, Any] | None, first: ObjectRef) -> tuple[pa.Schema, str] | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from headrace.transforms.errors import InvalidRequest, ObjectNotFound
 from headrace.transforms.jobs.input_files import absolute_uri, scheme_of
-from headrace.transforms.jobs.job import REPORT, SUCCESS, Job
+from headrace.transforms.jobs.job import REPORT, SUCCESS, Job, stored_object
 from headrace.transforms.report.kept import read_report
 from headrace.transforms.storage import StoreOptions, open_store
 from headrace.transforms.storage.store import public_uri
@@ -68,8 +66,8 @@ def report_written(job: Job) -> bool:
     assert job.report is not None
     output, store = open_store(job.output, job.storage), open_store(job.report, job.storage)
     try:
-        mark = json.loads(output.read(output.stat(f"{job.output}/{SUCCESS}")))
-        return read_report(store, store.stat(job.report)).manifest == tuple(mark["manifest"])
+        mark = stored_object(output, output.stat(f"{job.output}/{SUCCESS}"))
+        return read_report(store, store.stat(job.report)).manifest == tuple(mark.get("manifest") or ())
     except (ObjectNotFound, InvalidRequest):
         return False
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from headrace.transforms.beam.plan import list_outputs
+from headrace.transforms.bounded_json import NotJson, parse_json_object
 from headrace.transforms.errors import HeadraceError, NotParquet, ObjectNotFound, OutputIncomplete
+from headrace.transforms.jobs.input_files import HIDDEN
 from headrace.transforms.jobs.job import ASIDE, JOB_RECORD, MANIFEST_FOLDER, SUCCESS, fingerprint_of, options_as_begun
 from headrace.transforms.parquet.reader import read_footer
 from headrace.transforms.shards.shard import output_name, parse_output_name, sources_sha256
@@ -129,7 +130,7 @@ def _read_records(verdict: Verdict, store: Store, there: dict[str, ObjectRef]) -
             tables.append(pq.read_table(pa.BufferReader(data)))
         except (pa.ArrowException, OSError) as error:
             raise NotParquet(f"{there[part].uri} cannot be read", found=str(error)) from error
-        kept = json.loads((tables[-1].schema.metadata or {}).get(b"headrace.job", b"{}"))
+        kept = _kept_job(there[part], tables[-1])
         verdict.expect("record", there[part].uri, "fingerprint", fingerprint, kept.get("fingerprint"))
     verdict.looked_at["record"] = 2 + len(parts)
     manifest = pa.concat_tables(tables)
@@ -146,12 +147,16 @@ def _record(store: Store, output: str) -> dict[str, Any] | None:
 
 def _json(store: Store, ref: ObjectRef) -> dict[str, Any]:
     try:
-        found = json.loads(store.read(ref))
-        if isinstance(found, dict):
-            return found
-        raise ValueError(f"a {type(found).__name__}")
-    except ValueError as error:
+        return parse_json_object(store.read(ref))
+    except NotJson as error:
         raise OutputIncomplete(f"{ref.uri} is damaged", expected="a JSON object", found=str(error)) from error
+
+
+def _kept_job(part: ObjectRef, table: pa.Table) -> dict[str, Any]:
+    try:
+        return parse_json_object((table.schema.metadata or {}).get(b"headrace.job", b"{}"))
+    except NotJson as error:
+        raise OutputIncomplete(f"{part.uri} holds a damaged record of its job", found=str(error)) from error
 
 
 def _check_presence(verdict: Verdict, there: dict[str, ObjectRef], rows: list[dict[str, Any]]) -> None:

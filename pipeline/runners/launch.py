@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import time
@@ -20,7 +19,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from headrace.transforms import errors, progress
 from headrace.transforms.beam.metrics import NAMESPACE
 from headrace.transforms.errors import HeadraceError, InvalidRequest, JobError
-from headrace.transforms.jobs.job import SUCCESS, Job
+from headrace.transforms.jobs.job import SUCCESS, Job, stored_object
 from headrace.transforms.output.claims import check_claim
 from headrace.transforms.storage import open_store
 from headrace.transforms.storage.store import take_retries
@@ -93,7 +92,7 @@ def launch(job: Job, pipeline: beam.Pipeline, found_done: int = 0) -> Done:
         counted = _counted(result)
         store = open_store(job.output, job.storage)
         try:
-            mark = json.loads(store.read(store.stat(f"{job.output}/{SUCCESS}")))
+            mark = stored_object(store, store.stat(f"{job.output}/{SUCCESS}"))
         finally:  # a run that has lost its output since says that, whatever it finds there
             check_claim(job, store)
         counted = counted or Counter()

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from apache_beam.pvalue import AsList, AsSingleton
 
 from ..errors import AlreadyExists, NotParquet, ObjectChanged, ObjectNotFound, OutputConflict, OutputIncomplete
-from ..jobs.job import ASIDE, MANIFEST_FOLDER, SUCCESS, Job
+from ..jobs.job import ASIDE, MANIFEST_FOLDER, SUCCESS, Job, stored_object
 from ..output.claims import CLAIM_KEY, check_claim, claim_uri, discard, exists, prepare_mark, read_claim, remove_own
 from ..output.dead_letters import (
     check_dead_letters,
@@ -353,7 +353,7 @@ class _Counted:
 def _mark_of_an_equal_job(store: Store, uri: str, summary: dict[str, Any], gone: ObjectNotFound) -> dict[str, Any]:
     """Whoever was first has removed all parts of the manifest but its own."""
     try:
-        there: dict[str, Any] = json.loads(store.read(store.stat(uri)))
+        there = stored_object(store, store.stat(uri))
     except ObjectNotFound:
         there = {}
     if not _says_the_same(there, summary):
@@ -377,7 +377,7 @@ def _mark_success(job: Job, store: Store, uri: str, summary: dict[str, Any]) -> 
         store.publish(prepared, uri)
     except AlreadyExists as error:
         check_claim(job, store)
-        there: dict[str, Any] = json.loads(store.read(store.stat(uri)))
+        there = stored_object(store, store.stat(uri))
         if not _says_the_same(there, summary):
             raise OutputConflict(
                 f"{uri} is the mark of another run",

@@ -23,6 +23,8 @@ from ..storage.store import HIDDEN, public_uri, split_glob
 
 _STATS_AT_ONCE = 32
 # What an output tells of its files travels with it as one element of a runner.
+# Lines for some millions of files.
+_LIST_BYTES = 1 << 30
 _MOST_JOINED = 4096
 
 Part = TypeVar("Part")
@@ -103,7 +105,22 @@ def expand_lists(inputs: tuple[str, ...], options: StoreOptions) -> tuple[str, .
 def _read_list(uri: str, options: StoreOptions) -> Iterator[str]:
     store = open_store(uri, options)
     try:
-        text = store.read(store.stat(uri)).decode("utf-8-sig")
+        ref = store.stat(uri)
+        if ref.size > _LIST_BYTES:
+            raise InvalidRequest(
+                f"--input=@{uri} is no list of files",
+                expected=f"text of at most {_LIST_BYTES:,} bytes",
+                found=f"{ref.size:,} bytes",
+                cure="Split it into several lists, or name the files by a glob",
+            )
+        text = store.read(ref).decode("utf-8-sig")
+        if "\0" in text:
+            raise InvalidRequest(
+                f"--input=@{uri} is no list of files",
+                expected="UTF-8 text with one URI or glob on each line",
+                found=f"a NUL at byte {text.index(chr(0)):,}",
+                cure="Name a Parquet file itself without the @",
+            )
     except ObjectNotFound as error:
         raise ObjectNotFound(
             f"--input=@{uri} names no file",

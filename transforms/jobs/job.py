@@ -12,11 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..bounded_json import RECORD_BYTES, NotJson, parse_json_object
 from ..columns.inputs import ColumnRules
 from ..columns.plan import ColumnChoice
 from ..errors import OutputConflict
 from ..models.ref import ModelRef
 from ..models.spec import Operations
+from ..storage import ObjectRef, Store
 from ..storage.store import StoreOptions, public_uri
 from .job_defaults import DEAD_LETTERS_FOLDER as DEAD_LETTERS_FOLDER
 from .job_defaults import REPORT as REPORT
@@ -261,6 +263,21 @@ def options_as_begun(storage: StoreOptions, record: dict[str, Any] | None) -> St
     """Those with which the job of that record goes on: one that an earlier version began keeps its versions of local files."""
     old = record is not None and record.get("headrace_format") == FORMAT_1
     return replace(storage, change_times=False) if old else storage
+
+
+def stored_object(store: Store, ref: ObjectRef) -> dict[str, Any]:
+    """A record that headrace keeps in an output, as JSON. Raises `OutputConflict` where it is something else."""
+    try:
+        if ref.size > RECORD_BYTES:
+            raise NotJson(f"{ref.size} bytes, more than {RECORD_BYTES}")
+        return parse_json_object(store.read(ref))
+    except NotJson as error:
+        raise OutputConflict(
+            f"{ref.uri} is not a record of headrace, or is damaged",
+            expected="a JSON object",
+            found=str(error),
+            cure="Name another --output, or add --overwrite to replace all that is in this one",
+        ) from error
 
 
 def dump_record(record: dict[str, Any]) -> bytes:

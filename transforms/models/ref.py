@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 from ..errors import CorruptModel, InvalidRequest, NotAModel, ObjectNotFound
 from ..storage import ObjectRef, Store, StoreOptions, open_store
 from ..storage.store import public_uri
+from .first_bytes import FIRST_BYTES, other_file
 
 _GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
 _BELONGS = (*_GRAPHS, "fingerprint.pb", "keras_metadata.pb")
@@ -139,7 +141,8 @@ def _pinned(uri: str, options: StoreOptions, weights: str | None, extra: dict[st
         if uri.endswith(".keras") and (found := _folder(store, uri)):
             return ModelRef(uri, *found, **extra)
         raise _no_model(store, uri) from None
-    start = store.read(file, 0, min(len(_HDF5), file.size))
+    head = store.read(file, 0, min(FIRST_BYTES, file.size))
+    start = head[: len(_HDF5)]
     if start == _HDF5:
         return ModelRef(uri, "keras_h5", (file,), **extra)
     if start[:4] == _ZIP:
@@ -152,6 +155,8 @@ def _pinned(uri: str, options: StoreOptions, weights: str | None, extra: dict[st
             expected="a whole model, or the weights named beside it",
             cure="Name its weights too (--weights, weights=…).",
         )
+    if (known := other_file(public_uri(uri), file.size, head)) is not None:
+        raise known
     raise NotAModel(
         f"{uri} is no `.keras` file",
         expected="a zip archive as keras.Model.save writes it, an HDF5 file, or a SavedModel's folder",
@@ -188,7 +193,10 @@ def _config(store: Store, uri: str) -> ObjectRef:
     start = store.read(config, 0, min(len(_HDF5), config.size))
     if start == _HDF5 or start[:4] == _ZIP or start[4:] == _TFLITE:
         raise _unused_weights(uri, "a file that holds a whole model")
-    if store.read(config, 0, min(4, config.size)).lstrip()[:1] != b"{":
+    head = store.read(config, 0, min(FIRST_BYTES, config.size))
+    if (other := other_file(public_uri(uri), config.size, head)) is not None:
+        raise other
+    if head.lstrip()[:1] != b"{":
         raise NotAModel(
             f"{uri} is no configuration of a Keras model, whose weights lie apart",
             expected="JSON, as model.to_json() gives it, or the config.json of a `.keras` file",
@@ -218,8 +226,11 @@ def _weights(uri: str, options: StoreOptions) -> list[ObjectRef]:
         )
     if file_name(uri).endswith(".json"):
         return [file, *_shards(store, file)]
-    start = store.read(file, 0, min(len(_HDF5), file.size))
+    head = store.read(file, 0, min(FIRST_BYTES, file.size))
+    start = head[: len(_HDF5)]
     if start != _HDF5 and start[:4] != _ZIP:
+        if (known := other_file(public_uri(uri), file.size, head)) is not None:
+            raise known
         raise NotAModel(
             f"{uri} holds no weights of Keras",
             expected="an HDF5 file, as model.save_weights writes it, or a `.keras` file",
@@ -293,14 +304,15 @@ def _no_model(store: Store, uri: str) -> NotAModel:
             cure="Look at the spelling; where an address is signed, name one file by it.",
         )
     below = [ref.uri.removeprefix(f"{uri}/") for ref in islice(store.list(f"{uri}/"), _GLANCE)]
-    models = sorted({name.rpartition("/")[0] for name in below if name.rpartition("/")[2] in _GRAPHS} - {""})
-    archives = [name for name in below if name.endswith((".keras", ".h5", ".hdf5"))]
+    graphs = {name.rpartition("/")[0] for name in below if name.rpartition("/")[2] in _GRAPHS} - {""}
+    models = sorted(graphs, key=_version, reverse=True)
+    archives = sorted((name for name in below if name.endswith((".keras", ".h5", ".hdf5"))), key=_version, reverse=True)
     if models or archives:
         return NotAModel(
             f"{uri} is a folder above models, not a model",
             expected="a folder that holds saved_model.pb, or a `.keras` file",
             found=_some([f"{name}/" for name in models] + archives),
-            cure=f"Name one of them, e.g. {uri}/{(models or archives)[-1]}.",
+            cure=f"Name one of them, e.g. {uri}/{max(models or archives, key=_version)}.",
         )
     if below:
         return NotAModel(
@@ -318,6 +330,11 @@ def _no_model(store: Store, uri: str) -> NotAModel:
         found=f"beside it: {_some(close)}" if close else f"nothing in {parent}/",
         cure="Look at the spelling.",
     )
+
+
+def _version(name: str) -> list[tuple[int, str]]:
+    """The order of versions: numbers in a name by their value, and the name without a number first."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", name)]
 
 
 def _some(names: list[str], most: int = 6) -> str:

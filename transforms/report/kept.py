@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
+from ..bounded_json import parse_json
 from ..errors import InvalidRequest
 from ..printable import printable_json
 from ..shards.column_statistics import Column
@@ -51,7 +51,7 @@ def read_report(store: Store, ref: ObjectRef) -> Kept:
         found = _KEPT.search(store.read(ref))
         if found is None:
             raise ValueError("a page without a report's data, or no page")
-        told = json.loads(found[1])
+        told = parse_json(found[1], most_bytes=MOST_BYTES)
         if told["headrace_report"] != FORM:
             raise ValueError(f"a report of form {told['headrace_report']}")
         rate = told["rows_per_second"]

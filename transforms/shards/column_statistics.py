@@ -25,6 +25,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..bounded_json import parse_json
+
 FRACTION_BITS = 4
 ALL_ROWS = 1 << 14
 EVERY = 8
@@ -401,7 +403,7 @@ def decode(text: str) -> list[Column]:
     try:
         unpacker = zlib.decompressobj()
         data = unpacker.decompress(base64.b64decode(text, validate=True), _MOST_DECODED)
-        return [Column.load(told) for told in json.loads(data)]
+        return [Column.load(told) for told in parse_json(data)]
     except (ValueError, zlib.error, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"no statistics: {type(error).__name__}: {error}") from error
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pyarrow as pa
 
 from .. import progress
+from ..bounded_json import parse_json
 from ..errors import AlreadyExists, ObjectNotFound, OutputConflict, OutputIncomplete
 from ..jobs.job import Job
 from ..output.claims import CLAIM_KEY, check_claim, confirm_added
@@ -208,12 +210,28 @@ def standing_result(job: Job, sink: Store, there: ObjectRef, shard: Shard) -> Sh
         there.crc32c,
         computed=False,
         predicted_rows=footer.rows,
-        bad_rows=int(kept.get("headrace.bad_rows", "0")),
         dead_letters=kept.get("headrace.dead_letters"),
-        batch_splits=_splits(json.loads(kept.get("headrace.batch_splits", "[]"))),
-        of_parts=tuple((bad, _splits(splits)) for bad, splits in json.loads(kept.get("headrace.of_parts", "[]"))),
+        **_kept_outcome(there, kept),
         told=ShardTold(kept.get(STATISTICS)),
     )
+
+
+def _kept_outcome(there: ObjectRef, kept: Mapping[str, str]) -> dict[str, Any]:
+    """What a prediction file says of its bad rows. Raises `OutputConflict` where it is damaged."""
+    try:
+        parts = parse_json(kept.get("headrace.of_parts", "[]"))
+        return {
+            "bad_rows": int(kept.get("headrace.bad_rows", "0")),
+            "batch_splits": _splits(parse_json(kept.get("headrace.batch_splits", "[]"))),
+            "of_parts": tuple((bad, _splits(splits)) for bad, splits in parts),
+        }
+    except (ValueError, TypeError) as error:
+        raise OutputConflict(
+            f"{there.uri} does not say which of its rows are bad",
+            expected="numbers in its footer, as headrace writes them",
+            found=str(error),
+            cure="Remove that object: the same command computes it again",
+        ) from error
 
 
 def _splits(read: Iterable[Sequence[int]]) -> tuple[tuple[int, int], ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import re
 import threading
@@ -23,6 +22,7 @@ from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption, InvalidResponse
 from google.cloud.storage.retry import DEFAULT_RETRY
 
+from ..bounded_json import parse_json
 from ..errors import AccessDenied, InvalidRequest, ObjectNotFound, StorageError, StoreUnavailable
 from .http_ranges import HttpRefusal
 from .store import Counters, ObjectRef
@@ -200,7 +200,7 @@ def explain(error: Exception) -> tuple[int | None, str]:
 def _message(body: str) -> str:
     """What an answer's body says: the JSON API's error, or a line of text."""
     try:
-        return str(json.loads(body)["error"]["message"])
+        return str(parse_json(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return " ".join(_QUERY.sub("", body).split())[:500]
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 from ...errors import CorruptModel, NotAModel, UnsupportedModel
+from ..first_bytes import FIRST_BYTES, other_file
 from ..streaming.composed_crc import CheckedSpan
 from ..streaming.ranges import RangeFile, Ranges
 
@@ -41,6 +42,8 @@ class Archive:
                 infos, self._directory = archive.infolist(), archive.start_dir
         # What zipfile raises on hostile bytes is not only BadZipFile: struct.error, ValueError, UnicodeDecodeError, …
         except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, OSError) as error:
+            if (other := other_file(self._uri, size, ranges.read(0, FIRST_BYTES))) is not None:
+                raise other from error
             if ranges.read(0, 2) != b"PK":
                 raise NotAModel(
                     f"{self._uri} is not a Keras archive",

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+from ...bounded_json import parse_json
 from ...errors import CorruptModel, HeadraceError, InvalidRequest, NotAModel, UnsupportedModel
 from ...storage.store import public_uri
 from .. import keras2_meanings
@@ -105,7 +106,7 @@ def build(recipe: Recipe) -> Built:
 
     uri = recipe.uri
     try:
-        described = json.loads(recipe.config)
+        described = parse_json(recipe.config, not_finite=True)
     except (ValueError, RecursionError) as error:
         raise CorruptModel(
             f"The configuration of {uri} is not JSON",

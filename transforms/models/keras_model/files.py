@@ -7,12 +7,12 @@ which group of variables lies in which of the HDF5 files beside it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
+from ...bounded_json import NotJson, parse_json
 from ...errors import CorruptModel, NotAModel, UnsupportedModel
 from ...storage import ObjectRef, Store
 from ..streaming.composed_crc import CheckedSpan
@@ -115,8 +115,8 @@ def keras_version(files: Files) -> str | None:
     if _METADATA not in files.names():
         return None
     try:
-        described = json.loads(files.read(_METADATA, _METADATA_BYTES))
-    except (ValueError, RecursionError) as error:
+        described = parse_json(files.read(_METADATA, _METADATA_BYTES))
+    except NotJson as error:
         raise CorruptModel(
             f"{_METADATA} of {files.uri} is not JSON", found=str(error)[:200], cure="Copy the model again."
         ) from error
@@ -173,8 +173,8 @@ def weight_map(data: bytes | bytearray, what: str) -> dict[str, list[str]]:
     Raises `CorruptModel`, for names too that lead out of the folder; `NotAModel` where it is another kind of JSON.
     """
     try:
-        described = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        described = parse_json(data)
+    except NotJson as error:
         raise CorruptModel(f"{what} is not JSON", found=str(error)[:200], cure="Copy the file again.") from error
     mapped = described.get("weight_map") if isinstance(described, dict) else None
     if not isinstance(mapped, dict):

@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 
 from ...errors import CorruptModel, UnsupportedModel
+from ..first_bytes import FIRST_BYTES, other_file
 from ..streaming.ranges import NotFetched, RangeFile, Ranges
 from .hdf5_chunks import FILTER_NAMES, read_chunks, unpacked_bytes
 from .hdf5_format import UNDEFINED, Damaged, Link, Message, NotSupported, Structures
@@ -103,6 +104,9 @@ class Hdf5File:
         self._source, self._ranges = file.source, file.source if isinstance(file.source, Ranges) else None
         self._start, self._likely, self._indexed = file.start, likely, False
         self._known: dict[str, _Group | None] = {}
+        head = self._source.read(self._start, min(FIRST_BYTES, file.size))
+        if (other := other_file(what, file.size, head)) is not None:
+            raise other
         with self._damage("is no HDF5 file, or a truncated one", "an HDF5 superblock"):
             self._structures = Structures(lambda at, n: self._source.read(self._start + at, n), file.size)
         self._texts_of = Texts(self._structures)

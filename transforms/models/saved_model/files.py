@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import CorruptModel, HeadraceError, SignatureNotFound, UnsupportedModel
 from ...storage import ObjectRef, Store
+from ..first_bytes import FIRST_BYTES, other_file
 from ..ref import ModelRef
 from ..spec import Signature, TensorSpec
 from ..streaming.whole_reads import Readable, ReadTogether, read_whole, say_unchecked
@@ -52,7 +53,10 @@ def read_proto(store: Readable, ref: ModelRef) -> Any:
         if binary is not None:
             return saved_model_pb2.SavedModel.FromString(data)
         return text_format.Parse(data.decode(), saved_model_pb2.SavedModel())
-    except (DecodeError, text_format.ParseError, UnicodeDecodeError) as error:
+    # Of text that nests deeper than Python can follow, a RecursionError.
+    except (DecodeError, text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
+        if (other := other_file(source.uri, source.size, data[:FIRST_BYTES])) is not None:
+            raise other from error
         raise CorruptModel(
             f"{source.uri} cannot be parsed", expected="a SavedModel", found=str(error), cure=COPY_AGAIN
         ) from error

@@ -25,9 +25,13 @@ from ..streaming.whole_reads import Readable, read_whole
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48
 _TRAILER = 5
-# Keys share prefixes, so that a small block may expand without bound; real ones stay under 20.
-_MAX_KEY_EXPANSION = 64
+# Keys share prefixes, and blocks may be packed, so that a small index may expand without bound; real ones stay under 20.
+_MAX_KEY_EXPANSION, _MIN_KEY_BYTES = 64, 1 << 20
+# As TensorFlow's own TensorShape.
+_MAX_RANK = 254
 _MAX_SLICES = 4096
+# A copy is at most 64 bytes long and takes 2 or more.
+_SNAPPY_EXPANSION = 32
 
 
 Region = tuple[tuple[int, int], ...]
@@ -181,8 +185,8 @@ class Bundle:
 
     def _shape(self, proto: Any, name: str) -> tuple[int, ...]:
         shape = tuple(dim.size for dim in proto.shape.dim)
-        if proto.shape.unknown_rank or min(shape, default=0) < 0:
-            raise self._corrupt(f"{name!r} has the shape {list(shape)}")
+        if proto.shape.unknown_rank or len(shape) > _MAX_RANK or min(shape, default=0) < 0:
+            raise self._corrupt(f"{name!r} has the shape {list(shape[:_MAX_RANK])}")
         return shape
 
     def _slot(self, name: str, proto: Any, dtype: str, shape: tuple[int, ...]) -> TensorSlot:
@@ -235,7 +239,7 @@ def read_table(data: bytes, uri: str) -> dict[bytes, bytes]:
     offset, at = _varint(footer, at, uri)
     size, _ = _varint(footer, at, uri)
     table: dict[bytes, bytes] = {}
-    claimed = 0
+    claimed = keys = 0
     for _, handle in _block(data, offset, size, uri):
         start, at = _varint(handle, 0, uri)
         length, _ = _varint(handle, at, uri)
@@ -243,6 +247,9 @@ def read_table(data: bytes, uri: str) -> dict[bytes, bytes]:
         if claimed > len(data):
             raise _corrupt(uri, "its blocks overlap")
         for key, value in _block(data, start, length, uri):
+            keys += len(key)
+            if keys > _MAX_KEY_EXPANSION * len(data) + _MIN_KEY_BYTES:
+                raise _corrupt(uri, "its keys expand without measure")
             if key in table:
                 raise _corrupt(uri, f"{key!r} stands in it twice")
             table[key] = value
@@ -311,38 +318,16 @@ def _block(data: bytes, offset: int, size: int, uri: str) -> Iterator[tuple[byte
 
 
 def uncompress(data: bytes, uri: str) -> bytes:
-    """Snappy's raw format; grows only as its tags do, at most 64 bytes out of 2. Raises `CorruptModel`."""
+    """Snappy's raw format, which names its length first: at most 64 bytes out of 2 or more. Raises `CorruptModel`."""
+    import pyarrow as pa
+
     expected, at = _varint(data, 0, uri)
-    out = bytearray()
-    while at < len(data):
-        tag = data[at]
-        at += 1
-        if tag & 3 == 0:
-            length = (tag >> 2) + 1
-            if length > 60:
-                extra = length - 60
-                length = int.from_bytes(data[at : at + extra], "little") + 1
-                at += extra
-            if at + length > len(data):
-                raise _corrupt(uri, "a compressed block is truncated")
-            out += data[at : at + length]
-            at += length
-        else:
-            width = (1, 2, 4)[(tag & 3) - 1]
-            back = int.from_bytes(data[at : at + width], "little")
-            length = (tag >> 2) + 1
-            if width == 1:
-                back, length = back | (tag >> 5) << 8, 4 + ((tag >> 2) & 7)
-            at += width
-            if not 0 < back <= len(out) or at > len(data):
-                raise _corrupt(uri, "a compressed block refers to bytes before its start")
-            run = bytes(out[-back:][:length])
-            out += (run * (length // len(run) + 1))[:length]
-        if len(out) > expected:
-            break
-    if len(out) != expected:
-        raise _corrupt(uri, f"a compressed block gives another length than the {expected} bytes that it names")
-    return bytes(out)
+    if expected > _SNAPPY_EXPANSION * (len(data) - at):
+        raise _corrupt(uri, f"a compressed block of {len(data)} bytes that names a length of {expected}")
+    try:
+        return bytes(pa.decompress(data, decompressed_size=expected, codec="snappy", asbytes=True))
+    except (pa.ArrowException, OSError) as error:
+        raise _corrupt(uri, f"a compressed block that does not give the {expected} bytes that it names") from error
 
 
 def _varint(data: bytes, at: int, uri: str) -> tuple[int, int]:
@@ -371,7 +356,18 @@ def _meet(a: Region, b: Region) -> bool:
 
 
 def _overlap(pieces: list[Piece]) -> bool:
-    return any(_meet(a.region, b.region) for i, a in enumerate(pieces) for b in pieces[:i])
+    """Compares only those that meet in the dimension that has been cut most often."""
+    rank = len(pieces[0].region)
+    cut = max(range(rank), key=lambda i: len({piece.region[i][0] for piece in pieces}), default=0)
+    open_ones: list[Region] = []
+    for region in sorted((p.region for p in pieces if all(n for _, n in p.region)), key=lambda r: r[cut:]):
+        if not rank:
+            return len(pieces) > 1
+        open_ones = [one for one in open_ones if sum(one[cut]) > region[cut][0]]
+        if any(_meet(one, region) for one in open_ones):
+            return True
+        open_ones.append(region)
+    return False
 
 
 def _slice_key(name: str, extents: Any) -> bytes:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import struct
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -185,12 +186,46 @@ def test_tables_there_and_back(entries: dict[bytes, bytes], compressed: bool, pe
     assert read_table(write_table(entries, compressed=compressed, per_block=per_block), "t") == entries
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([b"abcd", b"x", b"abcabcabc", bytes(100)]), max_size=200).map(b"".join))
 def test_snappy_there_and_back(data: bytes) -> None:
     assert uncompress(compress(data), "t") == data
 
 
-@settings(max_examples=300)
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_snappy_literals_of_every_width(width: int) -> None:
+    for length in [61, 62, 255, 256, *([257, 1000] if width > 1 else [])]:
+        data = bytes(i % 251 for i in range(length))
+        block = varint(length) + bytes([59 + width << 2]) + (length - 1).to_bytes(width, "little") + data
+        assert uncompress(block, "t") == data
+        with pytest.raises(CorruptModel, match="does not give the"):
+            uncompress(block[:-1], "t")
+
+
+def test_snappy_takes_time_by_its_length() -> None:
+    """Each copy begins at the very first byte. A decoder that copies all that it has so far takes hours."""
+    copies = 200_000
+    body = bytes([61 << 2]) + struct.pack("<H", 65535) + b"A" * 65536
+    body += b"".join(bytes([63 << 2 | 3]) + struct.pack("<I", 65536 + 64 * k) for k in range(copies))
+    start = time.process_time()
+    assert len(uncompress(varint(65536 + 64 * copies) + body, "t")) == 65536 + 64 * copies
+    assert time.process_time() - start < 2
+
+
+def test_a_snappy_block_that_names_more_than_it_can_hold_allocates_nothing() -> None:
+    with pytest.raises(CorruptModel, match="names a length of 4294967295"):
+        uncompress(b"\xff\xff\xff\xff\x0f" + bytes(1000), "t")
+
+
+def test_keys_that_grow_from_block_to_block_are_bounded() -> None:
+    """Each block alone stays within bounds; together they would take hundreds of times the file."""
+    entries = {b"k" * 3000 + b"%06d" % i: b"" for i in range(3000)}
+    data = write_table(entries, compressed=True, per_block=300)
+    with pytest.raises(CorruptModel, match=r"expand without measure"):
+        read_table(data, "t")
+
+
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 @example(b"\xff\xff\xff\xff\x0f" + b"\x00a" + b"\xfe\x01\x00" * 50)
 def test_hostile_snappy_stays_small(data: bytes) -> None:
