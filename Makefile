@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test faults chaos lint check venv bench-load constraints clean docs coverage test-pythons pictures picture-report
+.PHONY: help run test faults chaos fuzz lint check venv bench-load constraints clean docs coverage test-pythons pictures picture-report
 .PHONY: schedule venv-airflow test-airflow run-dataflow template template-classic run-flink test-runners
 .PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-scale bench-tail bench-gpu bench-smoke bench-peers
 .DEFAULT_GOAL := help
@@ -100,6 +100,9 @@ run-flink: venv ## the demo on a Flink of its own: a JobManager, two TaskManager
 
 faults: venv ## 1,000 loads of small models under random faults; LOADS=… SEED=…
 	HEADRACE_FAULT_LOADS=$(or $(LOADS),1000) HEADRACE_FAULT_SEED=$(or $(SEED),1) $(BIN)/python -m pytest tests/transforms/models/test_load_faults.py -s -k each_load
+
+fuzz: venv ## every parser on mutated files, MINUTES=10 of CPU time each; [TARGETS="hdf5 archive …"]
+	$(BIN)/python -m tests.support.fuzzing --minutes=$(or $(MINUTES),10) $(TARGETS)
 
 FAULTED := tests/jobs/test_chaos.py tests/transforms/models/test_load_faults.py tests/jobs/test_disk_full.py tests/pipeline/checks/test_verify.py
 

@@ -6,19 +6,18 @@ import hashlib
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from ..errors import NotParquet
+from ..errors import DataError, NotParquet
 from ..jobs.job import MANIFEST_FOLDER
-from ..shards.shard import parse_output_name
+from ..parquet.reader import read_batches, read_footer
+from ..shards.shard import Shard, parse_output_name
 from ..storage import ObjectRef, Store, StoreOptions, open_store
 
-_LISTED_AT_ONCE = 1 << 16
+_LISTED_AT_ONCE = _ROWS_AT_ONCE = 1 << 16
 _PART = re.compile(MANIFEST_FOLDER + r"/part-\d+-(?:(?P<claim>\d{8})-)?[0-9a-f]{16}(?:\.pq|\.parquet)")
 _LISTED = pa.schema([("name", pa.string()), ("size", pa.int64()), ("version", pa.string()), ("crc32c", pa.uint32())])
 
@@ -49,15 +48,34 @@ def manifest_dead_letters(store: Store, parts: Iterable[ObjectRef]) -> Iterator[
 
 
 def _read_parts(store: Store, parts: Iterable[ObjectRef], columns: list[str]) -> Iterator[pa.Table]:
+    """As inputs are read, since an output folder may hold anybody's files: page by page, within what such bytes can hold."""
     for part in parts:
+        footer = read_footer(store, part)
+        for name in columns:
+            if [field.type for field in footer.schema if field.name == name] != [pa.string()]:
+                raise _no_part(
+                    part, f"a column {name!r} of texts", footer.schema.to_string(show_schema_metadata=False)[:200]
+                )
+        shard = Shard("", part, 0, footer.rows, (0, len(footer.row_group_rows)), part.size)
         try:
-            with closing(store.open_arrow(part)) as opened:
-                table = pq.read_table(opened, columns=columns)
-        except (pa.ArrowException, OSError) as error:
-            raise NotParquet(
-                f"{part.uri} cannot be read", found=str(error), cure="Run the same command again"
-            ) from error
-        yield table
+            for batch in read_batches(store, shard, columns, _ROWS_AT_ONCE):
+                if batch[0].null_count:
+                    raise _no_part(part, "a name in each row", "a row without one")
+                batch.validate(full=True)  # texts that are no UTF-8
+                yield pa.Table.from_batches([batch])
+        except NotParquet:
+            raise
+        except (DataError, pa.ArrowException) as error:
+            raise _no_part(part, "a manifest as headrace writes it", str(error)) from error
+
+
+def _no_part(part: ObjectRef, expected: str, found: str) -> NotParquet:
+    return NotParquet(
+        f"{part.uri} cannot be read as a part of the manifest",
+        expected=expected,
+        found=found,
+        cure="Run the same command again",
+    )
 
 
 class NamesDigest:
