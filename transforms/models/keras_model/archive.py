@@ -25,9 +25,18 @@ _INFLATE_PIECE = 8 << 20
 _HEADER = 1 << 10
 # As Keras' own guard: deflate reaches 1032:1, weights 3:1.
 _BOMB_RATIO, _BOMB_BYTES = 100, 256 << 20
-_MAX_MEMBERS = 100_000
+_MAX_MEMBERS, _DIRECTORY_BYTES = 100_000, 16 << 20
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
 _SAVE_AGAIN = "Save the model again with model.save(…)."
+
+
+class _Bounded(RangeFile):
+    """`zipfile` reads the whole directory at once and makes an object of each entry, before it says how many."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is not None and size > _DIRECTORY_BYTES:
+            raise ValueError(f"a directory of {size} bytes, more than {_DIRECTORY_BYTES}")
+        return super().read(size)
 
 
 class Archive:
@@ -38,7 +47,7 @@ class Archive:
         size = ranges.ref.size
         ranges.fetch([(0, _HEAD), (max(0, size - _TAIL), _TAIL)])
         try:
-            with zipfile.ZipFile(RangeFile(ranges, 0, size)) as archive:
+            with zipfile.ZipFile(_Bounded(ranges, 0, size)) as archive:
                 infos, self._directory = archive.infolist(), archive.start_dir
         # What zipfile raises on hostile bytes is not only BadZipFile: struct.error, ValueError, UnicodeDecodeError, …
         except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, OSError) as error:
