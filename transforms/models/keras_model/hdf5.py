@@ -46,6 +46,8 @@ from .hdf5_types import (
 
 # Largest value that is not streamed: a chunked one may expand 1032-fold while it is read. With what its chunks have beside it.
 VALUE_BYTES, _CHUNK_BYTES = 1 << 20, 4 << 20
+# All of them together; one may be asked for by many paths.
+_ALL_VALUE_BYTES = 256 << 20
 # One layer's groups and datasets lie together, mostly within these many blocks around the first one met: 48 KiB in all,
 # which take a hundredth of a round trip's time.
 _AHEAD, _BEHIND = 7, 4
@@ -104,6 +106,7 @@ class Hdf5File:
         self._source, self._ranges = file.source, file.source if isinstance(file.source, Ranges) else None
         self._start, self._likely, self._indexed = file.start, likely, False
         self._known: dict[str, _Group | None] = {}
+        self._value_bytes = 0
         head = self._source.read(self._start, min(FIRST_BYTES, file.size))
         if (other := other_file(what, file.size, head)) is not None:
             raise other
@@ -169,6 +172,9 @@ class Hdf5File:
         """The value of a dataset of at most `VALUE_BYTES`, as an array."""
         if dataset.nbytes > VALUE_BYTES:
             raise self._in_pieces(dataset.path, f"{dataset.nbytes} bytes that are chunked, compressed or big-endian")
+        self._value_bytes += dataset.nbytes
+        if self._value_bytes > max(_ALL_VALUE_BYTES, 4 * self._size):
+            raise self._in_pieces(dataset.path, f"more than {_ALL_VALUE_BYTES} bytes of such values in all")
         with self._damage(f"has unreadable data at {dataset.path!r}", "a value"):
             array = self._value(dataset)
         if dataset.dtype == "bfloat16":

@@ -34,6 +34,9 @@ def unpacked_bytes(layout: Layout, shape: Sequence[int]) -> int:
 def read_chunks(structures: Structures, layout: Layout, filters: _Filters, shape: Sequence[int], dtype: Any) -> Any:
     """The value as an array of `dtype`. The caller has looked at `unpacked_bytes`. Raises `Damaged`, `zlib.error`."""
     *chunk, item = layout.chunk
+    # Each chunk has a key in the tree: what cannot be in the file is not even counted out.
+    if math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True)) * 8 * len(layout.chunk) > structures.size:
+        raise Damaged(f"more chunks than a file of {structures.size} bytes can hold")
     if item != dtype.itemsize:
         raise Damaged(f"chunks of elements of {item} bytes, not {dtype.itemsize}")
     wanted = set(itertools.product(*(range(0, n, c) for n, c in zip(shape, chunk, strict=True))))

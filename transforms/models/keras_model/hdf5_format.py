@@ -29,9 +29,11 @@ LINK_INFO, LINK, GROUP_INFO, ATTRIBUTE, CONTINUATION, SYMBOL_TABLE, ATTRIBUTE_IN
 # A flag of a message: its body lies elsewhere, shared with others.
 SHARED = 0x02
 # Bytes that may be looked at in all: sound files need up to 1.3 times their size, and a gigabyte at most.
-_LOOKS, _MIN_WORK, _MAX_WORK = 4, 4 << 20, 1 << 30
-# No structure is larger, and no name of an object longer.
-_LARGEST, _LONGEST_NAME = 8 << 20, 64 << 10
+_LOOKS, _MIN_WORK, _MAX_WORK = 4, 1 << 20, 1 << 30
+# No structure is larger (a text of the global heap may be a whole configuration), no checked header, and no name longer.
+_LARGEST, _LARGEST_HEADER, _LONGEST_NAME = 64 << 20, 2 << 20, 64 << 10
+# What another look at a message costs.
+_MESSAGE_WORK = 4
 _MAX_BLOCKS = 4096
 _SUPERBLOCK_BYTES = 100
 
@@ -72,7 +74,7 @@ class Structures:
     """
 
     def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
-        self._source, self._size = read, size
+        self._source, self.size = read, size
         self._left = min(_LOOKS * size, _MAX_WORK) + _MIN_WORK
         self._asked: set[tuple[int, int]] = set()
         self._known: dict[tuple[str, int], Any] = {}
@@ -80,8 +82,8 @@ class Structures:
 
     def read(self, address: int, length: int) -> bytes:
         """Exactly that many, all inside the file."""
-        if length > self._size - address or length > _LARGEST:
-            raise Damaged(f"a structure of {length} bytes at {address}, in a file of {self._size}")
+        if length > self.size - address or length > _LARGEST:
+            raise Damaged(f"a structure of {length} bytes at {address}, in a file of {self.size}")
         if (address, length) not in self._asked:
             self._asked.add((address, length))
             self.spend(length)
@@ -105,7 +107,9 @@ class Structures:
 
     def header(self, address: int) -> tuple[Message, ...]:
         """The messages of an object."""
-        return self.once("header", address, self._read_header)
+        messages = self.once("header", address, self._read_header)
+        self.spend(_MESSAGE_WORK * len(messages))
+        return messages
 
     def links(self, address: int) -> Mapping[str, Link] | None:
         """What a group holds, by name; None where the object is no group."""
@@ -149,9 +153,9 @@ class Structures:
 
     def _superblock(self) -> int:
         """II.A: the address of the root's header."""
-        head = self.read(0, min(self._size, _SUPERBLOCK_BYTES))
+        head = self.read(0, min(self.size, _SUPERBLOCK_BYTES))
         if head[:8] != SIGNATURE or len(head) < _SUPERBLOCK_BYTES:
-            raise Damaged(f"{self._size} bytes that begin with {head[:8]!r}")
+            raise Damaged(f"{self.size} bytes that begin with {head[:8]!r}")
         version = head[8]
         if version in (0, 1):
             widths, at = head[13:15], 24 + 4 * version
@@ -163,8 +167,8 @@ class Structures:
             raise NotSupported(f"superblock version {version}")
         if widths != b"\x08\x08" or base or driver != UNDEFINED:
             raise NotSupported("addresses of another width, or a file in several parts")
-        if end > self._size:
-            raise Damaged(f"{self._size} of {end} bytes")
+        if end > self.size:
+            raise Damaged(f"{self.size} of {end} bytes")
         return int(root)
 
     def _read_header(self, address: int) -> tuple[Message, ...]:
@@ -186,7 +190,7 @@ class Structures:
 
     def _read_header_2(self, address: int) -> tuple[Message, ...]:
         """IV.A.1.b."""
-        start = self.read(address, min(34, self._size - address))
+        start = self.read(address, min(34, self.size - address))
         version, flags = start[4], start[5]
         if version != 2:
             raise NotSupported(f"object header version {version}")
@@ -196,6 +200,8 @@ class Structures:
         messages = []
         blocks = [(address, first + length + 4)]
         for i, block in enumerate(_each(blocks)):
+            if block[1] > _LARGEST_HEADER:
+                raise Damaged(f"a header of {block[1]} bytes at {block[0]}")
             data = self.read(*block)
             if i and data[:4] != b"OCHK":
                 raise Damaged(f"no continuation of a header at {block[0]}")

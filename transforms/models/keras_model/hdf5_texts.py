@@ -50,7 +50,7 @@ class Texts:
         return ""
 
     def _bodies(self, address: int) -> Iterator[tuple[str, bytes]]:
-        for message in self._structures.header(address):
+        for message in self._structures.header(address):  # which pays for another look
             if message.kind == ATTRIBUTE:
                 yield attribute_name(body := unshared(message)), body
             elif message.kind == ATTRIBUTE_INFO:

@@ -29,6 +29,8 @@ _MODEL_WEIGHTS, _TOP_LEVEL = "model_weights", "top_level_model_weights"
 # Keras 2.12 to 2.15 called the layers of a model so, in `.weights.h5` and `.keras` files.
 _LAYERS_ONCE = "_layer_checkpoint_dependencies"
 _FILES_AT_ONCE = 8
+# Of all layers; a file may name one layer, and that one weight, as often as it likes.
+_MAX_NAMED = 1_000_000
 HEAD_BYTES = 16 << 10
 
 _log = logging.getLogger(__name__)
@@ -71,6 +73,7 @@ class SavedWeights:
     ) -> None:
         self._store, self._files, self._shards = store, files, shards
         self._streamed: set[str] = set()
+        self._named = 0
         self.nbytes = 0
         """Of the tensors that were asked for."""
 
@@ -216,6 +219,14 @@ class SavedWeights:
             if dataset is None:
                 raise self._missing(placed, "weight", f"{name}/{weight}")
             tensors.append(Tensor(0, dataset))
+        self._named += len(tensors)
+        if self._named > _MAX_NAMED:
+            raise CorruptModel(
+                f"{placed.name} in {placed.ref.uri} names the same weights over and over",
+                expected=f"at most {_MAX_NAMED:,} weights",
+                found=f"{self._named:,} up to layer {name!r}",
+                cure="Copy the file again from where it was saved, or save it again.",
+            )
         return LegacyLayer(name, tuple(tensors))
 
     def _missing(self, placed: Placed, kind: str, name: str) -> CorruptModel:

@@ -235,3 +235,38 @@ def test_an_index_that_leads_round_or_astray_ends(damage: str) -> None:
             assert ranges.round_trips <= 64
             assert store.counters.bytes_read <= len(data) + BEFORE + BLOCK
     assert refused > 10
+
+
+def test_what_many_links_lead_to_costs_what_their_bytes_cost() -> None:
+    """Thousands of links to one group of thousands of attributes, and to one packed value."""
+
+    def many_attributes(file: Any) -> None:
+        group = file.create_group("a")
+        for i in range(1500):
+            group.attrs[f"weight_names{i}"] = 1.0
+        for i in range(1500):
+            file[f"link_{i}"] = group
+
+    def packed(file: Any) -> None:
+        file.create_dataset("a", data=np.zeros(1 << 18, "f4"), chunks=(1 << 18,), compression="gzip")
+        for i in range(1500):
+            file[f"link_{i}"] = file["a"]
+
+    start = time.process_time()
+    with opened(written(many_attributes)) as (file, _, _), pytest.raises(CorruptModel, match="without measure"):
+        file.walk(bool)
+    with opened(written(packed)) as (file, _, _):
+        datasets = (file.group("") or {}).values()
+        with pytest.raises(UnsupportedModel, match="such values in all"):
+            sum(file.read(dataset).nbytes for dataset in datasets)
+    assert time.process_time() - start < 20
+
+
+def test_chunks_that_no_file_can_hold_are_not_counted_out() -> None:
+    data = bytearray(written(lambda file: file.create_dataset("a", data=np.zeros(5, "u1"), chunks=(1,))))
+    space = data.index(struct.pack("<BBBxIQ", 1, 1, 1, 0, 5))
+    struct.pack_into("<Q", data, space + 8, 1 << 20)
+    with opened(bytes(data)) as (file, _, _):
+        (dataset,) = (file.group("") or {}).values()
+        with pytest.raises(CorruptModel, match="more chunks than a file"):
+            file.read(dataset)
