@@ -6,6 +6,7 @@ import hashlib
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
@@ -50,23 +51,31 @@ def manifest_dead_letters(store: Store, parts: Iterable[ObjectRef]) -> Iterator[
 def _read_parts(store: Store, parts: Iterable[ObjectRef], columns: list[str]) -> Iterator[pa.Table]:
     """As inputs are read, since an output folder may hold anybody's files: page by page, within what such bytes can hold."""
     for part in parts:
-        footer = read_footer(store, part)
+        with _told_of(part):
+            footer = read_footer(store, part)
         for name in columns:
             if [field.type for field in footer.schema if field.name == name] != [pa.string()]:
                 raise _no_part(
                     part, f"a column {name!r} of texts", footer.schema.to_string(show_schema_metadata=False)[:200]
                 )
         shard = Shard("", part, 0, footer.rows, (0, len(footer.row_group_rows)), part.size)
-        try:
-            for batch in read_batches(store, shard, columns, _ROWS_AT_ONCE):
-                if batch[0].null_count:
-                    raise _no_part(part, "a name in each row", "a row without one")
+        batches = read_batches(store, shard, columns, _ROWS_AT_ONCE)
+        while True:
+            with _told_of(part):
+                if (batch := next(batches, None)) is None:
+                    break
                 batch.validate(full=True)  # texts that are no UTF-8
-                yield pa.Table.from_batches([batch])
-        except NotParquet:
-            raise
-        except (DataError, pa.ArrowException) as error:
-            raise _no_part(part, "a manifest as headrace writes it", str(error)) from error
+            if batch[0].null_count:
+                raise _no_part(part, "a name in each row", "a row without one")
+            yield pa.Table.from_batches([batch])
+
+
+@contextmanager
+def _told_of(part: ObjectRef) -> Iterator[None]:
+    try:
+        yield
+    except (DataError, pa.ArrowException) as error:
+        raise _no_part(part, "a manifest as headrace writes it", str(error)) from error
 
 
 def _no_part(part: ObjectRef, expected: str, found: str) -> NotParquet:
