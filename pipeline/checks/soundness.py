@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from headrace.transforms.beam.plan import list_outputs
 from headrace.transforms.bounded_json import NotJson, parse_json_object
 from headrace.transforms.errors import HeadraceError, NotParquet, ObjectNotFound, OutputIncomplete
-from headrace.transforms.jobs.input_files import HIDDEN
 from headrace.transforms.jobs.job import ASIDE, JOB_RECORD, MANIFEST_FOLDER, SUCCESS, fingerprint_of, options_as_begun
 from headrace.transforms.parquet.reader import read_footer
 from headrace.transforms.shards.shard import output_name, parse_output_name, sources_sha256
