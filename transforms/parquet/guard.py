@@ -1,282 +1,177 @@
-"""What Arrow would believe of a hostile Parquet file, held against bounds before Arrow acts on it.
+"""What Arrow would believe of a hostile Parquet page, compared with bounds before Arrow acts on it.
 
-Arrow 25 ends the process on a schema nested tens of thousands deep, and takes as much memory as a page's header claims.
-Footers and page headers are in Thrift's compact protocol (https://github.com/apache/thrift/blob/master/doc/specs/
-thrift-compact-protocol.md), their fields those of https://github.com/apache/parquet-format/blob/master/src/main/thrift/
-parquet.thrift.
+Arrow 25 takes as much memory as a page's header claims. Page headers are in Thrift's compact protocol, their fields those of
+https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Collection, Container
-from dataclasses import dataclass
-from itertools import pairwise
+import re
+from bisect import bisect_right
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from ..errors import NotParquet
+from .footer import Chunk, Chunks, refused
+from .thrift import BINARY, BOOL, I32, INTEGER, STRUCT, VARINT, Malformed, fields, header, matcher, number, text
 
-# Of a list in a footer that Arrow is trusted with unseen: a schema of so many elements cannot end the process.
-FEW_MEMBERS = 10_000
-MOST_NESTED = 128
 # Of the pages decoded at once, one of each column and its dictionary. Writers end a page at some 1 MiB or 20,000 rows, of
 # which many columns may add up to more than a few are trusted with; a larger one may be what its own bytes make likely.
 _PAGE_BYTES, _PAGE_BYTES_OF_MANY = 256 << 20, 1 << 30
 _COLUMN_PAGE_BYTES = 2 << 20
 _MOST_RATIO = 100
 _PAGE_VALUES = 1 << 27
-# What a batch may become where each of its rows holds a whole dictionary.
+# What a batch may become where each of its rows holds a whole dictionary, or page.
 BATCH_BYTES = 512 << 20
-MOST_FOOTER_BYTES = 256 << 20
 _HEADER_BYTES = 1 << 14
 _MOST_HEADER_BYTES = 16 << 20
-_I32, _I64, _BINARY, _LIST, _SET, _MAP, _STRUCT = 5, 6, 8, 9, 10, 11, 12
-_INTEGER_BITS = {4: 32, _I32: 32, _I64: 64}
-_FIXED_BYTES = {1: 1, 2: 1, 3: 1, 7: 8, 13: 16}
-_DICTIONARY_PAGE = 2
-# Of a page's header, what tells of its values, by the kind of page.
-_VALUES = ((5, _STRUCT), (7, _STRUCT), (8, _STRUCT))
-_CURE = "Leave this file out of --input, or write it again"
-
-Fields = dict[tuple[int, int], Any]
-"""A struct's fields by id and type, since Thrift passes over a field of another type. Of two alike the last counts."""
-
-
-# What anybody asks of a struct, of whatever kind that is, by id times 16 plus type. The rest is passed over: with statistics
-# and the like a footer of 610 row groups took 35 times its bytes.
-_ASKED = {
-    (field << 4) + kind: (field, kind)
-    for field, kind in (
-        *((field, _I32) for field in (1, 2, 3, 5)),
-        *((field, _I64) for field in (5, 6, 7, 9, 11)),
-        *((field, _LIST) for field in (1, 2, 4)),
-        *((field, _STRUCT) for field in (3, 5, 7, 8)),
-    )
-}
+# parquet-mr before 1.2.9 left a dictionary's header out of a chunk's length (PARQUET-816): Arrow reads on for so many bytes.
+PADDING = 100
+# Each value may begin as the one before it does, as far as that reaches. As Thrift has it in a page's header.
+_DELTA_BYTE_ARRAY, _ORDINARY_PREFIXED = 7, b"\x15\x0e"
+_DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 2, 3
+# The field of a page's header that tells of its values, by the kind of page.
+_OF_KIND = {_DATA_PAGE: 5, _DICTIONARY_PAGE: 7, _DATA_PAGE_V2: 8}
+_ORDINARY_DICTIONARY = 6  # the last group of its kind
+_ASKED = frozenset({(1, I32), (2, I32), (3, I32), *((named, STRUCT) for named in _OF_KIND.values())})
+# How many; and how they are encoded, in a page of version 1 and in one of version 2.
+_OF_VALUES = frozenset({(1, I32), (2, I32), (4, I32)})
 
 
-class DictionaryTooLarge(Exception):
-    """Batches of so many rows may become too large: decode `rows` at once."""
+class TooManyRows(Exception):
+    """So many rows may become too large, since one page's bytes may be in each of them: decode `rows` at once."""
 
     def __init__(self, rows: int) -> None:
         super().__init__(f"decode {rows} rows at once")
         self.rows = rows
 
 
-class _Malformed(Exception):
-    pass
+@cache
+def _ordinary_page() -> Callable[..., re.Match[bytes] | None]:
+    """A page's header as programs write it. For each kind of page: sizes unpacked and packed, and values."""
+    group = rb"\x15(" + VARINT + rb")"
+    statistics = header(STRUCT) + rb"(?:" + INTEGER + rb"|" + BOOL + rb"|" + header(BINARY) + text(32) + rb")*+\x00"
+    kinds = []
+    for kind, named in _OF_KIND.items():
+        # The values' field comes after that of the packed size, or a checksum's.
+        heads = rb"(?:\x%02x|\x15%b\x%02x)" % ((named - 3) << 4 | STRUCT, VARINT, (named - 4) << 4 | STRUCT)
+        kinds.append(rb"\x%02x" % (2 * kind) + group * 2 + heads + group)
+    rest = rb"(?:" + INTEGER + rb"|" + BOOL + rb"|" + statistics + rb")*+\x00\x00"
+    return matcher(rb"\x15(?:" + rb"|".join(kinds) + rb")" + rest)
 
 
-_UNREADABLE = (_Malformed, IndexError, KeyError)
+class PageGuard:
+    """Looks at pages' headers, chunk by chunk, before Arrow does. `read_at` gives bytes of the file: from where, how many.
 
+    `at_once` chunks are read side by side, and `rows` decoded at once. Of each chunk Arrow may read `padding` bytes more than
+    its own, in which nothing need be sound that it does not use.
+    """
 
-class _Compact:
-    """Integers are cut to their type's width as Thrift's own reader does; of text and lists of numbers nothing is kept."""
+    def __init__(self, name: str, read_at: Callable[[int, int], Any], at_once: int, rows: int, padding: int) -> None:
+        self.name, self._read_at = name, read_at
+        self._at_once, self._rows, self.padding = at_once, rows, padding
+        # Of the chunks read last: the pages that Arrow holds of each.
+        self._pages: dict[int, tuple[int, int]] = {}
+        self._unpacked = self._packed = 0
+        self._most = max(_PAGE_BYTES, min(at_once * _COLUMN_PAGE_BYTES, _PAGE_BYTES_OF_MANY))
+        self._ordinary = _ordinary_page()
 
-    def __init__(self, data: Any, at: int = 0) -> None:
-        self._data, self.at = data, at
-
-    def _varint(self) -> int:
-        data, at = self._data, self.at
-        value: int = data[at]
-        if value > 127:
-            value, shift = value & 127, 7
-            while True:
-                at += 1
-                byte = data[at]
-                value |= (byte & 127) << shift
-                if byte < 128:
-                    break
-                shift += 7
-                if shift > 63:
-                    raise _Malformed
-        self.at = at + 1
-        return value
-
-    def _zigzag(self, bits: int) -> int:
-        value = self._varint() & ((1 << bits) - 1)
-        return (value >> 1) ^ -(value & 1)
-
-    def struct(self, depth: int = 0) -> Fields:
-        if depth > MOST_NESTED:
-            raise _Malformed
-        data, at, last = self._data, self.at, 0
-        fields: Fields = {}
-        while True:
-            head = data[at]
-            at += 1
-            kind = head & 15
-            if not kind:
-                self.at = at
-                return fields
-            if head > 15:
-                last += head >> 4
+    def look(self, chunk: Chunk, data: Any, base: int, start: int, until: int) -> None:
+        """At each header of the chunk in the file's bytes `start` to `until` (exclusive), which are in `data`, whose first byte
+        is the file's byte `base`.
+        """
+        at, left, largest, ordinary = chunk.next_header, chunk.values_left, chunk.page, self._ordinary
+        most, repeated = chunk.end + self.padding, chunk.repeated
+        until = min(until, most)
+        while at < until and left > 0:  # Arrow reads no page beyond the last value, and there are files with more bytes
+            match = ordinary(data, at - base, until - base) if at >= start else None
+            if match is not None:
+                last = match.lastindex or 0
+                size, size_packed, count = match.group(last - 2, last - 1, last)
+                unpacked, packed, values = number(size, I32), number(size_packed, I32), number(count, I32)
+                dictionary, at_page = last == _ORDINARY_DICTIONARY, base + match.end()
+                prefixed = repeated and not dictionary and _ORDINARY_PREFIXED in match.group()
             else:
-                self.at = at
-                last = (self._zigzag(32) + 0x8000 & 0xFFFF) - 0x8000
-                at = self.at
-            # Integers and short texts, of which pages' headers consist, without a call.
-            value: Any = None
-            if kind in _INTEGER_BITS:
-                value = data[at]
-                at += 1
-                if value > 127:
-                    self.at = at - 1
-                    value = self._varint() & ((1 << _INTEGER_BITS[kind]) - 1)
-                    at = self.at
-                value = (value >> 1) ^ -(value & 1)
-            elif kind == _BINARY and (size := data[at]) < 128 and at + size < len(data):
-                at += 1 + size
-            elif kind > 2:
-                self.at = at
-                value = self._value(kind, depth)
-                at = self.at
-            if (last << 4) + kind in _ASKED:
-                fields[_ASKED[(last << 4) + kind]] = value
+                try:
+                    dictionary, prefixed, unpacked, packed, values, at_page = self._header(chunk, at)
+                except Malformed as error:
+                    raise self._refused("a header that can be read", f"none at byte {at}") from error
+            if unpacked < 0 or packed < 0 or at_page + packed > most:
+                found = f"sizes {unpacked} and {packed}"
+                raise self._refused(f"sizes, within the {chunk.end - chunk.start} bytes of its chunk", found)
+            if not 0 <= values <= _PAGE_VALUES:
+                raise self._refused(f"{_PAGE_VALUES:,} values at most", f"{values:,}")
+            if dictionary:
+                chunk.dictionary = unpacked, packed
+            else:
+                chunk.page = unpacked, packed
+                left -= values
+                if chunk.page > largest:
+                    largest = chunk.page
+            if repeated and (dictionary or prefixed) and unpacked * self._rows > BATCH_BYTES and self._rows > 1:
+                raise TooManyRows(max(1, BATCH_BYTES // unpacked))
+            at = at_page + packed
+        chunk.next_header, chunk.values_left = at, left
+        self._check_sum(chunk, largest)
 
-    def _value(self, kind: int, depth: int) -> Any:
-        if kind in _INTEGER_BITS:
-            return self._zigzag(_INTEGER_BITS[kind])
-        if kind == _BINARY:
-            return self._skip(self._varint())
-        if kind in (_LIST, _SET):
-            head = self._data[self.at]
-            self.at += 1
-            count = self._varint() if head >> 4 == 15 else head >> 4
-            members = [self._value(head & 15, depth + 1) for _ in range(count)]
-            return members if head & 15 == _STRUCT else None
-        if kind == _MAP:
-            raise _Malformed  # Parquet has none
-        if kind == _STRUCT:
-            return self.struct(depth + 1)
-        return self._skip(_FIXED_BYTES[kind])
-
-    def _skip(self, count: int) -> None:
-        self.at += count
-        if self.at > len(self._data):
-            raise _Malformed
-
-
-def parse_footer(name: str, opened: Any, size: int) -> Fields:
-    """FileMetaData of an open file of so many bytes, which ends in its length (uint32) and b"PAR1".
-
-    Slow: 100,000 column chunks take some seconds.
-    """
-    opened.seek(size - 8)
-    length = int.from_bytes(opened.read(4), "little")
-    if length > min(MOST_FOOTER_BYTES, size - 8):
-        raise _refused(name, "footer", f"{MOST_FOOTER_BYTES:,} bytes at most, within the file", f"{length:,}")
-    opened.seek(size - 8 - length)
-    try:
-        return _Compact(opened.read(length)).struct()
-    except _UNREADABLE as error:
-        raise _refused(name, "footer", "Thrift", "what is none") from error
-
-
-def check_nesting(name: str, footer: Fields) -> None:
-    """Raises `NotParquet` where the schema is nested too deep: a list in depth-first order, each with its children's count."""
-    left: list[int] = []
-    for element in footer.get((2, _LIST)) or []:
-        if left:
-            left[-1] -= 1
-        left.append(element.get((5, _I32)) or 0)
-        while left and left[-1] <= 0:
-            left.pop()
-        if len(left) > MOST_NESTED:
-            raise nested_too_deep(name)
-
-
-def nested_too_deep(name: str) -> NotParquet:
-    return _refused(name, "schema", f"{MOST_NESTED} levels at most", "more")
-
-
-@dataclass(slots=True)
-class _Chunk:
-    """Bytes `start` to `end` (exclusive), headers up to `next_header` seen; sizes, unpacked and packed, of its dictionary and
-    its last page.
-
-    `repeated` is whether each row gets a copy of its value in the dictionary.
-    """
-
-    start: int
-    end: int
-    next_header: int
-    repeated: bool
-    dictionary: tuple[int, int] = (0, 0)
-    page: tuple[int, int] = (0, 0)
-
-
-def column_chunks(
-    name: str, footer: Fields, row_groups: tuple[int, int], size: int, repeated: Container[int]
-) -> list[_Chunk]:
-    """In order of their bytes; of the columns `repeated`, each row gets a copy of its value in the dictionary.
-
-    Raises `NotParquet` where one leaves the file, or two overlap.
-    """
-    chunks = []
-    groups = footer.get((4, _LIST)) or []
-    for group in groups[slice(*row_groups)]:
-        for number, column in enumerate(group.get((1, _LIST)) or []):
-            about = column.get((3, _STRUCT)) or {}
-            if about.get((5, _I64)) == 0:  # Arrow reads no page of it, and writes that the first lies at byte 0
+    def _header(self, chunk: Chunk, at: int) -> tuple[bool, bool, int, int, int, int]:
+        """Of a header that is not an ordinary one, or goes on beyond what was read: whether it is a dictionary's, or of values
+        that repeat what came before; its sizes, its values, and where it ends. Raises `Malformed`.
+        """
+        size = _HEADER_BYTES
+        while True:
+            data = memoryview(self._read_at(at, size)).cast("B")  # Arrow's buffers count their bytes as signed
+            try:
+                found, length = fields(data, 0, _ASKED)
+                kind = found.get((1, I32), -1)
+                where = found.get((_OF_KIND.get(kind, -1), STRUCT))
+                values = fields(data, where, _OF_VALUES)[0] if where is not None else {}
+            except Malformed:
+                if size >= min(_MOST_HEADER_BYTES, chunk.end - at):
+                    raise
+                size *= 32
                 continue
-            length, start = about.get((7, _I64)), about.get((9, _I64))
-            dictionary = about.get((11, _I64)) or 0
-            # As Arrow does, since some writers of old set it to 0 or to the end.
-            start = dictionary if start is not None and 0 < dictionary < start else start
-            if start is None or length is None or not 0 <= start <= start + length <= size:
-                raise _refused(name, "column chunk", f"bytes from 0 to {size}", f"{length} bytes from {start} on")
-            if length:
-                chunks.append(_Chunk(start, start + length, start, number in repeated))
-    chunks.sort(key=lambda chunk: chunk.start)
-    for before, after in pairwise(chunks):
-        if before.end > after.start:
-            raise _refused(name, "column chunk", "bytes of its own", f"byte {after.start}, which is another's too")
-    return chunks
+            encoding = values.get((4 if kind == _DATA_PAGE_V2 else 2, I32))
+            prefixed = kind != _DICTIONARY_PAGE and encoding == _DELTA_BYTE_ARRAY
+            unpacked, packed, count = found.get((2, I32), -1), found.get((3, I32), -1), values.get((1, I32), 0)
+            return kind == _DICTIONARY_PAGE, prefixed, unpacked, packed, count, at + length
 
+    def _check_sum(self, chunk: Chunk, page: tuple[int, int]) -> None:
+        """Arrow holds the dictionary and one page of each chunk: the largest that it may be at with what was read now."""
+        of_chunk = (chunk.dictionary[0] + page[0], chunk.dictionary[1] + page[1])
+        before = self._pages.pop(chunk.start, (0, 0))
+        self._pages[chunk.start] = of_chunk
+        unpacked, packed = self._unpacked + of_chunk[0] - before[0], self._packed + of_chunk[1] - before[1]
+        if len(self._pages) > self._at_once:
+            gone = self._pages.pop(next(iter(self._pages)))
+            unpacked, packed = unpacked - gone[0], packed - gone[1]
+        self._unpacked, self._packed = unpacked, packed
+        if unpacked > self._most and unpacked > _MOST_RATIO * packed:
+            raise self._refused(
+                f"no more than {self._most:,} bytes decompressed at once, or {_MOST_RATIO} times what is read for them",
+                f"{unpacked:,} bytes out of {packed:,}",
+            )
 
-def unpacked_chunks(footer: Fields) -> list[list[int]]:
-    """What each column chunk of each row group says that it decompresses to, in bytes, 0 where it says nothing of use."""
-    return [
-        [max(0, (column.get((3, _STRUCT)) or {}).get((6, _I64)) or 0) for column in group.get((1, _LIST)) or []]
-        for group in footer.get((4, _LIST)) or []
-    ]
-
-
-def most_packed(footer: Fields, row_groups: tuple[int, int], columns: Collection[int]) -> int:
-    """Bytes of these columns' chunks in the row group that has most of them, as `column_chunks` has found them to be."""
-    groups = (footer.get((4, _LIST)) or [])[slice(*row_groups)]
-    return max((sum(_packed(group, number) for number in columns) for group in groups), default=0)
-
-
-def _packed(group: Fields, column: int) -> int:
-    columns = group.get((1, _LIST)) or []
-    about = columns[column].get((3, _STRUCT)) if column < len(columns) else None
-    return max(0, (about or {}).get((7, _I64)) or 0)  # of a chunk without values nobody looks whether it is true
+    def _refused(self, expected: str, found: str) -> NotParquet:
+        return refused(self.name, "page", expected, found)
 
 
 class GuardedFile:
-    """What pyarrow asks of a file. From `watch` on it looks at each page's header before Arrow has it.
-
-    `opened` is a `pyarrow.NativeFile`, which whoever opened it closes.
+    """What pyarrow asks of a file. It gives nothing but the chunks' bytes, each from its start on, and the guard looks at them
+    before Arrow has them.
     """
 
     closed = False
 
-    def __init__(self, name: str, opened: Any) -> None:
-        self._name, self._opened = name, opened
-        self._at = self._rows = 0
-        self._chunks: list[_Chunk] = []
-        self._starts: list[int] = []
-        self._at_once = 0
-        # Of the chunks read last: the pages that Arrow holds of each.
-        self._pages: dict[int, tuple[int, int]] = {}
-        self._unpacked = self._packed = 0
-
-    def watch(self, chunks: list[_Chunk], at_once: int, rows: int) -> None:
-        """`at_once` chunks are read side by side, and `rows` decoded at once."""
-        self._chunks, self._starts = chunks, [chunk.start for chunk in chunks]
-        self._at_once, self._rows = at_once, rows
+    def __init__(self, opened: Any, size: int, chunks: Chunks, guard: PageGuard) -> None:
+        """`opened` is a `pyarrow.NativeFile` of `size` bytes, which whoever opened it closes."""
+        self._opened, self._size, self._guard, self._at = opened, size, guard, 0
+        self._chunks = chunks.in_order()
+        self._starts = [chunk.start for chunk in self._chunks]
+        for chunk in self._chunks:
+            chunk.begin()
+        self._empty, self._empty_bytes = chunks.empty, size
 
     def readable(self) -> bool:
         return True
@@ -291,16 +186,19 @@ class GuardedFile:
         return self._at
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self._opened.size() if whence == 2 else 0)[whence]
+        self._at = offset + (0, self._at, self._size if whence == 2 else 0)[whence]
         return self._at
 
     def read(self, size: int = -1) -> Any:
-        start, data = self._at, self._read_at(self._at, size)
+        start = self._at
+        chunk = self._chunk(start, size)
+        self._opened.seek(start)
+        data = self._opened.read_buffer(size)
         self._at = end = start + len(data)
-        first = max(0, bisect_right(self._starts, start) - 1)
-        for chunk in self._chunks[first : bisect_left(self._starts, end)]:
-            if chunk.next_header < min(end, chunk.end):
-                self._look(chunk, _bytes(data), start)
+        if chunk is not None:
+            chunk.next_read = end
+            if chunk.next_header < end:
+                self._guard.look(chunk, data, start, start, end)
         return data
 
     def close(self) -> None:
@@ -309,77 +207,17 @@ class GuardedFile:
     def flush(self) -> None:
         """There is nothing to write."""
 
-    def _read_at(self, start: int, size: int) -> Any:
-        self._opened.seek(start)
-        return self._opened.read_buffer(size if size >= 0 else None)
-
-    def _look(self, chunk: _Chunk, data: memoryview, start: int) -> None:
-        """At each header of the chunk within `data`, which lies in the file from `start` on."""
-        end, largest = min(start + len(data), chunk.end), chunk.page
-        while chunk.next_header < end:
-            header, length = self._header(chunk, data, chunk.next_header - start)
-            unpacked, packed = header.get((2, _I32)), header.get((3, _I32))
-            next_header = chunk.next_header + length + (packed or 0)
-            if unpacked is None or packed is None or unpacked < 0 or packed < 0 or next_header > chunk.end:
-                raise self._refused(
-                    f"sizes, within the {chunk.end - chunk.start} bytes of its chunk", f"{unpacked}, {packed}"
-                )
-            for part in _VALUES:
-                if (values := header.get(part)) is not None and (values.get((1, _I32)) or 0) > _PAGE_VALUES:
-                    raise self._refused(f"{_PAGE_VALUES:,} values at most", f"{values[1, _I32]:,}")
-            if header.get((1, _I32)) == _DICTIONARY_PAGE:
-                chunk.dictionary = unpacked, packed
-            else:
-                chunk.page = unpacked, packed
-                largest = max(largest, chunk.page)
-            chunk.next_header = next_header
-        self._check_sum(chunk, largest)
-        if chunk.repeated and self._rows > 1 and chunk.dictionary[0] * self._rows > BATCH_BYTES:
-            raise DictionaryTooLarge(max(1, BATCH_BYTES // chunk.dictionary[0]))
-
-    def _header(self, chunk: _Chunk, data: memoryview, at: int) -> tuple[Fields, int]:
-        """And its length in bytes."""
-        if at >= 0:
-            reader = _Compact(data, at)
-            try:
-                return reader.struct(), reader.at - at
-            except _UNREADABLE:
-                """It may go on beyond what was read."""
-        size = _HEADER_BYTES
-        while True:
-            reader = _Compact(_bytes(self._read_at(chunk.next_header, size)))
-            try:
-                return reader.struct(), reader.at
-            except _UNREADABLE as error:
-                if size >= min(_MOST_HEADER_BYTES, chunk.end - chunk.next_header):
-                    raise self._refused("a header that can be read", f"none at byte {chunk.next_header}") from error
-            size *= 32
-
-    def _check_sum(self, chunk: _Chunk, page: tuple[int, int]) -> None:
-        """Arrow holds the dictionary and one page of each chunk: the largest that it may be at with what was read now."""
-        of_chunk = (chunk.dictionary[0] + page[0], chunk.dictionary[1] + page[1])
-        before = self._pages.pop(chunk.start, (0, 0))
-        self._pages[chunk.start] = of_chunk
-        unpacked, packed = self._unpacked + of_chunk[0] - before[0], self._packed + of_chunk[1] - before[1]
-        if len(self._pages) > self._at_once:
-            gone = self._pages.pop(next(iter(self._pages)))
-            unpacked, packed = unpacked - gone[0], packed - gone[1]
-        self._unpacked, self._packed = unpacked, packed
-        most = max(_PAGE_BYTES, min(self._at_once * _COLUMN_PAGE_BYTES, _PAGE_BYTES_OF_MANY))
-        if unpacked > most and unpacked > _MOST_RATIO * packed:
-            raise self._refused(
-                f"no more than {most:,} bytes decompressed at once, or {_MOST_RATIO} times what is read for them",
-                f"{unpacked:,} bytes out of {packed:,}",
-            )
-
-    def _refused(self, expected: str, found: str) -> NotParquet:
-        return _refused(self._name, "page", expected, found)
-
-
-def _bytes(data: Any) -> memoryview:
-    """Arrow's buffers count their bytes as signed."""
-    return memoryview(data).cast("B")
-
-
-def _refused(name: str, part: str, expected: str, found: str) -> NotParquet:
-    return NotParquet(f"{name} has a {part} that no honest file has", expected=expected, found=found, cure=_CURE)
+    def _chunk(self, start: int, size: int) -> Chunk | None:
+        """The one that Arrow reads of: from its start on, then from where it was. None of one that holds no value."""
+        at = bisect_right(self._starts, start) - 1
+        # The padding of a chunk are the bytes of the next.
+        padding = self._guard.padding
+        for chunk in self._chunks[max(0, at - 1 if padding else at) : at + 1]:
+            if chunk.next_read == start and start + size <= chunk.end + padding:
+                return chunk
+        if any((start, size - more) in self._empty for more in range(padding + 1)) or not size:
+            self._empty_bytes -= size
+            if self._empty_bytes >= 0:
+                return None
+        found = f"{size} bytes from {start} on"
+        raise refused(self._guard.name, "column chunk", "bytes that its footer names, each once", found)

@@ -3,46 +3,31 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain
-from typing import Any, TypeVar
+from itertools import accumulate
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..columns.wording import cure_of_images
 from ..errors import ColumnError, DataError, NotParquet, NullFeature
 from ..shards.shard import Shard
 from ..storage.store import ObjectRef, Store
-from .guard import (
-    BATCH_BYTES,
-    FEW_MEMBERS,
-    MOST_FOOTER_BYTES,
-    MOST_NESTED,
-    DictionaryTooLarge,
-    GuardedFile,
-    check_nesting,
-    column_chunks,
-    most_packed,
-    nested_too_deep,
-    parse_footer,
-    unpacked_chunks,
-)
+from .arrow_types import may_be_long, nests_dictionary
+from .footer import TIMES, Chunks, ParsedFooter, check_size, footer_of, footers
+from .guard import BATCH_BYTES, PADDING, GuardedFile, PageGuard, TooManyRows
+from .row_groups import GroupsInMemory
 
 # A column chunk is read through a window of this many bytes, so that a row group of any size costs the same memory; at once
-# where a row group's chunks are no more than this together, since Arrow copies what a window holds under the interpreter's
-# lock.
-_READ_WINDOW = 1 << 20
-_WHOLE_CHUNKS = 8 << 20
-# Of a file's end, the first read: few footers are longer.
-_FOOTER_READ = 256 << 10
-_T = TypeVar("_T")
-# Of INT96, which Spark writes, in microseconds. As nanoseconds, Arrow's own choice, years before 1677 and after 2262 become
-# others.
-_TIMES = "us"
+# where it is no longer, or a row group's chunks are no more than that together, since Arrow copies what a window holds under
+# the interpreter's lock.
+_READ_WINDOW, _WHOLE_CHUNKS = 1 << 20, 8 << 20
+# A row group of chunks that are small on average, and no more than this together, is read at once: a call of Python for each
+# costs more than new memory does for so many bytes.
+_SMALL_CHUNK, _MANY_CHUNKS = 64 << 10, 64 << 20
 _TEXT = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 _NULL_LIST = re.compile(r"lists to be of size=(?P<size>\d+) but index (?P<index>\d+) had size=0")
 
@@ -63,16 +48,12 @@ class Footer:
 
 
 def read_footer(store: Store, source: ObjectRef) -> Footer:
-    """Of the object's end, in one request where the footer is not unusually long.
+    """Of the object's end, in one request where the footer is not unusually long; as it was read before, where it was lately.
 
     Raises `NotParquet` where the object is none, is cut short, or contradicts itself.
     """
-    _check_size(source)
-    tail = _read_tail(store, source)
-    metadata, schema = _parse(
-        source, lambda: tail[-4:], lambda members: _metadata(tail, members), lambda: pa.BufferReader(tail), len(tail)
-    )
-    schema = _schemas.read(source, schema)
+    parsed = footer_of(store, source)
+    metadata = parsed.metadata
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     rows, unpacked = [group.num_rows for group in groups], [group.total_byte_size for group in groups]
     if min([*rows, *unpacked], default=0) < 0 or sum(rows) != metadata.num_rows:
@@ -85,40 +66,16 @@ def read_footer(store: Store, source: ObjectRef) -> Footer:
     # A column chunk's own size would be exact, but pyarrow 25 ends the process on some that are damaged.
     data_bytes, whole = max(0, source.size - metadata.serialized_size - 12), sum(unpacked) or 1
     sizes = [data_bytes * size // whole for size in unpacked]
-    return Footer(schema, rows, sizes, dict(metadata.metadata or {}), unpacked)
+    return Footer(parsed.columns.schema, rows, sizes, dict(metadata.metadata or {}), unpacked)
 
 
 def most_row_bytes(store: Store, source: ObjectRef, footer: Footer, columns: Collection[str]) -> int:
     """Uncompressed bytes of a row of these columns, in the row group where a row has most."""
-    tail = _read_tail(store, source)
-    groups = unpacked_chunks(parse_footer(source.uri, pa.BufferReader(tail), len(tail)))
-    leaves = [one.name for one in footer.schema for _ in _leaves(one.type)]
-    read = [number for number, name in enumerate(leaves) if name in columns]
+    parsed = footer_of(store, source)
+    read = [number for number, (name, _) in enumerate(parsed.columns.leaves) if name in columns]
     return max(
-        (
-            -(-sum(group[number] for number in read if number < len(group)) // rows)
-            for group, rows in zip(groups, footer.row_group_rows, strict=False)
-            if rows
-        ),
-        default=0,
+        (-(-parsed.unpacked(group, read) // rows) for group, rows in enumerate(footer.row_group_rows) if rows), default=0
     )
-
-
-def _read_tail(store: Store, source: ObjectRef) -> bytes:
-    """The footer, which its length and b"PAR1" end, and what lies before it; no more than that where the length is a lie."""
-    tail = store.read(source, max(0, source.size - _FOOTER_READ), min(source.size, _FOOTER_READ))
-    whole = int.from_bytes(tail[-8:-4], "little") + 8
-    if tail.endswith(b"PAR1") and len(tail) < whole <= min(source.size, MOST_FOOTER_BYTES):
-        tail = store.read(source, source.size - whole, whole)
-    return tail
-
-
-def _metadata(tail: bytes, members: int | None) -> tuple[pq.FileMetaData, pa.Schema]:
-    with pq.ParquetFile(
-        pa.BufferReader(tail), thrift_container_size_limit=members, coerce_int96_timestamp_unit=_TIMES
-    ) as file:
-        # Not the metadata's own, which knows no UUID or JSON that other programs than Arrow wrote.
-        return file.metadata, file.schema_arrow
 
 
 def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
@@ -129,8 +86,8 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
     """
     constant = dict(shard.partitions)
     stored = [name for name in columns if name not in constant]
-    wanted = set(stored)
-    with _open(store, shard.source) as (file, guard, schema):
+    with _open(store, shard.source) as (parsed, opened):
+        schema = parsed.columns.schema
         if missing := sorted(set(stored) - set(schema.names)):
             raise ColumnError(
                 f"{shard.source.uri} lacks the column {missing[0]!r}",
@@ -138,6 +95,7 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
                 found=f"columns {', '.join(schema.names)}",
                 cure="Leave this file out of --input, or write it again with that column",
             )
+        wanted = set(stored)
         schema = pa.schema([field for field in schema if field.name in wanted])
         left, decoded = shard.rows, 0
 
@@ -152,7 +110,9 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
 
         try:
             in_order = not constant and schema.names == list(columns)
-            for batch in _full(count(_decoded(file, guard, shard, stored, batch_rows)), shard.skip, batch_rows):
+            for batch in _full(
+                count(_decoded(_Wanted.of(parsed, shard, stored), opened, batch_rows)), shard.skip, batch_rows
+            ):
                 part = batch if batch.num_rows <= left else batch.slice(0, left)
                 left -= part.num_rows
                 yield part if in_order else _with_constants(part, columns, constant)
@@ -187,37 +147,6 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
         )
 
 
-def _as_read(schema: pa.Schema) -> pa.Schema:
-    """The schema with plain strings within structs: pyarrow 25 cannot write slices of views there. And with dictionaries that
-    can be joined: those of many row groups may hold more values than one group's narrow indices can name.
-    """
-    for i, field in enumerate(schema):
-        if (kind := _plain(field.type)) != field.type:
-            schema = schema.set(i, field.with_type(kind))
-    return schema
-
-
-def _plain(kind: pa.DataType, *, in_struct: bool = False) -> pa.DataType:
-    def field(of: pa.Field) -> pa.Field:
-        return of.with_type(_plain(of.type, in_struct=in_struct or pa.types.is_struct(kind)))
-
-    if pa.types.is_dictionary(kind) and kind.index_type.bit_width < 32:
-        return pa.dictionary(pa.int32(), kind.value_type, kind.ordered)
-    if in_struct and (pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)):
-        return pa.string() if pa.types.is_string_view(kind) else pa.binary()
-    if pa.types.is_struct(kind):
-        return pa.struct([field(member) for member in kind])
-    if pa.types.is_map(kind):
-        return pa.map_(field(kind.key_field), field(kind.item_field), kind.keys_sorted)
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(field(kind.value_field), kind.list_size)
-    if pa.types.is_list(kind):
-        return pa.list_(field(kind.value_field))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(field(kind.value_field))
-    return kind
-
-
 def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     # Asked for a column "a.b", Arrow gives the member b of a struct a as well, and that struct before its turn.
     batch = batch.select(schema.names)
@@ -227,42 +156,63 @@ def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return batch
 
 
-def _decoded(
-    file: pq.ParquetFile, guard: GuardedFile, shard: Shard, columns: Sequence[str], batch_rows: int
-) -> Iterator[pa.RecordBatch]:
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What is read of a file: these columns of these row groups, and how.
+
+    `texts` is whether a column is a dictionary of texts, `apart` whether Arrow can read one row group at a time only.
+    """
+
+    parsed: ParsedFooter
+    columns: Sequence[str]
+    row_groups: range
+    chunks: Chunks
+    leaves: int
+    texts: bool
+    apart: bool
+
+    @classmethod
+    def of(cls, parsed: ParsedFooter, shard: Shard, columns: Sequence[str]) -> _Wanted:
+        names, stored = set(columns), parsed.columns
+        read = [i for i, (name, _) in enumerate(stored.leaves) if name in names]
+        if any("." in name for name in stored.stored.names):
+            read = _leaves_as_paths(parsed.metadata, names)
+        kinds = [stored.leaves[i][1] for i in read]
+        # A column that is a dictionary itself holds that once, however many rows name its values.
+        repeated = {i for i, kind in zip(read, kinds, strict=True) if may_be_long(kind)}
+        return cls(
+            parsed,
+            columns,
+            range(*shard.row_groups),
+            parsed.chunks(shard.row_groups, read, repeated),
+            len(read),
+            any(pa.types.is_dictionary(kind) and kind.value_type in _TEXT for kind in kinds),
+            any(nests_dictionary(field.type) for field in stored.stored if field.name in names),
+        )
+
+
+def _leaves_as_paths(metadata: pq.FileMetaData, names: Container[str]) -> list[int]:
+    """Those that Arrow reads when asked for these columns: asked for "a.b", it reads the member b of a struct a as well."""
+    read = []
+    for i in range(metadata.num_columns):
+        parts = metadata.schema.column(i).path.split(".")
+        if any(".".join(parts[:end]) in names for end in range(1, len(parts) + 1)):
+            read.append(i)
+    return read
+
+
+def _decoded(wanted: _Wanted, opened: Any, batch_rows: int) -> Iterator[pa.RecordBatch]:
     """Fewer rows at once where a dictionary's long values could make so many too large; `MemoryError` where they do."""
-    wanted = set(columns)
-    leaves = [field for field in file.schema_arrow for _ in _leaves(field.type)]
-    assert len(leaves) == len(file.schema)
-    read = [i for i, field in enumerate(leaves) if field.name in wanted]
-    # A column that is a dictionary itself holds that once, however many rows name its values.
-    repeated = {
-        i
-        for i in read
-        if file.schema.column(i).physical_type == "BYTE_ARRAY" and not pa.types.is_dictionary(leaves[i].type)
-    }
-    groups = [list(range(*shard.row_groups))]
-    if any(_nests_dictionary(field.type) for field in file.schema_arrow if field.name in wanted):
-        groups = [[group] for group in groups[0]]  # Arrow 25 cannot read such a column over several at once
-    source, rows, done = shard.source, batch_rows, 0
-    texts = any(pa.types.is_dictionary(leaves[i].type) and leaves[i].type.value_type in _TEXT for i in read)
-    footer = parse_footer(source.uri, guard, source.size)
-    chunks = column_chunks(source.uri, footer, shard.row_groups, source.size, repeated)
-    if most_packed(footer, shard.row_groups, read) <= _WHOLE_CHUNKS:
-        file = _opened(guard, None, window=0, metadata=file.metadata)
+    rows, done = batch_rows, 0
     while True:
-        guard.watch(chunks, len(read), rows)
         passed = held = part = 0
         try:
-            for batch in chain.from_iterable(
-                file.iter_batches(batch_size=rows, row_groups=some, columns=columns, use_threads=False)
-                for some in groups
-            ):
+            for batch in _checked(wanted, opened, rows):
                 fresh = batch.slice(min(done - passed, batch.num_rows)) if passed < done else batch
                 if rows < batch_rows:
                     before, part = part, passed // batch_rows
                     held = _nbytes(batch) + (held if part == before else 0)
-                elif texts:
+                elif wanted.texts:
                     held = _written_out(batch)
                 if held > BATCH_BYTES:
                     raise MemoryError(f"{held:,} bytes")
@@ -271,23 +221,57 @@ def _decoded(
                 if fresh.num_rows:
                     yield fresh
             return
-        except DictionaryTooLarge as error:
-            rows = error.rows
+        except TooManyRows as error:
+            rows = min(error.rows, -(-rows // 2))  # so that few passes come to nothing
 
 
-def _leaves(kind: pa.DataType) -> Iterator[pa.DataType]:
-    """The types of a column's leaves, in the order of a Parquet schema."""
-    if isinstance(kind, pa.BaseExtensionType):
-        yield from _leaves(kind.storage_type)
-    elif pa.types.is_nested(kind):
-        for i in range(kind.num_fields):
-            yield from _leaves(kind.field(i).type)
+def _checked(wanted: _Wanted, opened: Any, rows: int) -> Iterator[pa.RecordBatch]:
+    """Batches as Arrow decodes them, none before the guard has looked at the pages that it is made of."""
+    parsed, chunks = wanted.parsed, wanted.chunks
+
+    def read_at(start: int, size: int) -> pa.Buffer:
+        opened.seek(start)
+        return opened.read_buffer(size)
+
+    padding = PADDING if "parquet-mr" in parsed.metadata.created_by.lower() else 0
+    guard = PageGuard(parsed.uri, read_at, wanted.leaves, rows, padding)
+    largest, small = chunks.largest, chunks.longest <= _READ_WINDOW or chunks.largest <= _WHOLE_CHUNKS
+    memory: GroupsInMemory | None = None
+    if largest <= min(_MANY_CHUNKS, wanted.leaves * _SMALL_CHUNK):
+        with suppress(OSError):  # too few addresses
+            memory = GroupsInMemory(opened, parsed.size)
+    if memory is not None:
+        batches = _batches(_opened(memory.file, parsed.metadata, window=0), wanted, rows)
+        yield from _loaded(memory, batches, wanted, guard, rows)
     else:
-        yield kind
+        file = pa.PythonFile(GuardedFile(opened, parsed.size, chunks, guard), mode="r")
+        yield from _batches(_opened(file, parsed.metadata, window=0 if small else _READ_WINDOW), wanted, rows)
 
 
-def _nests_dictionary(kind: pa.DataType) -> bool:
-    return pa.types.is_nested(kind) and any(map(pa.types.is_dictionary, _leaves(kind)))
+def _batches(file: pq.ParquetFile, wanted: _Wanted, rows: int) -> Iterator[pa.RecordBatch]:
+    groups = [[group] for group in wanted.row_groups] if wanted.apart else [list(wanted.row_groups)]
+    for some in groups:
+        yield from file.iter_batches(batch_size=rows, row_groups=some, columns=wanted.columns, use_threads=False)
+
+
+def _loaded(
+    memory: GroupsInMemory, batches: Iterator[pa.RecordBatch], wanted: _Wanted, guard: PageGuard, rows: int
+) -> Iterator[pa.RecordBatch]:
+    """The batches, each row group in memory from when Arrow may first look into it until rows of a later one came."""
+    groups, metadata = wanted.chunks.groups, wanted.parsed.metadata
+    ends = list(accumulate(metadata.row_group(group).num_rows for group in wanted.row_groups))
+    loaded = dropped = passed = 0
+    while True:
+        while loaded < len(groups) and (not loaded or ends[loaded - 1] <= passed + rows):
+            memory.load(groups[loaded], guard)
+            loaded += 1
+        if (batch := next(batches, None)) is None:
+            return
+        passed += batch.num_rows
+        yield batch
+        while dropped < loaded and ends[dropped] < passed:
+            memory.drop(groups[dropped])
+            dropped += 1
 
 
 def _nbytes(batch: pa.RecordBatch) -> int:
@@ -346,107 +330,40 @@ def _full(batches: Iterable[pa.RecordBatch], skip: int, rows: int) -> Iterator[p
         if batch.num_rows == rows and not skip and not held:
             yield batch
             continue
-        dropped = min(skip, batch.num_rows)
-        skip -= dropped
-        held.append(batch.slice(dropped))
-        count += held[-1].num_rows
+        if skip:
+            dropped = min(skip, batch.num_rows)
+            skip -= dropped
+            batch = batch.slice(dropped)
+        held.append(batch)
+        count += batch.num_rows
         if count >= rows:
             whole = held[0] if len(held) == 1 else pa.concat_batches(held)
             yield whole.slice(0, rows)
             held, count = [whole.slice(rows)] if count > rows else [], count - rows
     if count:
-        yield pa.concat_batches(held)
+        yield held[0] if len(held) == 1 else pa.concat_batches(held)
 
 
 @contextmanager
-def _open(store: Store, source: ObjectRef) -> Iterator[tuple[pq.ParquetFile, GuardedFile, pa.Schema]]:
-    """And the schema as it is read. Closes the source too, which `ParquetFile` leaves open: a local file tells only then that
-    it was rewritten.
-    """
-    _check_size(source)
+def _open(store: Store, source: ObjectRef) -> Iterator[tuple[ParsedFooter, pa.NativeFile]]:
+    """Closes the source too, which `ParquetFile` leaves open: a local file tells only then that it was rewritten."""
+    check_size(source)
     with closing(store.open_arrow(source)) as opened:
-        guard = GuardedFile(source.uri, opened)
-        file = _parse(
-            source,
-            lambda: store.read(source, source.size - 4),
-            lambda members: _opened(guard, members, window=_READ_WINDOW),
-            lambda: guard,
-            source.size,
-        )
-        yield file, guard, _schemas.read(source, file.schema_arrow)
+
+        def read(start: int, length: int) -> pa.Buffer:
+            opened.seek(start)
+            return opened.read_buffer(length)
+
+        yield footers.get(source, read), opened
 
 
-def _opened(
-    guard: GuardedFile, members: int | None, *, window: int, metadata: pq.FileMetaData | None = None
-) -> pq.ParquetFile:
-    """`window=0` reads each column chunk at once. The footer is read where there is no `metadata` of it."""
+def _opened(file: pa.NativeFile, metadata: pq.FileMetaData, *, window: int) -> pq.ParquetFile:
+    """`window=0` reads each column chunk at once."""
     return pq.ParquetFile(
-        pa.PythonFile(guard, mode="r"),
+        file,
         metadata=metadata,
         pre_buffer=False,
         buffer_size=window,
         page_checksum_verification=True,
-        coerce_int96_timestamp_unit=_TIMES,
-        thrift_container_size_limit=members,
+        coerce_int96_timestamp_unit=TIMES,
     )
-
-
-def _check_size(source: ObjectRef) -> None:
-    if source.size < 12:
-        raise NotParquet(
-            f"{source.uri} is no Parquet file",
-            expected="a Parquet file, of 12 bytes at least",
-            found=f"{source.size} bytes",
-            cure=cure_of_images(source.uri) or "Leave it out of --input, or write it again",
-        )
-
-
-def _parse(
-    source: ObjectRef, end: Callable[[], bytes], parse: Callable[[int | None], _T], opened: Callable[[], Any], size: int
-) -> _T:
-    """What `parse` makes of the footer, with a bound on its lists' members, or without where `opened`, of `size` bytes up to
-    the file's end, proves to be sound. `end` gives the last four bytes.
-    """
-    try:
-        try:
-            return parse(FEW_MEMBERS)
-        except OSError as error:
-            if "Exceeded size limit" not in str(error):
-                raise
-            check_nesting(source.uri, parse_footer(source.uri, opened(), size))
-            return parse(None)
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        found = f"{str(error).rstrip('.')}; its last four bytes are {end()!r}"
-        raise NotParquet(
-            f"{source.uri} is no Parquet file, or is cut short",
-            expected="a Parquet file, which ends in its footer and b'PAR1'",
-            found=found,
-            cure=cure_of_images(source.uri) or "Leave it out of --input, or write it again",
-        ) from error
-
-
-class _Schemas:
-    """Schemas as they are read; of a file whose schema is that of the file before, as most are, nothing is looked at again."""
-
-    def __init__(self) -> None:
-        self._last: tuple[pa.Schema, pa.Schema] = pa.schema([]), pa.schema([])
-
-    def read(self, source: ObjectRef, stored: pa.Schema) -> pa.Schema:
-        before, schema = self._last
-        if not stored.equals(before, check_metadata=True):
-            if max((_depth(field.type) for field in stored), default=0) > MOST_NESTED:
-                raise nested_too_deep(source.uri)
-            schema = _as_read(stored)
-            self._last = stored, schema
-        return schema
-
-
-_schemas = _Schemas()
-
-
-def _depth(kind: pa.DataType) -> int:
-    """Of nesting, without recursion: it may be as deep as it is hostile."""
-    depth, level = 0, [kind]
-    while level := [one.field(i).type for one in level for i in range(one.num_fields)]:
-        depth += 1
-    return depth

@@ -1,0 +1,464 @@
+"""Footers: what one holds, checked before Arrow believes it, and parsed once for each file and process."""
+
+from __future__ import annotations
+
+import re
+import threading
+from array import array
+from collections.abc import Callable, Collection, Sequence, Set
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import chain, pairwise
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..errors import NotParquet
+from ..storage.bounded_cache import Recent
+from ..storage.store import ObjectRef, Store
+from .arrow_types import StoredColumns, as_read, depth, leaves
+from .thrift import (
+    BINARY,
+    BOOL,
+    I32,
+    I64,
+    INTEGER,
+    LIST,
+    MOST_NESTED,
+    STRUCT,
+    VARINT,
+    Malformed,
+    field_header,
+    fields,
+    header,
+    list_of,
+    matcher,
+    members,
+    number,
+    skip,
+    text,
+)
+
+# Of a file's end, the first read: few footers are longer.
+_FOOTER_READ = 256 << 10
+MOST_FOOTER_BYTES = 256 << 20
+# Of a list in a footer that Arrow is trusted with unseen: a schema of so many elements cannot end the process.
+_FEW_MEMBERS = 10_000
+# Of a list of what is not a row group. Arrow takes 300 bytes for an element of a schema, which may be 3 bytes of the footer.
+_MOST_MEMBERS = 200_000
+# Arrow makes up to 300 times its size of a footer; of a longer one than this it may only be what an honest one would be.
+_UNSEEN_BYTES = 256 << 10
+# An honest footer takes ten times its size in memory, parsed; so much is kept of those read lately.
+_KEPT_BYTES, _PARSED = 64 << 20, 12
+# Of INT96, which Spark writes, in microseconds. As nanoseconds, Arrow's own choice, years before 1677 and after 2262 become
+# others.
+TIMES = "us"
+# Numbers that are kept of each column chunk.
+_SAID = 4
+CURE = "Leave this file out of --input, or write it again"
+
+
+@dataclass(slots=True)
+class Chunk:
+    """Bytes `start` to `end` (exclusive) of a column chunk. `repeated` is whether each row gets a copy of its value in the
+    dictionary. The rest is for whoever reads it: up to `next_read` it is read, up to `next_header` its headers are seen, which
+    leave so many values; sizes, unpacked and packed, of its dictionary and its last page.
+    """
+
+    start: int
+    end: int
+    values: int
+    repeated: bool
+    next_read: int = 0
+    next_header: int = 0
+    values_left: int = 0
+    dictionary: tuple[int, int] = (0, 0)
+    page: tuple[int, int] = (0, 0)
+
+    def begin(self) -> None:
+        self.next_read = self.next_header = self.start
+        self.values_left = self.values
+        self.dictionary = self.page = (0, 0)
+
+
+@dataclass(slots=True)
+class Chunks:
+    """Some columns' chunks in some row groups of a file: those that hold values, by row group, each in the order of its bytes;
+    start and length of those that hold none.
+    """
+
+    groups: list[list[Chunk]]
+    empty: Set[tuple[int, int]]
+
+    @property
+    def largest(self) -> int:
+        """Bytes in the row group that has most of them."""
+        return max((sum(chunk.end - chunk.start for chunk in group) for group in self.groups), default=0)
+
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest chunk."""
+        return max((chunk.end - chunk.start for group in self.groups for chunk in group), default=0)
+
+    def in_order(self) -> list[Chunk]:
+        return sorted(chain.from_iterable(self.groups), key=_start)
+
+
+@dataclass(slots=True)
+class ParsedFooter:
+    """Of one version of one file. `raw` is the footer's bytes."""
+
+    uri: str
+    size: int
+    raw: bytes
+    metadata: pq.FileMetaData
+    columns: StoredColumns
+    # Where the columns of each row group begin; of those that were asked for, what all their chunks say.
+    _groups: array[int]
+    _said: dict[int, array[int]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def chunks(self, row_groups: tuple[int, int], columns: Sequence[int], repeated: Collection[int]) -> Chunks:
+        """Those of these columns (leaves, by number). Raises `NotParquet` where one leaves the file, or two overlap."""
+        groups: list[list[Chunk]] = []
+        empty: set[tuple[int, int]] = set()
+        for row_group in range(*row_groups):
+            said = self._said_of(row_group)
+            groups.append(group := [])
+            for column in columns:
+                start, length, values, _ = said[_SAID * column : _SAID * (column + 1)]
+                if not values or not length:
+                    empty.add((start, length))
+                elif 0 <= start < start + length <= self.size:
+                    group.append(Chunk(start, start + length, values, column in repeated))
+                else:
+                    found = f"{length} bytes from {start} on"
+                    raise refused(self.uri, "column chunk", f"bytes from 0 to {self.size}", found)
+            group.sort(key=_start)
+        chunks = Chunks(groups, empty)
+        for before, after in pairwise(chunks.in_order()):
+            if before.end > after.start:
+                raise refused(
+                    self.uri, "column chunk", "bytes of its own", f"byte {after.start}, which is another's too"
+                )
+        return chunks
+
+    def unpacked(self, row_group: int, columns: Sequence[int]) -> int:
+        """Bytes that these columns' chunks say they decompress to; what says nothing of use counts 0."""
+        said = self._said_of(row_group)
+        return sum(max(0, said[_SAID * column + 3]) for column in columns)
+
+    def _said_of(self, row_group: int) -> array[int]:
+        with self._lock:
+            if (said := self._said.get(row_group)) is None:
+                if not self._groups:
+                    self._groups = index_row_groups(self.uri, self.raw)
+                if row_group >= len(self._groups):
+                    raise _malformed(self.uri)
+                said = self._said[row_group] = _column_chunks(self.uri, self.raw, self._groups[row_group])
+            if len(said) != _SAID * len(self.columns.leaves):
+                found = f"{len(said) // _SAID} of {len(self.columns.leaves)}"
+                raise refused(self.uri, "row group", "a chunk of each column", found)
+            return said
+
+
+def _start(chunk: Chunk) -> int:
+    return chunk.start
+
+
+class Footers:
+    """The footers read lately by this process, the last one at least. Safe from many threads."""
+
+    def __init__(self, most: int) -> None:
+        self._kept: Recent[ObjectRef, ParsedFooter] = Recent(most, lambda parsed: _PARSED * len(parsed.raw) + 4096)
+        # Threads that read shards of one file wait for the one that parses its footer.
+        self._locks = [threading.Lock() for _ in range(16)]
+
+    def get(self, source: ObjectRef, read: Callable[[int, int], Any]) -> ParsedFooter:
+        """`read` gives bytes of the file: from where, and how many. Raises `NotParquet` where it is none."""
+        if (parsed := self._kept.get(source)) is not None:
+            return parsed
+        with self._locks[hash(source) % len(self._locks)]:
+            if (parsed := self._kept.get(source)) is None:
+                parsed = _read(source, read)
+                self._kept.keep(source, parsed)
+            return parsed
+
+
+footers = Footers(_KEPT_BYTES)
+
+
+def footer_of(store: Store, source: ObjectRef) -> ParsedFooter:
+    """From the object's end, in one request where the footer is not unusually long; or as it was parsed before."""
+    return footers.get(source, lambda start, length: store.read(source, start, length))
+
+
+def check_size(source: ObjectRef) -> None:
+    if source.size < 12:
+        raise NotParquet(
+            f"{source.uri} is no Parquet file",
+            expected="a Parquet file, of 12 bytes at least",
+            found=f"{source.size} bytes",
+            cure="Leave it out of --input, or write it again",
+        )
+
+
+def _read(source: ObjectRef, read: Callable[[int, int], Any]) -> ParsedFooter:
+    check_size(source)
+    tail = bytes(read(max(0, source.size - _FOOTER_READ), min(source.size, _FOOTER_READ)))
+    mark, length = tail[-4:], int.from_bytes(tail[-8:-4], "little")
+    if mark == b"PARE":
+        raise encrypted(source.uri, "an encrypted footer, which ends in b'PARE'")
+    if mark != b"PAR1" or length > source.size - 12:
+        raise _no_parquet(
+            source.uri, f"its last four bytes are {mark!r}, of a footer of {length:,} bytes in {source.size:,}"
+        )
+    if length > MOST_FOOTER_BYTES:
+        raise refused(source.uri, "footer", f"{MOST_FOOTER_BYTES:,} bytes at most", f"{length:,}")
+    if len(tail) < length + 8:
+        tail = bytes(read(source.size - length - 8, length + 8))
+    raw, groups = tail[-8 - length : -8], array("Q")
+    if length > _UNSEEN_BYTES:
+        groups = index_row_groups(source.uri, raw)
+    metadata, stored = _parse(source.uri, raw, tail)
+    return ParsedFooter(source.uri, source.size, raw, metadata, _columns_of.get(source.uri, stored), groups)
+
+
+def _parse(uri: str, raw: bytes, tail: bytes) -> tuple[pq.FileMetaData, pa.Schema]:
+    """With a bound on its lists' members, or without where it proves to be sound."""
+
+    def parse(most: int | None) -> tuple[pq.FileMetaData, pa.Schema]:
+        with pq.ParquetFile(
+            pa.BufferReader(tail), thrift_container_size_limit=most, coerce_int96_timestamp_unit=TIMES
+        ) as file:
+            # Not the metadata's own, which knows no UUID or JSON that other programs than Arrow wrote.
+            return file.metadata, file.schema_arrow
+
+    try:
+        try:
+            return parse(_FEW_MEMBERS)
+        except OSError as error:
+            if "Exceeded size limit" not in str(error):
+                raise
+            check_nesting(uri, raw)
+            index_row_groups(uri, raw)
+            return parse(None)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise _unreadable(uri, raw, str(error).rstrip(".")) from error
+
+
+def _unreadable(uri: str, raw: bytes, found: str) -> NotParquet:
+    """What Arrow does not read: a footer that is none, or a sound one of what Arrow does not know."""
+    try:
+        sound = _schema(raw)[0] > 0
+    except Malformed:
+        sound = False
+    if not sound:
+        return _no_parquet(uri, f"{found}; its last four bytes are b'PAR1'")
+    return NotParquet(
+        f"{uri} has a schema that Arrow {pa.__version__} cannot read",
+        expected="columns of types that Arrow knows",
+        found=found,
+        cure="Write that file again with other types for such columns, or leave it out of --input",
+    )
+
+
+def _no_parquet(uri: str, found: str) -> NotParquet:
+    return NotParquet(
+        f"{uri} is no Parquet file, or is cut short",
+        expected="a Parquet file, which ends in its footer and b'PAR1'",
+        found=found,
+        cure="Leave it out of --input, or write it again",
+    )
+
+
+def encrypted(uri: str, found: str) -> NotParquet:
+    return NotParquet(
+        f"{uri} is encrypted",
+        expected="a Parquet file without encryption: headrace has no keys",
+        found=found,
+        cure="Write it again without encryption, or leave it out of --input",
+    )
+
+
+def refused(uri: str, part: str, expected: str, found: str) -> NotParquet:
+    return NotParquet(f"{uri} has a {part} that no honest file has", expected=expected, found=found, cure=CURE)
+
+
+def nested_too_deep(uri: str) -> NotParquet:
+    return refused(uri, "schema", f"{MOST_NESTED} levels at most", "more")
+
+
+def _schema(raw: Any) -> tuple[int, int]:
+    """Of a footer's schema, a list in depth-first order: how many elements, and where they begin. Raises `Malformed`."""
+    found, _ = fields(raw, 0, {(2, LIST)})
+    if (2, LIST) not in found:
+        raise Malformed
+    return _structs(raw, found[2, LIST])
+
+
+def _structs(raw: Any, at: int) -> tuple[int, int]:
+    """Thrift's own readers of a known list do not ask what its members claim to be."""
+    count, kind, at = list_of(raw, at)
+    if kind != STRUCT and count:
+        raise Malformed
+    return count, at
+
+
+def check_nesting(uri: str, raw: Any) -> None:
+    """Raises `NotParquet` where the schema is nested too deep: each element has its children's count."""
+    left: list[int] = []
+    try:
+        count, at = _schema(raw)
+        for _ in range(count):
+            element, at = fields(raw, at, {(5, I32)})
+            if left:
+                left[-1] -= 1
+            left.append(element.get((5, I32), 0))
+            while left and left[-1] <= 0:
+                left.pop()
+            if len(left) > MOST_NESTED:
+                raise nested_too_deep(uri)
+    except Malformed as error:
+        raise _malformed(uri) from error
+
+
+def _malformed(uri: str) -> NotParquet:
+    return refused(uri, "footer", "Thrift", "what is none")
+
+
+def index_row_groups(uri: str, raw: Any) -> array[int]:
+    """Where the list of columns of each row group begins. Raises `NotParquet` where the footer is not sound, or has more
+    members than an honest one.
+    """
+    groups, last, at = array("Q"), 0, 0
+    try:
+        while True:
+            last, kind, at = field_header(raw, at, last)
+            if not kind:
+                return groups
+            if kind == LIST and last in (2, 4, 5, 7):
+                count, first = _structs(raw, at)
+                if last != 4:
+                    if count > _MOST_MEMBERS:
+                        raise refused(uri, "footer", f"lists of {_MOST_MEMBERS:,} members at most", f"{count:,}")
+                elif groups:
+                    raise Malformed
+                else:
+                    at = first
+                    for _ in range(count):
+                        at = _row_group(raw, at, groups)
+                    continue
+            at = skip(raw, at, kind)
+    except (Malformed, IndexError) as error:
+        raise _malformed(uri) from error
+
+
+def _row_group(raw: Any, at: int, groups: array[int]) -> int:
+    """Its end."""
+    last, columns = 0, False
+    while True:
+        last, kind, at = field_header(raw, at, last)
+        if not kind:
+            if not columns:
+                raise Malformed
+            return at
+        if (last, kind) == (1, LIST):
+            if columns:
+                raise Malformed
+            columns = True
+            groups.append(at)
+            count, at = _structs(raw, at)
+            ordinary = _ordinary_column()
+            for _ in range(count):
+                match = ordinary(raw, at)
+                at = match.end() if match else _column(raw, at)[1]
+        else:
+            if (last, kind) == (4, LIST):
+                _structs(raw, at)
+            at = skip(raw, at, kind)
+
+
+@cache
+def _ordinary_column() -> Callable[..., re.Match[bytes] | None]:
+    """A ColumnChunk as programs write it, with its number of values, lengths unpacked and packed, and where its data and its dictionary begin.
+    In Python alone a footer of 4,000 of them takes a tenth of a second.
+    """
+    value = rb"\x15" + VARINT
+    statistics = rb"\x1c(?:" + INTEGER + rb"|" + BOOL + rb"|" + header(BINARY) + text(32) + rb")*+\x00"
+    encodings = header(LIST) + members(STRUCT, value * 3 + rb"\x00", 6)
+    sizes = header(STRUCT) + rb"(?:" + INTEGER + rb"|" + header(LIST) + members(I64, VARINT, 4) + rb")*+\x00"
+    number = rb"(" + VARINT + rb")"
+    about = value + rb"\x19" + members(I32, VARINT, 8) + rb"\x19" + members(BINARY, text(40), 3) + value
+    about += (
+        rb"\x16" + number + rb"\x16" + number + rb"\x16" + number + rb"\x26" + number + rb"(?:\x26" + number + rb")?+"
+    )
+    rest = rb"(?:" + INTEGER + rb"|" + encodings + rb"|" + statistics + rb"|" + sizes + rb")*+\x00"
+    return matcher(rb"\x26" + VARINT + rb"\x1c" + about + rest + rb"(?:" + INTEGER + rb")*+\x00")
+
+
+def _column_chunks(uri: str, raw: bytes, at: int) -> array[int]:
+    """Of each column in the row group whose columns begin at `at`: the chunk's first byte, its length, its values, its bytes unpacked."""
+    said, ordinary = array("q"), _ordinary_column()
+    add = said.append
+    try:
+        count, at = _structs(raw, at)
+        for column in range(count):
+            match = ordinary(raw, at)
+            if match is not None:
+                at = match.end()
+                values, unpacked, length, start, dictionary = [
+                    number(one, I64) for one in match.group(1, 2, 3, 4, match.lastindex or 0)
+                ]
+            else:
+                about, at = _column(raw, at)
+                if about is None:
+                    raise encrypted(uri, f"column {column} (counted from 0) with a key of its own")
+                values, unpacked, length, start, dictionary = (about.get((of, I64), 0) for of in (5, 6, 7, 9, 11))
+            # As Arrow does, since some writers of old set it to 0 or to the end.
+            add(dictionary if 0 < dictionary < start else start)
+            add(length)
+            add(values)
+            add(unpacked)
+    except Malformed as error:
+        raise _malformed(uri) from error
+    return said
+
+
+def _column(raw: Any, at: int) -> tuple[dict[tuple[int, int], int] | None, int]:
+    """What a ColumnChunk says of itself, and where it ends; None where it is encrypted."""
+    found, end = fields(raw, at, {(3, STRUCT), (8, STRUCT)})
+    if (8, STRUCT) in found:
+        return None, end
+    if (3, STRUCT) not in found:
+        raise Malformed
+    about, _ = fields(raw, found[3, STRUCT], _ASKED)
+    for name, kind in ((2, I32), (3, BINARY), (8, STRUCT), (13, STRUCT)):
+        if (name, LIST) in about:
+            count, claimed, _ = list_of(raw, about[name, LIST])
+            if count and claimed != kind:
+                raise Malformed
+    return about, end
+
+
+_ASKED = frozenset({(of, I64) for of in (5, 6, 7, 9, 11)} | {(of, LIST) for of in (2, 3, 8, 13)})
+
+
+class _SameColumns:
+    """Of a file whose schema is that of the file before, as most are, nothing is looked at again."""
+
+    def __init__(self) -> None:
+        self._last = StoredColumns(pa.schema([]), pa.schema([]), ())
+
+    def get(self, uri: str, stored: pa.Schema) -> StoredColumns:
+        last = self._last
+        if not stored.equals(last.stored, check_metadata=True):
+            if max((depth(field.type) for field in stored), default=0) > MOST_NESTED:
+                raise nested_too_deep(uri)
+            of_each = tuple((field.name, leaf) for field in stored for leaf in leaves(field.type))
+            self._last = last = StoredColumns(stored, as_read(stored), of_each)
+        return last
+
+
+_columns_of = _SameColumns()

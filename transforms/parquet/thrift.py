@@ -1,0 +1,216 @@
+"""Thrift's compact protocol, as far as Parquet's footers and page headers need it.
+
+Work and memory grow with the bytes that are read, whatever these claim: nothing recurses, nothing is kept but the fields asked
+for, and nesting is bounded. Ordinary bytes are matched by regular expressions, which are a part of the same grammar in C;
+what they do not match is read by the code below (https://github.com/apache/thrift/blob/master/doc/specs/
+thrift-compact-protocol.md).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container
+from typing import Any
+
+MOST_NESTED = 128
+BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT, UUID = 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13
+_BITS = {I16: 16, I32: 32, I64: 64}
+_FIXED_BYTES = {1: 1, 2: 1, BYTE: 1, DOUBLE: 8, UUID: 16}
+Field = tuple[int, int]
+"""A field's id and type: Thrift passes over a field of another type."""
+
+
+class Malformed(Exception):
+    """The bytes are not Thrift, or end too early."""
+
+
+def varint(data: Any, at: int) -> tuple[int, int]:
+    """The number, not cut to any width, and where it ends."""
+    value = data[at]
+    at += 1
+    if value > 127:
+        value, shift = value & 127, 7
+        while True:
+            byte = data[at]
+            at += 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                break
+            shift += 7
+            if shift > 63:
+                raise Malformed
+    return value, at
+
+
+def integer(value: int, kind: int) -> int:
+    """Cut to the type's width, as Thrift's own reader does."""
+    value &= (1 << _BITS[kind]) - 1
+    return (value >> 1) ^ -(value & 1)
+
+
+def number(text: bytes, kind: int) -> int:
+    """An integer of that type, of which the text is all bytes."""
+    size = len(text)
+    if size == 1:
+        value = text[0]
+    elif size == 2:
+        value = text[0] & 127 | text[1] << 7
+    elif size == 3:
+        value = text[0] & 127 | (text[1] & 127) << 7 | text[2] << 14
+    else:
+        return integer(varint(text, 0)[0], kind)
+    return (value >> 1) ^ -(value & 1)
+
+
+def field_header(data: Any, at: int, last: int) -> tuple[int, int, int]:
+    """The id of the field after the one called `last`, its type, which is 0 at the struct's end, and where its value begins.
+    Raises `IndexError` or `Malformed`.
+    """
+    head = data[at]
+    if head > 15:
+        return last + (head >> 4), head & 15, at + 1
+    if not head:
+        return last, 0, at + 1
+    value, at = varint(data, at + 1)
+    return (integer(value, I32) + 0x8000 & 0xFFFF) - 0x8000, head & 15, at
+
+
+def fields(data: Any, at: int, asked: Container[Field], depth: int = 0) -> tuple[dict[Field, int], int]:
+    """Of a struct's fields those `asked` for, and where the struct ends.
+
+    An integer is its value; of a list or struct it is where that begins. Raises `Malformed`, also where one is there twice.
+    """
+    found: dict[Field, int] = {}
+    last = 0
+    try:
+        while True:
+            last, kind, at = field_header(data, at, last)
+            if not kind:
+                return found, at
+            if (name := (last, kind)) in asked:
+                if name in found:
+                    raise Malformed
+                if kind in _BITS:
+                    value, at = varint(data, at)
+                    found[name] = integer(value, kind)
+                    continue
+                found[name] = at
+            at = _skip(data, at, kind, depth)
+    except (IndexError, KeyError) as error:
+        raise Malformed from error
+
+
+def list_of(data: Any, at: int) -> tuple[int, int, int]:
+    """How many members a list has, of what type, and where the first begins. Raises `Malformed`."""
+    try:
+        head = data[at]
+        at += 1
+        count = head >> 4
+        if count == 15:
+            count, at = varint(data, at)
+        return count, head & 15, at
+    except IndexError as error:
+        raise Malformed from error
+
+
+def _skip(data: Any, at: int, kind: int, depth: int) -> int:
+    """Past a value, by a stack of what is open: how many values are left of a list, -1 for a struct, and their type."""
+    open_: list[list[int]] = []
+    size = len(data)
+    while True:
+        if kind in _BITS:
+            while data[at] > 127:
+                at += 1
+            at += 1
+        elif kind == BINARY:
+            count, at = varint(data, at)
+            at += count
+        elif kind == STRUCT:
+            open_.append([-1, 0])
+        elif kind in (LIST, SET):
+            count, member, at = list_of(data, at)
+            if member in _FIXED_BYTES:
+                at += count * _FIXED_BYTES[member]
+            else:
+                open_.append([count, member])
+        elif kind == MAP:
+            count, at = varint(data, at)
+            if count:
+                kinds = data[at]
+                at += 1
+                open_.append([2 * count, (kinds >> 4) << 4 | kinds & 15])
+        else:
+            at += _FIXED_BYTES[kind]
+        if at > size:
+            raise Malformed
+        if len(open_) + depth > MOST_NESTED:
+            raise Malformed
+        # The next value: of the innermost that is not at its end.
+        while open_:
+            top = open_[-1]
+            left, member = top
+            if left < 0:
+                head = data[at]
+                at += 1
+                kind = head & 15
+                if kind in (1, 2):  # of a field its header says which
+                    if head <= 15:
+                        _, at = varint(data, at)
+                    continue
+                if kind:
+                    if head <= 15:
+                        _, at = varint(data, at)
+                    break
+            elif left:
+                top[0] = left - 1
+                # A map's keys and values take turns.
+                kind = member if member < 16 else (member >> 4 if left % 2 == 0 else member & 15)
+                if kind == STRUCT and data[at] == 0:  # an empty struct, of which a hostile list has millions
+                    run = _zeros(data, at, left) if member < 16 else 1
+                    at, top[0] = at + run, left - run
+                    continue
+                break
+            open_.pop()
+        else:
+            return at
+
+
+def _zeros(data: Any, at: int, most: int) -> int:
+    return len(_ZEROS.match(data, at, min(len(data), at + most)).group())  # type: ignore[union-attr]
+
+
+_ZEROS = re.compile(rb"\0*+")
+
+
+def skip(data: Any, at: int, kind: int, depth: int = 0) -> int:
+    """Where the value of that type ends. Raises `Malformed`."""
+    try:
+        return _skip(data, at, kind, depth)
+    except (IndexError, KeyError) as error:
+        raise Malformed from error
+
+
+# Parts of regular expressions, which match the ordinary in C: numbers, short texts, ids that are in their field's header.
+# Compiling costs as much as they are long, so that texts are bounded.
+VARINT = rb"[\x80-\xff]{0,9}+[\x00-\x7f]"
+INTEGER = rb"[" + b"".join(re.escape(bytes([n << 4 | kind])) for kind in _BITS for n in range(1, 16)) + rb"]" + VARINT
+BOOL = rb"[" + b"".join(re.escape(bytes([n << 4 | kind])) for kind in (1, 2) for n in range(1, 16)) + rb"]"
+
+
+def header(kind: int) -> bytes:
+    """Of a field of that type; or of a list of 1 to 14 such members."""
+    return rb"[" + b"".join(re.escape(bytes([n << 4 | kind])) for n in range(1, 15)) + rb"]"
+
+
+def text(most: int) -> bytes:
+    """A length of at most so many bytes, and the bytes."""
+    return rb"(?:" + rb"|".join(rb"\x%02x[\x00-\xff]{%d}" % (n, n) for n in range(most + 1)) + rb")"
+
+
+def members(kind: int, member: bytes, most: int) -> bytes:
+    """Of a list of that type, its own header and at most so many members."""
+    return rb"(?:" + rb"|".join(rb"\x%02x(?:%b){%d}" % (n << 4 | kind, member, n) for n in range(most + 1)) + rb")"
+
+
+def matcher(pattern: bytes) -> Callable[..., re.Match[bytes] | None]:
+    return re.compile(pattern).match
