@@ -251,7 +251,7 @@ def _parse(uri: str, raw: bytes, tail: bytes) -> tuple[pq.FileMetaData, pa.Schem
 def _unreadable(uri: str, raw: bytes, found: str) -> NotParquet:
     """What Arrow does not read: a footer that is none, or a sound one of what Arrow does not know."""
     try:
-        sound = _schema(raw)[0] > 0
+        sound = _schema(raw)[0] > 0 and "thrift" not in found
     except Malformed:
         sound = False
     if not sound:
@@ -299,10 +299,9 @@ def _schema(raw: Any) -> tuple[int, int]:
 
 
 def _structs(raw: Any, at: int) -> tuple[int, int]:
-    """Thrift's own readers of a known list do not ask what its members claim to be."""
-    count, kind, at = list_of(raw, at)
-    if kind != STRUCT and count:
-        raise Malformed
+    """How many there are in a list that has to be one of structs, and where the first is."""
+    _members_are(raw, at, STRUCT)
+    count, _, at = list_of(raw, at)
     return count, at
 
 
@@ -391,9 +390,11 @@ def _ordinary_column() -> Callable[..., re.Match[bytes] | None]:
     sizes = header(STRUCT) + rb"(?:" + INTEGER + rb"|" + header(LIST) + members(I64, VARINT, 4) + rb")*+\x00"
     number = rb"(" + VARINT + rb")"
     about = value + rb"\x19" + members(I32, VARINT, 8) + rb"\x19" + members(BINARY, text(40), 3) + value
-    about += (
-        rb"\x16" + number + rb"\x16" + number + rb"\x16" + number + rb"\x26" + number + rb"(?:\x26" + number + rb")?+"
-    )
+    about += rb"\x16" + number + rb"\x16" + number + rb"\x16" + number + rb"\x26" + number
+    # An index's offset and a dictionary's, each of which may be missing; what follows has a larger id than these.
+    index = rb"\x16" + VARINT
+    about += rb"(?:\x26" + number + rb"|" + index + rb"\x16" + number
+    about += rb"|" + index + rb"(?=[\x00\x20-\xff])|(?=[\x00\x30-\xff]))"
     rest = rb"(?:" + INTEGER + rb"|" + encodings + rb"|" + statistics + rb"|" + sizes + rb")*+\x00"
     return matcher(rb"\x26" + VARINT + rb"\x1c" + about + rest + rb"(?:" + INTEGER + rb")*+\x00")
 
@@ -436,13 +437,28 @@ def _column(raw: Any, at: int) -> tuple[dict[tuple[int, int], int] | None, int]:
     about, _ = fields(raw, found[3, STRUCT], _ASKED)
     for name, kind in ((2, I32), (3, BINARY), (8, STRUCT), (13, STRUCT)):
         if (name, LIST) in about:
-            count, claimed, _ = list_of(raw, about[name, LIST])
-            if count and claimed != kind:
-                raise Malformed
+            _members_are(raw, about[name, LIST], kind)
+    for name, kind in ((16, I64), (17, I32)):  # statistics of sizes, and of places on the earth
+        if (name, STRUCT) in about:
+            lists, _ = fields(raw, about[name, STRUCT], _LISTS)
+            for at_list in lists.values():
+                _members_are(raw, at_list, kind)
     return about, end
 
 
-_ASKED = frozenset({(of, I64) for of in (5, 6, 7, 9, 11)} | {(of, LIST) for of in (2, 3, 8, 13)})
+def _members_are(raw: Any, at: int, kind: int) -> None:
+    """Thrift's own readers of a known list do not ask what its members claim to be."""
+    count, claimed, _ = list_of(raw, at)
+    if count and claimed != kind:
+        raise Malformed
+
+
+_LISTS = frozenset({(2, LIST), (3, LIST)})
+
+
+_ASKED = frozenset(
+    {(of, I64) for of in (5, 6, 7, 9, 11)} | {(of, LIST) for of in (2, 3, 8, 13)} | {(16, STRUCT), (17, STRUCT)}
+)
 
 
 class _SameColumns:
