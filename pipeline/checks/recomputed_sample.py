@@ -80,7 +80,8 @@ def _again(job: Job, predictor: Predictor, store: Store, row: dict[str, Any], nu
     source = ObjectRef(row["input"], row["input_bytes"], row["input_version"])
     shard = next(shard for shard in _shards(job, store, source) if shard.first_row == row["first_row"])
     shard = replace(shard, rows=row["rows"])  # of a job with a limit, the last one is cut
-    batches = read_batches(store, shard, input_columns(job), size)
+    types = pa.ipc.read_schema(pa.BufferReader(job.input_schema))
+    batches = read_batches(store, shard, input_columns(job), size, types)
     batch = next(islice(batches, number, None))
     return predictor(batch, source.uri, shard.first_row + number * size)
 

@@ -20,7 +20,8 @@ from ..errors import ColumnError
 from ..jobs.input_files import PassedOver, each_input, expand_lists, join_small, together
 from ..jobs.job import Job
 from ..output.dead_letters import rows_of_another_schema
-from ..parquet.reader import Footer, most_row_bytes, read_footer
+from ..parquet.arrow_types import read_alike
+from ..parquet.reader import Footer, most_row_bytes, read_footer, repeated_columns
 from ..shards.partitions import partition_values
 from ..shards.shard import Shard, WorkUnit, join_shards, output_name, relative_stem, split_file
 from ..storage import ObjectRef, StoreOptions, open_store
@@ -90,13 +91,18 @@ class _Splitter:
         return replace(shard, output=name, rows=rows)
 
     def _drift_of_columns(self, source: ObjectRef, schema: pa.Schema) -> tuple[str, ...]:
-        """Columns may come in another order, and others may be there too."""
+        """Columns may come in another order, of another type that is read alike, and others may be there too.
+
+        Raises `ColumnError` where one is there twice: its rows could not be told in dead letters either.
+        """
         if schema is self._sound:  # `read_footer` gives the same one again for files that are alike
             return ()
         for field in self._fields:
-            at = schema.get_field_index(field.name)
-            found = schema.field(at).type if at >= 0 else None
-            if found != field.type:
+            where = schema.get_all_field_indices(field.name)
+            if len(where) > 1:
+                raise repeated_columns(source.uri, schema.names)
+            found = schema.field(where[0]).type if where else None
+            if found is None or not read_alike(found, field.type):
                 return (
                     f"{source.uri} differs from the first input file in column {field.name!r}",
                     f"{field.name}: {field.type}",

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,3 +81,140 @@ def depth(kind: pa.DataType) -> int:
     while level := [one.field(i).type for one in level for i in range(one.num_fields)]:
         levels += 1
     return levels
+
+
+def read_alike(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether every value of the one type is one of the other: Parquet stores both alike, or the other is wider."""
+    if found == wanted or pa.types.is_null(found):
+        return True
+    if isinstance(found, pa.BaseExtensionType) or isinstance(wanted, pa.BaseExtensionType):
+        own = isinstance(found, pa.BaseExtensionType) and isinstance(wanted, pa.BaseExtensionType)
+        return not own and read_alike(_stored(found), _stored(wanted))
+    if pa.types.is_dictionary(found) or pa.types.is_dictionary(wanted):
+        return read_alike(_values(found), _values(wanted))
+    if pa.types.is_map(found) or pa.types.is_map(wanted):
+        return pa.types.is_map(found) and pa.types.is_map(wanted) and _members_alike(found, wanted)
+    if pa.types.is_struct(found) and pa.types.is_struct(wanted):
+        return (
+            found.names == wanted.names and len(set(found.names)) == len(found.names) and _members_alike(found, wanted)
+        )
+    if pa.types.is_fixed_size_list(wanted):
+        same = pa.types.is_fixed_size_list(found) and found.list_size == wanted.list_size
+        return same and read_alike(found.value_type, wanted.value_type)
+    if _is_list(wanted):
+        return (_is_list(found) or pa.types.is_fixed_size_list(found)) and read_alike(
+            found.value_type, wanted.value_type
+        )
+    return _plain_alike(found, wanted)
+
+
+def _stored(kind: pa.DataType) -> pa.DataType:
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+
+
+def _values(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def _members_alike(found: pa.DataType, wanted: pa.DataType) -> bool:
+    return all(read_alike(found.field(i).type, wanted.field(i).type) for i in range(found.num_fields))
+
+
+_STRINGS = (pa.string(), pa.large_string(), pa.string_view())
+_BINARIES = (pa.binary(), pa.large_binary(), pa.binary_view())
+_FLOAT_BITS = {16: 11, 32: 24, 64: 53}
+_UNITS = ("s", "ms", "us", "ns")
+
+
+def _plain_alike(found: pa.DataType, wanted: pa.DataType) -> bool:
+    types = pa.types
+    if wanted in _STRINGS:
+        return found in _STRINGS
+    if wanted in _BINARIES:
+        return found in _BINARIES or found in _STRINGS or types.is_fixed_size_binary(found)
+    if types.is_integer(found) and types.is_integer(wanted):
+        signed = (types.is_signed_integer(found), types.is_signed_integer(wanted))
+        if signed[0] == signed[1]:
+            return bool(found.bit_width <= wanted.bit_width)
+        return signed == (False, True) and bool(found.bit_width < wanted.bit_width)
+    if types.is_integer(found) and types.is_floating(wanted):
+        bits = found.bit_width - types.is_signed_integer(found)
+        return bool(bits <= _FLOAT_BITS[wanted.bit_width])
+    if types.is_floating(found) and types.is_floating(wanted):
+        return bool(found.bit_width <= wanted.bit_width)
+    if types.is_decimal(found) and types.is_decimal(wanted):
+        whole = (found.precision - found.scale, wanted.precision - wanted.scale)
+        return bool(found.scale <= wanted.scale and whole[0] <= whole[1])
+    if types.is_timestamp(found) and types.is_timestamp(wanted):
+        # What a zone is called is Arrow's alone: with one, Parquet stores instants. Nanoseconds end in 2262.
+        finer = _UNITS.index(found.unit) <= _UNITS.index(wanted.unit) and wanted.unit != "ns"
+        return (found.tz is None) == (wanted.tz is None) and (found.unit == wanted.unit or finer)
+    if types.is_time(found) and types.is_time(wanted):
+        return _UNITS.index(found.unit) <= _UNITS.index(wanted.unit)
+    return types.is_date(found) and types.is_date(wanted)
+
+
+def as_type(array: pa.Array, wanted: pa.DataType) -> pa.Array:
+    """The same values as another type, of which `read_alike` says that it holds them.
+
+    Raises `pa.ArrowInvalid` for a null where the type has none, and for a value out of its bounds.
+    """
+    if array.type == wanted:
+        return array
+    if pa.types.is_null(array.type):
+        return pa.nulls(len(array), wanted)
+    if isinstance(array, pa.ExtensionArray):
+        return as_type(array.storage, wanted)
+    if isinstance(wanted, pa.BaseExtensionType):
+        return pa.ExtensionArray.from_storage(wanted, as_type(array, wanted.storage_type))
+    if isinstance(array, pa.DictionaryArray):
+        if pa.types.is_dictionary(wanted) and array.type.value_type == wanted.value_type:
+            return pa.DictionaryArray.from_arrays(
+                array.indices.cast(wanted.index_type), array.dictionary, ordered=wanted.ordered
+            )
+        return as_type(array.dictionary_decode(), wanted)
+    if pa.types.is_dictionary(wanted):
+        encoded = as_type(array, wanted.value_type).dictionary_encode()
+        return pa.DictionaryArray.from_arrays(
+            encoded.indices.cast(wanted.index_type), encoded.dictionary, ordered=wanted.ordered
+        )
+    if pa.types.is_nested(wanted):
+        return _nested_as(array, wanted)
+    if pa.types.is_fixed_size_binary(array.type) and wanted == pa.binary_view():
+        array = array.cast(pa.binary())
+    return array.cast(wanted)
+
+
+def _nested_as(array: pa.Array, wanted: pa.DataType) -> pa.Array:
+    missing = array.is_null() if array.null_count else None
+    if pa.types.is_map(wanted):
+        return array.cast(wanted)
+    if pa.types.is_struct(wanted):
+        members = [_member_as(one, wanted.field(i), missing) for i, one in enumerate(array.flatten())]
+        return pa.StructArray.from_arrays(members, fields=list(wanted), mask=missing)
+    if pa.types.is_fixed_size_list(wanted):
+        size = wanted.list_size
+        values = array.values.slice(array.offset * size, len(array) * size).cast(wanted.value_type)
+        return pa.FixedSizeListArray.from_arrays(values, type=wanted, mask=missing)
+    if pa.types.is_fixed_size_list(array.type):
+        array = array.cast(pa.list_(array.type.value_field))
+    large = pa.types.is_large_list(wanted)
+    lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64 if large else np.int32)
+    make = pa.LargeListArray if large else pa.ListArray
+    return make.from_arrays(
+        pa.array(offsets), _member_as(array.flatten(), wanted.value_field), type=wanted, mask=missing
+    )
+
+
+def _member_as(array: pa.Array, wanted: pa.Field, missing: pa.Array | None = None) -> pa.Array:
+    """`missing` is where the struct around it is null, and may be there alone where the member is required."""
+    if not wanted.nullable and array.null_count:
+        nulls = array.is_null() if missing is None else pc.and_not(array.is_null(), missing)
+        if nulls.true_count:
+            raise pa.ArrowInvalid(f"{nulls.true_count} nulls in the member {wanted.name!r}, which is required")
+    return as_type(array, wanted.type)

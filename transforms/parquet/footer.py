@@ -56,6 +56,7 @@ _KEPT_BYTES, _PARSED = 64 << 20, 12
 TIMES = "us"
 # Numbers that are kept of each column chunk.
 _SAID = 4
+_ENCRYPTED = -(1 << 63)
 CURE = "Leave this file out of --input, or write it again"
 
 
@@ -128,6 +129,8 @@ class ParsedFooter:
             groups.append(group := [])
             for column in columns:
                 start, length, values, _ = said[_SAID * column : _SAID * (column + 1)]
+                if values == _ENCRYPTED:
+                    raise encrypted(self.uri, f"column {self.columns.leaves[column][0]!r} with a key of its own")
                 if not values or not length:
                     empty.add((start, length))
                 elif 0 <= start < start + length <= self.size:
@@ -405,7 +408,7 @@ def _column_chunks(uri: str, raw: bytes, at: int) -> array[int]:
     add = said.append
     try:
         count, at = _structs(raw, at)
-        for column in range(count):
+        for _ in range(count):
             match = ordinary(raw, at)
             if match is not None:
                 at = match.end()
@@ -415,7 +418,7 @@ def _column_chunks(uri: str, raw: bytes, at: int) -> array[int]:
             else:
                 about, at = _column(raw, at)
                 if about is None:
-                    raise encrypted(uri, f"column {column} (counted from 0) with a key of its own")
+                    about = {(5, I64): _ENCRYPTED}
                 values, unpacked, length, start, dictionary = (about.get((of, I64), 0) for of in (5, 6, 7, 9, 11))
             # As Arrow does, since some writers of old set it to 0 or to the end.
             add(dictionary if 0 < dictionary < start else start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Container, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 from ..errors import ColumnError, DataError, NotParquet, NullFeature
 from ..shards.shard import Shard
 from ..storage.store import ObjectRef, Store
-from .arrow_types import may_be_long, nests_dictionary
+from .arrow_types import as_type, may_be_long, nests_dictionary
 from .footer import TIMES, Chunks, ParsedFooter, check_size, footer_of, footers
 from .guard import BATCH_BYTES, PADDING, GuardedFile, PageGuard, TooManyRows
 from .row_groups import GroupsInMemory
@@ -74,15 +75,20 @@ def most_row_bytes(store: Store, source: ObjectRef, footer: Footer, columns: Col
     parsed = footer_of(store, source)
     read = [number for number, (name, _) in enumerate(parsed.columns.leaves) if name in columns]
     return max(
-        (-(-parsed.unpacked(group, read) // rows) for group, rows in enumerate(footer.row_group_rows) if rows), default=0
+        (-(-parsed.unpacked(group, read) // rows) for group, rows in enumerate(footer.row_group_rows) if rows),
+        default=0,
     )
 
 
-def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows: int) -> Iterator[pa.RecordBatch]:
+def read_batches(
+    store: Store, shard: Shard, columns: Sequence[str], batch_rows: int, types: pa.Schema | None = None
+) -> Iterator[pa.RecordBatch]:
     """The shard's rows in order: batch i holds its rows [i * batch_rows, (i + 1) * batch_rows); the last may hold fewer.
 
-    Raises `ColumnError` where a column is gone, `NotParquet` where the data contradict the footer, or claim to be more than
-    such bytes can hold, `DataError` where a batch does not fit into memory.
+    `types` are those to give columns, where the file's own are read alike; see `headrace.transforms.parquet.arrow_types.read_alike`.
+    Raises `ColumnError` where a column is gone, there twice, or holds what its type in `types` cannot; `NotParquet` where the
+    data contradict the footer, or claim to be more than such bytes can hold; `DataError` where a batch does not fit into
+    memory.
     """
     constant = dict(shard.partitions)
     stored = [name for name in columns if name not in constant]
@@ -97,6 +103,10 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
             )
         wanted = set(stored)
         schema = pa.schema([field for field in schema if field.name in wanted])
+        if len(schema) > len(wanted):
+            raise repeated_columns(shard.source.uri, schema.names)
+        if types is not None:
+            schema = pa.schema([field.with_type(types.field(field.name).type) for field in schema])
         left, decoded = shard.rows, 0
 
         def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -106,7 +116,7 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
                 decoded += batch.num_rows
                 if as_read is None:  # all batches of a file are of one schema
                     as_read = batch.schema.equals(schema)
-                yield batch if as_read else _cast(batch, schema)
+                yield batch if as_read else _cast(shard, batch, schema)
 
         try:
             in_order = not constant and schema.names == list(columns)
@@ -131,7 +141,7 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
             if null := _NULL_LIST.search(str(error)):
                 # Arrow cannot decode a null in a fixed-size list; `index` counts from 1 in the batch that failed.
                 row = shard.first_row - shard.skip + decoded + int(null["index"]) - 1
-                raise _null_list(shard, schema, stored, row, null["size"]) from error
+                raise _null_list(shard, parsed.columns.schema, stored, row, null["size"]) from error
             raise NotParquet(
                 f"{shard.source.uri} cannot be decoded in rows {shard.first_row} to {shard.end_row}",
                 expected="Parquet data pages that fit the file's footer",
@@ -147,13 +157,31 @@ def read_batches(store: Store, shard: Shard, columns: Sequence[str], batch_rows:
         )
 
 
-def _cast(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+def _cast(shard: Shard, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     # Asked for a column "a.b", Arrow gives the member b of a struct a as well, and that struct before its turn.
-    batch = batch.select(schema.names)
-    for i, field in enumerate(batch.schema):
-        if (wanted := schema.field(field.name)).type != field.type:
-            batch = batch.set_column(i, wanted, batch.column(i).cast(wanted.type))
-    return batch
+    columns = []
+    for field in schema:
+        column = batch.column(field.name)
+        try:
+            columns.append(as_type(column, field.type))
+        except pa.ArrowInvalid as error:
+            raise ColumnError(
+                f"{shard.source.uri} has values in column {field.name!r} that the first input file's type cannot hold",
+                expected=str(field.type),
+                found=f"{column.type}: {error}",
+                cure="Leave this file out of --input, or write it again with the same schema",
+            ) from error
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def repeated_columns(where: str, names: Sequence[str]) -> ColumnError:
+    twice = next(name for name, times in Counter(names).items() if times > 1)
+    return ColumnError(
+        f"{where} has several columns named {twice!r}",
+        expected="a name for each column",
+        found=f"columns {', '.join(names)}",
+        cure="Rename all but one of them, or leave this file out of --input",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,8 @@ def check_writable(schema: pa.Schema, whose: str) -> None:
         try:
             if _holds_nothing(field.type):
                 raise pa.ArrowInvalid("lists of no values cannot be read back")
-            pq.write_table(pa.table([pa.nulls(1, field.type)], [field.name]), pa.BufferOutputStream())
+            rows = 0 if _requires(field.type) else 1  # a null where one is required is none of the type's
+            pq.write_table(pa.table([pa.nulls(rows, field.type)], [field.name]), pa.BufferOutputStream())
         except (pa.ArrowException, OSError) as error:
             wrong = f"{field.name}: {field.type}: {error}"
             break
@@ -83,6 +84,14 @@ def check_writable(schema: pa.Schema, whose: str) -> None:
             if whose == "the model"
             else "Mend the function, or leave such columns out",
         )
+
+
+def _requires(kind: pa.DataType) -> bool:
+    """Whether a member of a struct is required, at any depth."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _requires(kind.storage_type)
+    members = [kind.field(i) for i in range(kind.num_fields)]
+    return any(not member.nullable or _requires(member.type) for member in members)
 
 
 def _holds_nothing(kind: pa.DataType) -> bool:

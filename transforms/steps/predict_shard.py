@@ -65,7 +65,8 @@ def predict_shard(
 
     def predicted_of(part: Shard, bisection: Bisection) -> Iterator[pa.RecordBatch]:
         first_row = part.first_row
-        rows = read_batches(store, part, columns, part.batch_rows or job.batch_rows)
+        types = None if part.drift else schema
+        rows = read_batches(store, part, columns, part.batch_rows or job.batch_rows, types)
         with read_ahead(rows, _BATCHES_AHEAD) as source:
             for batch in clock.time_each("read", source):
                 bad_before = bisection.bad_rows
