@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test faults chaos fuzz lint check venv bench-load constraints clean docs coverage test-pythons pictures picture-report
 .PHONY: schedule venv-airflow test-airflow run-dataflow template template-classic run-flink test-runners
-.PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-scale bench-tail bench-gpu bench-smoke bench-peers
+.PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-guard bench-scale bench-tail bench-gpu bench-smoke bench-peers
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -131,7 +131,7 @@ docs: venv ## the documents as a site, with no warning, into build/site
 
 PEERS ?= .venv-peers
 IN_WORK = $(if $(WORK),--work=$(call quoted,WORK))
-BENCHES := throughput images startup memory gil scale tail gpu
+BENCHES := throughput images startup memory gil guard scale tail gpu
 
 bench-throughput: venv ## rows per second beside six peers; [WORK=folder] [RUNS=5] [ARGS=--svg=FILE]; half an hour
 	-@$(MAKE) --no-print-directory bench-peers
@@ -148,6 +148,9 @@ bench-memory: venv ## peak memory for shards of 10^5 and 10^7 rows; [WORK=folder
 
 bench-gil: venv $(VENV)/.bench ## how often a running job holds the interpreter's lock; [WORK=folder] [RUNS=3]
 	$(BIN)/python -m benchmarks.gil $(IN_WORK) --runs=$(or $(RUNS),3) $(ARGS)
+
+bench-guard: venv ## CPU of reading checked Parquet, beside pyarrow; [WORK=folder] [RUNS=9]
+	$(BIN)/python -m benchmarks.guard $(IN_WORK) --runs=$(or $(RUNS),9) $(ARGS)
 
 bench-scale: venv ## planning at 10^6 files, memory and files per second; [RUNS=1]; half an hour
 	$(BIN)/python -m benchmarks.scale $(IN_WORK) --runs=$(or $(RUNS),1) $(ARGS)

@@ -115,6 +115,7 @@ class ParsedFooter:
     raw: bytes
     metadata: pq.FileMetaData
     columns: StoredColumns
+    by_parquet_mr: bool
     # Where the columns of each row group begin; of those that were asked for, what all their chunks say.
     _groups: array[int]
     _said: dict[int, array[int]] = field(default_factory=dict)
@@ -224,19 +225,19 @@ def _read(source: ObjectRef, read: Callable[[int, int], Any]) -> ParsedFooter:
     raw, groups = tail[-8 - length : -8], array("Q")
     if length > _UNSEEN_BYTES:
         groups = index_row_groups(source.uri, raw)
-    metadata, stored = _parse(source.uri, raw, tail)
-    return ParsedFooter(source.uri, source.size, raw, metadata, _columns_of.get(source.uri, stored), groups)
+    metadata, columns, by = _parse(source.uri, raw, tail)
+    return ParsedFooter(source.uri, source.size, raw, metadata, columns, "parquet-mr" in by.lower(), groups)
 
 
-def _parse(uri: str, raw: bytes, tail: bytes) -> tuple[pq.FileMetaData, pa.Schema]:
-    """With a bound on its lists' members, or without where it proves to be sound."""
+def _parse(uri: str, raw: bytes, tail: bytes) -> tuple[pq.FileMetaData, StoredColumns, str]:
+    """With a bound on its lists' members, or without where it proves to be sound; and which program wrote it."""
 
-    def parse(most: int | None) -> tuple[pq.FileMetaData, pa.Schema]:
+    def parse(most: int | None) -> tuple[pq.FileMetaData, StoredColumns, str]:
         with pq.ParquetFile(
             pa.BufferReader(tail), thrift_container_size_limit=most, coerce_int96_timestamp_unit=TIMES
         ) as file:
             # Not the metadata's own, which knows no UUID or JSON that other programs than Arrow wrote.
-            return file.metadata, file.schema_arrow
+            return file.metadata, _columns_of.get(uri, file.schema_arrow), file.metadata.created_by
 
     try:
         try:

@@ -261,7 +261,7 @@ def _checked(wanted: _Wanted, opened: Any, rows: int) -> Iterator[pa.RecordBatch
         opened.seek(start)
         return opened.read_buffer(size)
 
-    padding = PADDING if "parquet-mr" in parsed.metadata.created_by.lower() else 0
+    padding = PADDING if parsed.by_parquet_mr else 0
     guard = PageGuard(parsed.uri, read_at, wanted.leaves, rows, padding)
     largest, small = chunks.largest, chunks.longest <= _READ_WINDOW or chunks.largest <= _WHOLE_CHUNKS
     memory: GroupsInMemory | None = None
