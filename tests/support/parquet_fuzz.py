@@ -1,7 +1,7 @@
 """Damaged Parquet files by number, footers and pages changed as Thrift; run as a program, a process that reads them.
 
-`python -m tests.support.parquet_fuzz FOLDER FIRST END MEMORY` prints a line before it reads an input, with its number, and one after,
-with what came of it. It may map MEMORY bytes at most.
+`python -m tests.support.parquet_fuzz FOLDER FIRST END MEMORY` prints a line before it reads an input, with its number,
+and one after, with what came of it. It may map MEMORY bytes at most.
 """
 
 from __future__ import annotations

@@ -385,8 +385,8 @@ def _row_group(raw: Any, at: int, groups: array[int]) -> int:
 
 @cache
 def _ordinary_column() -> Callable[..., re.Match[bytes] | None]:
-    """A ColumnChunk as programs write it, with its number of values, lengths unpacked and packed, and where its data and its dictionary begin.
-    In Python alone a footer of 4,000 of them takes a tenth of a second.
+    """A ColumnChunk as programs write it, with its number of values, lengths unpacked and packed, and where its data
+    and its dictionary begin. In Python alone a footer of 4,000 of them takes a tenth of a second.
     """
     value = rb"\x15" + VARINT
     statistics = rb"\x1c(?:" + INTEGER + rb"|" + BOOL + rb"|" + header(BINARY) + text(32) + rb")*+\x00"
@@ -404,7 +404,9 @@ def _ordinary_column() -> Callable[..., re.Match[bytes] | None]:
 
 
 def _column_chunks(uri: str, raw: bytes, at: int) -> array[int]:
-    """Of each column in the row group whose columns begin at `at`: the chunk's first byte, its length, its values, its bytes unpacked."""
+    """Of each column in the row group whose columns begin at `at`: the chunk's first byte, its length, its values, its
+    bytes unpacked.
+    """
     said, ordinary = array("q"), _ordinary_column()
     add = said.append
     try:

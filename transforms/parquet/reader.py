@@ -85,10 +85,10 @@ def read_batches(
 ) -> Iterator[pa.RecordBatch]:
     """The shard's rows in order: batch i holds its rows [i * batch_rows, (i + 1) * batch_rows); the last may hold fewer.
 
-    `types` are those to give columns, where the file's own are read alike; see `headrace.transforms.parquet.arrow_types.read_alike`.
-    Raises `ColumnError` where a column is gone, there twice, or holds what its type in `types` cannot; `NotParquet` where the
-    data contradict the footer, or claim to be more than such bytes can hold; `DataError` where a batch does not fit into
-    memory.
+    `types` are those to give columns, where the file's own are read alike; see
+    `headrace.transforms.parquet.arrow_types.read_alike`. Raises `ColumnError` where a column is gone, there twice, or
+    holds what its type in `types` cannot; `NotParquet` where the data contradict the footer, or claim to be more than
+    such bytes can hold; `DataError` where a batch does not fit into memory.
     """
     constant = dict(shard.partitions)
     stored = [name for name in columns if name not in constant]
