@@ -16,7 +16,10 @@ import pyarrow.parquet as pq
 from headrace.transforms.beam.plan import list_outputs
 from headrace.transforms.bounded_json import NotJson, parse_json_object
 from headrace.transforms.errors import HeadraceError, NotParquet, ObjectNotFound, OutputIncomplete
+from headrace.transforms.jobs.input_files import HIDDEN
 from headrace.transforms.jobs.job import ASIDE, JOB_RECORD, MANIFEST_FOLDER, SUCCESS, fingerprint_of, options_as_begun
+from headrace.transforms.output.claims import claim_number, mark_claim, newest_claim, read_claim
+from headrace.transforms.output.manifest import outputs_digest
 from headrace.transforms.parquet.reader import read_footer
 from headrace.transforms.shards.shard import output_name, parse_output_name, sources_sha256
 from headrace.transforms.storage import ObjectRef, Store, StoreOptions, open_store
@@ -134,6 +137,15 @@ def _read_records(verdict: Verdict, store: Store, there: dict[str, ObjectRef]) -
     verdict.looked_at["record"] = 2 + len(parts)
     manifest = pa.concat_tables(tables)
     verdict.expect("record", there[SUCCESS].uri, "shards", manifest.num_rows, mark.get("shards"))
+    if "digest" in mark:  # earlier versions wrote none
+        digest = outputs_digest(verdict.output, store, parts)
+        verdict.expect(
+            "record", there[SUCCESS].uri, "digest of the outputs' names and versions", digest, mark["digest"]
+        )
+    newest = newest_claim(store, verdict.output, max(map(claim_number, there)))
+    if newest > mark_claim(store.read(there[SUCCESS])):
+        claim = read_claim(store, verdict.output, newest)
+        verdict.notes.append(f"Another run has claimed this folder since it was finished: {claim.describe()}.")
     return record, manifest
 
 

@@ -211,6 +211,54 @@ def test_two_jobs_started_at_once_on_one_output_give_one_result(place: Place) ->
         tell(fault, -(-PAIRS // 2), number + 1, number + 1, "one result, whole; both end well")
 
 
+# Where a run stops, by the name that a file is about to get.
+PAUSES = {
+    "claim": ".claim",
+    "record": "job.json",
+    "prediction file": "part-00003-",
+    "manifest's part": "part-00000-00000001-",
+    "prepared mark": ".mark",
+    "mark": "_SUCCESS",
+}
+
+
+@pytest.mark.parametrize("place", ["local"], indirect=True)
+def test_a_run_that_was_stopped_while_another_took_its_folder_does_no_harm(place: Place) -> None:
+    """SIGSTOP at a file that is about to get its name, another job with --overwrite, SIGCONT."""
+    runs = max(1, RUNS // 40)
+    rng = random.Random(SEED)
+    for number in range(runs):
+        for point, part in PAUSES.items():
+            out = f"paused-{number}-{len(point)}"
+            paused = place.warm.start(place.argv(out), place.log, {**place.env, "HEADRACE_TEST_STOP_AT": part})
+            wait_stopped(paused)
+            other = ["--overwrite"] if rng.random() < 0.5 else ["--overwrite", "--clean"]
+            code = place.warm.wait(place.start(out, "--batch_size=49", *other))
+            assert code == 0, place.said()
+            os.killpg(paused, signal.SIGCONT)
+            late = place.warm.wait(paused)
+            folder = f"{place.folder}/{out}"
+            found = read_output(folder).sort_by("id")
+            assert found["id"].to_pylist() == list(range(sum(COUNTS))), f"paused at {point}: rows twice or missing"
+            # Paused before it had claimed anything, it meets the other's finished job and is refused.
+            assert late == (2 if point == "claim" else 1), (point, place.said())
+            assert "was claimed by another run" in place.said() or point == "claim"
+            verified = place.warm.wait(place.warm.start(["verify", f"--output={folder}"], place.log, place.env))
+            assert verified == 0, place.said()
+            fault = f"SIGSTOP as the {point} gets its name, another job takes the folder with --overwrite, SIGCONT"
+            tell(
+                fault, runs, number + 1, number + 1, "the other's output whole; the late run ends with exit code 1 or 2"
+            )
+
+
+def wait_stopped(process: int) -> None:
+    deadline = time.monotonic() + 100
+    while Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert is_running(process), "it ended before it came to the place where it is to stop"
+        assert time.monotonic() < deadline, "it never came to the place where it is to stop"
+        time.sleep(0.02)
+
+
 @dataclass
 class Faulty:
     """Fails a request with probability `rate`, in a way drawn from `FAULTS`."""

@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -145,7 +146,21 @@ def _start(order: dict[str, Any]) -> int:
     os.environ.update(order["env"])
     os.chdir(order["folder"])
     stop_on_signals()
+    if at := order["env"].get("HEADRACE_TEST_STOP_AT"):
+        _stop_at(at)
     return main(order["start"])
+
+
+def _stop_at(part: str) -> None:
+    """SIGSTOP as the first file whose name holds `part` is about to get it."""
+    seen: list[str] = []
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if event in ("os.link", "os.rename") and part in str(args[1]) and not seen:
+            seen.append(part)
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    sys.addaudithook(hook)
 
 
 def _run(order: dict[str, Any]) -> int:

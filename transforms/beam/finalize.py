@@ -8,6 +8,7 @@ import io
 import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import itemgetter
@@ -19,16 +20,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from apache_beam.pvalue import AsList, AsSingleton
 
-from ..errors import AlreadyExists, NotParquet, ObjectChanged, ObjectNotFound, OutputConflict, OutputIncomplete
+from ..errors import (
+    AccessDenied,
+    AlreadyExists,
+    NotParquet,
+    ObjectChanged,
+    ObjectNotFound,
+    OutputConflict,
+    OutputIncomplete,
+)
 from ..jobs.job import ASIDE, MANIFEST_FOLDER, SUCCESS, Job, stored_object
 from ..output.claims import CLAIM_KEY, check_claim, claim_uri, discard, exists, prepare_mark, read_claim, remove_own
-from ..output.dead_letters import (
-    check_dead_letters,
-    first_examples,
-    too_many_bad_rows,
-    unnamed_dead_letters,
-)
-from ..output.manifest import each_finished, manifest_dead_letters, manifest_versions, part_claim
+from ..output.dead_letters import check_dead_letters, first_examples, too_many_bad_rows, unnamed_dead_letters
+from ..output.manifest import each_finished, manifest_dead_letters, manifest_versions, outputs_digest, part_claim
 from ..parquet.reader import read_footer
 from ..report.account import Account
 from ..report.write import account_or_none, write_report
@@ -184,7 +188,7 @@ def finish(job: Job, parts: Iterable[ManifestPart]) -> dict[str, Any]:
     mark = f"{job.output}/{SUCCESS}"
     try:
         check_claim(job, store)
-        summary["digest"] = outputs_digest(job, names)
+        summary["digest"] = outputs_digest(job.output, store, names)
         superseded = check_complete(job, names)
         check_bad_rows(job, names, summary["rows"], summary["bad_rows"])
         _remove(job, store, superseded)  # before the mark, with which nobody may find a row twice
@@ -211,14 +215,6 @@ def _remove(job: Job, store: Store, listed: Sequence[ObjectRef]) -> None:
     check_claim(job, store)
     for ref in listed:
         remove_own(open_store(ref.uri, job.storage), ref)
-
-
-def outputs_digest(job: Job, parts: Sequence[str]) -> str:
-    """SHA-256 (hex) of the lines `name TAB version` of all outputs that the manifest's parts name, sorted by name."""
-    store, digest = open_store(job.output, job.storage), hashlib.sha256()
-    for name, version in manifest_versions(store, (store.stat(f"{job.output}/{part}") for part in parts)):
-        digest.update(f"{name}\t{version}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
 
 
 def finalize(job: Job, results: Iterable[ShardResult]) -> dict[str, Any]:
@@ -387,7 +383,8 @@ def _mark_success(job: Job, store: Store, uri: str, summary: dict[str, Any]) -> 
             ) from error
         return there
     finally:
-        discard(store, prepared.uri)
+        with suppress(AccessDenied):  # who may not remove it leaves it to the next run, whose claim takes it away
+            discard(store, prepared.uri)
     if exists(store, claim_uri(job.output, job.claim + 1)):
         _remove_own_mark(store, uri, summary)
         check_claim(job, store)

@@ -41,6 +41,14 @@ def manifest_versions(store: Store, parts: Iterable[ObjectRef]) -> Iterator[tupl
         yield from zip(table["output"].to_pylist(), table["output_version"].to_pylist(), strict=True)
 
 
+def outputs_digest(output: str, store: Store, parts: Iterable[str]) -> str:
+    """SHA-256 (hex) of the lines `name TAB version` of all outputs that the manifest's parts name, sorted by name."""
+    digest = hashlib.sha256()
+    for name, version in manifest_versions(store, (store.stat(f"{output}/{part}") for part in parts)):
+        digest.update(f"{name}\t{version}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
 def manifest_dead_letters(store: Store, parts: Iterable[ObjectRef]) -> Iterator[tuple[str, str]]:
     """Output and URI of each file of dead letters that is named. Raises `NotParquet` where a part is damaged."""
     for table in _read_parts(store, parts, ["output", "dead_letters"]):

@@ -63,9 +63,9 @@ def run(recorder: Recorder, argv: list[str]) -> tuple[Needs, Needs]:
     request = parse_request(options, "run")
     prepared = prepare(request)
     standing = examine_output(prepared, overwrite=request.overwrite)
-    claim_output(prepared, standing, overwrite=request.overwrite)
+    job = claim_output(prepared, standing, overwrite=request.overwrite)
     launcher = recorder.taken()
-    launch(prepared.job, open_pipeline(options))
+    launch(job, open_pipeline(options))
     return launcher, recorder.taken()
 
 

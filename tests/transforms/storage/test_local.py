@@ -172,6 +172,7 @@ with store.create(folder + "/x") as writer:
     writer.write(b"abc")
     ref = writer.commit()
 os.chmod(folder + "/x", 0)
+ref = store.stat(folder + "/x")  # the change time is part of its version
 os.mkdir(folder + "/in")
 os.chmod(folder, 0o500)
 for verb in (lambda: store.read(ref), lambda: store.create(folder + "/y"), lambda: store.create(folder + "/new/y"),
