@@ -179,9 +179,8 @@ def put_inputs(folder: str, versions: str) -> None:
 
 
 def prepared_job(folder: str, flags: Sequence[str]) -> Prepared:
-    more = {"batch_rule": "other"} if "other" in flags else {}
     job = plain_job(f"{folder}/in/*.parquet", output=f"{folder}/out", incremental="incremental" in flags)
-    job = replace(job, models=(MODEL,), keep=("id",), **more)
+    job = replace(job, models=(MODEL,), keep=("id",), batch_rule="other" if "other" in flags else "given")
     inputs = survey_inputs(job.inputs, StoreOptions(), lambda _: None)
     nothing: Any = None
     return Prepared(job, (), inputs, nothing, nothing, nothing, nothing)

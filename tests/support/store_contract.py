@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace.transforms.errors import AlreadyExists, ObjectChanged, ObjectNotFound, StorageError
-from headrace.transforms.storage import Store, open_store
+from headrace.transforms.storage import ObjectRef, Store, open_store
 
 # More than a store sends or reads at once, and no multiple of it.
 LARGE = (17 << 20) + 3
@@ -214,6 +214,29 @@ class StoreContract(ListContract):
         store.delete(store.stat(f"{root}/x"))
         assert self.get(f"{root}/x") is None
         store.delete(pinned)
+
+    def test_publish_gives_a_name_once_and_only_while_its_source_stands(self, store: Store, root: str) -> None:
+        def prepared(data: bytes) -> ObjectRef:
+            with store.create(f"{root}/deep/prepared-{len(data)}") as writer:
+                writer.write(data)
+                return writer.commit()
+
+        gone = prepared(b"of a run that lost")
+        store.delete(gone)
+        with pytest.raises(ObjectNotFound):
+            store.publish(gone, f"{root}/mark")
+        assert self.get(f"{root}/mark") is None
+        one, other = prepared(b"one"), prepared(b"other")
+        assert store.publish(one, f"{root}/mark") == store.stat(f"{root}/mark")
+        with pytest.raises(AlreadyExists, match="/mark stands already"):
+            store.publish(other, f"{root}/mark")
+        for ref in (one, other):
+            store.delete(store.stat(ref.uri))
+        assert self.get(f"{root}/mark") == b"one"
+        store.delete(store.stat(f"{root}/mark"))
+        with pytest.raises(ObjectNotFound):
+            store.publish(one, f"{root}/mark")
+        assert self.get(f"{root}/mark") is None
 
     def test_commit_of_nothing(self, store: Store, root: str) -> None:
         with store.create(f"{root}/x") as writer:
