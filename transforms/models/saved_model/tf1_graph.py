@@ -15,6 +15,7 @@ from .operations import ASSET, Found, Label, Library, labels_of
 from .tensor_bundle import Bundle, Entry, Region
 
 _TRAIN_OP = "__saved_model_train_op"
+_ASSETS = "saved_model_assets"
 _VARIABLES = ("VarHandleOp", "VariableV2", "Variable")
 
 # The walk that finds dead branches remembers its way; a graph that is deeper counts as alive.
@@ -91,7 +92,7 @@ class Graph:
 
     def _collect(self, outputs: Iterable[Output], fed: set[Output], found: Found) -> None:
         library = Library(self._meta.graph_def)
-        assets: dict[str, Label] = {self._output(i.tensor_info.name)[0]: ASSET for i in self._meta.asset_file_def}
+        assets: dict[str, Label] = dict.fromkeys(self._assets(), ASSET)
         label = labels_of(self._nodes.get, assets | {name: None for name, _ in fed})
         calls: list[tuple[str, tuple[Label, ...]]] = []
         dead = _Dead(self._nodes, label)
@@ -101,6 +102,18 @@ class Graph:
             found.add(node, labels)
             calls += library.calls(node, labels)
         library.walk(calls, found)
+
+    def _assets(self) -> Iterator[str]:
+        """The nodes that the loader gives an asset's path (tensorflow/python/saved_model/loader_impl.py, get_asset_tensors)."""
+        from tensorflow.core.protobuf import meta_graph_pb2
+
+        kept = list(self._meta.asset_file_def)
+        collections = self._meta.collection_def
+        if not kept and _ASSETS in collections:
+            for packed in collections[_ASSETS].any_list.value:
+                kept.append(asset := meta_graph_pb2.AssetFileDef())
+                packed.Unpack(asset)
+        yield from (self._output(asset.tensor_info.name)[0] for asset in kept)
 
     def _definition(self, signature: str) -> Any:
         if signature in self._refused:
