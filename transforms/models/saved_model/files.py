@@ -15,6 +15,7 @@ from ..first_bytes import FIRST_BYTES, other_file
 from ..ref import ModelRef
 from ..spec import Signature, TensorSpec
 from ..streaming.whole_reads import Readable, ReadTogether, read_whole, say_unchecked
+from .farmhash import fingerprint64
 from .tensor_bundle import Bundle
 
 COPY_AGAIN = "Copy the model again from where it was exported."
@@ -100,15 +101,6 @@ def _check_fingerprint(store: Readable, ref: ModelRef, index: ObjectRef) -> None
             found=f"the fingerprint {found:016x}",
             cure=f"Copy saved_model.pb, {_FINGERPRINT} and variables/ from the same export.",
         )
-
-
-def fingerprint64(data: bytes) -> int:
-    """FarmHash's Fingerprint64."""
-    import tensorflow as tf
-
-    with tf.device("/device:CPU:0"):
-        digest: bytes = tf.raw_ops.Fingerprint(data=tf.constant([data]), method="farmhash64").numpy().tobytes()
-    return int.from_bytes(digest, "little")
 
 
 def signature_of(name: str, definition: Any, ref: ModelRef, *, ragged: bool = False) -> Signature:

@@ -10,6 +10,7 @@ import pytest
 
 from headrace.transforms.errors import CorruptModel
 from headrace.transforms.models.load import describe_model, load_model
+from headrace.transforms.models.saved_model.farmhash import fingerprint64
 
 
 def _export(folder: Path, value: float, size: int = 2) -> Path:
@@ -52,3 +53,12 @@ def test_a_fingerprint_that_cannot_be_parsed(tmp_path: Path) -> None:
     (folder / "fingerprint.pb").write_bytes(b"\xff\xff")
     with pytest.raises(CorruptModel, match=r"fingerprint\.pb cannot be parsed"):
         load_model(str(folder))
+
+
+def test_the_fingerprint_is_tensorflows() -> None:
+    import tensorflow as tf
+
+    data = np.random.default_rng(0).bytes(1000)
+    some = [data[:n] for n in (*range(130), 191, 192, 193, 1000)]
+    digests = tf.raw_ops.Fingerprint(data=tf.constant(some), method="farmhash64").numpy().view("<u8").ravel()
+    assert [fingerprint64(one) for one in some] == digests.tolist()
