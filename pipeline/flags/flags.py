@@ -346,13 +346,15 @@ def flags_of(command: str) -> list[argparse.Action]:
     """The flags that mean something to one of `COMMANDS`, in their order; all of them for ""."""
     parser = argparse.ArgumentParser(add_help=False)
     Flags.add_to(parser)
-    of: Mapping[str, Callable[[str], bool]] = {
-        "run": lambda dest: dest not in _ONLY_VERIFY,
-        "plan": lambda dest: dest not in _ONLY_VERIFY | _ONLY_RUN,
-        "inspect": lambda dest: dest in _INSPECT,
-        "verify": lambda dest: dest in _VERIFY,
+    every = {action.dest for action in parser._actions}
+    of = {
+        "": every,
+        "run": every - _ONLY_VERIFY,
+        "plan": every - _ONLY_VERIFY - _ONLY_RUN,
+        "inspect": _INSPECT,
+        "verify": _VERIFY,
     }
-    return [action for action in parser._actions if command not in of or of[command](action.dest)]
+    return [action for action in parser._actions if action.dest in of[command]]
 
 
 def help_text(command: str = "") -> str:

@@ -97,6 +97,25 @@ def inputs(folder: Path, run: Run) -> None:
         (ref,) = open_store(BUCKET).list(f"{BUCKET}/{place}/")
         put(f"{BUCKET}/{place}.parquet", open_store(BUCKET).read(ref))
     put(f"{BUCKET}/lists/tonight.txt", f"{BUCKET}/other/part-8.parquet\n".encode())
+    images(folder)
+
+
+def images(folder: Path) -> None:
+    import tensorflow as tf
+
+    class Brightness(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, 224, 224, 3], tf.uint8, "pixels")])
+        def __call__(self, pixels: Any) -> dict[str, Any]:
+            return {"brightness": tf.reduce_mean(tf.cast(pixels, tf.float32), axis=[1, 2, 3])}
+
+    module = Brightness()
+    tf.saved_model.save(module, str(folder / "image"), signatures=module.__call__.get_concrete_function())
+    upload(folder / "image", "image-model")
+    image = tf.io.encode_png(tf.zeros((8, 8, 3), tf.uint8)).numpy()
+    (folder / "photos").mkdir()
+    (folder / "photos/cat.png").write_bytes(image)
+    table = pa.table({"name": ["cat.png"], "image": pa.array([image], pa.binary())})
+    put_table(f"{BUCKET}/photos/part-0.parquet", table)
 
 
 def migration(folder: Path, run: Run) -> None:
