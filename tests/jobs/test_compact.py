@@ -107,14 +107,14 @@ def test_a_run_that_was_cut_off_goes_on_and_a_finished_one_has_nothing_to_do(cap
     before, names = read_output(f"{place}/out"), outputs(f"{place}/out")
     capfd.readouterr()
     assert main(compact(place)) == 0
-    assert f"Nothing to do: all {len(names)} shards stand" in capfd.readouterr().out
+    assert f"Nothing to do: all {len(names)} shards are" in capfd.readouterr().out
     delete(f"{place}/out/_SUCCESS")
     for name in names[1:3]:
         delete(f"{place}/out/{name}")
     kept = {ref.uri: ref.version for ref in open_store(place).list(f"{place}/out/part")}
     assert main(compact(place)) == 0
     out, err = capfd.readouterr()
-    assert f"Going on: {len(names) - 2} shards stand" in err
+    assert f"Going on: {len(names) - 2} shards are" in err
     assert outputs(f"{place}/out") == names
     assert kept.items() <= {ref.uri: ref.version for ref in open_store(place).list(f"{place}/out/part")}.items()
     assert read_output(f"{place}/out").equals(before)

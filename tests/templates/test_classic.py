@@ -134,7 +134,7 @@ def test_launched_with_other_parameters_it_does_what_the_command_does_and_each_g
     assert {pair for pair in before if not any(part in pair[0] for part in anew)} <= kept(plain).items()
     capsys.readouterr()
     assert cli.main(staged.command("ours", *FLAGS)) == 0
-    assert "Going on: 2 shards stand" in capsys.readouterr().err
+    assert "Going on: 2 shards are" in capsys.readouterr().err
     assert cli.main(["verify", f"--output={plain}"]) == cli.main(["verify", f"--output={ours}"]) == 0
     assert read_output(ours).equals(read_output(plain))
     assert read_output(ours).num_rows == 60

@@ -165,7 +165,7 @@ def test_a_finished_job_run_again_lists_twice_and_opens_no_input(
         MemoryStore, "read_into", lambda self, ref, *where: (read.update([ref.uri]), plain_read(self, ref, *where))[1]
     )
     assert main(argv) == 0
-    assert f"Nothing to do: all {shards:,} shards stand" in capfd.readouterr().out
+    assert f"Nothing to do: all {shards:,} shards are" in capfd.readouterr().out
     assert listed == {f"{folder}/in/": 1, f"{folder}/out/": 1}
     assert not [uri for uri in read if "/in/" in uri]
     assert {uri.split("/out/")[1].split("/")[0] for uri in read if "/out/" in uri} == {
