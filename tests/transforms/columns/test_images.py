@@ -168,7 +168,8 @@ def test_what_cannot_be_decoded_is_told_with_its_row(bad: bytes, found: str, pla
     rows = (GOOD * 4)[:7]
     rows[place] = bad
     rows[6] = bad
-    said = re.escape("Expected: a JPEG or PNG image of at most 64000000 pixels that decodes to 3 channels. Found: ")
+    bound = "of at most 64000000 pixels that decodes to 3 channels"
+    said = re.escape(f"Expected: a JPEG or PNG image, as --decode_image reads them, {bound}. Found: ")
     with pytest.raises(
         ColumnError, match=f"Column 'image' of f cannot be read in row {100 + place}\\. {said}"
     ) as caught:
