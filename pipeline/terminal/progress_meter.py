@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.transforms import progress
+from headrace.transforms.columns.wording import counted
 from headrace.transforms.storage.store import retries_so_far
 
 _WINDOW_SECONDS = 15.0
@@ -127,8 +128,8 @@ def describe(reading: Reading) -> str:
     if not now.shards_planned:
         return f"planning, {reading.seconds:.0f} s"
     parts = [
-        f"{now.shards_done:,} of {now.shards_planned:,} shards",
-        f"{reading.rows_accounted:,} of {now.rows_planned:,} rows",
+        f"{now.shards_done:,} of {counted(now.shards_planned, 'shard')}",
+        f"{reading.rows_accounted:,} of {counted(now.rows_planned, 'row')}",
     ]
     if reading.streaming:
         rate = f", {mib(reading.model_bytes_per_second)} MiB/s" if reading.model_bytes_per_second else ""
