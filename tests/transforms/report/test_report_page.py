@@ -165,7 +165,7 @@ def test_hard_pages_fit_every_width(chromium: Browser, tmp_path: Path, kind: str
         wide = "return [...document.querySelectorAll('main *')].filter((e) => !e.closest('.scroll,.chart')"
         assert chromium.js(f"{wide} && e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.outerHTML)") == []
     chromium.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    for scheme, media in MEDIA:
+    for scheme, media in MEDIA if kind != "200 columns" else ():  # these hold nothing that the others lack, many times
         chromium.media(scheme, media)
         lowest, where = chromium.contrasts()[0]
         assert lowest >= 4.5, where
