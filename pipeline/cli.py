@@ -20,6 +20,7 @@ from .flags.beam_options import PredictOptions, parse_flags, runner_of
 from .flags.flags import COMMANDS
 from .flags.request import Request, parse_request
 from .packages.user_package import open_user_packages
+from .runners.dask_runner import check_dask
 from .runners.dataflow import check_dataflow, detached, memory_nbytes, tell_dataflow
 from .runners.dataflow_workers import is_dataflow, set_up_workers
 from .runners.portable import check_portable
@@ -56,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         if command in ("run", "plan"):
             check_dataflow(options, request)
             check_portable(options)
+            check_dask(options, request.user_packages)
         if command != "verify" or request.sample is not None:
             with nullcontext() if verbose else quiet_stderr():
                 here = command != "inspect" and runner_of(options) is None

@@ -22,6 +22,18 @@ class PredictOptions(PipelineOptions):
         Flags.add_to(parser)
 
 
+class DaskClientOptions(PipelineOptions):
+    """Beam declares the same flag, in a module that imports Dask."""
+
+    @classmethod
+    def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--dask_client_address",
+            default=None,
+            help="of the scheduler of a Dask cluster, for --runner=DaskRunner: tcp://HOST:8786",
+        )
+
+
 def parse_flags(argv: Sequence[str]) -> PredictOptions:
     """Raises `InvalidRequest` for a flag that neither headrace nor Beam knows, naming the nearest that they do."""
     parser = _every_flag()

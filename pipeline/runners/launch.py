@@ -28,6 +28,7 @@ from ..flags.beam_options import runner_of
 from ..packages.user_package import UserPackage
 from ..terminal.log import tell
 from ..terminal.progress_output import watched
+from .dask_runner import DaskRunner, is_dask
 from .dataflow import left_running_text, not_taken, submitted_text
 from .dataflow_workers import is_dataflow
 from .graph import build_graph
@@ -65,7 +66,7 @@ def open_pipeline(
             setup = options.view_as(SetupOptions)
             if wheels := [*own, *(package.wheel for package in packages)]:
                 setup.extra_packages = [*(setup.extra_packages or ()), *map(str, wheels)]
-            return beam.Pipeline(options=options)
+            return beam.Pipeline(runner=DaskRunner() if is_dask(options) else None, options=options)
         # Named, since Beam's default for local runs first tries to download another runner.
         from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 
