@@ -37,7 +37,8 @@ _OPENED = tuple(
         *("java.util.concurrent", "java.util.concurrent.atomic", "java.util.concurrent.locks"),
     )
 )
-# As many restarts of a job as `attempts`, a second apart; what is done stands in the output, and is passed over.
+# As many restarts of a job as `attempts`, ten seconds apart: one lost TaskManager takes several until its slots are gone.
+# What is done is in the output, and is passed over.
 CONFIGURATION = """\
 jobmanager.rpc.address: 127.0.0.1
 jobmanager.rpc.port: {rpc}
@@ -54,8 +55,8 @@ taskmanager.memory.task.heap.size: 384m
 taskmanager.memory.task.off-heap.size: 128m
 taskmanager.memory.framework.heap.size: 128m
 taskmanager.memory.framework.off-heap.size: 128m
-taskmanager.memory.network.min: 64m
-taskmanager.memory.network.max: 64m
+taskmanager.memory.network.min: 128m
+taskmanager.memory.network.max: 128m
 taskmanager.memory.managed.size: 128m
 taskmanager.memory.jvm-metaspace.size: 256m
 taskmanager.memory.jvm-overhead.min: 192m
@@ -64,8 +65,8 @@ heartbeat.interval: 1000
 heartbeat.timeout: 10000
 parallelism.default: {parallelism}
 restart-strategy.type: fixed-delay
-restart-strategy.fixed-delay.attempts: 3
-restart-strategy.fixed-delay.delay: 1 s
+restart-strategy.fixed-delay.attempts: 10
+restart-strategy.fixed-delay.delay: 10 s
 io.tmp.dirs: {work}/tmp
 """
 _LOGGING = """\

@@ -112,16 +112,18 @@ def one_endpoint(endpoints: Sequence[str]) -> Iterator[str]:
         def __init__(self) -> None:
             channels = [grpc.insecure_channel(endpoint) for endpoint in endpoints]
             self._turns = itertools.cycle(map(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolStub, channels))
-            self._started: dict[str, Any] = {}
+            # Of several TaskManagers, each has workers 1-1, 2-1 and so on: an id says nothing without who asked.
+            self._started: dict[tuple[str, str], Any] = {}
             self._lock = threading.Lock()
 
         def StartWorker(self, request: Any, context: Any) -> Any:
             with self._lock:
-                pool = self._started[request.worker_id] = next(self._turns)
+                pool = self._started[context.peer(), request.worker_id] = next(self._turns)
             return pool.StartWorker(request)
 
         def StopWorker(self, request: Any, context: Any) -> Any:
-            pool = self._started.pop(request.worker_id, None)
+            with self._lock:
+                pool = self._started.pop((context.peer(), request.worker_id), None)
             return pool.StopWorker(request) if pool else beam_fn_api_pb2.StopWorkerResponse()
 
     server = grpc.server(shared_unbounded_instance())

@@ -2,14 +2,15 @@
 [NAME …]`.
 
 Every runner is told by flags alone. What one needs is fetched once into --work; what cannot be had is named, and the others
-run. Exit code 0: the outputs of all that ran are the same rows in the same order. 1: one differs or failed. 2: a runner that
-was asked for by name could not run.
+run. Exit code 0: the outputs of all that ran are the same rows in the same order, and every machine computed some. 1: one
+differs or failed. 2: a runner that was asked for by name could not run.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,7 +27,7 @@ import pyarrow as pa
 from headrace.pipeline.demo import BUCKET, emulated_bucket, fill
 from headrace.transforms.storage import open_store
 from tests.support.flink_cluster import FLINK, Missing, flink_cluster, job_server_jar, libraries
-from tests.support.front import Front
+from tests.support.front import Front, Gate
 from tests.support.jobs import read_output
 from tests.support.machines import can_be_apart, machines, one_endpoint, python_job_service, served, worker_environment
 
@@ -45,9 +46,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Ran:
+    """`fetched` and `computed` are the model's fetches and the shards' outputs of each machine; none where one alone runs."""
+
     seconds: float
     fetched: list[int]
     output: pa.Table | None
+    computed: list[int] = field(default_factory=list)
 
 
 @contextmanager
@@ -120,16 +124,33 @@ def _prism_binary(work: Path) -> Path:
 def run(name: str, work: Path, behind: str) -> Ran:
     """Raises `Missing`."""
     output = f"{ROOT}/out-{name}"
-    job = [f"--model={ROOT}/models/digits", f"--input={ROOT}/in/*.parquet", f"--output={output}"]
+    # As many units of work as shards: the demo's files are so small that one machine would get them all in one.
+    job = [f"--model={ROOT}/models/digits", f"--input={ROOT}/in/*.parquet", f"--output={output}", "--shard_bytes=1"]
     with ExitStack() as ends:
         place: Place = ends.enter_context(RUNNERS[name](work, behind))  # type: ignore[arg-type]
         front = ends.enter_context(served(Front(behind)))
+        uploads = [Uploads(one) for one in place.stores]
         command = [sys.executable, "-m", "pipeline", *job, *place.flags]
         print(f"\n  $ {' '.join(['python', *command[1:]])}\n", flush=True)
         started = time.monotonic()
         code = subprocess.run(command, env={**worker_environment(), "STORAGE_EMULATOR_HOST": front.url}).returncode
         seconds = time.monotonic() - started
-        return Ran(seconds, [_fetched(one) for one in place.stores or [front]], None if code else read_output(output))
+        fetched = [_fetched(one) for one in place.stores or [front]]
+        return Ran(seconds, fetched, None if code else read_output(output), [len(one.names) for one in uploads])
+
+
+class Uploads:
+    """The shards' outputs that a machine hands to its store."""
+
+    def __init__(self, store: Front) -> None:
+        self.names: set[bytes] = set()
+        store.faults.append(self)
+
+    def __call__(self, gate: Gate) -> bool:
+        if gate.command == "POST" and "/upload/" in gate.path:
+            # In the path, or in the first part of the body.
+            self.names.update(re.findall(rb"part-[^\"&?%/]+", gate.path.encode() + gate.body[:4096]))
+        return False
 
 
 def _fetched(store: Front) -> int:
@@ -177,22 +198,24 @@ def same(one: Ran, ran: dict[str, Ran | Missing]) -> bool:
     reference = ran["direct"]
     if one.output is None or not isinstance(reference, Ran) or reference.output is None:
         return False
-    return one.output.num_rows > 0 and one.output.equals(reference.output)
+    return one.output.num_rows > 0 and one.output.equals(reference.output) and all(one.computed)
 
 
 def table(ran: dict[str, Ran | Missing]) -> str:
     lines = [
-        "| runner | rows | seconds | rows and order | times each machine fetched the model |",
-        "|---|---|---|---|---|",
+        "| runner | rows | seconds | rows and order | times each machine fetched the model | shards each machine computed |",
+        "|---|---|---|---|---|---|",
     ]
     for name, one in ran.items():
         if isinstance(one, Missing):
-            lines.append(f"| {name} | - | - | not run: {one} | - |")
+            lines.append(f"| {name} | - | - | not run: {one} | - | - |")
             continue
         rows = "failed" if one.output is None else f"{one.output.num_rows:,}"
         told = "the reference" if name == "direct" else "identical" if same(one, ran) else "DIFFER"
-        fetched = ", ".join(f"{times}" for times in one.fetched)
-        lines.append(f"| {name} | {rows} | {one.seconds:.0f} | {told} | {fetched} |")
+        if not all(one.computed):
+            told = "A MACHINE COMPUTED NOTHING"
+        fetched, computed = (", ".join(map(str, each)) for each in (one.fetched, one.computed or ["all"]))
+        lines.append(f"| {name} | {rows} | {one.seconds:.0f} | {told} | {fetched} | {computed} |")
     return "\n".join(lines)
 
 

@@ -163,7 +163,11 @@ def test_the_table_of_runners_tells_rows_in_another_order_and_a_failed_run() -> 
         "prism": Ran(1.0, [0], table.take(list(reversed(range(20))))),
         "flink": Ran(1.0, [0], None),
         "other": Missing("the jar"),
+        "idle": Ran(1.0, [1, 0], rows(0, 20), [6, 0]),
+        "busy": Ran(1.0, [1, 1], rows(0, 20), [4, 2]),
     }
+    last = ["A MACHINE COMPUTED NOTHING", "identical"]
     told = [line.split(" | ")[3] for line in table_of(runs).splitlines()[2:]]
-    assert told == ["the reference", "identical", "DIFFER", "DIFFER", "not run: the jar"]
+    assert told == ["the reference", "identical", "DIFFER", "DIFFER", "not run: the jar", *last]
     assert "| 1, 2 |" in table_of(runs)
+    assert "| 4, 2 |" in table_of(runs)
