@@ -23,7 +23,7 @@ from .packages.user_package import open_user_packages
 from .runners.dask_runner import check_dask
 from .runners.dataflow import check_dataflow, detached, memory_nbytes, tell_dataflow
 from .runners.dataflow_workers import is_dataflow, set_up_workers
-from .runners.portable import check_portable
+from .runners.portable import check_portable, timeout_note
 from .start import loaded
 from .terminal.answer import Answer
 from .terminal.log import is_json, own_process, set_up_logs, tell, tell_error, tell_interrupted, wants_json
@@ -58,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
             check_dataflow(options, request)
             check_portable(options)
             check_dask(options, request.user_packages)
+            if told := timeout_note(options):
+                tell("note", f"{told}.", logging.WARNING)
         if command != "verify" or request.sample is not None:
             with nullcontext() if verbose else quiet_stderr():
                 here = command != "inspect" and runner_of(options) is None

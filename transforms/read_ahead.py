@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import copy_context
 from queue import SimpleQueue
 from typing import TypeVar
 
@@ -48,7 +49,8 @@ def read_ahead(items: Iterator[Item], depth: int) -> Iterator[Iterator[Item]]:
             free.put(None)
             yield item  # type: ignore[misc]
 
-    thread = threading.Thread(target=run, name="headrace-read", daemon=True)
+    # In the consumer's context, which says what its log lines are about.
+    thread = threading.Thread(target=copy_context().run, args=(run,), name="headrace-read", daemon=True)
     thread.start()
     try:
         yield drain()

@@ -17,6 +17,7 @@ from apache_beam.options.pipeline_options import (
     PipelineOptions,
     PortableOptions,
     PrismRunnerOptions,
+    WorkerOptions,
 )
 
 from headrace.transforms.errors import InvalidRequest, JobError
@@ -145,6 +146,17 @@ def cancelled_text(result: Any) -> str:
     except Exception as error:  # each runner has its own
         asked = f"The job may go on without this command: its runner could not be asked to cancel it ({error})."
     return f"{asked} Start nothing else on this output before; the same command then goes on from what is done."
+
+
+def timeout_note(options: PipelineOptions) -> str:
+    """Empty, or what comes of a bound on one element's time: an element is a shard, or several small ones."""
+    minutes = options.view_as(WorkerOptions).element_processing_timeout_minutes
+    if minutes is None or runner_of(options) is None:
+        return ""
+    return (
+        f"--element_processing_timeout_minutes={minutes} ends a worker, with all its shards, when one shard takes longer, and "
+        "that shard starts anew: a job with such a shard never ends. Leave it out, or make shards smaller with --shard_bytes"
+    )
 
 
 def forget_counters(result: Any) -> None:

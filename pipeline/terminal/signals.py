@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import NoReturn
 
 from headrace.transforms import progress
+from headrace.transforms.steps.shard_log import running
 
 from .log import tell_at_once
 
@@ -28,6 +29,9 @@ def _announce_at_once(text: str) -> None:
 
 
 _announce: _Announce = _announce_at_once
+# The shards that were being computed when the signal came.
+_given_back: list[str] = []
+_MOST_NAMED = 5
 
 
 @contextmanager
@@ -72,6 +76,8 @@ def _wake_on_signals() -> None:
 
 
 def _stop(*_: object) -> NoReturn:
+    global _given_back
+    _given_back = running()
     for number in _SIGNALS:
         signal.signal(number, _end_now)
     _announce("Stopping. Once more ends it at once.")
@@ -89,4 +95,11 @@ def stopped_text(*, overwrites: bool) -> str:
     now = progress.snapshot()
     done = f" {now.shards_done:,} of {now.shards_planned:,} shards are done." if now.shards_planned else ""
     same = "The same command without --overwrite" if overwrites else "The same command"
-    return f"Stopped.{done} {same} goes on from what is done."
+    return f"Stopped.{done}{_given_back_text(_given_back)} {same} goes on from what is done."
+
+
+def _given_back_text(shards: list[str]) -> str:
+    if not shards:
+        return ""
+    more = f" and {len(shards) - _MOST_NAMED:,} more" if len(shards) > _MOST_NAMED else ""
+    return f" Given back unfinished: {', '.join(shards[:_MOST_NAMED])}{more}."

@@ -214,8 +214,8 @@ def table(ran: dict[str, Ran | Missing]) -> str:
         told = "the reference" if name == "direct" else "identical" if same(one, ran) else "DIFFER"
         if not all(one.computed):
             told = "A MACHINE COMPUTED NOTHING"
-        fetched, computed = (", ".join(map(str, each)) for each in (one.fetched, one.computed or ["all"]))
-        lines.append(f"| {name} | {rows} | {one.seconds:.0f} | {told} | {fetched} | {computed} |")
+        fetched, computed = (", ".join(map(str, each)) for each in (one.fetched, one.computed))
+        lines.append(f"| {name} | {rows} | {one.seconds:.0f} | {told} | {fetched} | {computed or 'all'} |")
     return "\n".join(lines)
 
 

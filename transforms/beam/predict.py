@@ -32,6 +32,7 @@ from ..predicting.predictor import devices_for, load_predictors, load_shared
 from ..shards.measuring import timed_load
 from ..shards.shard import Shard, ShardResult, WorkUnit
 from ..steps.predict_shard import predict_shard
+from ..steps.shard_log import mark_log_lines, working_on
 from ..steps.shard_threads import shard_threads
 from ..storage import StoreOptions, open_store
 from ..storage.store import public_uri, take_retries
@@ -58,16 +59,17 @@ class _PredictShard(beam.DoFn):
     The model is loaded in `setup`, unless the job is found out by an earlier step, as in a template.
     """
 
-    def __init__(self, job: Job | None) -> None:
-        self._job = job
+    def __init__(self, job: Job | None, step: str) -> None:
+        self._job, self._step = job, step
         self._pending: deque[Future[ShardResult]] = deque()
         self._cancelled = threading.Event()
         self._ready = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._job,)
+        return type(self), (self._job, self._step)
 
     def setup(self) -> None:
+        mark_log_lines()
         if self._job is not None:
             self._load(self._job)
 
@@ -93,7 +95,7 @@ class _PredictShard(beam.DoFn):
     def _on_a_device(self, job: Job, shard: Shard, cancelled: threading.Event) -> ShardResult:
         progress.add(shards_in_flight=1)
         try:
-            with least_busy(self._devices) as i:
+            with working_on(shard.output, self._step), least_busy(self._devices) as i:
                 result = predict_shard(job, self._predictors[i], self._store, self._sink, shard, cancelled)
         finally:
             progress.add(shards_in_flight=-1)
@@ -147,7 +149,9 @@ class PredictShards(beam.PTransform):
 
     def expand(self, units: beam.PCollection[WorkUnit]) -> beam.PCollection[ShardResult]:
         known = self._job if isinstance(self._job, Job) else None
-        return units | "Predict" >> beam.ParDo(_PredictShard(known), self._job).with_output_types(ShardResult)
+        return units | "Predict" >> beam.ParDo(
+            _PredictShard(known, f"{self.label}/Predict"), self._job
+        ).with_output_types(ShardResult)
 
     def display_data(self) -> dict[str, Any]:
         if not isinstance(self._job, Job):
