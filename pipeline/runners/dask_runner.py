@@ -1,6 +1,6 @@
 """The job on a Dask cluster: `--runner=DaskRunner --dask_client_address=tcp://HOST:8786`.
 
-Beam 2.77 has a DaskRunner, which cannot run this job. Its faults, each with a test in tests/test_dask_faults.py that fails once
+Beam 2.77 has a DaskRunner, which cannot run this job. Its faults, each with a test in tests/pipeline/runners/test_dask_faults.py that fails once
 Beam has fixed it; when all are gone, this file can go:
 
   impulse         `Impulse` gives nothing, and every pipeline of ours begins with one
