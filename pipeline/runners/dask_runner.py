@@ -1,7 +1,7 @@
 """The job on a Dask cluster: `--runner=DaskRunner --dask_client_address=tcp://HOST:8786`.
 
-Beam 2.77 has a DaskRunner, which cannot run this job. Its faults, each with a test in tests/pipeline/runners/test_dask_faults.py that fails once
-Beam has fixed it; when all are gone, this file can go:
+Beam 2.77 has a DaskRunner, which cannot run this job. Its faults, as its source has them; tests/pipeline/runners/test_dask_runner.py
+has a test that this runner is free of each. When all are gone from Beam, this file can go:
 
   impulse         `Impulse` gives nothing, and every pipeline of ours begins with one
   finish_bundle   what a DoFn gives in `finish_bundle` is dropped: all shards of a bundle
