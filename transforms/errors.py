@@ -164,10 +164,12 @@ class SignatureNotFound(ModelError):
 class DataError(HeadraceError):
     """The data cannot be used as it is.
 
-    `stage` is where a batch's way ended, while that is known: "preprocess", "features", "model", …
+    `stage` is where a batch's way ended, while that is known: "preprocess", "features", "model", … `alike` are the rows of
+    that batch which fail in the same way, from 0, and what is found in each, while that is known.
     """
 
     stage: str = ""
+    alike: tuple[tuple[int, str], ...] = ()
 
 
 class NotParquet(DataError):

@@ -24,7 +24,7 @@ from ..errors import InvalidRequest
 from ..jobs.job import Job, Loading
 from ..models.load import describe_for_job
 from ..models.ref import ModelRef, pin_model
-from ..output.dead_letters import dead_letter, dead_letter_schema
+from ..output.dead_letters import dead_letter_schema, dead_letters
 from ..predicting.batch_predictor import BatchPredictor, BatchRequest, request_batches
 from ..predicting.bisection import BadRow
 from ..predicting.devices import least_busy
@@ -194,7 +194,7 @@ class _PredictBatch(beam.DoFn):
             yield from (pa.concat_batches([one]) if one.num_rows < batch.num_rows else one for one in results)
             started = time.perf_counter()
         if bad:
-            yield TaggedOutput(DEAD_LETTERS, pa.concat_batches(list(map(dead_letter, bad))))
+            yield TaggedOutput(DEAD_LETTERS, dead_letters(bad))
 
 
 @with_input_types(pa.RecordBatch)

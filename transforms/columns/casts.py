@@ -46,11 +46,14 @@ def numpy_dtype(dtype: str) -> np.dtype[Any]:
 
 
 class UncastableError(Exception):
-    """The value at `index` (row-major) has no counterpart; `found` shows it."""
+    """The value at `index` (row-major) has no counterpart; `found` shows it. `wrong` are the indices of all such values, and
+    `values` is what they are of.
+    """
 
-    def __init__(self, index: int, found: str) -> None:
-        super().__init__(index, found)
-        self.index, self.found = index, found
+    def __init__(self, wrong: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
+        super().__init__(int(wrong[0]), str(values[wrong[0]]))
+        self.index, self.found = int(wrong[0]), str(values[wrong[0]])
+        self.wrong, self.values = wrong, values
 
 
 def cast(values: np.ndarray[Any, Any], target: str) -> np.ndarray[Any, Any]:
@@ -107,5 +110,4 @@ def _sticky(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def _refuse(values: np.ndarray[Any, Any], wrong: np.ndarray[Any, Any]) -> None:
     if wrong.any():
-        at = int(wrong.argmax())
-        raise UncastableError(at, str(values[at]))
+        raise UncastableError(np.flatnonzero(wrong), values)

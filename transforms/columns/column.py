@@ -91,7 +91,7 @@ class Column:
             try:
                 level.open(at)
             except ListLengthError as error:
-                raise ColumnError(
+                refused = ColumnError(
                     f"Column '{self.name}'{of(where)} has a list of another length in row "
                     f"{self._row(batch, at, error.index, where, first_row)}",
                     expected=error.wanted,
@@ -99,7 +99,10 @@ class Column:
                     cure="Shorten the longer lists before predicting: nothing is cut off."
                     if isinstance(level, PaddedLists)
                     else f"Make the lists equally long before predicting, or fill them up: --pad {self.rule.tensor}=VALUE.",
-                ) from None
+                )
+                if error.wrong is not None and error.lengths is not None:
+                    refused.alike = _alike(at, np.flatnonzero(error.wrong), error.lengths, "{} values")
+                raise refused from None
         at.array = self.leaf.plain(at.array)
         if at.array.null_count and self.rule.fill is None:
             self._refuse_nulls(batch, at, where, first_row)
@@ -141,13 +144,15 @@ class Column:
         try:
             read = cast(values, self.rule.dtype)
         except UncastableError as error:
-            raise ColumnError(
+            refused = ColumnError(
                 f"Column '{self.name}'{of(where)} has a value in row {first_row + at.row(error.index)} that --cast "
                 f"cannot turn into {self.rule.dtype}",
                 expected="0 or 1" if dtype == np.bool_ else f"a number within the bounds of {self.rule.dtype}",
                 found=error.found,
                 cure="Mend or drop that row before predicting.",
-            ) from None
+            )
+            refused.alike = _alike(at, error.wrong, error.values)
+            raise refused from None
         if missing is not None:
             read = np.where(missing, np.asarray(self.rule.fill, dtype), read)
         if at.present is None:
@@ -178,7 +183,7 @@ class Column:
         )
 
     def _refuse_nulls(self, batch: pa.RecordBatch, at: Opened, where: str, first_row: int) -> None:
-        index = int(nulls(at.array).argmax())
+        missing = np.flatnonzero(nulls(at.array))
         wanted, cure = "a value in every row: it is a feature of the model", "Fill or drop these rows before predicting"
         if self.rule.fill is not None:
             cure = f"Say --pad {self.rule.tensor}=VALUE too: then a null list counts as an empty one"
@@ -186,12 +191,23 @@ class Column:
         elif self.leaf.dims == ():
             cure += f", or say --fill {self.rule.tensor}=VALUE"
         count = at.array.null_count
-        raise NullFeature(
-            f"Column '{self.name}'{of(where)} is null in row {self._row(batch, at, index, where, first_row)}",
+        refused = NullFeature(
+            f"Column '{self.name}'{of(where)} is null in row {self._row(batch, at, int(missing[0]), where, first_row)}",
             expected=wanted,
             found=f"{count} null{'s' * (count > 1)} in this batch" if batch.num_rows > 1 else "null",
             cure=f"{cure}.",
         )
+        refused.alike = _alike(at, missing, None, "null")
+        raise refused
+
+
+def _alike(
+    at: Opened, indices: np.ndarray[Any, Any], values: np.ndarray[Any, Any] | None, form: str = "{}"
+) -> tuple[tuple[int, str], ...]:
+    """Each row that has a value at one of these indices, and the first of these."""
+    rows, first = np.unique(at.rows(indices), return_index=True)
+    found = [form] * len(rows) if values is None else [form.format(values[index]) for index in indices[first]]
+    return tuple(zip(rows.tolist(), found, strict=True))
 
 
 def column_of(name: str, path: Sequence[str], kind: pa.DataType, rule: TensorRule) -> Column | None:

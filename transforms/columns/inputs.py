@@ -11,12 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from ..errors import ColumnError, UnsupportedModel
+from ..errors import ColumnError, DataError, NullFeature, UnsupportedModel
 from ..models.spec import TensorSpec
 from ..models.streaming.dlpack import to_tensor
 from .casts import NUMERIC, can_cast, casts_exactly, is_float, numpy_dtype
@@ -107,6 +107,54 @@ class InputPlan:
         cannot be cast and an image that cannot be decoded; all name the first such row.
         """
         return {one.spec.name: one.tensor(batch, where, first_row) for one in self.inputs}
+
+    def unfit(self, batch: pa.RecordBatch, where: str, first_row: int) -> dict[int, str]:
+        """Rows of the batch, from 0, of which no tensor can be made, with the error of each row alone. Those that fail only
+        together with others are not among them.
+        """
+        found: dict[int, str] = {}
+        left = np.arange(batch.num_rows)
+        for one in self.inputs:
+            while len(left):
+                alike = _unfit(one, batch, left, where, first_row)
+                if not alike:
+                    break
+                found |= alike
+                fits = ~np.isin(left, list(alike))
+                left, batch = left[fits], batch.filter(pa.array(fits))
+        return found
+
+
+def _unfit(one: Input, batch: pa.RecordBatch, rows: np.ndarray[Any, Any], where: str, first_row: int) -> dict[int, str]:
+    """Some of the rows that fail, all of them in the same way, if any does; `rows` are the batch's by their numbers."""
+    try:
+        one.tensor(batch, where, first_row)
+    except (ColumnError, NullFeature) as error:
+        alike = error.alike
+    else:
+        return {}
+    if not alike:  # as of images: each row is looked at
+        told = ((int(row), _told_alone(one, batch, i, where, first_row + int(row))) for i, row in enumerate(rows))
+        return {row: str(error) for row, error in told if error is not None}
+    first, found = alike[0]
+    row = first_row + int(rows[first])
+    error_of_first = _told_alone(one, batch, first, where, row)
+    if error_of_first is None:
+        return {}
+    what, rest = error_of_first.what, str(error_of_first)[len(error_of_first.what) :]
+    return {
+        int(rows[i]): what.replace(f"in row {row}", f"in row {first_row + int(rows[i])}")
+        + rest.replace(f"Found: {found}", f"Found: {other}", 1)
+        for i, other in alike
+    }
+
+
+def _told_alone(one: Input, batch: pa.RecordBatch, index: int, where: str, row: int) -> DataError | None:
+    try:
+        one.tensor(batch.slice(index, 1), where, row)
+    except (ColumnError, NullFeature) as error:
+        return error
+    return None
 
 
 def plan_inputs(

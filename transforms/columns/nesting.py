@@ -31,8 +31,12 @@ class Opened:
 
     def row(self, index: int) -> int:
         """The row of the batch that the value at this index of the array belongs to."""
-        place = index if self.present is None else int(np.flatnonzero(self.present)[index])
-        return place // math.prod(self.dims)
+        return int(self.rows(np.array([index]))[0])
+
+    def rows(self, indices: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """`row` of each."""
+        places = indices if self.present is None else np.flatnonzero(self.present)[indices]
+        return places // math.prod(self.dims)
 
 
 # One long list makes all of a batch long; this many values of eight bytes are 2 GiB.
@@ -42,9 +46,13 @@ MOST_PLACES = 1 << 28
 class ListLengthError(Exception):
     """The list at `index` of its level is of a length that the plan does not allow."""
 
-    def __init__(self, index: int, length: int, wanted: str) -> None:
+    def __init__(
+        self, index: int, length: int, wanted: str, lengths: np.ndarray[Any, Any] | None = None, wrong: Any = None
+    ) -> None:
+        """`wrong` is a mask of all lists that are wrong by themselves, of these `lengths`."""
         super().__init__(index, length, wanted)
         self.index, self.length, self.wanted = index, length, wanted
+        self.lengths, self.wrong = lengths, wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +105,8 @@ class EqualLists:
         if wrong.any():
             index = int(wrong.argmax())
             told = f"{length} values" if wanted is not None else f"{length} values, as in the first list"
-            raise ListLengthError(index, int(lengths[index]), told)
+            # Without a length of the plan, lists only differ from one another.
+            raise ListLengthError(index, int(lengths[index]), told, lengths, None if wanted is None else wrong)
         at.array = array.values.slice(int(edges[0]), int(edges[-1] - edges[0]))
         at.dims = (*at.dims, length)
 
@@ -123,7 +132,7 @@ class PaddedLists:
         places = len(lengths) if at.present is None else len(at.present)
         if longest > size:
             index = int((lengths > size).argmax())
-            raise ListLengthError(index, int(lengths[index]), f"at most {size} values")
+            raise ListLengthError(index, int(lengths[index]), f"at most {size} values", lengths, lengths > size)
         if places * size > MOST_PLACES:
             told = f"at most {MOST_PLACES // places} values, since {places} lists of the batch are padded alike"
             raise ListLengthError(int(lengths.argmax()), longest, told)

@@ -13,6 +13,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -54,23 +55,28 @@ def dead_letter_schema(columns: pa.Schema) -> pa.Schema:
     return pa.schema([*(field.with_nullable(True) for field in columns), *COLUMNS])
 
 
-def dead_letter(bad: BadRow) -> pa.RecordBatch:
-    """One row that holds on to no memory of the batch that it was found in."""
-    told = [pa.array([value], kind) for value, kind in zip(_told(bad), COLUMNS.types, strict=True)]
-    return pa.RecordBatch.from_arrays(
-        [*map(_copied, bad.values.columns), *told], schema=dead_letter_schema(bad.values.schema.remove_metadata())
-    )
+def dead_letters(bad: Sequence[BadRow]) -> pa.RecordBatch:
+    """Rows of one schema, which hold on to no memory of the batches that they were found in."""
+    told = zip(*((one.where, one.row, one.stage, one.error) for one in bad), strict=True)
+    said = [pa.array(values, kind) for values, kind in zip(told, COLUMNS.types, strict=True)]
+    schema = dead_letter_schema(bad[0].batch.schema.remove_metadata())
+    parts = [
+        [_copied(column, [one.index for one in same]) for column in batch.columns]
+        for batch, same in ((same[0].batch, same) for same in _by_batch(bad))
+    ]
+    values = [pa.concat_arrays(arrays) if len(parts) > 1 else arrays[0] for arrays in zip(*parts, strict=True)]
+    return pa.RecordBatch.from_arrays([*values, *said], schema=schema)
 
 
-def _told(bad: BadRow) -> tuple[object, ...]:
-    return bad.where, bad.row, bad.stage, bad.error
+def _by_batch(bad: Sequence[BadRow]) -> Iterator[list[BadRow]]:
+    return (list(same) for _, same in groupby(bad, key=lambda one: id(one.batch)))
 
 
-def _copied(array: pa.Array) -> pa.Array:
+def _copied(array: pa.Array, indices: list[int]) -> pa.Array:
     try:
-        return array.take(pa.array([0]))
+        return array.take(pa.array(indices))
     except pa.ArrowNotImplementedError:  # of views
-        return pa.array([array[0].as_py()], array.type)
+        return pa.array([array[i].as_py() for i in indices], array.type)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,7 @@ class DeadLetters:
         self._sink = io.BytesIO()
         self._writer: pq.ParquetWriter | None = None
         self._held: list[pa.RecordBatch] = []
+        self._new: list[BadRow] = []
         self._examples: list[str] = []
         self.rows = 0
 
@@ -108,8 +115,16 @@ class DeadLetters:
             raise too_many_bad_rows(
                 self._job, f"among {span} of {self._shard.where}", self._allowed, self.rows, self._examples
             )
-        self._held.append(dead_letter(bad))
-        if len(self._held) >= _ROWS_HELD or sum(batch.nbytes for batch in self._held) >= _BYTES_HELD:
+        self._new.append(bad)
+        if len(self._new) >= _ROWS_HELD:
+            self.settle()
+
+    def settle(self) -> None:
+        """Holds on to no memory of the batches that rows were found in."""
+        if self._new:
+            self._held.append(dead_letters(self._new))
+            self._new = []
+        if sum(batch.nbytes for batch in self._held) >= _BYTES_HELD:
             self._write_held()
 
     def add_all(self, batch: pa.RecordBatch, first_row: int, error: DataError) -> None:
@@ -129,6 +144,7 @@ class DeadLetters:
 
     def commit(self, store: Store) -> CommittedDeadLetters | None:
         """Nothing where no row is bad."""
+        self.settle()
         self._write_held()
         if self._writer is None:
             return None

@@ -1,18 +1,20 @@
 """Batches through the predictor though some of their rows fail, or all of them at once are too many for memory. No Beam.
 
-A batch that fails as a whole is cut in two, the left part having the largest power of two of rows that is less than all of
-them, and so on down to single rows. A batch that is too large is cut likewise, and so are those after it, since its size is
-remembered. Predictions' bits depend on these pieces: which they are follows from the planned batches, from the rows that
-fail and from `Bisection.splits`, as `pieces` tells. What makes rows fail must be in the rows: one that fails only together
+Of a batch that fails, the rows that no model can be fed with (nulls, lists of another length, values that no cast may change)
+are found at once and left out. What still fails is cut in two, the left part having the largest power of two of rows that is
+less than all of them, and so on down to single rows. A batch that is too large is cut likewise, and so are those after it: its
+size is remembered. Predictions' bits depend on these pieces: which they are follows from the planned batches, from the rows
+that fail and from `Bisection.splits`, as `pieces` tells. What makes rows fail must be in the rows: one that fails only together
 with others, as lists of unequal lengths do, fails the job.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from ..errors import DataError
@@ -21,13 +23,19 @@ from .predictor import BatchTooLarge, Predictor
 
 @dataclass(frozen=True, slots=True)
 class BadRow:
-    """`row` counts from 0 in `where`; `values` is that row as it was read, before any function."""
+    """`row` counts from 0 in `where`; it is the row `index` of `batch`, as that was read, before any function."""
 
     where: str
     row: int
     stage: str
     error: str
-    values: pa.RecordBatch
+    batch: pa.RecordBatch
+    index: int = 0
+
+    @property
+    def values(self) -> pa.RecordBatch:
+        """The row alone."""
+        return self.batch.slice(self.index, 1)
 
 
 class Bisection:
@@ -53,10 +61,14 @@ class Bisection:
 
     def __call__(self, batch: pa.RecordBatch, first_row: int) -> Iterator[pa.RecordBatch]:
         """Raises `DataError` naming the row, and whatever `on_bad` raises."""
-        return self._node(batch, first_row, self._predictor.limit.rows)
+        return self._node(batch, range(first_row, first_row + batch.num_rows), self._predictor.limit.rows)
 
-    def _node(self, batch: pa.RecordBatch, row: int, limit_before: int | None) -> Iterator[pa.RecordBatch]:
-        rows, most = batch.num_rows, self._most(row)
+    def _node(
+        self, batch: pa.RecordBatch, numbers: Sequence[int], limit_before: int | None, *, fit: bool = False
+    ) -> Iterator[pa.RecordBatch]:
+        """`numbers` are the rows' in the file; `fit` is whether those that no model can be fed with have been left out."""
+        rows, row = batch.num_rows, numbers[0] if numbers else 0
+        most = self._most(row)
         failure: DataError | None = None
         if rows <= most:
             try:
@@ -65,7 +77,7 @@ class Bisection:
                 self.halved += 1
                 if rows > 1 or most > 1:
                     self._predictor.limit.lower(half(rows) if rows > 1 else 1)
-                    yield from self._node(batch, row, limit_before)
+                    yield from self._node(batch, numbers, limit_before, fit=fit)
                     return
                 # That row alone is to blame: those after it are not to pay for it.
                 self._predictor.limit.restore(limit_before)
@@ -82,14 +94,36 @@ class Bisection:
             if self._on_bad is None:
                 raise self._first_failure(batch, row, failure) from failure
             if rows == 1:
-                self.bad_rows += 1
-                self._on_bad(BadRow(self._where, row, failure.stage, str(failure), batch))
+                self._add(numbers, batch, {0: str(failure)}, failure.stage)
+                return
+            unfit = None if fit or isinstance(failure, BatchTooLarge) else self._unfit(batch, row)
+            fit = fit or unfit is not None
+            if unfit:
+                self._add(numbers, batch, unfit, "features")
+                fits = np.ones(rows, np.bool_)
+                fits[list(unfit)] = False
+                if fits.any():
+                    rest, left_over = batch.filter(pa.array(fits)), np.asarray(numbers)[fits].tolist()
+                    yield from self._node(rest, left_over, limit_before, fit=True)
                 return
         bad_before, left = self.bad_rows, half(rows)
-        yield from self._node(batch.slice(0, left), row, limit_before)
-        yield from self._node(batch.slice(left), row + left, limit_before)
+        yield from self._node(batch.slice(0, left), numbers[:left], limit_before, fit=fit)
+        yield from self._node(batch.slice(left), numbers[left:], limit_before, fit=fit)
         if failure is not None and self.bad_rows == bad_before:
-            raise _together(failure, self._where, row, rows) from failure
+            raise _together(failure, self._where, row, numbers[-1] + 1 - row) from failure
+
+    def _unfit(self, batch: pa.RecordBatch, row: int) -> dict[int, str] | None:
+        """None where a function fails on the batch, so that nobody knows."""
+        try:
+            return self._predictor.unfit(batch, self._where, row)
+        except DataError:
+            return None
+
+    def _add(self, numbers: Sequence[int], batch: pa.RecordBatch, errors: dict[int, str], stage: str) -> None:
+        assert self._on_bad is not None
+        for i, error in sorted(errors.items()):
+            self.bad_rows += 1
+            self._on_bad(BadRow(self._where, numbers[i], stage, error, batch, i))
 
     def _most(self, row: int) -> int:
         """Rows that a batch may have that begins here; noted where it is another number than before."""
@@ -131,22 +165,34 @@ def half(rows: int) -> int:
 
 
 def pieces(
-    first_row: int, rows: int, batch_rows: int, splits: Sequence[tuple[int, int]], bad: Collection[int]
+    first_row: int,
+    rows: int,
+    batch_rows: int,
+    splits: Sequence[tuple[int, int]],
+    bad: Collection[int] | Mapping[int, str],
 ) -> Iterator[tuple[int, int]]:
-    """(first row, rows) of each batch that a shard of these bad rows was predicted in, in order."""
+    """(first row, rows) of each batch that a shard of these bad rows was predicted in, in order; `bad` may map them to their
+    stages. Rows of the stage "features" are passed over, and those on both sides of one may be in one batch.
+    """
+    stages = bad if isinstance(bad, Mapping) else dict.fromkeys(bad, "model")
 
-    def within(row: int, count: int) -> Iterator[tuple[int, int]]:
-        most = next((most for start, most in reversed(splits) if start <= row), batch_rows)
-        fails = any(row <= one < row + count for one in bad)
-        if count <= most and not fails:
-            yield row, count
-        elif count > 1:
-            left = half(count)
-            yield from within(row, left)
-            yield from within(row + left, count - left)
+    def within(numbers: Sequence[int], fit: bool) -> Iterator[tuple[int, int]]:
+        most = next((most for start, most in reversed(splits) if start <= numbers[0]), batch_rows)
+        found = {stages[one] for one in numbers if one in stages}
+        if len(numbers) <= most and not found:
+            yield numbers[0], len(numbers)
+        elif len(numbers) == 1:
+            return
+        elif len(numbers) <= most and not fit and "preprocess" not in found:
+            if kept := [one for one in numbers if stages.get(one) != "features"]:
+                yield from within(kept, True)
+        else:
+            left = half(len(numbers))
+            yield from within(numbers[:left], fit)
+            yield from within(numbers[left:], fit)
 
     for row in range(first_row, first_row + rows, batch_rows):
-        yield from within(row, min(batch_rows, first_row + rows - row))
+        yield from within(range(row, min(row + batch_rows, first_row + rows)), False)
 
 
 def _naming(error: DataError, where: str, row: int) -> DataError:

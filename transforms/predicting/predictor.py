@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -95,6 +96,18 @@ class Predictor:
             return self._predict(batch, where, first_row)
         with on(self._host):
             return self._predict(batch, where, first_row)
+
+    def unfit(self, batch: pa.RecordBatch, where: str, first_row: int) -> dict[int, str]:
+        """Rows of the batch, from 0, that no model can be fed with, and why: nulls, lists of another length, values that no
+        cast may change, images that cannot be decoded. Raises `DataError` where a function fails on the batch.
+        """
+        found: dict[int, str] = {}
+        with on(self._host) if self._host is not None else nullcontext():
+            if self._preprocess is not None:
+                batch = self._preprocess(batch, where, first_row)
+            for part in reversed(self._parts):
+                found |= part.plan.inputs.unfit(batch, where, first_row)
+        return found
 
     def _predict(self, batch: pa.RecordBatch, where: str, first_row: int) -> pa.RecordBatch:
         stage = "preprocess"

@@ -77,6 +77,8 @@ def predict_shard(
                     if telling is not None:
                         telling.add(result, clock.last)
                     yield result
+                if letters is not None:
+                    letters.settle()
                 if bad := bisection.bad_rows - bad_before:
                     progress.add(rows_done=bad, bad_rows=bad)
                 first_row += batch.num_rows

@@ -107,6 +107,32 @@ def test_without_dead_letters_the_first_bad_row_is_named_in_few_calls() -> None:
     assert len(calls.rows) <= 1 + 12 + 1
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_rows_that_no_model_can_be_fed_with_are_found_at_once(data: Any) -> None:
+    rows, batch_rows = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 70))
+    what = {i: data.draw(st.sampled_from(["", "", "null", "model", "preprocess"])) for i in range(rows)}
+    calls, applied = Calls(), AppliedFunction(refuse_negative, "mine:refuse_negative", SCHEMA)
+    values = [{"": i / 8, "null": None, "model": BAD, "preprocess": -1.0}[one] for i, one in what.items()]
+    batch = table(rows).set_column(1, "x", pa.array(values, pa.float32()))
+    more = {"preprocess": applied} if "preprocess" in what.values() else {}
+    bisection, bad, results = bisected(calls.predictor(**more), batch, batch_rows, 5)
+    stages = {i + 5: "features" if one == "null" else one for i, one in what.items() if one}
+    assert {one.row: one.stage for one in bad} == stages
+    assert all(one.values.to_pylist() == batch.slice(one.row - 5, 1).to_pylist() for one in bad)
+    computed = [(5 + result["id"][0].as_py(), result.num_rows) for result in results]
+    assert computed == list(pieces(5, rows, batch_rows, bisection.splits, stages))
+    assert [row for result in results for row in result["id"].to_pylist()] == [i for i in what if not what[i]]
+    if set(what.values()) <= {"", "null"}:
+        assert len(calls.rows) <= -(-rows // batch_rows)
+
+
+def refuse_negative(batch: pa.RecordBatch) -> pa.RecordBatch:
+    if any(value is not None and value < 0 for value in batch["x"].to_pylist()):
+        raise ValueError("negative")
+    return batch
+
+
 def test_a_message_that_names_the_row_is_left_as_it_is() -> None:
     batch = table(64).set_column(1, "x", pa.array([0.0] * 40 + [None] + [0.0] * 23, pa.float32()))
     with pytest.raises(NullFeature) as caught:
