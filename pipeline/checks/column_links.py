@@ -11,7 +11,7 @@ import pyarrow as pa
 from headrace.transforms.columns.inputs import Input, plan_inputs, plan_outputs
 from headrace.transforms.columns.plan import ColumnChoice, of_whole_batch, selected, varying_batch
 from headrace.transforms.columns.rules import ColumnRules
-from headrace.transforms.columns.struct_paths import member_type, path_of
+from headrace.transforms.columns.struct_paths import known_name, member_type, path_of
 from headrace.transforms.columns.wording import nearest
 from headrace.transforms.errors import HeadraceError
 from headrace.transforms.models.spec import Signature, TensorSpec
@@ -61,6 +61,7 @@ def fit(
     aside = features.union(told_by_folders)
     kept = list(keep) if keep is not None else [name for name in schema.names if name not in aside]
     known = set(schema.names)
+    kept = [known_name(name, known) for name in kept]
     for name in kept:
         found = name in known
         cure = "" if found else nearest(name, schema.names)

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from headrace.transforms.columns.inputs import ColumnRules
 from headrace.transforms.columns.plan import ColumnChoice, ColumnPlan, choose_batch_rows, plan_columns
+from headrace.transforms.columns.struct_paths import known_name
 from headrace.transforms.errors import ColumnError, HeadraceError, InvalidRequest
 from headrace.transforms.jobs.input_files import Survey, expand_lists, scheme_of, survey_inputs
 from headrace.transforms.jobs.job import JOB_RECORD, FirstInput, Job, JobModel, options_as_begun, stored_object
@@ -203,7 +204,8 @@ def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[Co
     def of(name: str, given: Mapping[str, Value], flag: str, own: Iterable[str], every: set[str]) -> dict[str, Value]:
         general: dict[str, Value] = {}
         specific: dict[str, Value] = {}
-        for key, value in given.items():
+        for written, value in given.items():
+            key = written if written in every else known_name(written, every)
             model, dot, tensor = key.partition(".")
             if dot and model and model in names:
                 specific |= {tensor: value} if model == name else {}
@@ -223,7 +225,10 @@ def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[Co
             flag: tuple(sorted(of(name, getattr(request, flag), f"--{flag}", signature.inputs, inputs).items()))
             for flag in ("fill", "pad", "decode_image")
         }
-        cast = tuple(sorted(of(name, request.cast, "--cast", signature.inputs, inputs)))
+        cast = of(name, every_input(request.cast, names, signature.inputs, name), "--cast", signature.inputs, inputs)
+        whole = {"*", f"{name}.*"} & request.cast.keys()
+        decoded = {tensor for tensor, _ in rules["decode_image"]} if whole else set()
+        cast = tuple(sorted(tensor for tensor in cast if tensor not in decoded))
         predictions = of(name, request.predictions, "--prediction", signature.outputs, outputs)
         asked = dict.fromkeys(request.outputs or (), True)
         some = tuple(of(name, asked, "--outputs", signature.outputs, outputs))
@@ -238,6 +243,15 @@ def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[Co
         )
 
     return [choice(name, signature) for name, signature in zip(names, signatures, strict=True)]
+
+
+def every_input(given: Mapping[str, bool], models: Sequence[str], own: Iterable[str], name: str) -> dict[str, bool]:
+    """`*` stands for every input of every model, `NAME.*` for those of one, unless an input has that name."""
+    stars = {f"{model}.*" for model in models if model}
+    named = {key: value for key, value in given.items() if key != "*" and key not in stars}
+    if "*" in given or f"{name}.*" in given:
+        named |= {f"{name}.{tensor}" if name else tensor: True for tensor in own}
+    return named
 
 
 def check_compilable(request: Request, refs: Sequence[ModelRef], columns: ColumnPlan) -> None:

@@ -102,7 +102,8 @@ class Flags:
             "--input",
             action="append",
             metavar="GLOB",
-            help="Parquet files, as in 'gs://bucket/in/*.parquet', or @FILE: a list of such, one on each line; repeatable",
+            help="Parquet files, as in 'gs://bucket/in/*.parquet', a folder, which means its **/*.parquet, or @FILE: a list "
+            "of files and globs, one on each line; repeatable",
         )
         what.add_argument("--output", metavar="URI", help="folder for the predictions, the manifest and _SUCCESS")
         what.add_argument(
@@ -124,7 +125,8 @@ class Flags:
             metavar="TENSOR=COLUMN[,COLUMN…]",
             help="the column or columns that feed an input of the model, or a field of a struct as in payload.pixels; "
             "repeatable (default: the column of that name; a model with one input and data with one fitting column need "
-            "none). \\, is a comma in a name; with several models, NAME.TENSOR is one model's input",
+            "none). \\, is a comma in a name, and a name in double quotes is a JSON string; with several models, "
+            "NAME.TENSOR is one model's input",
         )
         columns.add_argument(
             "--prediction",
@@ -146,7 +148,8 @@ class Flags:
         columns.add_argument(
             "--keep",
             metavar="A,B",
-            help="columns that pass through (default: all that are no feature and in the files; --keep= for none)",
+            help="columns that pass through, quoted as in --feature (default: all that are no feature and in the files; "
+            "--keep= for none)",
         )
         columns.add_argument(
             "--partition_columns",
@@ -158,9 +161,9 @@ class Flags:
         columns.add_argument(
             "--cast",
             action="append",
-            metavar="TENSOR",
-            help="let values change on their way into this tensor, as from float64 to float32; repeatable (default: "
-            "only casts that change no value)",
+            metavar="TENSOR[,TENSOR…]",
+            help="let values change on their way into these tensors, as from float64 to float32, or * for all; repeatable "
+            "(default: only casts that change no value)",
         )
         columns.add_argument(
             "--fill",

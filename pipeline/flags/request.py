@@ -14,7 +14,11 @@ from headrace.transforms.storage.store import StoreOptions
 from ..checks.report_place import report_place
 from ..packages.user_package import UserPackage
 from .beam_options import PredictOptions
-from .flags import DEFAULT_MAX_BAD_ROWS, DEFAULT_SIGNATURE, NEEDED
+from .flags import DEFAULT_MAX_BAD_ROWS
+from .flags import DEFAULT_SIGNATURE
+from .flags import NEEDED
+from .names import split_names
+from .names import split_pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +123,14 @@ def parse_request(options: PredictOptions, command: str) -> Request:
     output = absolute_uri(options.output or "").rstrip("/")
     if output.endswith(":") or (not output and "output" in needed):  # nothing but a scheme, or the root
         raise InvalidRequest(f"--output={options.output} is no folder of its own", cure="Name a folder below it")
+    if command in ("run", "plan") and output.endswith((".parquet", ".pq")):
+        raise InvalidRequest(
+            f"--output={options.output} has the name of a file",
+            expected="a folder: each input file has an output of its own in it, and _SUCCESS says that all are there",
+            found=options.output or "",
+            cure=f"Name a folder, as in --output={output.rpartition('.')[0]}; programs read it as one table, and for one file, "
+            "read it and write it again, as docs/resuming.md shows",
+        )
     return Request(
         models=_models(options),
         custom_objects=tuple(options.custom_objects or ()),
@@ -131,10 +143,12 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         predictions=dict(_pairs("--prediction", options.prediction)),
         outputs=None if options.outputs is None else _outputs(options.outputs),
         constants=dict(_pairs("--constant", options.constant)),
-        cast=dict.fromkeys(options.cast or (), True),
+        cast=dict.fromkeys((name for value in options.cast or () for name in _names(value)), True),
         fill=dict(_pairs("--fill", options.fill)),
         pad=dict(_pairs("--pad", options.pad)),
-        decode_image={tensor: _size(tensor, value) for tensor, value in _pairs("--decode_image", options.decode_image)},
+        decode_image={
+            tensor: _size(tensor, value.strip()) for tensor, value in _pairs("--decode_image", options.decode_image)
+        },
         prediction_type=options.prediction_type,
         keep=None if options.keep is None else tuple(dict.fromkeys(_names(options.keep))),
         partition_columns=options.partition_columns,
@@ -246,20 +260,27 @@ def _pairs(flag: str, values: list[str] | None) -> Iterator[tuple[str, str]]:
     form = _FORMS[flag]
     seen: set[str] = set()
     for value in values or ():
-        name, equals, rest = value.partition("=")
-        name = name.strip()
+        name, rest = split_pair(value)
         # A blank is as good a text to fill in as any.
-        rest = rest if flag in _VALUES else rest.strip()
-        empty = flag == "--feature" and not all(_names(rest, blank=True))
-        if not equals or not name or (not rest and flag not in _VALUES) or empty:
-            raise InvalidRequest(f"{flag} needs {form}; got {value!r}", cure=_form_of(flag, value, equals))
-        if name in seen:
-            raise InvalidRequest(f"{flag} names {name!r} twice", expected="each name once", found=value)
-        seen.add(name)
-        yield name, rest
+        if rest is None or not name or (flag not in _VALUES and not all(split_names(rest))):
+            raise InvalidRequest(f"{flag} needs {form}; got {value!r}", cure=_form_of(flag, value, rest is not None))
+        if flag == "--prediction":
+            rest = _one_name(flag, rest, value)
+        if name.text in seen:
+            raise InvalidRequest(f"{flag} names {name.text!r} twice", expected="each name once", found=value)
+        seen.add(name.text)
+        yield name.text, rest
 
 
-def _form_of(flag: str, value: str, equals: str) -> str:
+def _one_name(flag: str, text: str, value: str) -> str:
+    """A new column's name: blanks at its ends are no part of it unless they are quoted, and commas are."""
+    names = split_names(text)
+    if any(name.quoted for name in names) and len(names) > 1:
+        raise InvalidRequest(f"{flag} needs {_FORMS[flag]}; got {value!r}")
+    return names[0].trimmed if len(names) == 1 else text.strip()
+
+
+def _form_of(flag: str, value: str, equals: bool) -> str:
     """What was most likely meant, where that can be known."""
     if equals or not value.strip():
         return f"headrace help run shows an example of {flag}"
@@ -285,10 +306,9 @@ _FORMS = {
 }
 
 
-def _names(value: str, *, blank: bool = False) -> list[str]:
-    """Names with commas between; a comma within one is written with a backslash before it."""
-    names = [part.replace("\\,", ",").strip() for part in re.split(r"(?<!\\),", value)]
-    return names if blank else [name for name in names if name]
+def _names(value: str) -> list[str]:
+    """Names with commas between; see `headrace.pipeline.flags.names`."""
+    return [name.text for name in split_names(value) if name]
 
 
 def _size(tensor: str, value: str) -> tuple[int, int]:

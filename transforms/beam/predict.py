@@ -194,7 +194,7 @@ class _PredictBatch(beam.DoFn):
             yield from (pa.concat_batches([one]) if one.num_rows < batch.num_rows else one for one in results)
             started = time.perf_counter()
         if bad:
-            yield TaggedOutput(DEAD_LETTERS, dead_letters(bad))
+            yield TaggedOutput(DEAD_LETTERS, dead_letters(sorted(bad, key=lambda one: one.row)))
 
 
 @with_input_types(pa.RecordBatch)

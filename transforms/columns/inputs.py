@@ -244,6 +244,8 @@ def _input(schema: pa.Schema, spec: TensorSpec, names: tuple[str, ...], rule: Te
 def _column(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule, where: str) -> Column:
     """The handlers for a column whose values can become the tensor's; shapes are not looked at."""
     path = path_of(schema, name)
+    if path is None and (path := path_of(schema, name.strip())) is not None:
+        name = name.strip()
     if path is None or len(schema.get_all_field_indices(path[0])) != 1:
         found = path is not None
         raise ColumnError(

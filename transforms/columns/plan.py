@@ -16,6 +16,7 @@ from ..models.spec import Signature, TensorSpec
 from .constants import Constant, plan_constants
 from .inputs import InputPlan, OutputPlan, check_inputs, plan_inputs, plan_outputs
 from .rules import ColumnRules
+from .struct_paths import known_name
 from .wording import listed, nearest
 
 _BATCH_BYTES = 2 << 20
@@ -107,6 +108,7 @@ def plan_columns(
     aside = whole.union(told_by_folders)
     kept = tuple(keep) if keep is not None else tuple(name for name in names if name not in aside)
     known = set(names)
+    kept = tuple(dict.fromkeys(known_name(name, known) for name in kept))
     for name in kept:
         if name not in known:
             near = get_close_matches(name, names, 1)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import pyarrow as pa
+
+
+def known_name(name: str, known: Container[str]) -> str:
+    """The name, or without blanks at its ends where only that is known: people put blanks after commas."""
+    return name.strip() if name not in known and name.strip() in known else name
 
 
 def path_of(schema: pa.Schema, name: str) -> tuple[str, ...] | None:

@@ -19,7 +19,10 @@ from ..errors import HeadraceError, InvalidRequest, NotParquet, ObjectNotFound
 from ..shards.partitions import long_partitions, partition_values
 from ..shards.shard import common_folder, source_digest
 from ..storage import ObjectRef, Store, StoreOptions, open_store
-from ..storage.store import HIDDEN, public_uri, split_glob
+from ..storage.store import HIDDEN
+from ..storage.store import public_uri
+from ..storage.store import split_glob
+from .table_formats import Tables
 
 _STATS_AT_ONCE = 32
 # What an output tells of its files travels with it as one element of a runner.
@@ -92,14 +95,32 @@ def check_one_store(patterns: Iterable[str]) -> None:
 
 
 def expand_lists(inputs: tuple[str, ...], options: StoreOptions) -> tuple[str, ...]:
-    """The patterns themselves: each `@URI` gives way to the lines of that file, a URI or glob each. Blank lines, and those
-    that start with `#`, say nothing; a relative line starts in the list's own folder.
+    """The patterns themselves: a folder is all Parquet files in it and below, and each `@URI` gives way to the lines of that
+    file, a URI or glob each. Blank lines, and those that start with `#`, say nothing; a relative line starts in the list's own
+    folder.
     """
     patterns = tuple(
-        chain.from_iterable(_read_list(one[1:], options) if one.startswith("@") else (one,) for one in inputs)
+        chain.from_iterable(
+            _read_list(one[1:], options) if one.startswith("@") else (_with_folder(one, options),) for one in inputs
+        )
     )
     check_one_store(patterns)
     return patterns
+
+
+def _with_folder(uri: str, options: StoreOptions) -> str:
+    if split_glob(uri)[1] or uri.startswith(("http://", "https://")):
+        return uri
+    store, folder = open_store(uri, options), uri.rstrip("/")
+    if uri == folder:
+        try:
+            store.stat(uri)
+        except ObjectNotFound:
+            pass
+        else:
+            return uri
+    inside = next(iter(store.list(f"{folder}/")), None)
+    return uri if inside is None else re.sub(r"([*?\[])", r"[\1]", folder) + "/**/*.parquet"
 
 
 def _read_list(uri: str, options: StoreOptions) -> Iterator[str]:
@@ -201,7 +222,8 @@ def _uri(found: tuple[ObjectRef, bool]) -> str:
 def _matching(store: Store, pattern: str, noted: Callable[[str], None]) -> Iterator[tuple[ObjectRef, bool]]:
     """Each file with whether it is hidden."""
     folder, matched = split_glob(pattern)[0], False
-    for ref in store.glob(pattern, noted):
+    tables = Tables(store, pattern)
+    for ref in tables.watch(store.glob(pattern, noted, tables.note)):
         matched = True
         yield ref, HIDDEN.search(ref.uri, len(folder) - 1) is not None
     if not matched:

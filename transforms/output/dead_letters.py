@@ -37,7 +37,6 @@ COLUMNS = pa.schema(
 )
 # Up to version 0.1 they ended in `.parquet`.
 _NAME = re.compile(r"(?P<output>.*-\d{12}-\d{12}-(?P<job>[0-9a-f]{8})[0-9a-f]{12})-[0-9a-f]{16}\.(?:pq|parquet)")
-_ROWS_HELD = 1024
 _BYTES_HELD = 1 << 20
 _EXAMPLES = 3
 _EXAMPLE_LETTERS = 400
@@ -116,13 +115,11 @@ class DeadLetters:
                 self._job, f"among {span} of {self._shard.where}", self._allowed, self.rows, self._examples
             )
         self._new.append(bad)
-        if len(self._new) >= _ROWS_HELD:
-            self.settle()
 
     def settle(self) -> None:
-        """Holds on to no memory of the batches that rows were found in."""
+        """After each batch: puts its rows in order, and holds on to no memory of it."""
         if self._new:
-            self._held.append(dead_letters(self._new))
+            self._held.append(dead_letters(sorted(self._new, key=lambda one: one.row)))
             self._new = []
         if sum(batch.nbytes for batch in self._held) >= _BYTES_HELD:
             self._write_held()

@@ -41,8 +41,8 @@ class BadRow:
 class Bisection:
     """Rows of one file, batch after batch, as predictions in their order.
 
-    `on_bad` takes each row that fails, in order; without it the first one ends the job. `batch_rows` is the planned size, and
-    `most_rows`, a power of two or less of it, that of a file with large rows.
+    `on_bad` takes each row that fails, a batch's in any order; without it the first one ends the job. `batch_rows` is the
+    planned size, and `most_rows`, a power of two or less of it, that of a file with large rows.
     After a batch, `splits` says where other than the planned size ruled: from row (inclusive), at most so many rows.
     """
 

@@ -75,7 +75,12 @@ class HttpStore(Store):
             cure="Name each file by its own URL.",
         )
 
-    def glob(self, pattern: str, noted: Callable[[str], None] | None = None) -> Iterator[ObjectRef]:  # noqa: ARG002
+    def glob(
+        self,
+        pattern: str,
+        noted: Callable[[str], None] | None = None,  # noqa: ARG002
+        other: Callable[[ObjectRef], None] | None = None,  # noqa: ARG002
+    ) -> Iterator[ObjectRef]:
         """A URL is taken letter for letter, since `?` and `[` belong to it; one with a `*` cannot be answered."""
         if "*" in public_uri(pattern):
             yield from self.list(pattern)

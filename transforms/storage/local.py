@@ -45,7 +45,12 @@ class LocalStore(Store):
         self.counters.add(requests=1)
         yield from self._walk(folder if folder.endswith("/") or not folder else folder + "/")
 
-    def glob(self, pattern: str, noted: Callable[[str], None] | None = None) -> Iterator[ObjectRef]:
+    def glob(
+        self,
+        pattern: str,
+        noted: Callable[[str], None] | None = None,
+        other: Callable[[ObjectRef], None] | None = None,  # noqa: ARG002
+    ) -> Iterator[ObjectRef]:
         """Follows links to folders too: see `matching_files` for what is noted, and what is an error."""
         folder, wild = split_glob(pattern)
         if not wild:
@@ -54,7 +59,7 @@ class LocalStore(Store):
         _path(folder)
         self.counters.add(requests=1)
         for uri, status in matching_files(pattern, _TEMPORARY, noted or (lambda _: None), _told):
-            yield _pin(uri, status)
+            yield self._pin(uri, status)
 
     def read_into(self, ref: ObjectRef, offset: int, buffers: Sequence[memoryview]) -> None:
         length = check_range(ref, offset, buffers)

@@ -45,9 +45,14 @@ class S3Store(FsspecStore):
         _check_name(uri)
         return super()._filesystem(uri)
 
-    def glob(self, pattern: str, noted: Callable[[str], None] | None = None) -> Iterator[ObjectRef]:
+    def glob(
+        self,
+        pattern: str,
+        noted: Callable[[str], None] | None = None,
+        other: Callable[[ObjectRef], None] | None = None,
+    ) -> Iterator[ObjectRef]:
         _check_name(pattern)
-        return super().glob(pattern, noted)
+        return super().glob(pattern, noted, other)
 
     def list(self, folder: str) -> Iterator[ObjectRef]:
         """Page by page, in the order in which S3 keeps names; only its directory buckets keep none."""

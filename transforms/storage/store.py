@@ -219,11 +219,17 @@ class Store(ABC):
 
         return open_arrow_file(self, ref)
 
-    def glob(self, pattern: str, noted: Callable[[str], None] | None = None) -> Iterator[ObjectRef]:  # noqa: ARG002
+    def glob(
+        self,
+        pattern: str,
+        noted: Callable[[str], None] | None = None,  # noqa: ARG002
+        other: Callable[[ObjectRef], None] | None = None,
+    ) -> Iterator[ObjectRef]:
         """Objects whose URI matches: `*` and `?` within a folder, `**` across folders, `[...]` sets; in URI order.
 
         A name that holds a wildcard itself is matched by putting that character in a set: `[[]`, `[*]`, `[?]`.
         `noted` is called with a sentence on each thing that matches and is no object; only local folders hold such.
+        `other` takes each object of the listing that does not match; local folders that cannot match are not listed.
         """
         folder, wild = split_glob(pattern)
         if not wild:
@@ -233,6 +239,8 @@ class Store(ABC):
         for ref in self.list(folder):
             if matches(ref.uri):
                 yield ref
+            elif other is not None:
+                other(ref)
 
 
 def public_uri(uri: str) -> str:

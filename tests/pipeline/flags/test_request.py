@@ -21,9 +21,10 @@ def test_values_stay_as_they_are_written_blanks_too(flag: str, value: str) -> No
     assert getattr(request(f"--{flag}=text={value}"), flag) == {"text": value}
 
 
-def test_names_are_trimmed() -> None:
-    asked = request("--feature= x = a\\,b , c ", "--prediction= y = z ", "--fill= x =1")
-    assert (asked.features, asked.predictions, asked.fill) == ({"x": ("a,b", "c")}, {"y": "z"}, {"x": "1"})
+def test_names_are_as_they_are_written_but_for_a_new_columns_blanks() -> None:
+    asked = request("--feature= x = a\\,b , c ", "--prediction= y = z ", "--fill= x =1", "--keep= id,")
+    assert (asked.features, asked.predictions) == ({" x ": (" a,b ", " c ")}, {" y ": "z"})
+    assert (asked.fill, asked.keep) == ({" x ": "1"}, (" id",))
 
 
 @pytest.mark.parametrize(

@@ -120,12 +120,14 @@ def test_a_list_that_is_not_there_is_told(folder: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["in", "in/"])
-def test_a_folder_is_told_with_the_glob_that_is_meant(folder: str, name: str) -> None:
-    fill(folder, "in/a.parquet")
+def test_a_folder_is_its_files_and_in_a_list_the_glob_that_is_meant_is_named(folder: str, name: str) -> None:
+    fill(folder, "in/a.parquet", "in/b/c.parquet", "in/d.txt")
+    assert names(folder, name) == ["in/a.parquet", "in/b/c.parquet"]
+    put(f"{folder}/list.txt", name.encode())
     with pytest.raises(
         ObjectNotFound, match=rf"is a folder.*a\.parquet.*{folder}/in/\*\.parquet.*{folder}/in/\*\*/\*\.parquet"
     ):
-        names(folder, name)
+        list(each_input(expand_lists((f"@{folder}/list.txt",), OPTIONS), OPTIONS, PassedOver()))
     with pytest.raises(ObjectNotFound, match="inn"):
         names(folder, "inn")
 
