@@ -40,15 +40,16 @@ def look(request: Request) -> Looked:
         return Looked(models, None, None, None, ())
     inputs = survey_inputs(expand_lists(request.inputs, request.storage), request.storage, _anywhere)
     first = read_footer(open_store(inputs.first.uri, request.storage), inputs.first)
-    schema, partitions = with_partitions(request, inputs, first.schema)
+    signatures = [spec.signatures.get(name) for _, spec, name in models]
+    known = [signature for signature in signatures if signature is not None]
+    fitting = bool(models) and len(known) == len(models)
+    choices = choose_columns(request, known) if fitting else []
+    schema, partitions = with_partitions(request, inputs, first.schema, list(zip(known, choices, strict=False)))
     if request.preprocess is not None:
         function = find_function(request.preprocess, "--preprocess")
         schema = AppliedFunction(function.load(), function.name, schema).output_schema
-    signatures = [spec.signatures.get(name) for _, spec, name in models]
-    known = [signature for signature in signatures if signature is not None]
-    if not models or len(known) < len(models):
+    if not fitting:
         return Looked(models, inputs, first, schema, ())
-    choices = choose_columns(request, known)
     links = fit(schema, list(zip(known, choices, strict=True)), request.keep, partitions)
     return Looked(models, inputs, first, schema, tuple(links))
 

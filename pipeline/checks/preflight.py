@@ -111,11 +111,11 @@ def _hold_together(
     preprocess, postprocess = around
     first = inputs.first
     signatures = [spec.signatures[model.signature] for spec, model in zip(specs, request.models, strict=True)]
-    schema, partitions = with_partitions(request, inputs, stored)
+    choices = choose_columns(request, signatures)
+    schema, partitions = with_partitions(request, inputs, stored, list(zip(signatures, choices, strict=True)))
     seen, where = schema, first.uri
     if preprocess is not None:
         seen, where = AppliedFunction(preprocess.load(), preprocess.name, schema).output_schema, preprocess.name
-    choices = choose_columns(request, signatures)
     columns = plan_columns(
         seen, list(zip(signatures, choices, strict=True)), request.keep, told_by_folders=partitions, where=where
     )
@@ -165,12 +165,32 @@ def _hold_together(
     return Prepared(job, specs, inputs, columns, schema, seen, output_schema)
 
 
-def with_partitions(request: Request, inputs: Survey, stored: pa.Schema) -> tuple[pa.Schema, tuple[str, ...]]:
-    """The columns that folders tell behind those of the first file, and the names of these."""
-    partitions = tuple(
-        key for key in inputs.partitions if key not in stored.names and request.partition_columns == "auto"
-    )
-    return pa.schema([*stored, *(pa.field(key, pa.string()) for key in partitions)], stored.metadata), partitions
+def with_partitions(
+    request: Request,
+    inputs: Survey,
+    stored: pa.Schema,
+    models: Sequence[tuple[Signature, ColumnChoice]] = (),
+) -> tuple[pa.Schema, tuple[str, ...]]:
+    """The columns that folders tell behind those of the first file, and the names of these.
+
+    They are text, but for `--partition_columns=typed`, and where `--cast` leads one into an input of numbers.
+    """
+    if request.partition_columns == "none":
+        return stored, ()
+    known = set(stored.names)
+    partitions = tuple(key for key in inputs.partitions if key not in known)
+    cast = {
+        column
+        for signature, choice in models
+        for tensor, columns in ({name: (name,) for name in signature.inputs} | dict(choice.features)).items()
+        if tensor in choice.rules.cast and tensor in signature.inputs and signature.inputs[tensor].dtype != "string"
+        for column in columns
+    }
+    kinds = {
+        key: inputs.types.of(key) if request.partition_columns == "typed" or key in cast else pa.string()
+        for key in partitions
+    }
+    return pa.schema([*stored, *(pa.field(key, kind) for key, kind in kinds.items())], stored.metadata), partitions
 
 
 def pin_requested(request: Request) -> list[ModelRef]:

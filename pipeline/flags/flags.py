@@ -153,10 +153,11 @@ class Flags:
         )
         columns.add_argument(
             "--partition_columns",
-            choices=("auto", "none"),
+            choices=("auto", "typed", "none"),
             default="auto",
-            help="key=value folders that every input file lies in are text columns too, for --feature and --keep (auto, "
-            "default), unless the files have a column of that name; or not",
+            help="key=value folders that every input file lies in are columns too, for --feature and --keep, unless the files "
+            "have a column of that name: text, or numbers where --cast leads them into an input of numbers (auto, default); "
+            "whole numbers, fractions or dates where all values are such (typed); or no columns (none)",
         )
         columns.add_argument(
             "--cast",

@@ -22,6 +22,7 @@ from ..jobs.job import Job
 from ..output.dead_letters import rows_of_another_schema
 from ..parquet.arrow_types import read_alike
 from ..parquet.reader import Footer, most_row_bytes, read_footer, repeated_columns
+from ..shards.partition_types import fits
 from ..shards.partitions import partition_values
 from ..shards.shard import Shard, WorkUnit, join_shards, output_name, relative_stem, split_file
 from ..storage import ObjectRef, StoreOptions, open_store
@@ -57,6 +58,7 @@ class _Splitter:
         self._store = open_store(job.folder, job.storage)
         self._columns = frozenset(schema.names)
         self._fields = [field for field in schema if field.name not in job.partitions]
+        self._kinds = {field.name: field.type for field in schema if field.name in job.partitions}
 
     def shards(self, source: ObjectRef, footer: Footer) -> Iterator[Shard]:
         told = dict(partition_values(source.uri, self._job.folder)) if self._job.partitions else {}
@@ -120,6 +122,12 @@ class _Splitter:
                     f"{source.uri} differs from the first input file in the partition column {key!r}",
                     f"a folder {key}=…, and no column of that name in the file",
                     f"a column {key!r} in the file" if key in told else "no such folder",
+                )
+            if not fits(told[key], kind := self._kinds[key]):
+                return (
+                    f"{source.uri} lies in a folder {key}=… of another type than those of the first input files",
+                    f"{key}: {kind}",
+                    f"{key}={told[key]}",
                 )
         return ()
 

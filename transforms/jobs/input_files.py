@@ -16,6 +16,7 @@ import numpy as np
 
 from ..columns.wording import cure_of_images
 from ..errors import HeadraceError, InvalidRequest, NotParquet, ObjectNotFound
+from ..shards.partition_types import PartitionTypes
 from ..shards.partitions import long_partitions, partition_values
 from ..shards.shard import common_folder, source_digest
 from ..storage import ObjectRef, Store, StoreOptions, open_store
@@ -56,7 +57,7 @@ class Survey:
 
     `first` is the first by URI. `sources` are the `source_digest`s of all files, or of those that are joined together, uint64,
     sorted. `partitions` are the keys of the folders `key=value` that every file lies in, in that order. `too_long` are keys of
-    folders that the output cannot have as `key=value`, each with a file in such a folder.
+    folders that the output cannot have as `key=value`, each with a file in such a folder. `types` are of folders' values.
     """
 
     first: ObjectRef
@@ -65,6 +66,7 @@ class Survey:
     sources: np.ndarray[Any, np.dtype[np.uint64]]
     partitions: tuple[str, ...]
     too_long: Mapping[str, str] = field(default_factory=dict)
+    types: PartitionTypes = field(default_factory=PartitionTypes)
 
     def includes(self, sources: Iterable[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Whether each `source_digest` is that of one of the files."""
@@ -332,6 +334,7 @@ def survey_inputs(
     own: tuple[str, ...] = ()
     place: str | None = None  # the folder of the last file, whose keys are `own`
     too_long: dict[str, str] = {}
+    types = PartitionTypes()
     sources, files = array("Q"), 0
     for refs in together(each_input(patterns, options, passed), joined_bytes):
         for ref in refs:
@@ -339,7 +342,10 @@ def survey_inputs(
             if place is not None and ref.uri.startswith(place) and ref.uri.find("/", len(place)) < 0:
                 continue
             place = ref.uri[: ref.uri.rfind("/") + 1]
-            own = tuple(key for key, _ in partition_values(ref.uri, folder))
+            values = partition_values(ref.uri, folder)
+            own = tuple(key for key, _ in values)
+            for key, value in values:
+                types.add(key, value)
             for key in long_partitions(ref.uri, folder):
                 too_long.setdefault(key, ref.uri)
             if first is None:
@@ -351,4 +357,4 @@ def survey_inputs(
     assert first is not None  # else each_input has raised
     digests = np.frombuffer(sources, np.uint64)
     digests.sort()
-    return Survey(first, files, passed, digests, keys, too_long)
+    return Survey(first, files, passed, digests, keys, too_long, types)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import ColumnError, DataError, NotParquet, NullFeature
+from ..shards.partition_types import constant
 from ..shards.shard import Shard
 from ..storage.store import ObjectRef, Store
 from .arrow_types import as_type, may_be_long, nests_dictionary
@@ -84,14 +85,15 @@ def read_batches(
     store: Store, shard: Shard, columns: Sequence[str], batch_rows: int, types: pa.Schema | None = None
 ) -> Iterator[pa.RecordBatch]:
     """The shard's rows in order: batch i holds its rows [i * batch_rows, (i + 1) * batch_rows); the last may hold fewer.
+    Partition columns have the type that `types` tells, else they are text.
 
     `types` are those to give columns, where the file's own are read alike; see
     `headrace.transforms.parquet.arrow_types.read_alike`. Raises `ColumnError` where a column is gone, there twice, or
     holds what its type in `types` cannot; `NotParquet` where the data contradict the footer, or claim to be more than
     such bytes can hold; `DataError` where a batch does not fit into memory.
     """
-    constant = dict(shard.partitions)
-    stored = [name for name in columns if name not in constant]
+    constants = dict(shard.partitions)
+    stored = [name for name in columns if name not in constants]
     with _open(store, shard.source) as (parsed, opened):
         schema = parsed.columns.schema
         if missing := sorted(set(stored) - set(schema.names)):
@@ -119,13 +121,13 @@ def read_batches(
                 yield batch if as_read else _cast(shard, batch, schema)
 
         try:
-            in_order = not constant and schema.names == list(columns)
+            in_order = not constants and schema.names == list(columns)
             for batch in _full(
                 count(_decoded(_Wanted.of(parsed, shard, stored), opened, batch_rows)), shard.skip, batch_rows
             ):
                 part = batch if batch.num_rows <= left else batch.slice(0, left)
                 left -= part.num_rows
-                yield part if in_order else _with_constants(part, columns, constant)
+                yield part if in_order else _with_constants(part, columns, constants, types)
                 if not left:
                     return
         except MemoryError as error:
@@ -327,15 +329,20 @@ def _too_large(shard: Shard, batch_rows: int, found: str) -> DataError:
     )
 
 
-def _with_constants(batch: pa.RecordBatch, columns: Sequence[str], constant: dict[str, str | None]) -> pa.RecordBatch:
-    """The columns in their order; those that are the same in every row are text."""
-    if not constant:
+def _with_constants(
+    batch: pa.RecordBatch, columns: Sequence[str], constants: dict[str, str | None], types: pa.Schema | None
+) -> pa.RecordBatch:
+    """The columns in their order; those of `constants` are the same in every row."""
+    if not constants:
         return batch.select(columns)
+    kinds = {
+        name: types.field(name).type if types is not None else pa.string() for name in constants if name in columns
+    }
     arrays = [
-        pa.repeat(pa.scalar(constant[name], pa.string()), batch.num_rows) if name in constant else batch.column(name)
+        pa.repeat(constant(constants[name], kinds[name]), batch.num_rows) if name in constants else batch.column(name)
         for name in columns
     ]
-    fields = [pa.field(name, pa.string()) if name in constant else batch.schema.field(name) for name in columns]
+    fields = [pa.field(name, kinds[name]) if name in constants else batch.schema.field(name) for name in columns]
     return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields, batch.schema.metadata))
 
 

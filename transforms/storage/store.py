@@ -13,7 +13,8 @@ from typing import Any, Self
 from ..errors import LOGIN, InvalidRequest, ObjectNotFound, StorageError
 
 # Names that begin with `_` or `.`, which readers of Parquet pass over.
-HIDDEN = re.compile(r"/[._]")
+# A folder `_key=value` is a partition, as Spark has it.
+HIDDEN = re.compile(r"/(?:\.|_(?![^/]*=[^/]*/))")
 
 
 @dataclass(frozen=True, slots=True, order=True)
