@@ -245,10 +245,10 @@ def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[Co
             flag: tuple(sorted(of(name, getattr(request, flag), f"--{flag}", signature.inputs, inputs).items()))
             for flag in ("fill", "pad", "decode_image")
         }
-        cast = of(name, every_input(request.cast, names, signature.inputs, name), "--cast", signature.inputs, inputs)
+        named = of(name, every_input(request.cast, names, signature.inputs, name), "--cast", signature.inputs, inputs)
         whole = {"*", f"{name}.*"} & request.cast.keys()
         decoded = {tensor for tensor, _ in rules["decode_image"]} if whole else set()
-        cast = tuple(sorted(tensor for tensor in cast if tensor not in decoded))
+        cast = tuple(sorted(tensor for tensor in named if tensor not in decoded))
         predictions = of(name, request.predictions, "--prediction", signature.outputs, outputs)
         asked = dict.fromkeys(request.outputs or (), True)
         some = tuple(of(name, asked, "--outputs", signature.outputs, outputs))

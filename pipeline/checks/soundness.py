@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 from headrace.transforms.beam.plan import list_outputs
 from headrace.transforms.bounded_json import NotJson, parse_json_object
 from headrace.transforms.errors import HeadraceError, NotParquet, ObjectNotFound, OutputIncomplete
-from headrace.transforms.jobs.input_files import HIDDEN
 from headrace.transforms.jobs.job import ASIDE, JOB_RECORD, MANIFEST_FOLDER, SUCCESS, fingerprint_of, options_as_begun
 from headrace.transforms.output.claims import claim_number, mark_claim, newest_claim, read_claim
 from headrace.transforms.output.manifest import outputs_digest

@@ -314,8 +314,8 @@ def test_times_that_spark_writes_keep_their_year(tmp_path: Path) -> None:
     times = [datetime.datetime(year, 2, 1, 3, 4, 5, 678901) for year in (1, 1600, 1970, 2026, 9999)]
     table = pa.table({"when": pa.array(times, pa.timestamp("us"))})
     found = read_back(f"{tmp_path}/a.parquet", [table], 2, use_deprecated_int96_timestamps=True, store_schema=False)
-    assert found["when"].to_pylist() == times
-    assert found.schema.field("when").type == pa.timestamp("us")
+    assert found["when"].to_pylist() == [time.replace(tzinfo=datetime.UTC) for time in times]
+    assert found.schema.field("when").type == pa.timestamp("us", "UTC")
 
 
 def test_a_column_may_be_called_like_a_member_of_another(tmp_path: Path) -> None:

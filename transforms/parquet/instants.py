@@ -1,0 +1,53 @@
+"""INT96, Spark's classic timestamp, as what it is: an instant in UTC."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .arrow_types import depth
+from .arrow_types import leaves as leaves_of
+from .thrift import MOST_NESTED
+
+
+def with_instants(file: pq.ParquetFile) -> pa.Schema:
+    """The file's schema; INT96, which is an instant to whoever writes it (Spark, Hive, Impala), is a time in UTC."""
+    schema: pa.Schema = file.schema_arrow
+    if max((depth(field.type) for field in schema), default=0) > MOST_NESTED:
+        return schema  # refused by whoever asked
+    at = 0
+    for i, field in enumerate(schema):
+        leaves = list(leaves_of(field.type))
+        if any(pa.types.is_timestamp(leaf) for leaf in leaves):
+            instants = iter([file.schema.column(at + j).physical_type == "INT96" for j in range(len(leaves))])
+            schema = schema.set(i, field.with_type(_as_instants(field.type, instants)))
+        at += len(leaves)
+    return schema
+
+
+def _as_instants(kind: pa.DataType, instants: Iterator[bool]) -> pa.DataType:
+    """`instants` tells of each leaf, in order, whether it is one."""
+
+    def inner(field: pa.Field) -> pa.Field:
+        return field.with_type(_as_instants(field.type, instants))
+
+    if isinstance(kind, pa.BaseExtensionType):
+        for _ in leaves_of(kind.storage_type):
+            next(instants)
+        return kind
+    if pa.types.is_struct(kind):
+        return pa.struct([inner(member) for member in kind])
+    if pa.types.is_map(kind):
+        return pa.map_(inner(kind.key_field), inner(kind.item_field), kind.keys_sorted)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(inner(kind.value_field), kind.list_size)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(inner(kind.value_field))
+    if pa.types.is_nested(kind):
+        for _ in leaves_of(kind):
+            next(instants)
+        return kind
+    wanted = next(instants) and pa.types.is_timestamp(kind) and kind.tz is None
+    return pa.timestamp(kind.unit, "UTC") if wanted else kind
