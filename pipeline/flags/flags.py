@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from collections.abc import Callable, Mapping
 
 from headrace.transforms.jobs.job_defaults import DEAD_LETTERS_FOLDER, REPORT, Loading
 

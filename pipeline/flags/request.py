@@ -14,11 +14,8 @@ from headrace.transforms.storage.store import StoreOptions
 from ..checks.report_place import report_place
 from ..packages.user_package import UserPackage
 from .beam_options import PredictOptions
-from .flags import DEFAULT_MAX_BAD_ROWS
-from .flags import DEFAULT_SIGNATURE
-from .flags import NEEDED
-from .names import split_names
-from .names import split_pair
+from .flags import DEFAULT_MAX_BAD_ROWS, DEFAULT_SIGNATURE, NEEDED
+from .names import split_names, split_pair
 
 
 @dataclass(frozen=True, slots=True)

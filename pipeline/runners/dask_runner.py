@@ -1,7 +1,8 @@
 """The job on a Dask cluster: `--runner=DaskRunner --dask_client_address=tcp://HOST:8786`.
 
-Beam 2.77 has a DaskRunner, which cannot run this job. Its faults, as its source has them; tests/pipeline/runners/test_dask_runner.py
-has a test that this runner is free of each. When all are gone from Beam, this file can go:
+Beam 2.77 has a DaskRunner, which cannot run this job. Its faults, as its source has them;
+tests/pipeline/runners/test_dask_runner.py has a test that this runner is free of each. When all are gone from Beam,
+this file can go:
 
   impulse         `Impulse` gives nothing, and every pipeline of ours begins with one
   finish_bundle   what a DoFn gives in `finish_bundle` is dropped: all shards of a bundle
@@ -48,7 +49,7 @@ from apache_beam.version import __version__ as beam_version
 
 from headrace.transforms.errors import InvalidRequest, JobError
 
-from ..flags.flags import DaskClientOptions, runner_of
+from ..flags.beam_options import DaskClientOptions, runner_of
 
 TRIED = ("2.77",)
 # So many tasks for each of the cluster's threads after a Reshuffle: enough that a slow worker holds up little.

@@ -20,9 +20,7 @@ from ..shards.partition_types import PartitionTypes
 from ..shards.partitions import long_partitions, partition_values
 from ..shards.shard import common_folder, source_digest
 from ..storage import ObjectRef, Store, StoreOptions, open_store
-from ..storage.store import HIDDEN
-from ..storage.store import public_uri
-from ..storage.store import split_glob
+from ..storage.store import HIDDEN, public_uri, split_glob
 from .table_formats import Tables
 
 _STATS_AT_ONCE = 32

@@ -18,6 +18,7 @@ from ..errors import NotParquet
 from ..storage.bounded_cache import Recent
 from ..storage.store import ObjectRef, Store
 from .arrow_types import StoredColumns, as_read, depth, leaves
+from .instants import with_instants
 from .thrift import (
     BINARY,
     BOOL,
@@ -237,7 +238,7 @@ def _parse(uri: str, raw: bytes, tail: bytes) -> tuple[pq.FileMetaData, StoredCo
             pa.BufferReader(tail), thrift_container_size_limit=most, coerce_int96_timestamp_unit=TIMES
         ) as file:
             # Not the metadata's own, which knows no UUID or JSON that other programs than Arrow wrote.
-            return file.metadata, _columns_of.get(uri, file.schema_arrow), file.metadata.created_by
+            return file.metadata, _columns_of.get(uri, with_instants(file)), file.metadata.created_by
 
     try:
         try:

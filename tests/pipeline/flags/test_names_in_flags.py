@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from headrace.pipeline.checks.preflight import prepare
 from headrace.pipeline.cli import main
-from headrace.pipeline.flags.flags import parse_flags
+from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.flags.names import quote_name, split_names, split_pair
 from headrace.pipeline.flags.request import Request, parse_request
 from tests.support.jobs import model_folder, names_in, put, put_inputs, put_table, read_output, rows

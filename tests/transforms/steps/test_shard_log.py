@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from headrace.pipeline.cli import main
-from headrace.pipeline.flags.flags import parse_flags
+from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.runners.portable import timeout_note
 from headrace.pipeline.terminal.signals import _given_back_text
 from headrace.transforms.read_ahead import read_ahead
