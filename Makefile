@@ -190,7 +190,7 @@ bench-load: venv ## time, memory and bytes to a ready model, beside copying it f
 venv: $(INSTALLED) ## the environment that all the others use
 
 # uv takes seconds for what takes pip minutes. It does not read pip's configuration, so that where it fails, pip may do.
-install = $(1)/bin/python -m pip install --quiet 'uv>=0.9' && $(1)/bin/python -m uv pip install --quiet --python=$(1)/bin/python $(2) \
+install = $(1)/bin/python -m pip install --quiet 'uv>=0.9' && $(1)/bin/python -m uv pip install --quiet --compile-bytecode --python=$(1)/bin/python $(2) \
   || $(1)/bin/python -m pip install --quiet $(2)
 
 # Installed anew only when what is asked for has changed.

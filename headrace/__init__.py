@@ -15,6 +15,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headrace.transforms.models.pin import pin_model as pin_model
+
     from .transforms.beam.model_handler import StreamingModelHandler as StreamingModelHandler
     from .transforms.beam.predict import Predict as Predict
     from .transforms.columns.rules import ColumnRules as ColumnRules
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from .transforms.models.load import load_model as load_model
     from .transforms.models.model import Model as Model
     from .transforms.models.ref import ModelRef as ModelRef
-    from .transforms.models.ref import pin_model as pin_model
     from .transforms.predicting.in_memory import predict as predict
     from .transforms.storage.store import StoreOptions as StoreOptions
     from .transforms.versions import __version__ as __version__
@@ -64,7 +65,7 @@ _HOME = {
     "__version__": "versions",
     "describe_model": "models.load",
     "load_model": "models.load",
-    "pin_model": "models.ref",
+    "pin_model": "models.pin",
     "predict": "predicting.in_memory",
     **dict.fromkeys(_ERRORS, "errors"),
 }

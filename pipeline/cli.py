@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from headrace.transforms.errors import ClaimLost, ColumnError, HeadraceError, JobError, NotParquet, StoreUnavailable
+from headrace.transforms.models.gc_pause import modules_are_loaded
 
 from .flags.answers_at_once import answer_at_once
 from .flags.beam_options import PredictOptions, parse_flags, runner_of
@@ -24,7 +25,6 @@ from .runners.dask_runner import check_dask
 from .runners.dataflow import check_dataflow, detached, memory_nbytes, tell_dataflow
 from .runners.dataflow_workers import is_dataflow, set_up_workers
 from .runners.portable import check_portable, timeout_note
-from .start import loaded
 from .terminal.answer import Answer
 from .terminal.log import is_json, own_process, set_up_logs, tell, tell_error, tell_interrupted, wants_json
 from .terminal.native_stderr import quiet_stderr
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
                 _start_tensorflow(request.loading.device, check=here)
                 if command == "run" and here:
                     importlib.import_module("apache_beam.runners.portability.fn_api_runner")
-        loaded()
+        modules_are_loaded()
         with open_user_packages(request.user_packages, request.named_modules) as packages:
             request = replace(request, packages=packages)
             as_json = options.json or is_json()
@@ -140,7 +140,7 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
         tell("note", f"{told}.", logging.WARNING)
     if is_dataflow(options):
         options = tell_dataflow(options, memory_nbytes(prepared.specs))
-    with own_package(options, gpu=request.loading.device == "gpu") as wheels:
+    with own_package(options, elsewhere=is_dataflow(options), gpu=request.loading.device == "gpu") as wheels:
         pipeline = open_pipeline(options, request.packages, own=wheels)
         check_overwritten(prepared, standing, overwrite=request.overwrite)
         job = claim_output(prepared, standing, overwrite=request.overwrite)

@@ -8,16 +8,13 @@ import gc
 import os
 import sys
 
-from headrace.transforms.versions import __version__
-
-# Answered before anything else is imported.
-VERSION = (["--version"], ["-V"], ["version"])
+from headrace.transforms.versions import ASKS_FOR_VERSION, __version__
 
 
 def entry() -> None:
     """The console script `headrace`, and `python -m headrace`."""
     gc.disable()
-    if sys.argv[1:] in VERSION:
+    if sys.argv[1:] in ASKS_FOR_VERSION:  # answered before anything else is imported
         print(f"headrace {__version__}")
         sys.exit(0)
     from .flags.answers_at_once import answer_at_once, say_what_starts
@@ -30,10 +27,3 @@ def entry() -> None:
     from .cli import entry as run
 
     run()
-
-
-def loaded() -> None:
-    """Modules are loaded; what there is now stays, and need not be looked through again."""
-    if not gc.isenabled():
-        gc.freeze()
-        gc.enable()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 __version__ = "0.1.0"
+ASKS_FOR_VERSION = (["--version"], ["-V"], ["version"])
 
 # Some packages have several names, one for each kind of build.
 _NAMES = {

@@ -18,7 +18,8 @@ from headrace.transforms.jobs.input_files import Survey, expand_lists, scheme_of
 from headrace.transforms.jobs.job import JOB_RECORD, FirstInput, Job, JobModel, options_as_begun, stored_object
 from headrace.transforms.jobs.user_functions import AppliedFunction, FunctionRef, find_function
 from headrace.transforms.models.load import describe_for_job
-from headrace.transforms.models.ref import ModelRef, pin_model, unused_custom_objects
+from headrace.transforms.models.pin import pin_model, unused_custom_objects
+from headrace.transforms.models.ref import ModelRef
 from headrace.transforms.models.spec import ModelSpec, Operations, Signature
 from headrace.transforms.output.dead_letters import dead_letter_schema
 from headrace.transforms.parquet.reader import read_footer

@@ -3,39 +3,10 @@
 from __future__ import annotations
 
 from headrace.transforms.errors import InvalidRequest, ObjectNotFound
-from headrace.transforms.jobs.input_files import absolute_uri, scheme_of
-from headrace.transforms.jobs.job import REPORT, SUCCESS, Job, stored_object
+from headrace.transforms.jobs.job import SUCCESS, Job, stored_object
 from headrace.transforms.report.kept import read_report
 from headrace.transforms.storage import StoreOptions, open_store
 from headrace.transforms.storage.store import public_uri
-
-from ..flags.beam_options import PredictOptions
-
-_WRITABLE = ("gs", "s3", "s3a", "file", "memory")
-
-
-def report_place(options: PredictOptions, output: str) -> str | None:
-    """None where no report is wanted. Raises `InvalidRequest` where none can be written there."""
-    if options.report is None:
-        return f"{output}/{REPORT}"
-    if options.report in ("none", ""):
-        if options.compare is not None:
-            raise InvalidRequest(
-                f"--compare={public_uri(options.compare)} has no meaning without a report",
-                expected="--report=URI with --compare",
-                found="--report=none",
-                cure="Leave one of them out",
-            )
-        return None
-    place = absolute_uri(options.report)
-    if scheme_of(place) not in _WRITABLE or not place.endswith(".html"):
-        raise InvalidRequest(
-            f"--report={public_uri(options.report)} is no place for a report",
-            expected=f"a name that ends in .html, in one of {', '.join(_WRITABLE)}",
-            found=public_uri(options.report),
-            cure=f"Leave it out, and the report is {output}/{REPORT}",
-        )
-    return place
 
 
 def check_report(place: str | None, compare: str | None, options: StoreOptions) -> None:

@@ -25,7 +25,8 @@ from ..checks.report_place import report_line, report_written
 from ..runners.dataflow import memory_nbytes, min_ram_gb
 from ..runners.launch import Done
 from ..terminal.answer import Answer
-from ..terminal.tables import WIDTH, drawn, table, tensor_cells, wrapped
+from ..terminal.tables import WIDTH, table, tensor_cells, wrapped
+from .link_table import drawn
 
 
 def passed_over(passed: PassedOver) -> list[str]:

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from headrace.transforms.printable import printable
-from headrace.transforms.versions import __version__
+from headrace.transforms.versions import ASKS_FOR_VERSION, __version__
 
-from ..start import VERSION
 from .completion import SHELLS, completion
 from .flags import COMMANDS, NEEDED, help_text
 
@@ -27,7 +26,7 @@ def answer_at_once(argv: Sequence[str]) -> int | None:
     if any(flag in _HELP for flag in flags):
         print(help_text(command))
         return 0
-    if list(argv) in VERSION:
+    if list(argv) in ASKS_FOR_VERSION:
         print(f"headrace {__version__}")
         return 0
     if not command and argv[0] == "completion":

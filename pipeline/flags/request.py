@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from headrace.transforms.errors import InvalidRequest
-from headrace.transforms.jobs.input_files import absolute_uri, check_one_store
-from headrace.transforms.jobs.job import DEAD_LETTERS_FOLDER, Loading, OnError
-from headrace.transforms.storage.store import StoreOptions
+from headrace.transforms.jobs.input_files import absolute_uri, check_one_store, scheme_of
+from headrace.transforms.jobs.job import DEAD_LETTERS_FOLDER, REPORT, Loading, OnError
+from headrace.transforms.storage.store import StoreOptions, public_uri
 
-from ..checks.report_place import report_place
 from ..packages.user_package import UserPackage
 from .beam_options import PredictOptions
 from .flags import DEFAULT_MAX_BAD_ROWS, DEFAULT_SIGNATURE, NEEDED
@@ -164,7 +163,7 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         storage=StoreOptions(options.billing_project, options.kms_key),
         loading=Loading(options.connections, options.in_flight_bytes, options.model_sharing, options.device),
         on_error=_on_error(options, output),
-        report=report_place(options, output),
+        report=_report(options, output),
         compare=None if options.compare is None else absolute_uri(options.compare),
     )
 
@@ -325,3 +324,30 @@ def _batch_rows(value: str) -> int | None:
     raise InvalidRequest(
         f"--batch_size={value} is no number of rows", expected="a whole number from 1, or auto", found=value
     )
+
+
+_WRITABLE = ("gs", "s3", "s3a", "file", "memory")
+
+
+def _report(options: PredictOptions, output: str) -> str | None:
+    """None where no report is wanted. Raises `InvalidRequest` where none can be written there."""
+    if options.report is None:
+        return f"{output}/{REPORT}"
+    if options.report in ("none", ""):
+        if options.compare is not None:
+            raise InvalidRequest(
+                f"--compare={public_uri(options.compare)} has no meaning without a report",
+                expected="--report=URI with --compare",
+                found="--report=none",
+                cure="Leave one of them out",
+            )
+        return None
+    place = absolute_uri(options.report)
+    if scheme_of(place) not in _WRITABLE or not place.endswith(".html"):
+        raise InvalidRequest(
+            f"--report={public_uri(options.report)} is no place for a report",
+            expected=f"a name that ends in .html, in one of {', '.join(_WRITABLE)}",
+            found=public_uri(options.report),
+            cure=f"Leave it out, and the report is {output}/{REPORT}",
+        )
+    return place

@@ -27,7 +27,6 @@ import headrace
 from headrace.transforms.errors import InvalidRequest
 from headrace.transforms.versions import __version__
 
-from ..runners.dataflow_workers import is_dataflow
 from ..terminal.log import tell
 
 _PACKAGE = Path(headrace.__file__).resolve().parent
@@ -38,12 +37,13 @@ _REQUIREMENT = re.compile(r"(?P<name>[A-Za-z0-9._-]+)(?P<extras>\[[^]]*\])?(?P<r
 
 
 @contextmanager
-def own_package(options: PipelineOptions, *, gpu: bool = False) -> Iterator[tuple[Path, ...]]:
+def own_package(options: PipelineOptions, *, elsewhere: bool, gpu: bool = False) -> Iterator[tuple[Path, ...]]:
     """The wheel, until the context ends; nothing where the workers have headrace in another way.
 
-    `gpu`: TensorFlow brings CUDA's libraries with it. Raises `InvalidRequest` where requirements cannot be found out.
+    `elsewhere`: the workers are on machines that may lack it. `gpu`: TensorFlow brings CUDA's libraries with it. Raises
+    `InvalidRequest` where requirements cannot be found out.
     """
-    if not is_dataflow(options) or travels_already(options):
+    if not elsewhere or travels_already(options):
         yield ()
         return
     tell(

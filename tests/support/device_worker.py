@@ -109,8 +109,8 @@ def _short(device: str) -> str:
 
 def shared() -> list[str]:
     """One replica for each device, and no more, however many threads ask."""
+    from headrace.transforms.models.pin import pin_model
     from headrace.transforms.models.process_cache import shared_model
-    from headrace.transforms.models.ref import pin_model
 
     ref = pin_model(str(jobs.model_folder() / "saved_model"))
     with ThreadPoolExecutor(6) as pool:

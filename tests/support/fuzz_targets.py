@@ -235,7 +235,7 @@ def _tflite_seeds() -> list[bytes]:
 
 
 def _pin(data: bytes) -> None:
-    from headrace.transforms.models.ref import pin_model
+    from headrace.transforms.models.pin import pin_model
 
     for name in ("model.tflite", "model"):
         _, ref = _put(data, name)

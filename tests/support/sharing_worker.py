@@ -57,7 +57,7 @@ def main() -> None:
             models[order["uri"]] = load_model(order["uri"], model_sharing=order["sharing"])
             answer = {"seconds": time.perf_counter() - started, "said": SAID, "nbytes": models[order["uri"]].nbytes}
         elif order["do"] == "load_shared":
-            from headrace.transforms.models.ref import pin_model
+            from headrace.transforms.models.pin import pin_model
 
             models[order["uri"]] = shared_model(pin_model(order["uri"]))
         elif order["do"] == "predict":

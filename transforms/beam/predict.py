@@ -23,10 +23,11 @@ from ..columns.rules import ColumnRules
 from ..errors import InvalidRequest
 from ..jobs.job import Job, Loading
 from ..models.load import describe_for_job
-from ..models.ref import ModelRef, pin_model
+from ..models.pin import pin_model
+from ..models.ref import ModelRef
+from ..output.bad_rows import BadRow
 from ..output.dead_letters import dead_letter_schema, dead_letters
 from ..predicting.batch_predictor import BatchPredictor, BatchRequest, request_batches
-from ..predicting.bisection import BadRow
 from ..predicting.devices import least_busy
 from ..predicting.predictor import devices_for, load_predictors, load_shared
 from ..shards.measuring import timed_load

@@ -41,6 +41,13 @@ def old_objects_set_aside() -> Iterator[None]:
                 _set_aside = False
 
 
+def modules_are_loaded() -> None:
+    """Modules are loaded; what there is now stays, and need not be looked through again."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
 def _forked() -> None:
     """No block of the parent's threads ends in a forked child, where none of them goes on."""
     global _lock, _inside, _set_aside

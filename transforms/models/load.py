@@ -13,8 +13,9 @@ from ..storage import StoreOptions, open_store
 from .device_placement import full_name, on, weights_leave_the_host
 from .gc_pause import old_objects_set_aside
 from .model import Model
+from .pin import pin_model
 from .progress_line import ProgressLine
-from .ref import ModelRef, file_name, pin_model
+from .ref import ModelRef, file_name
 from .saved_model.operations import check_outside, check_runnable, check_stateless
 from .spec import ModelSpec, Operations
 from .streaming.tensor_stream import Progress, StreamOptions

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,11 @@ class Model:
                 expected="custom_objects as 'module:name', which another process can import",
                 cure="Call load_model where the model is used, e.g. in a DoFn's setup(), or use Predict",
             )
-        return _load_again, (self.ref, self.signature, self.device)
+        return import_module("headrace.transforms.models.process_cache").load_again, (
+            self.ref,
+            self.signature,
+            self.device,
+        )
 
     def check_process(self) -> None:
         """Raises `UnsupportedModel` in a forked child, in which TensorFlow's threads do not run: a call would never end."""
@@ -137,12 +142,6 @@ class Model:
                 cure=f"{cure}.",
             )
         return to_tensor(array)
-
-
-def _load_again(ref: ModelRef, signature: str, device: str | None) -> Model:
-    from .process_cache import shared_model
-
-    return shared_model(ref, signature, device=device)
 
 
 def said(error: BaseException) -> str:

@@ -44,6 +44,11 @@ def shared_model(
         return place.model
 
 
+def load_again(ref: ModelRef, signature: str, device: str | None) -> Model:
+    """A model that was pickled: the process's own copy of it. `Model` names this function by text, since it is above it."""
+    return shared_model(ref, signature, device=device)
+
+
 def _keep_loaded() -> None:
     """In a forked child no other thread goes on, so that no lock is ever released and no load ends."""
     global _lock, _places

@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 from ..errors import ColumnError, DataError, InvalidRequest, OutputIncomplete, TooManyBadRows
 from ..jobs.job import ASIDE, Job
 from ..parquet.reader import read_footer
-from ..predicting.bisection import BadRow
 from ..shards.shard import Shard
 from ..storage import ObjectRef, Store, open_store
 from ..storage.same import create_same
+from .bad_rows import BadRow
 from .claims import CLAIM_KEY
 
 COLUMNS = pa.schema(

@@ -16,7 +16,8 @@ from ..columns.rules import ColumnRules
 from ..errors import InvalidRequest
 from ..models.model import Model
 from ..models.spec import Signature
-from .bisection import BadRow, Bisection
+from ..output.bad_rows import BadRow
+from .bisection import Bisection
 from .devices import Device, least_busy
 from .predictor import Predictor
 

@@ -12,30 +12,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from ..errors import DataError
+from ..output.bad_rows import BadRow
 from .predictor import BatchTooLarge, Predictor
-
-
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """`row` counts from 0 in `where`; it is the row `index` of `batch`, as that was read, before any function."""
-
-    where: str
-    row: int
-    stage: str
-    error: str
-    batch: pa.RecordBatch
-    index: int = 0
-
-    @property
-    def values(self) -> pa.RecordBatch:
-        """The row alone."""
-        return self.batch.slice(self.index, 1)
 
 
 class Bisection:

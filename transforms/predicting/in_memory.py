@@ -15,8 +15,9 @@ from ..errors import InvalidRequest
 from ..jobs.job import Loading
 from ..models.load import CustomObjects
 from ..models.model import Model
+from ..models.pin import pin_model
 from ..models.process_cache import shared_model
-from ..models.ref import ModelRef, pin_model
+from ..models.ref import ModelRef
 from ..storage import StoreOptions
 from .batch_predictor import BatchPredictor, request_batches
 from .devices import HOST, Device, cores

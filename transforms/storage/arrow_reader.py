@@ -6,13 +6,12 @@ import io
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-
-from .store import ObjectRef, Store
 
 _BLOCK = 1 << 20
 _CACHED_BLOCKS = 16
@@ -24,16 +23,22 @@ _parts = ThreadPoolExecutor(16, thread_name_prefix="headrace-read")
 os.register_at_fork(after_in_child=lambda: globals().update(_parts=ThreadPoolExecutor(16)))
 
 
-def open_arrow_file(store: Store, ref: ObjectRef) -> pa.PythonFile:
-    """Small reads come from a cache of at most 16 MiB that reads ahead; large ones go over several connections."""
-    return pa.PythonFile(_CachedReader(store, ref), mode="r")
+ReadInto = Callable[[int, list[memoryview]], None]
+"""Fills the buffers, one after the other, from that byte of the object on."""
+
+
+def open_arrow_file(read_into: ReadInto, size: int) -> pa.PythonFile:
+    """An object of `size` bytes. Small reads come from a cache of at most 16 MiB that reads ahead; large ones go over
+    several connections.
+    """
+    return pa.PythonFile(_CachedReader(read_into, size), mode="r")
 
 
 class _CachedReader(io.RawIOBase):
     """Holds at most `_CACHED_BLOCKS` blocks of `_BLOCK` bytes, the least recently used going first."""
 
-    def __init__(self, store: Store, ref: ObjectRef) -> None:
-        self._store, self._ref = store, ref
+    def __init__(self, read_into: ReadInto, size: int) -> None:
+        self._read_into, self._size = read_into, size
         self._at = 0
         self._blocks: OrderedDict[int, memoryview] = OrderedDict()
         self._next_block = -1
@@ -49,12 +54,12 @@ class _CachedReader(io.RawIOBase):
         return self._at
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._at = offset + (0, self._at, self._ref.size)[whence]
+        self._at = offset + (0, self._at, self._size)[whence]
         return self._at
 
     def read(self, size: int = -1) -> Any:
         """At most `size` bytes, fewer only at the end of the object."""
-        rest = max(0, self._ref.size - self._at)
+        rest = max(0, self._size - self._at)
         size = rest if size is None or size < 0 else min(size, rest)
         start, self._at = self._at, self._at + size
         if size > _BLOCK * _READ_AHEAD_BLOCKS // 2:
@@ -80,9 +85,9 @@ class _CachedReader(io.RawIOBase):
         """Blocks `first` to `end` (exclusive), and some beyond where reading goes steadily forward."""
         if first == self._next_block:
             end = max(end, first + _READ_AHEAD_BLOCKS)
-        end = min(end, -(-self._ref.size // _BLOCK))
+        end = min(end, -(-self._size // _BLOCK))
         self._next_block = end
-        data = self._fetch(first * _BLOCK, min(end * _BLOCK, self._ref.size) - first * _BLOCK)
+        data = self._fetch(first * _BLOCK, min(end * _BLOCK, self._size) - first * _BLOCK)
         for block in range(first, end):
             # A copy, lest one block that is still wanted keeps all its neighbours in memory.
             self._blocks[block] = memoryview(bytes(data[(block - first) * _BLOCK :][:_BLOCK]))
@@ -94,11 +99,11 @@ class _CachedReader(io.RawIOBase):
         # Equal parts: a small one at the end would cost a round trip of its own.
         step = -(-size // max(1, size // _PART)) or 1
         if step >= size:
-            self._store.read_into(self._ref, start, [data])
+            self._read_into(start, [data])
             return data
 
         def part(at: int) -> None:
-            self._store.read_into(self._ref, start + at, [data[at : at + step]])
+            self._read_into(start + at, [data[at : at + step]])
 
         list(_parts.map(part, range(0, size, step)))
         return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 from abc import ABC, abstractmethod
@@ -218,7 +219,7 @@ class Store(ABC):
         """The pinned version as a random-access `pyarrow.NativeFile`."""
         from .arrow_reader import open_arrow_file
 
-        return open_arrow_file(self, ref)
+        return open_arrow_file(functools.partial(self.read_into, ref), ref.size)
 
     def glob(
         self,

@@ -12,7 +12,8 @@ import pytest
 
 from headrace.pipeline.checks.column_links import Link, fit
 from headrace.pipeline.cli import main
-from headrace.pipeline.terminal.tables import WIDTH, drawn, table
+from headrace.pipeline.commands.link_table import drawn
+from headrace.pipeline.terminal.tables import WIDTH, table
 from headrace.transforms.columns.plan import ColumnChoice
 from headrace.transforms.columns.rules import ColumnRules
 from headrace.transforms.models.spec import Signature, TensorSpec

@@ -77,12 +77,12 @@ def test_extras_that_are_here_come_along(tmp_path: Path) -> None:
 def test_it_travels_once(flags: tuple[str, ...], there: bool, capsys: pytest.CaptureFixture[str]) -> None:
     options = PredictOptions([DATAFLOW, *flags])
     assert travels_already(options) is there
-    with own_package(options) as wheels:
+    with own_package(options, elsewhere=True) as wheels:
         assert [wheel.exists() for wheel in wheels] == ([] if there else [True])
     assert not any(wheel.exists() for wheel in wheels)
     assert ("need no internet" in capsys.readouterr().err) is not there
 
 
 def test_workers_of_this_machine_need_no_package() -> None:
-    with own_package(PredictOptions([])) as wheels:
+    with own_package(PredictOptions([]), elsewhere=False) as wheels:
         assert wheels == ()

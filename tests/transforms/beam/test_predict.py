@@ -24,7 +24,7 @@ from headrace.transforms.beam.predict import _PredictBatch
 from headrace.transforms.columns.rules import ColumnRules
 from headrace.transforms.errors import HeadraceError, InvalidRequest, NotAModel, ObjectNotFound
 from headrace.transforms.jobs.job import REPORT, Loading
-from headrace.transforms.models.ref import pin_model
+from headrace.transforms.models.pin import pin_model
 from headrace.transforms.predicting.batch_predictor import request_batches
 from headrace.transforms.predicting.predictor import load_predictor
 from headrace.transforms.steps.predict_shard import Cancelled, predict_shard

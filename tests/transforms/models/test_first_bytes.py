@@ -8,7 +8,7 @@ import pytest
 
 from headrace.transforms.errors import NotAModel
 from headrace.transforms.models.load import load_model
-from headrace.transforms.models.ref import pin_model
+from headrace.transforms.models.pin import pin_model
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"4d7a" * 16 + b"\nsize 12345\n"
 PAGES = [

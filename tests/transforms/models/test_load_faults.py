@@ -25,7 +25,7 @@ import pytest
 
 from headrace.transforms.errors import CorruptModel, HeadraceError, ObjectChanged, StorageError
 from headrace.transforms.models.load import _format
-from headrace.transforms.models.ref import pin_model
+from headrace.transforms.models.pin import pin_model
 from headrace.transforms.models.streaming.tensor_stream import StreamOptions
 from headrace.transforms.storage.gcs import GcsStore
 from headrace.transforms.storage.retries import RetryPolicy

@@ -18,7 +18,7 @@ from headrace.transforms.errors import (
 )
 from headrace.transforms.models import tflite
 from headrace.transforms.models.load import describe_model, load_model
-from headrace.transforms.models.ref import pin_model
+from headrace.transforms.models.pin import pin_model
 from headrace.transforms.models.streaming.tensor_stream import StreamOptions
 from headrace.transforms.storage.local import LocalStore
 from headrace.transforms.storage.store import ObjectRef

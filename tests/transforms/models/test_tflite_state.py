@@ -11,7 +11,7 @@ import pytest
 from headrace.transforms.errors import CorruptModel, UnsupportedModel
 from headrace.transforms.models import tflite
 from headrace.transforms.models.load import describe_model, load_model
-from headrace.transforms.models.ref import pin_model
+from headrace.transforms.models.pin import pin_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 

@@ -17,7 +17,8 @@ from headrace.transforms.jobs.user_functions import AppliedFunction
 from headrace.transforms.models.model import Model
 from headrace.transforms.models.ref import ModelRef
 from headrace.transforms.models.spec import Signature, TensorSpec
-from headrace.transforms.predicting.bisection import BadRow, Bisection, half, pieces
+from headrace.transforms.output.bad_rows import BadRow
+from headrace.transforms.predicting.bisection import Bisection, half, pieces
 from headrace.transforms.predicting.predictor import Predictor
 
 WHERE = "gs://bucket/in.parquet"

@@ -22,7 +22,8 @@ from headrace.transforms.jobs.job import Loading
 from headrace.transforms.models import device_placement as placement
 from headrace.transforms.models.keras_model import model as keras_model
 from headrace.transforms.models.load import load_model
-from headrace.transforms.models.ref import ModelRef, pin_model
+from headrace.transforms.models.pin import pin_model
+from headrace.transforms.models.ref import ModelRef
 from headrace.transforms.models.saved_model import tf2 as saved_model
 from headrace.transforms.models.streaming.tensor_stream import StreamOptions
 from headrace.transforms.predicting.devices import Device, choose_devices, cores, least_busy

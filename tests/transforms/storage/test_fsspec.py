@@ -28,7 +28,7 @@ from headrace.transforms.errors import (
     StoreUnavailable,
 )
 from headrace.transforms.models import ref as ref_module
-from headrace.transforms.models.ref import pin_model
+from headrace.transforms.models.pin import pin_model
 from headrace.transforms.storage import Store, StoreOptions, open_store
 from headrace.transforms.storage.http_ranges import RangeReader
 from headrace.transforms.storage.retries import RetryPolicy

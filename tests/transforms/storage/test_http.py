@@ -26,7 +26,7 @@ from headrace.transforms.errors import (
     StorageError,
 )
 from headrace.transforms.jobs.input_files import PassedOver, each_input
-from headrace.transforms.models.ref import pin_model
+from headrace.transforms.models.pin import pin_model
 from headrace.transforms.storage import Store, StoreOptions, http_store, open_store
 from headrace.transforms.storage.http_store import HttpStore
 from headrace.transforms.storage.retries import RetryPolicy

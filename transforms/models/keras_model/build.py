@@ -34,8 +34,7 @@ from typing import Any
 from ...bounded_json import parse_json
 from ...errors import CorruptModel, HeadraceError, InvalidRequest, NotAModel, UnsupportedModel
 from ...storage.store import public_uri
-from .. import keras2_meanings
-from . import keras2_config
+from . import keras2_config, keras2_meanings
 from . import refusals as keras_refusals
 from . import safe_mode as keras_safe_mode
 from .unrolled import bound_steps

@@ -25,6 +25,7 @@ from ..first_bytes import FIRST_BYTES, other_file
 from ..streaming.ranges import NotFetched, RangeFile, Ranges
 from .hdf5_chunks import FILTER_NAMES, read_chunks, unpacked_bytes
 from .hdf5_format import UNDEFINED, Damaged, Link, Message, NotSupported, Structures
+from .hdf5_links import links
 from .hdf5_texts import Texts
 from .hdf5_types import (
     CHUNKED,
@@ -234,7 +235,7 @@ class Hdf5File:
         assert link.address is not None
         try:
             try:
-                return self._structures.links(link.address) or {}
+                return links(self._structures, link.address) or {}
             except NotFetched:
                 if link.table is not None:
                     # Asked for in the same round trip as the header, which says so too.
@@ -285,15 +286,15 @@ class Hdf5File:
     def _read_group(self, path: str) -> _Group | None:
         with self._damage(f"is damaged at {path!r}", "readable HDF5"):
             address = self._find(path)
-            links = None if address is None else self._structures.links(address)
-            if address is None or links is None:
+            found = None if address is None else links(self._structures, address)
+            if address is None or found is None:
                 return None
             # Several paths may lead to the same group, and long names into deep ones.
-            self._structures.spend(40 * len(links))
+            self._structures.spend(40 * len(found))
             datasets: dict[str, Dataset] = {}
             groups: list[str] = []
             unread = False
-            for name, link in links.items():
+            for name, link in found.items():
                 try:
                     child = self._follow(name, link, path)
                     if self._structures.is_group(child):
@@ -315,10 +316,10 @@ class Hdf5File:
         self._structures.spend(len(path))
         address = self._structures.root
         for part in filter(None, path.split("/")):
-            links = self._structures.links(address)
-            if links is None or part not in links:
+            found = links(self._structures, address)
+            if found is None or part not in found:
                 return None
-            address = self._follow(part, links[part], path)
+            address = self._follow(part, found[part], path)
         return address
 
     def _follow(self, name: str, link: Link, path: str) -> int:

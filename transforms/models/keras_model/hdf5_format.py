@@ -9,7 +9,7 @@ read, and what is done again for a second reference, is paid for from a budget t
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -111,10 +111,6 @@ class Structures:
         self.spend(_MESSAGE_WORK * len(messages))
         return messages
 
-    def links(self, address: int) -> Mapping[str, Link] | None:
-        """What a group holds, by name; None where the object is no group."""
-        return self.once("links", address, self._read_links)
-
     def is_group(self, address: int) -> bool:
         """By its header alone."""
         return any(message.kind in (SYMBOL_TABLE, LINK_INFO, GROUP_INFO) for message in self.header(address))
@@ -140,7 +136,7 @@ class Structures:
         found: dict[str, Link] = {}
         # The name's place, the header, what is cached of it, and the first two words of that.
         for at, address, cached, first, second in struct.iter_unpack("<QQI4xQQ", b"".join(nodes)):
-            name = _fit(self._name(names, at), found)
+            name = unique_name(self._name(names, at), found)
             if cached == 2:
                 found[name] = Link(None, "a soft link")
             else:
@@ -212,28 +208,6 @@ class Structures:
                 elif kind:
                     messages.append(Message(kind, shared, body))
         return tuple(messages)
-
-    def _read_links(self, address: int) -> Mapping[str, Link] | None:
-        from .hdf5_dense import dense_objects
-
-        messages = self.header(address)
-        first = {message.kind: message.body for message in reversed(messages)}
-        if SYMBOL_TABLE in first:
-            return self.table_links(*struct.unpack_from("<QQ", first[SYMBOL_TABLE]))
-        if LINK_INFO not in first:
-            return {} if GROUP_INFO in first else None
-        version, flags = struct.unpack_from("<BB", first[LINK_INFO])
-        heap, tree = struct.unpack_from("<QQ", first[LINK_INFO], 10 if flags & 1 else 2)
-        if version != 0:
-            raise NotSupported(f"link info version {version}")
-        stored: Iterable[bytes] = (message.body for message in messages if message.kind == LINK)
-        if heap != UNDEFINED:
-            stored = dense_objects(self, heap, tree, 5)
-        found: dict[str, Link] = {}
-        for body in stored:
-            name, link = _link(body)
-            found[_fit(name, found)] = link
-        return dict(sorted(found.items()))
 
     def _leaves(self, tree: int) -> Iterator[int | None]:
         """The addresses below the lowest nodes of a group's tree; None for a node that is not here yet."""
@@ -324,13 +298,13 @@ def _messages(data: bytes, head: str, step: int) -> Iterator[tuple[int, int, byt
         at += size
 
 
-def _fit(name: str, others: Mapping[str, Link]) -> str:
+def unique_name(name: str, others: Mapping[str, Link]) -> str:
     if name in others or name in ("", ".", "..") or "/" in name:
         raise Damaged(f"a link of the name {name[:200]!r}, {'twice' if name in others else 'which leads elsewhere'}")
     return name
 
 
-def _link(body: bytes) -> tuple[str, Link]:
+def link_of(body: bytes) -> tuple[str, Link]:
     """IV.A.2.g."""
     version, flags = struct.unpack_from("<BB", body)
     if version != 1:

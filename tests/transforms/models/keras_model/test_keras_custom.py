@@ -13,7 +13,7 @@ import pytest
 
 from headrace.transforms.errors import InvalidRequest, UnsupportedModel
 from headrace.transforms.models.load import describe_model, load_model
-from headrace.transforms.models.ref import pin_model
+from headrace.transforms.models.pin import pin_model
 from tests.support import keras_zoo
 from tests.support.around import write_module
 from tests.support.keras_saved import assert_same_bits, by_name

@@ -16,7 +16,7 @@ from headrace.transforms.errors import CorruptModel, NotAModel, ObjectChanged, S
 from headrace.transforms.models.keras_model import files as keras_files
 from headrace.transforms.models.keras_model import model as keras_model
 from headrace.transforms.models.load import describe_model, load_model
-from headrace.transforms.models.ref import pin_model
+from headrace.transforms.models.pin import pin_model
 from headrace.transforms.storage import open_store
 from headrace.transforms.storage.memory import put
 from tests.support import keras_zoo

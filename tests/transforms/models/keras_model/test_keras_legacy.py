@@ -18,7 +18,7 @@ import pytest
 from headrace.transforms.errors import CorruptModel, ModelError, NotAModel, UnsupportedModel
 from headrace.transforms.models.keras_model import files as keras_files
 from headrace.transforms.models.load import describe_model, load_model
-from headrace.transforms.models.ref import pin_model
+from headrace.transforms.models.pin import pin_model
 from headrace.transforms.storage import open_store
 from headrace.transforms.storage.memory import put
 from tests.support import keras2_zoo, keras_zoo

@@ -11,7 +11,7 @@ import pytest
 
 from headrace import load_model
 from headrace.transforms.errors import CorruptModel, NotAModel
-from headrace.transforms.models.ref import pin_model
+from headrace.transforms.models.pin import pin_model
 from tests.support import model_zoo
 from tests.transforms.storage.test_http import WebServer, server
 

@@ -23,7 +23,8 @@ from headrace.transforms.errors import (
 )
 from headrace.transforms.models import process_cache as sharing
 from headrace.transforms.models.load import describe_model, load_model
-from headrace.transforms.models.ref import ModelRef, pin_model
+from headrace.transforms.models.pin import pin_model
+from headrace.transforms.models.ref import ModelRef
 from headrace.transforms.models.saved_model import tf2 as saved_model
 from headrace.transforms.models.spec import TensorSpec
 from headrace.transforms.models.streaming.tensor_stream import StreamOptions, TensorStream

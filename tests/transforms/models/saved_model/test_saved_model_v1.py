@@ -13,7 +13,7 @@ import pytest
 
 from headrace.transforms.errors import CorruptModel, HeadraceError, ObjectChanged, SignatureNotFound, UnsupportedModel
 from headrace.transforms.models.load import describe_model, load_model
-from headrace.transforms.models.ref import pin_model
+from headrace.transforms.models.pin import pin_model
 from headrace.transforms.models.saved_model import tf2 as saved_model
 from headrace.transforms.models.streaming.tensor_stream import StreamOptions
 from headrace.transforms.storage.local import LocalStore

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from headrace.transforms.errors import CorruptModel, StorageError
 from headrace.transforms.models.keras_model import weights as keras_weights
 from headrace.transforms.models.keras_model.model import load
-from headrace.transforms.models.ref import pin_model
+from headrace.transforms.models.pin import pin_model
 from headrace.transforms.models.streaming.composed_crc import CheckedSpan, ComposedCrc, combine
 from headrace.transforms.models.streaming.shared_stream import MachineStream
 from headrace.transforms.models.streaming.tensor_stream import StreamOptions, TensorSlot, TensorStream

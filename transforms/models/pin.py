@@ -1,0 +1,285 @@
+"""Pinning a model: what is at a URI, and which objects belong to it, each at the version seen now."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+from ..errors import CorruptModel, InvalidRequest, NotAModel, ObjectNotFound
+from ..storage import ObjectRef, Store, StoreOptions, open_store
+from ..storage.store import public_uri
+from .first_bytes import FIRST_BYTES, other_file
+from .ref import ModelRef, file_name
+
+_GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
+_BELONGS = (*_GRAPHS, "fingerprint.pb", "keras_metadata.pb")
+_FOLDERS = ("variables/", "assets/")
+_KERAS_WEIGHTS = ("model.weights.h5", "model.weights.json", "model.weights.npz")
+_HDF5, _ZIP, _TFLITE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"TFL3"
+_WEB = ("http://", "https://")
+_PAGED = ("gs://", "s3://")
+# Enough to say what a folder holds; a bucket may hold millions.
+_GLANCE = 500
+
+
+def pin_model(
+    uri: str,
+    options: StoreOptions = StoreOptions(),
+    *,
+    weights: str | None = None,
+    custom_objects: Sequence[str] = (),
+    unsafe: bool = False,
+    allow_stateful: bool = False,
+    import_modules: Sequence[str] = (),
+) -> ModelRef:
+    """The model at `uri`, each of its objects at the version seen now.
+
+    That is a SavedModel's folder, a `.keras` file or the folder of its members, an HDF5 file that holds a whole model, or a
+    TFLite flatbuffer. With `weights`, `uri` is a Keras model's config.json (or a folder that holds one), and `weights` a
+    file of its weights: `….weights.h5`, `….weights.json` with its shards beside it, `.h5`, or a `.keras` file.
+
+    Raises `NotAModel` where no such model stands there, `InvalidRequest` for weights or custom objects that its format has no
+    use for, `AccessDenied`, `ObjectNotFound` for a missing bucket.
+    """
+    ref = _pinned(
+        uri,
+        options,
+        weights,
+        {
+            "options": options,
+            "custom_objects": tuple(custom_objects),
+            "unsafe": unsafe,
+            "allow_stateful": allow_stateful,
+            "import_modules": tuple(import_modules),
+        },
+    )
+    if ref.custom_objects and not ref.is_keras:
+        raise unused_custom_objects(ref, ref.custom_objects)
+    return ref
+
+
+def unused_custom_objects(ref: ModelRef, names: Sequence[str]) -> InvalidRequest:
+    return InvalidRequest(
+        f"--custom_objects (custom_objects) has no use with {public_uri(ref.uri)}",
+        expected="a Keras model",
+        found=f"a model of the format {ref.format}, and custom objects {', '.join(names)}",
+        cure="Leave it out; --import_module (import_modules) imports a module that registers TensorFlow operations",
+    )
+
+
+def _pinned(uri: str, options: StoreOptions, weights: str | None, extra: dict[str, Any]) -> ModelRef:
+    store = open_store(uri, options)
+    # What is signed is one object, never a folder, and the signature goes as it is.
+    signed = uri.startswith(_WEB) and "?" in uri
+    uri = uri if signed else uri.rstrip("/")
+    if weights is not None:
+        config = _config(store, uri)
+        return ModelRef(uri, "keras_config", (config, *_weights(weights, options)), weights=weights, **extra)
+    one_object = signed or uri.endswith((".keras", ".h5", ".hdf5", ".tflite"))
+    if not one_object and (found := _folder(store, uri)):
+        return ModelRef(uri, *found, **extra)
+    try:
+        file = store.stat(uri)
+    except ObjectNotFound:
+        if uri.endswith(".keras") and (found := _folder(store, uri)):
+            return ModelRef(uri, *found, **extra)
+        raise _no_model(store, uri) from None
+    head = store.read(file, 0, min(FIRST_BYTES, file.size))
+    start = head[: len(_HDF5)]
+    if start == _HDF5:
+        return ModelRef(uri, "keras_h5", (file,), **extra)
+    if start[:4] == _ZIP:
+        return ModelRef(uri, "keras", (file,), **extra)
+    if start[4:] == _TFLITE:
+        return ModelRef(uri, "tflite", (file,), **extra)
+    if start.lstrip()[:1] == b"{":
+        raise NotAModel(
+            f"{uri} is a model's configuration at most, without weights",
+            expected="a whole model, or the weights named beside it",
+            cure="Name its weights too (--weights, weights=…).",
+        )
+    if (known := other_file(public_uri(uri), file.size, head)) is not None:
+        raise known
+    raise NotAModel(
+        f"{uri} is no `.keras` file",
+        expected="a zip archive as keras.Model.save writes it, an HDF5 file, or a SavedModel's folder",
+        found=f"a file of {file.size} bytes that does not begin like a zip or HDF5",
+        cure="Save the model as `.keras`, or name the folder that holds saved_model.pb.",
+    )
+
+
+def _folder(store: Store, uri: str) -> tuple[str, tuple[ObjectRef, ...]] | None:
+    """The format and the objects of a model that is a folder."""
+    if objects := _saved_model(store, uri):
+        return "saved_model", objects
+    config = _stat(store, f"{uri}/config.json")
+    for name in _KERAS_WEIGHTS if config is not None else ():
+        if (weights := _stat(store, f"{uri}/{name}")) is not None and config is not None:
+            shards = _shards(store, weights) if name.endswith(".json") else []
+            metadata = _stat(store, f"{uri}/metadata.json")
+            assets = [] if uri.startswith(_WEB) else store.list(f"{uri}/assets/")
+            objects = (config, weights, *shards, *assets, *([metadata] if metadata is not None else []))
+            return "keras", tuple(sorted(objects, key=lambda ref: ref.uri))
+    return None
+
+
+def _config(store: Store, uri: str) -> ObjectRef:
+    config = (None if file_name(uri).endswith(".json") else _stat(store, f"{uri}/config.json")) or _stat(store, uri)
+    if config is None:
+        if any(_stat(store, f"{uri}/{name}") is not None for name in _GRAPHS):
+            raise _unused_weights(uri, "a SavedModel, which holds its own weights")
+        raise _no_model(store, uri)
+    start = store.read(config, 0, min(len(_HDF5), config.size))
+    if start == _HDF5 or start[:4] == _ZIP or start[4:] == _TFLITE:
+        raise _unused_weights(uri, "a file that holds a whole model")
+    head = store.read(config, 0, min(FIRST_BYTES, config.size))
+    if (other := other_file(public_uri(uri), config.size, head)) is not None:
+        raise other
+    if head.lstrip()[:1] != b"{":
+        raise NotAModel(
+            f"{uri} is no configuration of a Keras model, whose weights lie apart",
+            expected="JSON, as model.to_json() gives it, or the config.json of a `.keras` file",
+            found=f"a file of {config.size} bytes that is no JSON object",
+            cure="Leave the weights out if this file holds the whole model; else name its config.json.",
+        )
+    return config
+
+
+def _unused_weights(uri: str, found: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"--weights (weights) has no use with {public_uri(uri)}",
+        expected="the config.json of a Keras model, whose weights are elsewhere",
+        found=found,
+        cure="Leave it out, or name the config.json that the weights belong to",
+    )
+
+
+def _weights(uri: str, options: StoreOptions) -> list[ObjectRef]:
+    store = open_store(uri, options)
+    file = _stat(store, uri)
+    if file is None:
+        raise NotAModel(
+            f"There are no weights at {uri}",
+            expected="a file that model.save_weights wrote",
+            cure="Look at the spelling.",
+        )
+    if file_name(uri).endswith(".json"):
+        return [file, *_shards(store, file)]
+    head = store.read(file, 0, min(FIRST_BYTES, file.size))
+    start = head[: len(_HDF5)]
+    if start != _HDF5 and start[:4] != _ZIP:
+        if (known := other_file(public_uri(uri), file.size, head)) is not None:
+            raise known
+        raise NotAModel(
+            f"{uri} holds no weights of Keras",
+            expected="an HDF5 file, as model.save_weights writes it, or a `.keras` file",
+            found=f"a file of {file.size} bytes that begins with {start[:8]!r}",
+            cure="Name the file that model.save_weights('….weights.h5') wrote.",
+        )
+    return [file]
+
+
+def _shards(store: Store, index: ObjectRef) -> list[ObjectRef]:
+    from .keras_model.files import SHARD_INDEX_BYTES, weight_map
+
+    if index.size > SHARD_INDEX_BYTES:
+        raise CorruptModel(f"{index.uri} is too large", expected=f"at most {SHARD_INDEX_BYTES} bytes")
+    mapped = weight_map(store.read(index), index.uri)
+    address, mark, query = index.uri.partition("?") if index.uri.startswith(_WEB) else (index.uri, "", "")
+    folder = address.rpartition("/")[0]
+    found = []
+    for name in sorted({name for names in mapped.values() for name in names}):
+        shard = _stat(store, f"{folder}/{name}{mark}{query}")
+        if shard is None:
+            raise CorruptModel(
+                f"{index.uri} names {name}, which is not beside it", cure="Copy all files that save_weights wrote."
+            )
+        found.append(shard)
+    return found
+
+
+def _saved_model(store: Store, uri: str) -> tuple[ObjectRef, ...]:
+    # Asked for by name, too: to list a folder that is no model may take for ever, so that is given up then.
+    no_model = threading.Event()
+    with ThreadPoolExecutor(1, thread_name_prefix="headrace-list") as thread:
+        # A bucket's pages come in their order; a local folder is walked whole before its first name.
+        listed = thread.submit(_belonging, store, uri, no_model) if uri.startswith(_PAGED) else None
+        graph = next((ref for name in _GRAPHS if (ref := _stat(store, f"{uri}/{name}")) is not None), None)
+        if graph is None:
+            no_model.set()
+            return ()
+        if listed is not None:
+            return listed.result()
+    if uri.startswith(_WEB):
+        from .saved_model.over_http import saved_model_objects
+
+        return saved_model_objects(store, uri, graph)
+    return _belonging(store, uri, no_model)
+
+
+def _belonging(store: Store, uri: str, given_up: threading.Event) -> tuple[ObjectRef, ...]:
+    objects = []
+    for ref in store.list(f"{uri}/"):
+        if given_up.is_set():
+            break
+        relative = ref.uri.removeprefix(f"{uri}/")
+        if relative in _BELONGS or relative.startswith(_FOLDERS):
+            objects.append(ref)
+    return tuple(objects)
+
+
+def _stat(store: Store, uri: str) -> ObjectRef | None:
+    try:
+        return store.stat(uri)
+    except ObjectNotFound:
+        return None
+
+
+def _no_model(store: Store, uri: str) -> NotAModel:
+    if uri.startswith(_WEB):
+        return NotAModel(
+            f"There is no model at {public_uri(uri)}",
+            expected="a `.keras`, HDF5 or TFLite file, or a folder that holds saved_model.pb",
+            cure="Look at the spelling; where an address is signed, name one file by it.",
+        )
+    below = [ref.uri.removeprefix(f"{uri}/") for ref in islice(store.list(f"{uri}/"), _GLANCE)]
+    graphs = {name.rpartition("/")[0] for name in below if name.rpartition("/")[2] in _GRAPHS} - {""}
+    models = sorted(graphs, key=_version, reverse=True)
+    archives = sorted((name for name in below if name.endswith((".keras", ".h5", ".hdf5"))), key=_version, reverse=True)
+    if models or archives:
+        return NotAModel(
+            f"{uri} is a folder above models, not a model",
+            expected="a folder that holds saved_model.pb, or a `.keras` file",
+            found=_some([f"{name}/" for name in models] + archives),
+            cure=f"Name one of them, e.g. {uri}/{max(models or archives, key=_version)}.",
+        )
+    if below:
+        return NotAModel(
+            f"{uri} is a folder, but no SavedModel",
+            expected="saved_model.pb in it, or a `.keras` file",
+            found=_some(sorted({name.partition("/")[0] + "/" * ("/" in name) for name in below})),
+            cure="Name the folder that holds saved_model.pb.",
+        )
+    parent, _, name = uri.rpartition("/")
+    beside = {ref.uri.removeprefix(f"{parent}/").partition("/")[0] for ref in islice(store.list(f"{parent}/"), _GLANCE)}
+    close = difflib.get_close_matches(name, beside, n=3, cutoff=0.5) or sorted(beside)
+    return NotAModel(
+        f"There is no model at {uri}",
+        expected="a SavedModel's folder or a `.keras` file",
+        found=f"beside it: {_some(close)}" if close else f"nothing in {parent}/",
+        cure="Look at the spelling.",
+    )
+
+
+def _version(name: str) -> list[tuple[int, str]]:
+    """The order of versions: numbers in a name by their value, and the name without a number first."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", name)]
+
+
+def _some(names: list[str], most: int = 6) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
