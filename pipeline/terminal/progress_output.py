@@ -1,4 +1,6 @@
-"""What one sees of a job while it runs in this process: a live display on a terminal, else lines, or JSON lines."""
+"""What one sees of a job while it runs in this process: a live display on a terminal or in a notebook, else lines, or
+JSON lines.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +33,13 @@ def watched() -> Iterator[None]:
         with displayed(Meter()):
             yield
         return
+    if not log.is_json():
+        from .notebook_display import displayed_in_notebook, is_in_notebook
+
+        if is_in_notebook():
+            with displayed_in_notebook(Meter()):
+                yield
+            return
     with _lines():
         yield
 

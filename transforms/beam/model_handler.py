@@ -33,6 +33,9 @@ from ..storage import StoreOptions
 from ..storage.store import public_uri
 from .inference_failures import Failure, failures_tag
 from .metrics import NAMESPACE, count_batch
+from .notebooks import let_beam_build_pipelines
+
+let_beam_build_pipelines()
 
 Row = Mapping[str, Any]
 """One row: an array (or a scalar) for each input of the model, without the batch dimension."""

@@ -46,7 +46,10 @@ from .metrics import (
     count_started,
     count_traces,
 )
+from .notebooks import let_beam_build_pipelines
 from .plan import GivenJob
+
+let_beam_build_pipelines()
 
 DEAD_LETTERS = "dead_letters"
 

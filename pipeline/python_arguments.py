@@ -1,0 +1,69 @@
+"""Arguments of `headrace.run` and its like as the command's flags: `keep=["id"]` is `--keep=id`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from headrace.transforms.errors import InvalidRequest
+
+# Flags whose values are one list with commas; of others, each value is a flag of its own.
+_ONE_LIST = ("keep", "outputs")
+# As `headrace.predict` has them.
+_FLAG = {"features": "feature", "predictions": "prediction"}
+
+
+def as_flags(arguments: Mapping[str, Any]) -> list[str]:
+    """`None` and `False` leave a flag out, `True` gives a switch. A dict gives a flag for each key, a list one for each item.
+
+    >>> as_flags({"model": "m", "keep": ["a", "b"], "fill": {"age": 0}, "compact": True, "limit": None})
+    ['--model=m', '--keep=a,b', '--fill=age=0', '--compact']
+    """
+    return [flag for name, value in arguments.items() for flag in _flags(_FLAG.get(name, name), value)]
+
+
+def _flags(name: str, value: Any) -> Iterator[str]:
+    if value is None or value is False:
+        return
+    if value is True:
+        yield f"--{name}"
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield f"--{name}={key}={_joined(item) if _is_list(item) else _size(item) if _is_pair(item) else _text(name, item)}"
+    elif name in _ONE_LIST and not isinstance(value, str):
+        yield f"--{name}={_joined(value)}"
+    elif _is_list(value) or isinstance(value, (tuple, set, frozenset)):
+        yield from (f"--{name}={_text(name, item)}" for item in value)
+    else:
+        yield f"--{name}={_text(name, value)}"
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(item, int) for item in value)
+
+
+def _size(value: tuple[int, int]) -> str:
+    return f"{value[0]}x{value[1]}"
+
+
+def _joined(names: Sequence[Any]) -> str:
+    """Commas within names are escaped, as on the command line."""
+    return ",".join(str(name).replace("\\", "\\\\").replace(",", "\\,") for name in names)
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    if isinstance(value, (str, int, float)):
+        return str(value)
+    if hasattr(value, "__fspath__"):
+        return str(value)
+    raise InvalidRequest(
+        f"The argument {name} has a value of type {type(value).__name__}",
+        expected="text, a number, True or False, a list or a dict of these",
+        found=repr(value)[:200],
+    )
