@@ -1,4 +1,4 @@
-"""Pipelines are built while IPython runs, without pandas and with a pandas that Beam's interactive package cannot use."""
+"""Pipelines are built while IPython runs, without pandas and with the newest, which Beam's interactive package cannot use."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ with beam.Pipeline(runner=FnApiRunner()) as pipeline:
     pipeline | beam.Create([1, 2]) | beam.Map(lambda x: print("SEEN", x + 40))
 """
 ABSENT = "raise ModuleNotFoundError(\"No module named 'pandas'\", name='pandas')\n"
-OTHER = "__version__ = '9.0'\n"
 
 
-@pytest.mark.parametrize("pandas", [ABSENT, OTHER], ids=["absent", "too new"])
-def test_a_pipeline_is_built_and_run(pandas: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pandas", [ABSENT, None], ids=["absent", "as installed, the newest"])
+def test_a_pipeline_is_built_and_run(pandas: str | None, tmp_path: Path) -> None:
     pytest.importorskip("IPython")
-    (tmp_path / "pandas.py").write_text(pandas)
+    if pandas is not None:
+        (tmp_path / "pandas.py").write_text(pandas)
     run = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert {"SEEN 41", "SEEN 42"} <= set(run.stdout.split("\n"))
