@@ -52,8 +52,10 @@ class HeadraceError(Exception):
     `what` is a whole sentence naming the object; `expected`, `found` and `cure` are phrases and may be empty.
     The whole paragraph is the exception's one argument, since Beam raises a worker's exception anew from that alone.
     Of web addresses it shows neither user nor query, of others no user that has a password; characters that a terminal
-    would obey are escapes.
+    would obey are escapes. `began` is true where a job had claimed its output folder before it failed.
     """
+
+    began = False
 
     def __init__(self, what: str, *, expected: str = "", found: str = "", cure: str = "") -> None:
         what, expected, found, cure = (

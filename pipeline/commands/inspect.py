@@ -1,0 +1,22 @@
+"""`headrace inspect`: models and an input, each as it is, and how one would be fed from the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..checks.inspection import Looked, look
+from ..flags.request import Request
+from ..terminal.answer import Answer
+from .summary import report_look
+
+
+@dataclass(frozen=True)
+class Inspected:
+    looked: Looked
+    answer: Answer
+
+
+def inspect(request: Request) -> Inspected:
+    """Raises a `HeadraceError` for a model or an input that cannot be read."""
+    looked = look(request)
+    return Inspected(looked, report_look(looked))
