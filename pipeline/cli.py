@@ -167,7 +167,7 @@ def _show(answer: Answer, as_json: bool) -> int:
 
 
 def _plan(request: Request, options: PredictOptions, as_json: bool) -> int:
-    from headrace.transforms.beam.plan import input_files, plan_shards
+    from headrace.transforms.steps.plan_shards import input_files, plan_shards
 
     from .checks.inspection import look
     from .checks.output_folder import examine_output
