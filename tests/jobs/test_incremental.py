@@ -53,7 +53,7 @@ def test_what_is_new_or_changed_is_predicted_and_the_rest_kept(capfd: Capture, p
     out, err = capfd.readouterr()
     assert "20 rows computed" in out
     assert "10 rows found done" in out
-    assert "2 outputs are of inputs that changed or vanished" in err
+    assert "2 outputs of inputs that changed or vanished will be removed" in err
     assert read_output(f"{place}/out")["id"].to_pylist() == [*range(10), *range(100, 110), *range(30, 40)]
     now = outputs(place)
     assert [name for name in now if name in before] == [before[0]]
