@@ -206,6 +206,8 @@ class _Superseded:
             said = read_footer(self._store, ref).key_values
         except NotParquet:  # it says nothing of itself
             return False
+        except ObjectNotFound:  # a listing may lag behind: it is gone
+            return True
         fingerprint = said.get(b"headrace.fingerprint", b"").decode()
         if fingerprint[:8] != made.job:
             return False
