@@ -30,13 +30,14 @@ from benchmarks import measure
 from headrace.pipeline import demo
 from headrace.pipeline.checks.output_folder import examine_output, write_record
 from headrace.pipeline.checks.preflight import Prepared
-from headrace.transforms.beam.finalize import finish, write_part
-from headrace.transforms.beam.plan import PlanShards, input_files, plan_units
+from headrace.transforms.beam.plan import PlanShards
 from headrace.transforms.columns.plan import ColumnChoice, ColumnPlan
 from headrace.transforms.jobs.input_files import expand_lists, survey_inputs
 from headrace.transforms.jobs.job import Job, JobModel
 from headrace.transforms.models.ref import ModelRef
 from headrace.transforms.shards.shard import ShardResult, common_folder
+from headrace.transforms.steps.finish import finish, write_part
+from headrace.transforms.steps.plan_shards import input_files, plan_units
 from headrace.transforms.storage import ObjectRef, StoreOptions, open_store
 from headrace.transforms.storage.memory import MemoryStore
 

@@ -80,6 +80,7 @@ def _show(answer: Answer, as_json: bool) -> int:
 
 
 def _plan(request: Request, options: PredictOptions, as_json: bool) -> int:
+
     from .commands.plan import plan
 
     try:

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headrace.transforms.beam.plan import shards_of_file
 from headrace.transforms.errors import HeadraceError
 from headrace.transforms.jobs.job import Job
 from headrace.transforms.parquet.reader import read_batches, read_footer
 from headrace.transforms.predicting.predictor import Predictor, input_columns, load_predictor
 from headrace.transforms.shards.shard import Shard
+from headrace.transforms.steps.plan_shards import shards_of_file
 from headrace.transforms.storage import ObjectRef, Store, open_store
 
 from .soundness import Verdict, input_spans

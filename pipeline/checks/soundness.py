@@ -13,7 +13,6 @@ import crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headrace.transforms.beam.plan import list_outputs
 from headrace.transforms.bounded_json import NotJson, parse_json_object
 from headrace.transforms.errors import HeadraceError, NotParquet, ObjectNotFound, OutputIncomplete
 from headrace.transforms.jobs.job import ASIDE, JOB_RECORD, MANIFEST_FOLDER, SUCCESS, fingerprint_of, options_as_begun
@@ -76,7 +75,7 @@ def verify(output: str, storage: StoreOptions) -> tuple[Verdict, dict[str, Any],
     """
     storage = options_as_begun(storage, _record(open_store(output, storage), output))
     store = open_store(output, storage)
-    there = list_outputs(output, storage).objects
+    there = {ref.uri.removeprefix(f"{output}/"): ref for ref in store.list(f"{output}/")}
     if missing := [name for name in (JOB_RECORD, SUCCESS) if name not in there]:
         raise OutputIncomplete(
             f"{output} holds no finished job: {missing[0]} is missing",

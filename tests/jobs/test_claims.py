@@ -56,11 +56,11 @@ def stepped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     memory.OBJECTS.update(kept)
 
 
-def schedules(points: int) -> Iterator[Schedule]:
+def schedules(points: int, publishes: int) -> Iterator[Schedule]:
     """The first run stops at each point, then the second at each; then one goes on, or crashes at once or soon after, and
-    the other, too.
+    the other, too. However far apart the points are, one is where the first run is about to publish its mark.
     """
-    for i in range(0, points + 2, EVERY):
+    for i in sorted({*range(0, points + 2, EVERY), publishes}):
         for j in range(0, points + 2, EVERY):
             for more, first_ends, second_ends in (
                 (0, True, True),
@@ -98,16 +98,18 @@ def test_two_runs_that_are_paused_and_crash_at_every_point(name: str, capsys: py
     before, pair = PAIRS[name]
     lengths: list[int] = []
     codes: list[int | None] = []
+    publishes: list[int] = []
 
     def measure(runs: Sequence[Run]) -> None:
         in_turn(runs)
         codes.extend(run.code for run in runs)
         lengths.extend(len(run.steps) for run in runs)
+        publishes.append(runs[0].steps.index("publish /out/_SUCCESS"))
 
     assert check(before, pair, measure) == ""
     assert codes == [0, 0]
     count, lies = 1, []
-    for number, do in enumerate(schedules(max(lengths))):
+    for number, do in enumerate(schedules(max(lengths), publishes[0])):
         count += 1
         if lie := check(before, pair, do):
             lies.append((number, lie))

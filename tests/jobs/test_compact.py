@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from headrace.pipeline.checks.soundness import verify
 from headrace.pipeline.cli import main
-from headrace.transforms.beam.plan import input_files, plan_shards
 from headrace.transforms.errors import ColumnError
 from headrace.transforms.jobs.input_files import together
 from headrace.transforms.shards.shard import parse_output_name
+from headrace.transforms.steps.plan_shards import input_files, plan_shards
 from headrace.transforms.storage import ObjectRef, StoreOptions, open_store
 from tests.support.jobs import model_folder, names_in, put, put_inputs, put_table, read_output, rows
 from tests.support.plans import plain_job

@@ -8,8 +8,8 @@ import pytest
 
 from headrace.pipeline.checks.soundness import verify
 from headrace.pipeline.cli import main
-from headrace.transforms.beam import finalize
 from headrace.transforms.shards.shard import parse_output_name
+from headrace.transforms.steps import finish
 from headrace.transforms.storage import StoreOptions, open_store
 from tests.support.jobs import model_folder, names_in, put, put_inputs, put_table, read_output, rows
 
@@ -53,7 +53,7 @@ def test_what_is_new_or_changed_is_predicted_and_the_rest_kept(capfd: Capture, p
     out, err = capfd.readouterr()
     assert "20 rows computed" in out
     assert "10 rows found done" in out
-    assert "2 outputs are of inputs that changed or vanished" in err
+    assert "2 outputs of inputs that changed or vanished will be removed" in err
     assert read_output(f"{place}/out")["id"].to_pylist() == [*range(10), *range(100, 110), *range(30, 40)]
     now = outputs(place)
     assert [name for name in now if name in before] == [before[0]]
@@ -85,14 +85,14 @@ def test_an_input_that_was_only_removed_takes_its_output_along(capfd: Capture, p
 
 def test_where_the_mark_stands_no_row_is_there_twice(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     replace_input(place, 1, first=100)
-    marked = finalize._mark_success
+    marked = finish._mark_success
     seen: list[list[int]] = []
 
     def look(*args: Any) -> Any:
         seen.append(read_output(f"{place}/out")["id"].to_pylist())
         return marked(*args)
 
-    monkeypatch.setattr(finalize, "_mark_success", look)
+    monkeypatch.setattr(finish, "_mark_success", look)
     assert main(flags(place, "--incremental")) == 0
     assert seen == [[*range(10), *range(100, 110), *range(20, 30)]]
 

@@ -13,8 +13,8 @@ import pytest
 
 from headrace.pipeline.checks.soundness import verify
 from headrace.pipeline.cli import main
-from headrace.transforms.beam import finalize
 from headrace.transforms.output import dead_letters
+from headrace.transforms.steps import finish
 from headrace.transforms.storage import StoreOptions
 from tests.support.jobs import put_table
 from tests.support.strict import mixed, put_mixed, strict_model
@@ -83,7 +83,7 @@ def earlier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An output as version 0.1 names its files, of two shards with dead letters."""
     put_mixed(f"{tmp_path}/in", [20, 20], BAD)
     with monkeypatch.context() as patch:
-        for module in (dead_letters, finalize):
+        for module in (dead_letters, finish):
             patch.setattr(module, "ASIDE", ".parquet")
         assert main(job(tmp_path)) == 0
     assert not list((tmp_path / "out").rglob("*.pq"))

@@ -42,7 +42,7 @@ def test_a_random_model_is_announced_and_no_sample_is_compared(tmp_path: Path, a
         assert "random numbers" in capfd.readouterr().out, command
     record = json.loads((tmp_path / "out" / JOB_RECORD).read_text())
     assert record["models"][""]["random_operations"] == ["RandomUniform"]
-    manifest = pq.read_table(next((tmp_path / "out/_manifest").glob("*.parquet")))
+    manifest = pq.read_table(next((tmp_path / "out/_manifest").glob("*.pq")))
     assert json.loads(manifest.schema.metadata[b"headrace.job"])["models"][""]["random_operations"] == ["RandomUniform"]
     assert "draws random numbers" in (tmp_path / "out/_headrace/report.html").read_text()
     assert main(["verify", *argv, "--sample=2"]) == 0

@@ -20,8 +20,6 @@ import pyarrow.parquet as pq
 
 from headrace.pipeline.checks.output_folder import check_overwritten, claim_output, examine_output
 from headrace.pipeline.checks.preflight import Prepared
-from headrace.transforms.beam.finalize import finish, write_part
-from headrace.transforms.beam.plan import input_files, plan_shards
 from headrace.transforms.columns.plan import ColumnChoice, ColumnPlan
 from headrace.transforms.errors import HeadraceError, StorageError
 from headrace.transforms.jobs.input_files import survey_inputs
@@ -32,6 +30,8 @@ from headrace.transforms.output.dead_letters import list_dead_letters
 from headrace.transforms.output.manifest import list_finished, manifest_versions
 from headrace.transforms.predicting.predictor import Predictor
 from headrace.transforms.shards.shard import parse_output_name
+from headrace.transforms.steps.finish import finish, write_part
+from headrace.transforms.steps.plan_shards import input_files, plan_shards
 from headrace.transforms.steps.predict_shard import found_result, predict_shard
 from headrace.transforms.storage import ObjectRef, StoreOptions, memory, open_store
 from tests.support.jobs import put_table, rows

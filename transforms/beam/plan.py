@@ -1,234 +1,23 @@
-"""Files to Shards to units of work. The plan is a pure function of the listing, the footers and the job."""
+"""The graph's first steps: the input listed once, and its footers read in parallel."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import chain, islice
-from operator import attrgetter
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import apache_beam as beam
-import pyarrow as pa
 from apache_beam.pvalue import AsSingleton
 
 from .. import progress
-from ..columns.plan import MOST_READ_BYTES, is_auto, rows_within
-from ..errors import ColumnError
-from ..jobs.input_files import PassedOver, each_input, expand_lists, join_small, together
+from ..jobs.input_files import join_small, together
 from ..jobs.job import Job
-from ..output.dead_letters import rows_of_another_schema
-from ..parquet.arrow_types import read_alike
-from ..parquet.reader import Footer, most_row_bytes, read_footer, repeated_columns
-from ..shards.partition_types import fits
-from ..shards.partitions import partition_values
-from ..shards.shard import Shard, WorkUnit, join_shards, output_name, relative_stem, split_file
-from ..storage import ObjectRef, StoreOptions, open_store
+from ..shards.shard import WorkUnit
+from ..steps.plan_shards import MOST_FILES_A_UNIT, input_files, plan_units
+from ..storage import ObjectRef
 from .metrics import count_planned
 
-_FOOTERS_AT_ONCE = 16
-# Enough to make little of what a runner spends on an element, and few enough to keep many workers busy.
-_MOST_FILES_A_UNIT = 64
-# After a file of another schema, so many shards more are looked at, to name others.
-_LOOKED_ON = 64
-_NAMED = 5
 # A job as a step is given it: known when the graph is built, or found out by an earlier step, as in a template.
 GivenJob: TypeAlias = Job | AsSingleton
-
-
-def input_files(job: Job) -> Iterator[ObjectRef]:
-    """In the order of their URIs; where the job is limited to its first rows, in the order of their outputs, which needs
-    the whole listing at once.
-    """
-    files = each_input(expand_lists(job.inputs, job.storage), job.storage, PassedOver())
-    if job.limit is None:
-        return files
-    return iter(sorted(files, key=lambda ref: (f"{relative_stem(ref.uri, job.folder)}-{0:012d}-", ref)))
-
-
-class _Splitter:
-    """One file's footer to its shards; holds what is the same for all files."""
-
-    def __init__(self, job: Job) -> None:
-        self._job, self._fingerprint = job, job.fingerprint
-        schema: Any = pa.ipc.read_schema(pa.BufferReader(job.input_schema))
-        self._sound: pa.Schema | None = None
-        self._store = open_store(job.folder, job.storage)
-        self._columns = frozenset(schema.names)
-        self._fields = [field for field in schema if field.name not in job.partitions]
-        self._kinds = {field.name: field.type for field in schema if field.name in job.partitions}
-
-    def shards(self, source: ObjectRef, footer: Footer) -> Iterator[Shard]:
-        told = dict(partition_values(source.uri, self._job.folder)) if self._job.partitions else {}
-        drift = self._drift_of_columns(source, footer.schema) or self._drift_of_partitions(source, footer.schema, told)
-        stem = relative_stem(source.uri, self._job.folder)
-        rows, sizes = footer.row_group_rows, footer.row_group_bytes
-        # Of a file that drifts, those that it has.
-        keys = [key for key in self._job.partitions if key in told and key not in footer.schema.names]
-        partitions = tuple((key, told[key]) for key in keys)
-        batch_rows = self._batch_rows(source, footer)
-        for shard in split_file(source, stem, rows, sizes, self._job.shard_bytes, self._fingerprint, partitions, drift):
-            yield shard if batch_rows is None else replace(shard, batch_rows=batch_rows)
-
-    def _batch_rows(self, source: ObjectRef, footer: Footer) -> int | None:
-        """Rows per batch of a file with rows so large that the job's would hold too many bytes; None where they do not."""
-        job = self._job
-        if not is_auto(job.batch_rule) or job.jit_compile:
-            return None
-        groups = zip(footer.row_group_unpacked, footer.row_group_rows, strict=False)
-        if all(nbytes * job.batch_rows <= MOST_READ_BYTES * rows for nbytes, rows in groups):
-            return None
-        fits = rows_within(most_row_bytes(self._store, source, footer, self._columns))
-        return fits if fits < job.batch_rows else None
-
-    def joined(self, parts: list[Shard]) -> Shard:
-        return join_shards(parts, relative_stem(parts[0].source.uri, self._job.folder), self._fingerprint)
-
-    def first_rows(self, shard: Shard, rows: int) -> Shard:
-        """Named by what is left of it."""
-        stem = relative_stem(shard.source.uri, self._job.folder)
-        name = output_name(stem, shard.source, shard.first_row, rows, self._fingerprint)
-        return replace(shard, output=name, rows=rows)
-
-    def _drift_of_columns(self, source: ObjectRef, schema: pa.Schema) -> tuple[str, ...]:
-        """Columns may come in another order, of another type that is read alike, and others may be there too.
-
-        Raises `ColumnError` where one is there twice: its rows could not be told in dead letters either.
-        """
-        if schema is self._sound:  # `read_footer` gives the same one again for files that are alike
-            return ()
-        for field in self._fields:
-            where = schema.get_all_field_indices(field.name)
-            if len(where) > 1:
-                raise repeated_columns(source.uri, schema.names)
-            found = schema.field(where[0]).type if where else None
-            if found is None or not read_alike(found, field.type):
-                return (
-                    f"{source.uri} differs from the first input file in column {field.name!r}",
-                    f"{field.name}: {field.type}",
-                    f"{field.name}: {found}" if found else f"columns {', '.join(schema.names)}",
-                )
-        self._sound = schema
-        return ()
-
-    def _drift_of_partitions(
-        self, source: ObjectRef, schema: pa.Schema, told: dict[str, str | None]
-    ) -> tuple[str, ...]:
-        for key in self._job.partitions:
-            if key not in told or key in schema.names:
-                return (
-                    f"{source.uri} differs from the first input file in the partition column {key!r}",
-                    f"a folder {key}=…, and no column of that name in the file",
-                    f"a column {key!r} in the file" if key in told else "no such folder",
-                )
-            if not fits(told[key], kind := self._kinds[key]):
-                return (
-                    f"{source.uri} lies in a folder {key}=… of another type than those of the first input files",
-                    f"{key}: {kind}",
-                    f"{key}={told[key]}",
-                )
-        return ()
-
-
-def shards_of_file(job: Job, source: ObjectRef, footer: Footer) -> Iterator[Shard]:
-    return _Splitter(job).shards(source, footer)
-
-
-def plan_shards(job: Job, files: Iterable[ObjectRef]) -> Iterator[Shard]:
-    """Footers are read by a few threads, little further ahead than the consumer takes.
-
-    Raises `ColumnError` where a file's columns are not those of the job, naming others of the next files that differ too, and
-    `TooManyBadRows` where its rows may go to dead letters and are more than may.
-    """
-    splitter = _Splitter(job)
-    shards = _shards_in_order(job, splitter, files)
-    return _without_drift(job, shards if job.limit is None else _first_rows(splitter, shards, job.limit))
-
-
-def _without_drift(job: Job, shards: Iterator[Shard]) -> Iterator[Shard]:
-    """Or with as much of it as may go to dead letters."""
-    for shard in shards:
-        if shard.drift and (job.on_error.dead_letters is None or job.compact):
-            raise _differ(job, [shard, *filter(attrgetter("drift"), islice(shards, _LOOKED_ON))])
-        if shard.drift and shard.rows > (allowed := job.on_error.allowed(shard.rows)):
-            raise rows_of_another_schema(job, shard, allowed)
-        yield shard
-
-
-def _differ(job: Job, shards: Iterable[Shard]) -> ColumnError:
-    found = {shard.source.uri: shard.drift for shard in shards}
-    (what, expected, was), *others = found.values()
-    if others:
-        names = [uri for uri in found if not what.startswith(uri)]
-        more = f", … ({len(names):,} in all)" if len(names) > _NAMED else ""
-        what += f", and {', '.join(names[:_NAMED])}{more} {'does' if len(names) == 1 else 'do'} too, in some column"
-    these, them = ("these files", "them") if others else ("this file", "it")
-    cure = f"Leave {these} out of --input, or write {them} again with the same schema (of a partition: or say "
-    cure += "--partition_columns=none)"
-    letters = "let their rows go to dead letters: --on_error=dead_letter, with as many --max_bad_rows"
-    cure += (
-        f"; without --compact, which joins files of one schema, you may {letters}" if job.compact else f", or {letters}"
-    )
-    return ColumnError(what, expected=expected, found=was, cure=cure)
-
-
-def _first_rows(splitter: _Splitter, shards: Iterable[Shard], limit: int) -> Iterator[Shard]:
-    for shard in shards:
-        rows = min(shard.rows, limit)
-        yield splitter.first_rows(shard, rows)
-        limit -= rows
-        if not limit:
-            return
-
-
-def _shards_in_order(job: Job, splitter: _Splitter, files: Iterable[ObjectRef]) -> Iterator[Shard]:
-    store = open_store(job.folder, job.storage)
-    ahead: deque[tuple[tuple[ObjectRef, ...], list[Future[Footer]]]] = deque()
-    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as threads:
-        reading = 0
-        for sources in together(files, job.joined_bytes):
-            ahead.append((sources, [threads.submit(read_footer, store, source) for source in sources]))
-            reading += len(sources)
-            while reading >= _FOOTERS_AT_ONCE:
-                reading -= len(ahead[0][0])
-                yield from _shards_of_the_first(splitter, ahead)
-        while ahead:
-            yield from _shards_of_the_first(splitter, ahead)
-
-
-def _shards_of_the_first(
-    splitter: _Splitter, ahead: deque[tuple[tuple[ObjectRef, ...], list[Future[Footer]]]]
-) -> Iterator[Shard]:
-    """Each file's own, or one of all the files that go into one output; files of another schema are not joined."""
-    sources, footers = ahead.popleft()
-    shards = chain.from_iterable(
-        splitter.shards(source, footer.result()) for source, footer in zip(sources, footers, strict=True)
-    )
-    if len(sources) == 1:
-        yield from shards
-        return
-    parts = list(shards)
-    drifting = [part for part in parts if part.drift]
-    yield from drifting or [splitter.joined(parts)]
-
-
-def plan_units(job: Job, files: Iterable[ObjectRef]) -> Iterator[WorkUnit]:
-    """`PlanShards` without Beam: small shards together, up to `shard_bytes`."""
-    return join_small(plan_shards(job, files), lambda shard: shard.nbytes, job.shard_bytes, _MOST_FILES_A_UNIT)
-
-
-@dataclass(frozen=True, slots=True)
-class Outputs:
-    """The one listing of the output folder: name below the folder -> object."""
-
-    objects: dict[str, ObjectRef]
-
-
-def list_outputs(folder: str, options: StoreOptions) -> Outputs:
-    store = open_store(folder, options)
-    return Outputs({ref.uri.removeprefix(f"{folder}/"): ref for ref in store.list(f"{folder}/")})
 
 
 class _ListInputs(beam.DoFn):
@@ -241,7 +30,7 @@ class _ListInputs(beam.DoFn):
         elif job.joined_bytes is not None:
             yield from together(files, job.joined_bytes)
         else:
-            yield from join_small(files, lambda ref: ref.size, job.shard_bytes, _MOST_FILES_A_UNIT)
+            yield from join_small(files, lambda ref: ref.size, job.shard_bytes, MOST_FILES_A_UNIT)
 
 
 class _ReadFooters(beam.DoFn):

@@ -47,13 +47,13 @@ class Tables:
         for ref in matching:
             if self._above:
                 raise self._refused(ref.uri, *self._above[0])
-            if self._is_local:
-                self._look_beside(ref.uri)
-            if self._root is not None and ref.uri.startswith(self._root[1]):
-                raise self._refused(ref.uri, *self._root)
-            if "/_delta_log/" in ref.uri:  # a checkpoint is a Parquet file too
+            if "/_delta_log/" in ref.uri:  # a checkpoint is a Parquet file too: a record, and none of the table's rows
                 self.note(ref)
             else:
+                if self._is_local:
+                    self._look_beside(ref.uri)
+                if self._root is not None and ref.uri.startswith(self._root[1]):
+                    raise self._refused(ref.uri, *self._root)
                 self._last = ref.uri
             yield ref
 

@@ -1,1 +1,1 @@
-"""The steps of a job as plain functions, without Beam: predict one shard, from its rows to its committed file."""
+"""The steps of a job as plain functions, without Beam: plan the shards, predict one of them, finish the job."""

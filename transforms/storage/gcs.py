@@ -65,6 +65,7 @@ class GcsStore(Store):
             ):
                 if not blob.name.endswith("/"):
                     yield pin(bucket, blob)
+            client.note_bucket(bucket)
         except LIBRARY_ERRORS as error:
             raise client.refused(error, folder, "list") from error
 

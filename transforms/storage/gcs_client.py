@@ -171,8 +171,12 @@ class GcsClient:
             return ObjectNotFound(f"There is no bucket {bucket!r}, so no {uri}", cure="Look at the bucket's spelling.")
         except LIBRARY_ERRORS:
             return ObjectNotFound(f"There is no object {uri}, or no such bucket")
-        self._buckets.add(bucket)
+        self.note_bucket(bucket)
         return self.missing(uri)
+
+    def note_bucket(self, bucket: str) -> None:
+        """It has answered: of an object that is missing in it, nothing more need be asked."""
+        self._buckets.add(bucket)
 
 
 def explain(error: Exception) -> tuple[int | None, str]:

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.pipeline.cli import main
-from headrace.transforms.beam.plan import input_files, plan_shards, plan_units
 from headrace.transforms.errors import ColumnError, ObjectChanged
 from headrace.transforms.jobs.input_files import join_small
 from headrace.transforms.parquet.reader import read_batches
+from headrace.transforms.steps.plan_shards import input_files, plan_shards, plan_units
 from headrace.transforms.storage import ObjectRef, open_store
 from tests.support.jobs import model_folder, names_in, put_inputs, put_table, read_output, rows, scores
 from tests.support.plans import SCHEMA, plain_job

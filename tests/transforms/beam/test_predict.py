@@ -19,7 +19,6 @@ from headrace.pipeline.checks.preflight import prepare
 from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.flags.request import parse_request
 from headrace.pipeline.runners.graph import build_graph
-from headrace.transforms.beam.finalize import finalize
 from headrace.transforms.beam.predict import _PredictBatch
 from headrace.transforms.columns.rules import ColumnRules
 from headrace.transforms.errors import HeadraceError, InvalidRequest, NotAModel, ObjectNotFound
@@ -27,6 +26,7 @@ from headrace.transforms.jobs.job import REPORT, Loading
 from headrace.transforms.models.pin import pin_model
 from headrace.transforms.predicting.batch_predictor import request_batches
 from headrace.transforms.predicting.predictor import load_predictor
+from headrace.transforms.steps.finish import finalize
 from headrace.transforms.steps.predict_shard import Cancelled, predict_shard
 from headrace.transforms.storage import open_store
 from tests.support.jobs import expected_scores, model_folder, names_in, put_inputs, read_output, rows, scores
@@ -205,7 +205,7 @@ def test_counters_tell_rows_batches_bytes_and_times(tmp_path: Path) -> None:
 
 
 def shard_of(job: Any) -> Any:
-    from headrace.transforms.beam.plan import input_files, plan_shards
+    from headrace.transforms.steps.plan_shards import input_files, plan_shards
 
     return next(plan_shards(job, input_files(job)))
 

@@ -22,12 +22,12 @@ from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.flags.request import parse_request
 from headrace.pipeline.runners import graph
 from headrace.pipeline.runners.graph import build_graph
-from headrace.transforms.beam.finalize import finalize
-from headrace.transforms.beam.plan import input_files, plan_shards
 from headrace.transforms.errors import InvalidRequest, StorageError
 from headrace.transforms.jobs.job import Job
 from headrace.transforms.predicting.predictor import load_predictor
 from headrace.transforms.shards.shard import parse_output_name
+from headrace.transforms.steps.finish import finalize
+from headrace.transforms.steps.plan_shards import input_files, plan_shards
 from headrace.transforms.steps.predict_shard import predict_shard
 from headrace.transforms.storage import open_store
 from tests.support.faulty_store import FaultyStore

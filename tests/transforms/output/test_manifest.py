@@ -18,12 +18,13 @@ from headrace.pipeline.checks.preflight import prepare
 from headrace.pipeline.cli import main
 from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.flags.request import parse_request
-from headrace.transforms.beam.finalize import Finalize, PartBegins, finalize, finish, write_part
-from headrace.transforms.beam.plan import input_files, plan_shards
+from headrace.transforms.beam.finalize import Finalize, PartBegins
 from headrace.transforms.errors import NotParquet, OutputConflict, OutputIncomplete
 from headrace.transforms.jobs.job import Job
 from headrace.transforms.output.manifest import list_finished, manifest_outputs
 from headrace.transforms.shards.shard import Shard, ShardResult, output_name
+from headrace.transforms.steps.finish import finalize, finish, write_part
+from headrace.transforms.steps.plan_shards import input_files, plan_shards
 from headrace.transforms.storage import ObjectRef, StoreOptions, open_store
 from headrace.transforms.storage.memory import MemoryStore
 from tests.support.jobs import model_folder, put, put_inputs

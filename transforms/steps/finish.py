@@ -1,0 +1,307 @@
+"""A job's end: every file accounted for, then the manifest, then `_SUCCESS`. Plain functions, without Beam."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ..errors import (
+    AccessDenied,
+    AlreadyExists,
+    NotParquet,
+    ObjectChanged,
+    ObjectNotFound,
+    OutputConflict,
+    OutputIncomplete,
+)
+from ..jobs.job import ASIDE, MANIFEST_FOLDER, SUCCESS, Job, stored_object
+from ..output.claims import CLAIM_KEY, check_claim, claim_uri, discard, exists, prepare_mark, read_claim, remove_own
+from ..output.dead_letters import check_dead_letters, first_examples, too_many_bad_rows, unnamed_dead_letters
+from ..output.manifest import each_finished, manifest_dead_letters, manifest_versions, outputs_digest, part_claim
+from ..output.manifest_table import manifest_table
+from ..parquet.reader import read_footer
+from ..report.account import Account
+from ..report.write import account_or_none, write_report
+from ..shards.shard import ShardResult, parse_output_name
+from ..storage import ObjectRef, Store, open_store
+from ..storage.same import create_same
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestPart:
+    """A file of the manifest, by its name below the output folder; parts sort in the order of what they name."""
+
+    number: int
+    name: str
+    shards: int
+    rows: int
+    bad_rows: int
+    account: Account | None = None
+
+
+def write_part(job: Job, number: int, results: Iterable[ShardResult]) -> ManifestPart:
+    """The results whose names lie between those of the parts before and after."""
+    results = list(results)
+    table = manifest_table(results)
+    sink = io.BytesIO()
+    record = {b"headrace.job": json.dumps(job.record(), sort_keys=True).encode(), CLAIM_KEY.encode(): b"%d" % job.claim}
+    pq.write_table(table.replace_schema_metadata(record), sink, compression="zstd")
+    data = sink.getvalue()
+    name = f"{MANIFEST_FOLDER}/part-{number:05d}-{job.claim:08d}-{hashlib.sha256(data).hexdigest()[:16]}{ASIDE}"
+    create_same(open_store(job.output, job.storage), f"{job.output}/{name}", data)
+    account = account_or_none(job, results)
+    rows, bad_rows = (pc.sum(table[name]).as_py() for name in ("rows", "bad_rows"))
+    return ManifestPart(number, name, table.num_rows, rows, bad_rows, account)
+
+
+def finish(job: Job, parts: Iterable[ManifestPart]) -> dict[str, Any]:
+    """Holds the manifest against the output folder, writes `_SUCCESS`, and returns what that holds.
+
+    Where an equal run, started at the same time, was first, its manifest and its mark are the ones that stay. What is removed
+    was listed while this run's claim was the newest. Raises `ClaimLost` where it is not any more, and leaves no mark then.
+    """
+    store, parts = open_store(job.output, job.storage), sorted(parts, key=lambda part: part.number)
+    names = [part.name for part in parts]
+    summary: dict[str, Any] = {
+        "fingerprint": job.fingerprint,
+        "claim": job.claim,
+        "manifest": names,
+        "shards": sum(part.shards for part in parts),
+        "rows": sum(part.rows for part in parts),
+        "bad_rows": sum(part.bad_rows for part in parts),
+        "limit": job.limit,
+    }
+    mark = f"{job.output}/{SUCCESS}"
+    try:
+        check_claim(job, store)
+        summary["digest"] = outputs_digest(job.output, store, names)
+        superseded = check_complete(job, names)
+        check_bad_rows(job, names, summary["rows"], summary["bad_rows"])
+        _remove(job, store, superseded)  # before the mark, with which nobody may find a row twice
+        summary = _mark_success(job, store, mark, summary)
+    except ObjectNotFound as error:
+        check_claim(job, store)
+        summary = _mark_of_an_equal_job(store, mark, summary, error)
+    if job.on_error.dead_letters is not None:
+        _remove(job, store, list(unnamed_dead_letters(job, _named_dead_letters(job, summary["manifest"]))))
+    parts_there = [
+        (ref.uri.removeprefix(f"{job.output}/"), ref) for ref in store.list(f"{job.output}/{MANIFEST_FOLDER}/")
+    ]
+    unnamed = [ref for name, ref in parts_there if name not in summary["manifest"] and part_claim(name) <= job.claim]
+    _remove(job, store, unnamed)
+    if job.report is not None:
+        write_report(job, summary["manifest"], [part.account for part in parts if part.account is not None])
+    return summary
+
+
+def _remove(job: Job, store: Store, listed: Sequence[ObjectRef]) -> None:
+    """What was listed before the claim is looked at: nothing in it is of a newer claim then."""
+    if not listed:
+        return
+    check_claim(job, store)
+    for ref in listed:
+        remove_own(open_store(ref.uri, job.storage), ref)
+
+
+def finalize(job: Job, results: Iterable[ShardResult]) -> dict[str, Any]:
+    """The whole end at once: one part of the manifest, then `finish`."""
+    return finish(job, [write_part(job, 0, results)])
+
+
+def check_complete(job: Job, parts: Sequence[str]) -> list[ObjectRef]:
+    """What stands and is to be removed: files of inputs that changed or vanished, and what a run added that lost its claim.
+
+    Raises `OutputIncomplete` where a file of the plan is gone or is another than was accounted for, `OutputConflict` where one
+    stands that is none of it and may not go.
+    """
+    gone, stray, both, superseded = _Counted(), _Counted(), 0, list[ObjectRef]()
+    is_superseded = _Superseded(job)
+    for name, version, ref in _planned_and_standing(job, parts):
+        if version is not None:
+            if ref is None or ref.version != version:
+                ref = _asked_for(job, name)  # a listing may lag behind
+            if ref is None:
+                gone.add(name)
+            elif ref.version != version:
+                _refuse_replaced(job, name, version, ref)
+            else:
+                both += 1
+        elif ref is not None and is_superseded(name, ref):
+            superseded.append(ref)
+        elif ref is not None:
+            stray.add(name)
+    if gone.first is not None:
+        raise OutputIncomplete(
+            f"{job.output}/{gone.first} has vanished since it was written",
+            expected=f"{both + gone.count} prediction files",
+            found=str(both),
+            cure="Run the same command again; it computes what is missing",
+        )
+    if stray.first is not None:
+        raise OutputConflict(
+            f"{job.output}/{stray.first} is no part of this job, or of its input as it is now",
+            expected=f"the {both} files of the plan",
+            found=f"{stray.count} more",
+            cure="Name another --output, or add --overwrite to replace the earlier output",
+        )
+    return superseded
+
+
+def _asked_for(job: Job, name: str) -> ObjectRef | None:
+    try:
+        return open_store(job.output, job.storage).stat(f"{job.output}/{name}")
+    except ObjectNotFound:
+        return None
+
+
+def _refuse_replaced(job: Job, name: str, version: str, ref: ObjectRef) -> None:
+    check_claim(job, open_store(job.output, job.storage))
+    raise OutputIncomplete(
+        f"{job.output}/{name} was replaced since it was accounted for",
+        expected=f"version {version}",
+        found=f"version {ref.version}",
+        cure="Run the same command again, and leave the output alone meanwhile",
+    )
+
+
+def _planned_and_standing(job: Job, parts: Sequence[str]) -> Iterator[tuple[str, str | None, ObjectRef | None]]:
+    """Every name of the manifest or of the output folder: the version that the manifest has of it, and what stands there."""
+    store = open_store(job.output, job.storage)
+    refs = [store.stat(f"{job.output}/{part}") for part in parts]
+    planned: Iterator[tuple[str, str | ObjectRef]] = manifest_versions(store, refs)
+    both = heapq.merge(planned, each_finished(job.output, job.storage), key=itemgetter(0))
+    for name, found in groupby(both, key=itemgetter(0)):
+        there = [one for _, one in found]
+        version = next((one for one in there if isinstance(one, str)), None)
+        yield name, version, next((one for one in there if isinstance(one, ObjectRef)), None)
+
+
+class _Superseded:
+    """Whether a file that is none of the plan may go: it is this job's own, of an input that has changed or vanished, or a run
+    wrote it that has lost its claim since. What it says of itself decides, not its name alone.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._store = job, open_store(job.output, job.storage)
+        self._claim = read_claim(self._store, job.output, job.claim) if job.claim else None
+
+    def __call__(self, name: str, ref: ObjectRef) -> bool:
+        made = parse_output_name(name)
+        if made is None or not (self._job.incremental or self._job.claim):
+            return False
+        if self._claim is not None and self._claim.owns(made):
+            return False
+        try:
+            said = read_footer(self._store, ref).key_values
+        except NotParquet:  # it says nothing of itself
+            return False
+        except ObjectNotFound:  # a listing may lag behind: it is gone
+            return True
+        fingerprint = said.get(b"headrace.fingerprint", b"").decode()
+        if fingerprint[:8] != made.job:
+            return False
+        own = self._job.incremental and fingerprint == self._job.fingerprint
+        return own or 0 < int(said.get(CLAIM_KEY.encode(), b"0")) < self._job.claim
+
+
+def check_bad_rows(job: Job, parts: Iterable[str], rows: int, bad: int) -> None:
+    """Holds the dead letters that the manifest names against what stands, and their number against the job's bound.
+
+    Raises `OutputIncomplete`, and `TooManyBadRows`: also where not a single row was predicted, whatever the bound.
+    """
+    if job.on_error.dead_letters is None:
+        return
+    named = _named_dead_letters(job, parts)
+    check_dead_letters(job, named)
+    allowed = job.on_error.allowed(rows)
+    if bad > allowed or 0 < rows == bad:
+        examples = first_examples(open_store(job.on_error.dead_letters, job.storage), sorted(named.values()))
+        raise too_many_bad_rows(job, f"among the job's {rows:,} rows", allowed if bad < rows else None, bad, examples)
+
+
+def _named_dead_letters(job: Job, parts: Iterable[str]) -> dict[str, str]:
+    store = open_store(job.output, job.storage)
+    return dict(manifest_dead_letters(store, (store.stat(f"{job.output}/{part}") for part in parts)))
+
+
+class _Counted:
+    def __init__(self) -> None:
+        self.first: str | None = None
+        self.count = 0
+
+    def add(self, name: str) -> None:
+        self.first = self.first or name
+        self.count += 1
+
+
+def _mark_of_an_equal_job(store: Store, uri: str, summary: dict[str, Any], gone: ObjectNotFound) -> dict[str, Any]:
+    """Whoever was first has removed all parts of the manifest but its own."""
+    try:
+        there = stored_object(store, store.stat(uri))
+    except ObjectNotFound:
+        there = {}
+    if not _says_the_same(there, summary):
+        raise OutputIncomplete(
+            "A part of the manifest has vanished since it was written",
+            expected=", ".join(summary["manifest"]),
+            found=str(gone),
+            cure="Run the same command again; it computes nothing that stands",
+        ) from gone
+    return there
+
+
+def _mark_success(job: Job, store: Store, uri: str, summary: dict[str, Any]) -> dict[str, Any]:
+    """What `_SUCCESS` holds then: an equal run's account of the same files may name another manifest of them.
+
+    It is prepared first: whoever claims the folder takes what is prepared away, and then it cannot be published any more.
+    """
+    prepared = prepare_mark(job, store, json.dumps(summary, indent=2).encode() + b"\n")
+    try:
+        check_claim(job, store)
+        store.publish(prepared, uri)
+    except AlreadyExists as error:
+        check_claim(job, store)
+        there = stored_object(store, store.stat(uri))
+        if not _says_the_same(there, summary):
+            raise OutputConflict(
+                f"{uri} is the mark of another run",
+                expected=f"claim {job.claim}, digest {summary['digest']}",
+                found=f"claim {there.get('claim')}, digest {there.get('digest')}",
+                cure="Look at what else writes to this folder, and run the same command again",
+            ) from error
+        return there
+    finally:
+        with suppress(AccessDenied):  # who may not remove it leaves it to the next run, whose claim takes it away
+            discard(store, prepared.uri)
+    if exists(store, claim_uri(job.output, job.claim + 1)):
+        _remove_own_mark(store, uri, summary)
+        check_claim(job, store)
+    return summary
+
+
+def _remove_own_mark(store: Store, uri: str, summary: dict[str, Any]) -> None:
+    try:
+        there = store.stat(uri)
+        if json.loads(store.read(there)) == summary:
+            store.delete(there)
+    except (ObjectNotFound, ObjectChanged):  # the run that claimed the folder has removed it
+        return
+
+
+def _says_the_same(there: dict[str, Any], summary: dict[str, Any]) -> bool:
+    """Of the same files; the manifest may be another. Earlier versions wrote no claim and no digest."""
+    keys = summary.keys() - {"manifest"}
+    if there.get("claim") is None and not summary["claim"]:
+        keys -= {"claim", "digest"}
+    return all(there.get(key) == summary.get(key) for key in keys if key in summary)
