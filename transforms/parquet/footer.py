@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from array import array
 from collections.abc import Callable, Collection, Sequence, Set
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import chain, pairwise
 from typing import Any
 
@@ -18,36 +16,25 @@ from ..errors import NotParquet
 from ..storage.bounded_cache import Recent
 from ..storage.store import ObjectRef, Store
 from .arrow_types import StoredColumns, as_read, depth, leaves
-from .instants import with_instants
-from .thrift import (
-    BINARY,
-    BOOL,
-    I32,
-    I64,
-    INTEGER,
-    LIST,
-    MOST_NESTED,
-    STRUCT,
-    VARINT,
-    Malformed,
-    field_header,
-    fields,
-    header,
-    list_of,
-    matcher,
-    members,
-    number,
-    skip,
-    text,
+from .footer_thrift import (
+    ENCRYPTED,
+    SAID,
+    check_nesting,
+    column_chunks,
+    index_row_groups,
+    malformed,
+    nested_too_deep,
+    refused,
+    schema_of,
 )
+from .instants import with_instants
+from .thrift import MOST_NESTED, Malformed
 
 # Of a file's end, the first read: few footers are longer.
 _FOOTER_READ = 256 << 10
 MOST_FOOTER_BYTES = 256 << 20
 # Of a list in a footer that Arrow is trusted with unseen: a schema of so many elements cannot end the process.
 _FEW_MEMBERS = 10_000
-# Of a list of what is not a row group. Arrow takes 300 bytes for an element of a schema, which may be 3 bytes of the footer.
-_MOST_MEMBERS = 200_000
 # Arrow makes up to 300 times its size of a footer; of a longer one than this it may only be what an honest one would be.
 _UNSEEN_BYTES = 256 << 10
 # An honest footer takes ten times its size in memory, parsed; so much is kept of those read lately.
@@ -55,10 +42,6 @@ _KEPT_BYTES, _PARSED = 64 << 20, 12
 # Of INT96, which Spark writes, in microseconds. As nanoseconds, Arrow's own choice, years before 1677 and after 2262 become
 # others.
 TIMES = "us"
-# Numbers that are kept of each column chunk.
-_SAID = 4
-_ENCRYPTED = -(1 << 63)
-CURE = "Leave this file out of --input, or write it again"
 
 
 @dataclass(slots=True)
@@ -130,8 +113,8 @@ class ParsedFooter:
             said = self._said_of(row_group)
             groups.append(group := [])
             for column in columns:
-                start, length, values, _ = said[_SAID * column : _SAID * (column + 1)]
-                if values == _ENCRYPTED:
+                start, length, values, _ = said[SAID * column : SAID * (column + 1)]
+                if values == ENCRYPTED:
                     raise encrypted(self.uri, f"column {self.columns.leaves[column][0]!r} with a key of its own")
                 if not values or not length:
                     empty.add((start, length))
@@ -152,7 +135,7 @@ class ParsedFooter:
     def unpacked(self, row_group: int, columns: Sequence[int]) -> int:
         """Bytes that these columns' chunks say they decompress to; what says nothing of use counts 0."""
         said = self._said_of(row_group)
-        return sum(max(0, said[_SAID * column + 3]) for column in columns)
+        return sum(max(0, said[SAID * column + 3]) for column in columns)
 
     def _said_of(self, row_group: int) -> array[int]:
         with self._lock:
@@ -160,10 +143,10 @@ class ParsedFooter:
                 if not self._groups:
                     self._groups = index_row_groups(self.uri, self.raw)
                 if row_group >= len(self._groups):
-                    raise _malformed(self.uri)
-                said = self._said[row_group] = _column_chunks(self.uri, self.raw, self._groups[row_group])
-            if len(said) != _SAID * len(self.columns.leaves):
-                found = f"{len(said) // _SAID} of {len(self.columns.leaves)}"
+                    raise malformed(self.uri)
+                said = self._said[row_group] = column_chunks(self.uri, self.raw, self._groups[row_group])
+            if len(said) != SAID * len(self.columns.leaves):
+                found = f"{len(said) // SAID} of {len(self.columns.leaves)}"
                 raise refused(self.uri, "row group", "a chunk of each column", found)
             return said
 
@@ -256,7 +239,7 @@ def _parse(uri: str, raw: bytes, tail: bytes) -> tuple[pq.FileMetaData, StoredCo
 def _unreadable(uri: str, raw: bytes, found: str) -> NotParquet:
     """What Arrow does not read: a footer that is none, or a sound one of what Arrow does not know."""
     try:
-        sound = _schema(raw)[0] > 0 and "thrift" not in found
+        sound = schema_of(raw)[0] > 0 and "thrift" not in found
     except Malformed:
         sound = False
     if not sound:
@@ -285,187 +268,6 @@ def encrypted(uri: str, found: str) -> NotParquet:
         found=found,
         cure="Write it again without encryption, or leave it out of --input",
     )
-
-
-def refused(uri: str, part: str, expected: str, found: str) -> NotParquet:
-    return NotParquet(f"{uri} has a {part} that no honest file has", expected=expected, found=found, cure=CURE)
-
-
-def nested_too_deep(uri: str) -> NotParquet:
-    return refused(uri, "schema", f"{MOST_NESTED} levels at most", "more")
-
-
-def _schema(raw: Any) -> tuple[int, int]:
-    """Of a footer's schema, a list in depth-first order: how many elements, and where they begin. Raises `Malformed`."""
-    found, _ = fields(raw, 0, {(2, LIST)})
-    if (2, LIST) not in found:
-        raise Malformed
-    return _structs(raw, found[2, LIST])
-
-
-def _structs(raw: Any, at: int) -> tuple[int, int]:
-    """How many there are in a list that has to be one of structs, and where the first is."""
-    _members_are(raw, at, STRUCT)
-    count, _, at = list_of(raw, at)
-    return count, at
-
-
-def check_nesting(uri: str, raw: Any) -> None:
-    """Raises `NotParquet` where the schema is nested too deep: each element has its children's count."""
-    left: list[int] = []
-    try:
-        count, at = _schema(raw)
-        for _ in range(count):
-            element, at = fields(raw, at, {(5, I32)})
-            if left:
-                left[-1] -= 1
-            left.append(element.get((5, I32), 0))
-            while left and left[-1] <= 0:
-                left.pop()
-            if len(left) > MOST_NESTED:
-                raise nested_too_deep(uri)
-    except Malformed as error:
-        raise _malformed(uri) from error
-
-
-def _malformed(uri: str) -> NotParquet:
-    return refused(uri, "footer", "Thrift", "what is none")
-
-
-def index_row_groups(uri: str, raw: Any) -> array[int]:
-    """Where the list of columns of each row group begins. Raises `NotParquet` where the footer is not sound, or has more
-    members than an honest one.
-    """
-    groups, last, at = array("Q"), 0, 0
-    try:
-        while True:
-            last, kind, at = field_header(raw, at, last)
-            if not kind:
-                return groups
-            if kind == LIST and last in (2, 4, 5, 7):
-                count, first = _structs(raw, at)
-                if last != 4:
-                    if count > _MOST_MEMBERS:
-                        raise refused(uri, "footer", f"lists of {_MOST_MEMBERS:,} members at most", f"{count:,}")
-                elif groups:
-                    raise Malformed
-                else:
-                    at = first
-                    for _ in range(count):
-                        at = _row_group(raw, at, groups)
-                    continue
-            at = skip(raw, at, kind)
-    except (Malformed, IndexError) as error:
-        raise _malformed(uri) from error
-
-
-def _row_group(raw: Any, at: int, groups: array[int]) -> int:
-    """Its end."""
-    last, columns = 0, False
-    while True:
-        last, kind, at = field_header(raw, at, last)
-        if not kind:
-            if not columns:
-                raise Malformed
-            return at
-        if (last, kind) == (1, LIST):
-            if columns:
-                raise Malformed
-            columns = True
-            groups.append(at)
-            count, at = _structs(raw, at)
-            ordinary = _ordinary_column()
-            for _ in range(count):
-                match = ordinary(raw, at)
-                at = match.end() if match else _column(raw, at)[1]
-        else:
-            if (last, kind) == (4, LIST):
-                _structs(raw, at)
-            at = skip(raw, at, kind)
-
-
-@cache
-def _ordinary_column() -> Callable[..., re.Match[bytes] | None]:
-    """A ColumnChunk as programs write it, with its number of values, lengths unpacked and packed, and where its data
-    and its dictionary begin. In Python alone a footer of 4,000 of them takes a tenth of a second.
-    """
-    value = rb"\x15" + VARINT
-    statistics = rb"\x1c(?:" + INTEGER + rb"|" + BOOL + rb"|" + header(BINARY) + text(32) + rb")*+\x00"
-    encodings = header(LIST) + members(STRUCT, value * 3 + rb"\x00", 6)
-    sizes = header(STRUCT) + rb"(?:" + INTEGER + rb"|" + header(LIST) + members(I64, VARINT, 4) + rb")*+\x00"
-    number = rb"(" + VARINT + rb")"
-    about = value + rb"\x19" + members(I32, VARINT, 8) + rb"\x19" + members(BINARY, text(40), 3) + value
-    about += rb"\x16" + number + rb"\x16" + number + rb"\x16" + number + rb"\x26" + number
-    # An index's offset and a dictionary's, each of which may be missing; what follows has a larger id than these.
-    index = rb"\x16" + VARINT
-    about += rb"(?:\x26" + number + rb"|" + index + rb"\x16" + number
-    about += rb"|" + index + rb"(?=[\x00\x20-\xff])|(?=[\x00\x30-\xff]))"
-    rest = rb"(?:" + INTEGER + rb"|" + encodings + rb"|" + statistics + rb"|" + sizes + rb")*+\x00"
-    return matcher(rb"\x26" + VARINT + rb"\x1c" + about + rest + rb"(?:" + INTEGER + rb")*+\x00")
-
-
-def _column_chunks(uri: str, raw: bytes, at: int) -> array[int]:
-    """Of each column in the row group whose columns begin at `at`: the chunk's first byte, its length, its values, its
-    bytes unpacked.
-    """
-    said, ordinary = array("q"), _ordinary_column()
-    add = said.append
-    try:
-        count, at = _structs(raw, at)
-        for _ in range(count):
-            match = ordinary(raw, at)
-            if match is not None:
-                at = match.end()
-                values, unpacked, length, start, dictionary = [
-                    number(one, I64) for one in match.group(1, 2, 3, 4, match.lastindex or 0)
-                ]
-            else:
-                about, at = _column(raw, at)
-                if about is None:
-                    about = {(5, I64): _ENCRYPTED}
-                values, unpacked, length, start, dictionary = (about.get((of, I64), 0) for of in (5, 6, 7, 9, 11))
-            # As Arrow does, since some writers of old set it to 0 or to the end.
-            add(dictionary if 0 < dictionary < start else start)
-            add(length)
-            add(values)
-            add(unpacked)
-    except Malformed as error:
-        raise _malformed(uri) from error
-    return said
-
-
-def _column(raw: Any, at: int) -> tuple[dict[tuple[int, int], int] | None, int]:
-    """What a ColumnChunk says of itself, and where it ends; None where it is encrypted."""
-    found, end = fields(raw, at, {(3, STRUCT), (8, STRUCT)})
-    if (8, STRUCT) in found:
-        return None, end
-    if (3, STRUCT) not in found:
-        raise Malformed
-    about, _ = fields(raw, found[3, STRUCT], _ASKED)
-    for name, kind in ((2, I32), (3, BINARY), (8, STRUCT), (13, STRUCT)):
-        if (name, LIST) in about:
-            _members_are(raw, about[name, LIST], kind)
-    for name, kind in ((16, I64), (17, I32)):  # statistics of sizes, and of places on the earth
-        if (name, STRUCT) in about:
-            lists, _ = fields(raw, about[name, STRUCT], _LISTS)
-            for at_list in lists.values():
-                _members_are(raw, at_list, kind)
-    return about, end
-
-
-def _members_are(raw: Any, at: int, kind: int) -> None:
-    """Thrift's own readers of a known list do not ask what its members claim to be."""
-    count, claimed, _ = list_of(raw, at)
-    if count and claimed != kind:
-        raise Malformed
-
-
-_LISTS = frozenset({(2, LIST), (3, LIST)})
-
-
-_ASKED = frozenset(
-    {(of, I64) for of in (5, 6, 7, 9, 11)} | {(of, LIST) for of in (2, 3, 8, 13)} | {(16, STRUCT), (17, STRUCT)}
-)
 
 
 class _SameColumns:

@@ -13,7 +13,8 @@ from functools import cache
 from typing import Any
 
 from ..errors import NotParquet
-from .footer import Chunk, Chunks, refused
+from .footer import Chunk, Chunks
+from .footer_thrift import refused
 from .thrift import BINARY, BOOL, I32, INTEGER, STRUCT, VARINT, Malformed, fields, header, matcher, number, text
 
 # Of the pages decoded at once, one of each column and its dictionary. Writers end a page at some 1 MiB or 20,000 rows, of

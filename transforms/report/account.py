@@ -18,8 +18,9 @@ from ..errors import NotParquet, ObjectChanged, ObjectNotFound
 from ..jobs.job import Job
 from ..output.dead_letters import COLUMNS as DEAD_LETTER_COLUMNS
 from ..parquet.reader import read_footer
-from ..shards.column_statistics import Column, Numbers, decode, merge
+from ..shards.column_statistics import Column, decode, merge
 from ..shards.measuring import STATISTICS, Process, ShardTold
+from ..shards.number_bins import Numbers
 from ..shards.shard import ShardResult
 from ..storage import ObjectRef, Store, open_store
 from ..storage.store import public_uri

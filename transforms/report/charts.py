@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..shards.column_statistics import Column, Numbers
+from ..shards.column_statistics import Column
+from ..shards.number_bins import Numbers
 from .account import STAGES, TimeLine
 from .drift import is_text
 

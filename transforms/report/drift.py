@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..shards.column_statistics import Column, Numbers
+from ..shards.column_statistics import Column
+from ..shards.number_bins import Numbers
 
 SLIGHT = 0.13
 MARKED = 0.21

@@ -1,8 +1,6 @@
 """What a column of predictions holds, in little: made while a shard is written, kept with it, merged over shards. No Beam.
 
-A number's bin is the upper 16 bits of its float64: sign, exponent and the first four bits of the fraction, so that a bin is a
-sixteenth of an octave wide and bins of any shards merge exactly. Where too many are filled, fraction bits are dropped, which
-merges neighbours: that too gives the same whatever is merged first. Nothing here looks at one row after the other.
+Numbers are in `number_bins`. Nothing here looks at one row after the other.
 
 Rows, nulls, NaN, least, most and sums are of every row. Bins, classes and values are of a shard's first `ALL_ROWS` rows and
 then of every `EVERY`-th batch, which stands for as many: that keeps them cheap beside a light model.
@@ -12,10 +10,8 @@ from __future__ import annotations
 
 import base64
 import json
-import math
-import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from operator import attrgetter, methodcaller
@@ -26,187 +22,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..bounded_json import parse_json
+from .number_bins import Numbers, whole
 
-FRACTION_BITS = 4
 ALL_ROWS = 1 << 14
 EVERY = 8
 MOST_COLUMNS = 64
 MOST_CLASSES = 1000
 MOST_VALUES = 256
 MOST_VALUE_BYTES = 64
-# Of a sum of squares: less than that, and its last digits are all that tells how far numbers lie apart.
-_CANCELLED = 1e-8
-_MOST_BINS = 1024  # and 4094, without fraction bits, where numbers are of every exponent
 _MOST_ENCODED = 64 << 10
 _MOST_DECODED = 4 << 20
-
-
-_NOTHING = np.zeros(0, np.int64)
-
-
-@dataclass(slots=True)
-class Numbers:
-    """`count` finite numbers, their `least`, `most`, `total` and `spread`, the sum of their squared
-    distances from their mean; beside them `nan` and `infinite` ones.
-
-    Finite ones are counted by key: the float64's upper 16 bits, of which all fraction bits but the first `bits` are 0. `keys`
-    (ascending) and `counts`, both int64, lack what was added since they were last settled.
-    """
-
-    count: int = 0
-    nan: int = 0
-    infinite: int = 0
-    least: float = math.inf
-    most: float = -math.inf
-    total: float = 0.0
-    spread: float = 0.0
-    bits: int = FRACTION_BITS
-    keys: np.ndarray = field(default_factory=lambda: _NOTHING)
-    counts: np.ndarray = field(default_factory=lambda: _NOTHING)
-    _counting: np.ndarray | None = None
-
-    def add(self, values: np.ndarray, weight: int = 1) -> None:
-        """`values` are numbers of any dtype and shape [n]. In the bins each counts `weight` times; 0 leaves the bins alone."""
-        if not len(values):
-            return
-        wide = np.ascontiguousarray(values, np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = float(np.add.reduce(wide))
-            if not math.isfinite(total) and not (finite := np.isfinite(wide)).all():
-                nan = int(np.isnan(wide).sum())
-                self.nan += nan
-                self.infinite += len(wide) - int(finite.sum()) - nan
-                self.add(wide[finite], weight)
-                return
-            squares, mean = float(np.add.reduce(np.square(wide))), total / len(wide)
-            spread = squares - total * mean
-            if spread < squares * _CANCELLED:
-                spread = float(np.add.reduce(np.square(wide - mean)))
-        self._gather(len(wide), total, spread)
-        self.least = min(self.least, float(np.minimum.reduce(wide)))
-        self.most = max(self.most, float(np.maximum.reduce(wide)))
-        if not weight:
-            return
-        keys = wide.view(np.uint16)[_UPPER::4].copy()
-        base = int(keys.min())
-        keys -= np.uint16(base)
-        counts = np.bincount(keys)
-        self._dense()[base : base + len(counts)] += counts * weight
-
-    def merge(self, other: Numbers) -> None:
-        other.settle()
-        self._gather(other.count, other.total, other.spread)
-        self.nan, self.infinite = self.nan + other.nan, self.infinite + other.infinite
-        self.least, self.most = min(self.least, other.least), max(self.most, other.most)
-        self.bits = min(self.bits, other.bits)
-        self._dense()[other.keys] += other.counts
-
-    def _gather(self, count: int, total: float, spread: float) -> None:
-        """As T. Chan, G. Golub and R. LeVeque, "Updating formulae […] for computing sample variances", 1979."""
-        if self.count and count:
-            apart = total / count - self.total / self.count
-            spread += apart * apart * (self.count * count / (self.count + count))
-        self.count, self.total, self.spread = self.count + count, self.total + total, self.spread + spread
-
-    def settle(self) -> None:
-        """Puts what was added into `keys` and `counts`, where everything else looks."""
-        if self._counting is None:
-            return
-        (keys,) = self._counting.nonzero()
-        counts, self._counting = self._counting[keys], None
-        while True:
-            self.keys, back = np.unique(keys & -1 << FRACTION_BITS - self.bits, return_inverse=True)
-            self.counts = np.bincount(back, counts, len(self.keys)).astype(np.int64)
-            if len(self.keys) <= _MOST_BINS or not self.bits:
-                return
-            self.bits -= 1
-
-    def spans(self) -> Iterator[tuple[float, float, int]]:
-        """(lower edge, upper edge, count) of each bin in ascending order, edges in the numbers' own unit."""
-        self.settle()
-        step = 1 << FRACTION_BITS - self.bits
-        negative = self.keys >= _SIGN
-        order = np.concatenate([np.nonzero(negative)[0][::-1], np.nonzero(~negative)[0]])
-        for at in order.tolist():
-            key, count = int(self.keys[at]), int(self.counts[at])
-            near, far = _number(key % _SIGN), _number(min(key % _SIGN + step, _INFINITE))
-            yield (near, far, count) if key < _SIGN else (-far, -near, count)
-
-    @property
-    def mean(self) -> float | None:
-        return self.total / self.count if self.count and math.isfinite(self.total) else None
-
-    @property
-    def deviation(self) -> float | None:
-        """Standard deviation of all the numbers, not an estimate for more of them."""
-        return math.sqrt(self.spread / self.count) if self.mean is not None and math.isfinite(self.spread) else None
-
-    def quantile(self, share: float) -> float | None:
-        """A number that `share` (0 to 1) of them are at most, to within its bin."""
-        left = share * self.binned
-        for low, high, count in self.spans():
-            if left <= count:
-                return min(self.most, max(self.least, low + (high - low) * left / count))
-            left -= count
-        return self.most if self.count else None
-
-    @property
-    def binned(self) -> int:
-        """What the bins come to: about `count`."""
-        self.settle()
-        return int(self.counts.sum())
-
-    def dump(self) -> dict[str, Any]:
-        self.settle()
-        told: dict[str, Any] = {"count": self.count, "nan": self.nan, "infinite": self.infinite, "bits": self.bits}
-        told |= {"bins": [np.diff(self.keys, prepend=0).tolist(), self.counts.tolist()]}
-        sums = {"least": self.least, "most": self.most, "total": self.total, "spread": self.spread}
-        return told | {name: value for name, value in sums.items() if math.isfinite(value)}
-
-    @classmethod
-    def load(cls, told: dict[str, Any]) -> Self:
-        """Raises as `Column.load`."""
-        steps, counts = (np.array(some, np.int64) for some in told["bins"])
-        keys, bits = steps.cumsum(), _whole(told["bits"])
-        whole = keys.ndim == counts.ndim == 1 and len(keys) == len(counts)
-        if not whole or bits > FRACTION_BITS or (len(keys) and not 0 <= keys.min() <= keys.max() < 1 << 16):
-            raise ValueError("bins out of range")
-        if (counts < 0).any() or (steps[1:] <= 0).any() or (keys & ~(-1 << FRACTION_BITS - bits)).any():
-            raise ValueError("bins out of order")
-        count, total, spread = _whole(told["count"]), float(told.get("total", math.inf)), told.get("spread", math.inf)
-        if "squares" in told:  # as was written before there was `spread`
-            spread = max(0.0, told["squares"] - total * total / max(1, count))
-        return cls(
-            count,
-            _whole(told["nan"]),
-            _whole(told["infinite"]),
-            float(told.get("least", math.inf)),
-            float(told.get("most", -math.inf)),
-            total,
-            max(0.0, float(spread)),
-            bits,
-            keys,
-            counts,
-        )
-
-    def _dense(self) -> np.ndarray:
-        """Counts by all 16 bits, for as long as more are added."""
-        if self._counting is None:
-            self._counting = np.zeros(1 << 16, np.int64)
-            self._counting[self.keys] = self.counts
-        return self._counting
-
-
-# Which of a float64's four 16-bit parts has its sign.
-_UPPER = 3 if sys.byteorder == "little" else 0
-_SIGN = 1 << 15
-_INFINITE = 0x7FF0
-
-
-def _number(key: int) -> float:
-    """Where the bins of that key begin; instead of infinity, the largest finite number."""
-    number = float(np.array([key << 48], np.uint64).view(np.float64)[0])
-    return number if math.isfinite(number) else sys.float_info.max
 
 
 @dataclass(slots=True)
@@ -334,12 +159,12 @@ class Column:
         return cls(
             str(told["name"]),
             str(told["kind"]),
-            _whole(told["rows"]),
-            _whole(told["nulls"]),
+            whole(told["rows"]),
+            whole(told["nulls"]),
             Numbers.load(told["numbers"]) if "numbers" in told else None,
-            np.array([_whole(count) for count in told["classes"]], np.int64) if "classes" in told else None,
+            np.array([whole(count) for count in told["classes"]], np.int64) if "classes" in told else None,
             Numbers.load(told["largest"]) if "largest" in told else None,
-            {str(value): _whole(count) for value, count in told["values"].items()} if "values" in told else None,
+            {str(value): whole(count) for value, count in told["values"].items()} if "values" in told else None,
         )
 
 
@@ -445,9 +270,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _whole(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise ValueError(f"{value!r} is no count")
-    return value

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from ..storage.store import retries_so_far
-from .column_statistics import Columns, Numbers
+from .column_statistics import Columns
+from .number_bins import Numbers
 
 STATISTICS = "headrace.statistics"
 """The key of a prediction file's metadata that holds its columns' statistics; see

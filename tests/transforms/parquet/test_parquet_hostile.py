@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headrace.transforms.parquet.footer import index_row_groups
+from headrace.transforms.parquet.footer_thrift import index_row_groups
 from tests.support.hostile_parquet import crafted, mutated, ordinary
 
 MEMORY = 4 << 30

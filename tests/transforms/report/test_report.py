@@ -25,8 +25,9 @@ from headrace.transforms.report.charts import column_charts, number
 from headrace.transforms.report.drift import MARKED, SLIGHT, distance, shifts, worst
 from headrace.transforms.report.kept import Kept, embedded, read_report
 from headrace.transforms.report.write import write_report
-from headrace.transforms.shards.column_statistics import Column, Columns, Numbers
+from headrace.transforms.shards.column_statistics import Column, Columns
 from headrace.transforms.shards.measuring import Process, ShardTold, Telling
+from headrace.transforms.shards.number_bins import Numbers
 from headrace.transforms.shards.shard import Shard, ShardResult
 from headrace.transforms.storage import ObjectRef, open_store
 from tests.support.jobs import put

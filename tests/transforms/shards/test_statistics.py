@@ -17,11 +17,11 @@ from headrace.transforms.shards.column_statistics import (
     MOST_VALUES,
     Column,
     Columns,
-    Numbers,
     decode,
     encode,
     merge,
 )
+from headrace.transforms.shards.number_bins import Numbers
 
 FLOATS = st.lists(st.floats(width=64), max_size=60)
 
