@@ -256,7 +256,7 @@ jpeg = tf.io.encode_jpeg(tf.cast(tf.random.uniform((40, 40, 3), 0, 255, tf.int32
 for data in (jpeg[:300], jpeg[:200] + b"\\xff\\x00junk" + jpeg[260:], b"\\xff\\xd8\\xff junk", jpeg):
     print("BEGIN", file=sys.stderr, flush=True)
     try:
-        Images(pa.binary(), "uint8", size=(40, 40, 3)).tensor(pa.array([data]), (1, 40, 40, 3))
+        Images("uint8", size=(40, 40, 3)).tensor(pa.array([data]), (1, 40, 40, 3))
     except BadValueError as error:
         assert "--decode_image" in str(error.expected), error.expected
 print("END", file=sys.stderr, flush=True)
