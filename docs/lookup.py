@@ -19,9 +19,6 @@ from headrace.transforms.errors import HeadraceError
 BESIDE = (
     "headrace.transforms.models.spec.ModelSpec",
     "headrace.transforms.models.spec.Signature",
-    "headrace.transforms.columns.rules.ColumnRules",
-    "headrace.transforms.jobs.job.Loading",
-    "headrace.transforms.storage.store.StoreOptions",
     "headrace.transforms.storage.store.Store",
     "headrace.transforms.storage.store.Writer",
     "headrace.transforms.storage.store.ObjectRef",
@@ -101,8 +98,10 @@ def api() -> str:
         thing = getattr(import_module(module), last)
         if inspect.isclass(thing):
             lines += [f".. autoclass:: {name}", "   :members:", ""]
-        else:
+        elif callable(thing):
             lines += [f".. autofunction:: {name}", ""]
+        else:
+            lines += [f".. autodata:: {name}", "   :no-value:", ""]
     return "\n".join([*lines, "```", ""])
 
 

@@ -37,8 +37,8 @@ TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"),
 # Other programs, whose flags are not ours.
 OTHERS = {"gcloud", "docker", "airflow", "systemctl", "sudo", "terraform", "crontab", "pip", "pip-audit", "pre-commit"}
 SHELL = {"cat", "cd", "cp", "export", "install", "mkdir", "printf", "apt-get", "loginctl", "flock", "curl", ".ci/run"}
-# Flags of the benches, and of Beam's worker pool.
-THEIRS = {"json", "svg", "service_port", "container_executable"}
+# Flags of the benches, of Beam's worker pool, and of Dask's worker.
+THEIRS = {"json", "svg", "service_port", "container_executable", "nthreads"}
 
 
 def fences(page: Path) -> Iterator[tuple[str, str]]:
@@ -172,7 +172,7 @@ def test_every_link_within_the_repository_leads_to_something() -> None:
         ("sh", "hedrace plan --model=x"),
         ("sh", "if true"),
         ("", "    --model=x --inptu=y"),
-        ("python", "from transforms import Predcit"),
+        ("python", "from headrace import Predcit"),
         ("python", "a = ("),
         ("ruby", "1"),
     ],

@@ -20,9 +20,9 @@ from ..errors import DataError, HeadraceError, InvalidInferenceArgs, InvalidRequ
 from ..jobs.job import Loading
 from ..models.load import describe_for_job, load_model
 from ..models.model import Model, whole_array
+from ..models.operations import check_stateless
 from ..models.pin import pin_model
 from ..models.ref import ModelRef
-from ..models.saved_model.operations import check_stateless
 from ..models.spec import ModelSpec, Signature, TensorSpec
 from ..output.bad_rows import BadRow
 from ..predicting.batch_predictor import BatchPredictor, BatchRequest, request_batches

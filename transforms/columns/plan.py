@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ..errors import ColumnError, InvalidRequest
 from ..models.spec import Signature, TensorSpec
-from .constants import Constant, plan_constants
+from .constant_inputs import Constant, plan_constants
 from .inputs import InputPlan, OutputPlan, check_inputs, plan_inputs, plan_outputs
 from .rules import ColumnRules
 from .struct_paths import known_name

@@ -13,10 +13,10 @@ from ..storage import StoreOptions, open_store
 from .device_placement import full_name, on, weights_leave_the_host
 from .gc_pause import old_objects_set_aside
 from .model import Model
+from .operations import check_outside, check_runnable, check_stateless
 from .pin import pin_model
 from .progress_line import ProgressLine
 from .ref import ModelRef, file_name
-from .saved_model.operations import check_outside, check_runnable, check_stateless
 from .spec import ModelSpec, Operations
 from .streaming.tensor_stream import Progress, StreamOptions
 

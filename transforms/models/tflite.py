@@ -21,9 +21,9 @@ import numpy as np
 from ..errors import CorruptModel, DataError, UnsupportedModel
 from ..storage import Store
 from .model import Model
+from .operations import Found, check_outside, check_runnable
 from .ref import ModelRef
 from .saved_model.files import no_such_signature
-from .saved_model.operations import Found, check_outside, check_runnable
 from .spec import ModelSpec, Operations, Signature, TensorSpec
 from .streaming.dlpack import to_tensor
 from .streaming.shared_stream import say_once

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..columns.constants import plan_constants
+from ..columns.constant_inputs import plan_constants
 from ..columns.plan import ColumnChoice, choose_batch_rows, plan_columns
 from ..columns.rules import ColumnRules
 from ..errors import InvalidRequest

@@ -3,7 +3,8 @@
 Layers of Keras' own may do so only where the model calls them with `training=True`, or where they are stateful: whether
 they do, tells a trace of the model's call, which needs no weights. Other classes are traced in any case.
 
-What it uses of Keras that is private, each held by tests/test_keras_operations.py: `Layer._flatten_layers`;
+What it uses of Keras that is private, each held by tests/transforms/models/keras_model/test_operations.py:
+`Layer._flatten_layers`;
 `Functional._nodes_by_depth` and `Node.arguments`: how a functional model calls its layers; `StatelessScope`.
 """
 
@@ -13,7 +14,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-from ..saved_model.operations import Found, Library
+from ..operations import Found, Library
 from ..spec import Operations
 from . import signature as keras_signature
 

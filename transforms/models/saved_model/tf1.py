@@ -19,6 +19,7 @@ from ...storage import Store
 from ...storage.store import public_uri
 from ..direct_call import by_keywords
 from ..model import Model
+from ..operations import check_known, check_outside, check_runnable
 from ..ref import ModelRef
 from ..spec import ModelSpec
 from ..streaming.dlpack import to_tensor
@@ -26,7 +27,6 @@ from ..streaming.shared_stream import say_once
 from ..streaming.tensor_stream import StreamOptions, TensorStream, open_stream
 from ..streaming.whole_reads import Readable
 from .files import RamFolder, reading_graph, unloadable
-from .operations import check_known, check_outside, check_runnable
 from .tensor_bundle import Entry
 from .tf1_graph import Graph, Output, Step
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import CorruptModel, UnsupportedModel
+from ..operations import ASSET, Found, Label, Library, labels_of
 from ..ref import ModelRef
 from ..spec import Operations, Signature
 from ..streaming.whole_reads import Readable
 from .files import COPY_AGAIN, INIT_OP, no_such_signature, open_bundle, signature_of
-from .operations import ASSET, Found, Label, Library, labels_of
 from .tensor_bundle import Bundle, Entry, Region
 
 _TRAIN_OP = "__saved_model_train_op"

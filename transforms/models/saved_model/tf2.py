@@ -20,6 +20,7 @@ from ...errors import CorruptModel, UnsupportedModel
 from ...storage import Store
 from ..direct_call import by_keywords
 from ..model import Model
+from ..operations import ASSET, SEED, Found, Label, Library, check_known, check_outside, check_runnable
 from ..ref import ModelRef
 from ..spec import ModelSpec, Operations, Signature
 from ..streaming.dlpack import to_tensor
@@ -37,7 +38,6 @@ from .files import (
     reading_graph,
     signature_of,
 )
-from .operations import ASSET, SEED, Found, Label, Library, check_known, check_outside, check_runnable
 from .tensor_bundle import Bundle, Entry
 from .traced_functions import TracedFunction, traced_functions
 

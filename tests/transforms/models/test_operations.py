@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from headrace.transforms.errors import InvalidRequest, UnsupportedModel
+from headrace.transforms.models import operation_names as names
 from headrace.transforms.models.load import describe_for_job, describe_model, load_model
 from headrace.transforms.models.pin import pin_model
-from headrace.transforms.models.saved_model import operation_names as names
 from headrace.transforms.models.spec import Operations
 
 Export = Callable[..., Path]

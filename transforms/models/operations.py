@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from ...errors import UnsupportedModel
-from ..ref import ModelRef
-from ..spec import Operations
+from ..errors import UnsupportedModel
 from .operation_names import HARMLESS, PACKAGES, PYTHON, RANDOM, READS_FILES, WRITES
+from .ref import ModelRef
+from .spec import Operations
 
 ASSET = "asset"
 """The label of a text that names one of the model's own assets."""
@@ -178,7 +178,7 @@ def _is_tensorflows_own(op: str) -> bool:
 
 
 def _is_registered(op: str) -> bool:
-    # Private, and the only way to ask for one name: tests/transforms/models/saved_model/test_operations.py breaks where
+    # Private, and the only way to ask for one name: tests/transforms/models/test_operations.py breaks where
     # it is gone.
     from tensorflow.python.framework import op_def_registry
 
