@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 _ERRORS = (
     "AccessDenied",
     "AlreadyExists",
+    "ClaimLost",
     "ColumnError",
     "CorruptModel",
     "DataError",
     "HeadraceError",
+    "InvalidInferenceArgs",
     "InvalidRequest",
     "JobError",
     "ModelError",
