@@ -23,7 +23,7 @@ run: venv ## the demo; with MODEL=… INPUT=… OUTPUT=… [ARGS=…], the same 
 	@$(BIN)/python -m headrace.pipeline.demo $(ARGS)
 else ifeq ($(MISSING),)
 run: venv
-	$(BIN)/python -m pipeline --model=$(call quoted,MODEL) --input=$(call quoted,INPUT) --output=$(call quoted,OUTPUT) $(ARGS)
+	$(BIN)/headrace --model=$(call quoted,MODEL) --input=$(call quoted,INPUT) --output=$(call quoted,OUTPUT) $(ARGS)
 else
 run:
 	@echo "make run has $(GIVEN:%=%=…) but lacks $(MISSING:%=%=…). Give MODEL, INPUT and OUTPUT, or none for the demo." >&2; exit 2
@@ -36,7 +36,7 @@ lacking = $(filter-out $(call typed,$(1)),$(1))
 
 ifeq ($(call lacking,$(DATAFLOW)),)
 run-dataflow: venv ## on Dataflow: PROJECT=… REGION=… MODEL=… INPUT=… OUTPUT=… [ARGS=…]
-	$(BIN)/python -m pipeline --runner=DataflowRunner --project=$(call quoted,PROJECT) --region=$(call quoted,REGION) \
+	$(BIN)/headrace --runner=DataflowRunner --project=$(call quoted,PROJECT) --region=$(call quoted,REGION) \
 	  --model=$(call quoted,MODEL) --input=$(call quoted,INPUT) --output=$(call quoted,OUTPUT) $(ARGS)
 else
 run-dataflow:
@@ -80,8 +80,8 @@ coverage: venv ## every test, and how much of the code they run; [PYTEST_ARGS=�
 	$(BIN)/python -m pytest $(AT_ONCE) --cov --cov-report=term --cov-report=html:build/coverage/html $(PYTEST_ARGS)
 
 PYTHONS ?= python3.11 python3.12 python3.13
-FAST := tests/layout/test_imports.py $(wildcard tests/test_columns_*.py tests/test_storage_*.py) \
-  tests/transforms/columns/test_tensors.py tests/transforms/models/keras_model/test_keras_archive.py tests/transforms/shards/test_shard.py tests/transforms/beam/test_plan.py tests/jobs/test_job.py
+FAST := tests/layout/test_imports.py $(wildcard tests/transforms/columns/test_*.py tests/transforms/storage/test_*.py) \
+  tests/transforms/models/keras_model/test_keras_archive.py tests/transforms/shards/test_shard.py tests/transforms/beam/test_plan.py tests/jobs/test_job.py
 
 test-pythons: ## the fast tests on each of PYTHONS that is here; [PYTEST_ARGS=…]; minutes and 3 GB for each, removed again
 	@failed=; for python in $(PYTHONS); do \

@@ -1,4 +1,4 @@
-"""Rows per second of `python -m pipeline` beside what one would write or take instead, in one sitting.
+"""Rows per second of `headrace` beside what one would write or take instead, in one sitting.
 
 Each program runs as a process of its own on a small and on a large input; what counts is the difference between the two,
 so that start-up is left out: slow programs get fewer rows, as the table says. The runs are interleaved, and the median is

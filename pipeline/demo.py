@@ -45,7 +45,7 @@ def main(flags: Sequence[str] = ()) -> int:
         store = open_store(root)
         pixels, labels, trained_rows = fill(store, root)
         flags = [f"--model={root}/models/digits", f"--input={root}/in/*.parquet", f"--output={root}/out", *flags]
-        print(f"\n  $ {' '.join(['python -m pipeline', *map(_as_typed, flags)])}\n", flush=True)
+        print(f"\n  $ {' '.join(['headrace', *map(_as_typed, flags)])}\n", flush=True)
         if code := subprocess.run([sys.executable, "-m", "pipeline", *flags], check=False).returncode:
             print(f"\nThe demo failed: that command line ended with exit code {code}.", file=sys.stderr)
             return 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from headrace.transforms.beam.plan import input_files, plan_shards
+from headrace.transforms.steps.plan_shards import input_files, plan_shards
 
 from ..checks.output_folder import Standing, examine_output
 from ..checks.preflight import Prepared, prepare

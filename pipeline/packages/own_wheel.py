@@ -19,17 +19,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.resources import files
 from pathlib import Path
 
 from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, WorkerOptions
 
-import headrace
 from headrace.transforms.errors import InvalidRequest
 from headrace.transforms.versions import __version__
 
 from ..terminal.log import tell
 
-_PACKAGE = Path(headrace.__file__).resolve().parent
+_PACKAGE = Path(str(files("headrace"))).resolve()
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
 # Stores and formats that a job may need, where they are installed here.
 _WORKERS_EXTRAS = ("s3", "azure", "hf", "tflite")
@@ -70,17 +70,17 @@ def build_wheel(folder: Path, *, gpu: bool = False) -> Path:
     info = f"headrace-{__version__}.dist-info"
     metadata = ["Metadata-Version: 2.1", "Name: headrace", f"Version: {__version__}"]
     metadata += [f"Requires-Dist: {one}" for one in pinned(_requirements(), gpu=gpu)]
-    files = {f"headrace/{name}": path.read_bytes() for name, path in sorted(_sources(_PACKAGE))}
-    files |= {
+    held = {f"headrace/{name}": path.read_bytes() for name, path in sorted(_sources(_PACKAGE))}
+    held |= {
         f"{info}/METADATA": "\n".join([*metadata, ""]).encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: headrace\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/entry_points.txt": b"[console_scripts]\nheadrace = headrace.pipeline.start:entry\n",
     }
-    record = "".join(f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in files.items())
-    files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
+    record = "".join(f"{name},sha256={_digest(data)},{len(data)}\n" for name, data in held.items())
+    held[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
     wheel = folder / f"headrace-{__version__}-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
+        for name, data in held.items():
             archive.writestr(zipfile.ZipInfo(name.replace(os.sep, "/"), _LONG_AGO), data, zipfile.ZIP_DEFLATED)
     return wheel
 

@@ -14,12 +14,12 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
-import headrace
 from headrace.transforms.errors import InvalidRequest
 
-_ROOT = Path(headrace.__file__).resolve().parent.parent
+_ROOT = Path(str(files("headrace"))).resolve().parent
 _NO_SOURCES = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info")
 _BESIDE = ("build", "dist", "venv")
 _ARCHIVES = (".whl", ".tar.gz", ".zip")

@@ -89,7 +89,7 @@ with nightly("beam"):
             runner="DataflowRunner",
             py_interpreter=f"{BIN}/python",
             py_options=["-m"],
-            py_file="pipeline",
+            py_file="headrace",
             # The operator finds the job's id in what Beam logs, and then waits for it without a process.
             pipeline_options={
                 **FLAGS,

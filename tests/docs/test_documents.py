@@ -70,7 +70,7 @@ def is_ours(words: list[str]) -> list[str] | None:
     """The arguments, where the command is headrace's."""
     if words[0] == "headrace":
         return words[1:]
-    return words[3:] if words[:3] == ["python", "-m", "pipeline"] else None
+    return words[3:] if words[:3] in (["python", "-m", "pipeline"], ["python", "-m", "headrace"]) else None
 
 
 def check_command(words: list[str]) -> None:
@@ -165,6 +165,7 @@ def test_every_link_within_the_repository_leads_to_something() -> None:
         ("sh", "headrace --modle=x"),
         ("sh", "cd x && python -m pipeline --model=x --input=y --ouptut=z"),
         ("sh", "headrace \\\n  --model=x --input=y --output=z --feature=pixels"),
+        ("sh", "cd x && python -m headrace --model=x --input=y --ouptut=z"),
         ("sh", "headrace inspcet --model=x"),
         ("sh", "make bench-everything"),
         ("sh", "make run MODEL=a INPUT=b OUTPUT=c ARGS='--kep=id'"),

@@ -31,7 +31,7 @@ def test_a_full_disk_ends_the_job_and_leaves_whole_files_alone(tmp_path: Path) -
     put_inputs(f"{place}/in", [2000, 2000, 40_000, 40_000])
     (tmp_path / "out").mkdir()
     kept.mkdir()
-    argv = ["-m", "pipeline", f"--model={place}/model", f"--input={place}/in/*.parquet", f"--output={place}/out"]
+    argv = ["-m", "headrace", f"--model={place}/model", f"--input={place}/in/*.parquet", f"--output={place}/out"]
     disk = ["unshare", "--map-root-user", "--mount", "sh", "-c", IN_A_SMALL_DISK, f"{place}/out", str(kept)]
     done = subprocess.run([*disk, sys.executable, *argv], capture_output=True, text=True, check=False)
     if done.returncode == 77 or "unshare" in done.stderr:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 import yaml
 
 from headrace.transforms.versions import __version__
@@ -39,3 +42,49 @@ def test_help_lists_every_task_that_a_person_types() -> None:
     asked_for = {name for line in re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE) for name in line.split()}
     assert listed == told
     assert asked_for <= listed
+
+
+TOPS = ("pipeline", "transforms", "headrace", "tests", "templates", "benchmarks", "docs", "examples")
+# What is written at the start of a path, or after a blank, a quote or a bracket: no part of a URI or of a longer path.
+PATH = re.compile(rf"""(?<![\w./$:{{}}*-])(?:(?:{"|".join(TOPS)})/[\w./*-]*\w/?)""")
+IN_BUCKETS = ("templates/headrace.json",)  # where `make template` writes it
+MODULE = re.compile(r"-m ((?:headrace|tests|benchmarks|examples)(?:\.\w+)+)")
+PAGES = sorted(
+    str(path.relative_to(ROOT))
+    for pattern in ("Makefile", "*.md", "docs/**/*.md", "templates/**/*.md")
+    for path in ROOT.glob(pattern)
+    if path.name != "CHANGELOG.md"  # of versions before, with the names of then
+)
+
+
+def missing(text: str) -> list[str]:
+    """Paths of this repository and modules of ours that the text names, and that are not there."""
+    paths = [path for path in dict.fromkeys(PATH.findall(text)) if path not in IN_BUCKETS and not any(ROOT.glob(path))]
+    return paths + [name for name in dict.fromkeys(MODULE.findall(text)) if find_spec(name) is None]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_path_and_module_that_a_page_names_is_there(page: str) -> None:
+    assert not missing((ROOT / page).read_text("utf-8"))
+
+
+def test_a_path_or_module_that_is_not_there_is_found() -> None:
+    assert missing("see `tests/test_gone.py`") == ["tests/test_gone.py"]
+    assert missing("(transforms/beam/gone/) and tests/layout/*.py") == ["transforms/beam/gone/"]
+    assert missing("python -m headrace.gone") == ["headrace.gone"]
+    assert missing("gs://bucket/docs/gone.md, build/docs/gone and python -m headrace.pipeline.demo") == []
+
+
+def test_the_files_of_the_makefiles_lists_are_there() -> None:
+    for name in ("FAST", "FAULTED"):
+        run = subprocess.run(
+            ["make", "-pn", "help"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+        (files,) = re.findall(rf"^{name} := (.*)$", run.stdout, re.MULTILINE)
+        assert len(files.split()) > 1
+        assert all((ROOT / one).exists() for one in files.split()), files

@@ -273,11 +273,13 @@ def test_the_public_names_are_these() -> None:
     assert headrace.__all__ == [
         "AccessDenied",
         "AlreadyExists",
+        "ClaimLost",
         "ColumnError",
         "ColumnRules",
         "CorruptModel",
         "DataError",
         "HeadraceError",
+        "InvalidInferenceArgs",
         "InvalidRequest",
         "JobError",
         "Loading",

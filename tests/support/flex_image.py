@@ -51,8 +51,8 @@ def build_image(root: Path, image: str) -> Image:
     for instruction, rest in steps("wheels"):
         if instruction == "COPY":
             *sources, target = rest.split()
-            for source in sources:
-                _copy(ROOT / source, root / "source" / target)
+            for source in (path for pattern in sources for path in sorted(ROOT.glob(pattern))):
+                _copy(source, root / "source" / target)
         elif instruction == "RUN":
             _run(rest, root, root / "source")
     variables = {}
@@ -65,8 +65,8 @@ def build_image(root: Path, image: str) -> Image:
             (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
             _run(check, root, root)
         elif instruction == "COPY" and not rest.startswith("--from"):
-            source, target = rest.split()
-            _copy(ROOT / source, root / target.lstrip("/"))
+            copied, target = rest.split()
+            _copy(ROOT / copied, root / target.lstrip("/"))
         elif instruction == "ENV":
             name, _, value = rest.partition("=")
             variables[name] = value.replace("${IMAGE}", image)
@@ -77,7 +77,7 @@ def _copy(source: Path, target: Path) -> None:
     if source.is_dir():
         shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         return
-    if target.suffix != source.suffix:
+    if target.suffix != source.suffix:  # a folder
         target = target / source.name
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(source, target)

@@ -130,7 +130,7 @@ def run(name: str, work: Path, behind: str) -> Ran:
         place: Place = ends.enter_context(RUNNERS[name](work, behind))  # type: ignore[arg-type]
         front = ends.enter_context(served(Front(behind)))
         uploads = [Uploads(one) for one in place.stores]
-        command = [sys.executable, "-m", "pipeline", *job, *place.flags]
+        command = [sys.executable, "-m", "headrace", *job, *place.flags]
         print(f"\n  $ {' '.join(['python', *command[1:]])}\n", flush=True)
         started = time.monotonic()
         code = subprocess.run(command, env={**worker_environment(), "STORAGE_EMULATOR_HOST": front.url}).returncode

@@ -42,7 +42,7 @@ class Home:
             "HEADRACE_BIN": str(self.bin),
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        self.script("headrace", f'export PYTHONPATH={ROOT}\nexec {sys.executable} -m pipeline "$@"')
+        self.script("headrace", f'export PYTHONPATH={ROOT}\nexec {sys.executable} -m headrace "$@"')
 
     def script(self, name: str, content: str) -> None:
         (self.bin / name).write_text(f"#!/bin/sh\n{content}\n")
@@ -97,7 +97,7 @@ def test_dataflow_reads_the_flex_variants_body(loaded: Any) -> None:
 
 def test_the_beam_variant_starts_headrace_and_waits_for_its_job_without_a_process(loaded: Any) -> None:
     module, flags = loaded["beam"]["command"][:2], loaded["beam"]["command"][2:]
-    assert module == ["-m", "pipeline"]
+    assert module == ["-m", "headrace"]
     options = parse_flags(flags)
     request = parse_request(options, "run")
     assert (request.models[0].uri, request.inputs, request.output) == ASKED

@@ -150,7 +150,7 @@ def test_make_runs_on_dataflow() -> None:
     given = ["PROJECT=p", "REGION=r", "MODEL=gs://b/it's", "INPUT=gs://b/*.parquet", "OUTPUT=gs://b/o"]
     said = make("run-dataflow", *given, "ARGS=--no_wait").stdout.replace("\\\n", " ")
     command = subprocess.run(
-        ["bash", "-c", f"set -- {said.split('python -m pipeline ')[1].strip()}; printf '%s\\n' \"$@\""],
+        ["bash", "-c", f"set -- {said.split('bin/headrace ')[1].strip()}; printf '%s\\n' \"$@\""],
         capture_output=True,
         text=True,
     ).stdout.splitlines()

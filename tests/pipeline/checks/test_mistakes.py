@@ -63,7 +63,7 @@ def test_a_terminal_without_the_letters_of_a_name_ends_nothing(tmp_path: Path) -
         f"--output={tmp_path}/o",
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "pipeline", *argv],
+        [sys.executable, "-m", "headrace", *argv],
         env={**os.environ, "PYTHONIOENCODING": "latin-1", "TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         check=False,
