@@ -16,7 +16,7 @@ from .flags.beam_options import PredictOptions
 from .flags.flags import COMMANDS
 from .flags.request import Request
 from .terminal.answer import Answer
-from .terminal.log import is_json, own_process, set_up_logs, tell, tell_error, tell_interrupted, wants_json
+from .terminal.log import is_json, log_error, log_event, log_interrupted, own_process, set_up_logs, wants_json
 from .terminal.signals import STOPPED, stop_on_signals, stopped_text
 
 
@@ -46,12 +46,12 @@ def main(argv: list[str] | None = None) -> int:
         return _tell("Cannot start", error, verbose, 1 if type(error) in (ClaimLost, StoreUnavailable, JobError) else 2)
     except KeyboardInterrupt as stopped:
         text = str(stopped) or stopped_text(overwrites="--overwrite" in argv)
-        tell_interrupted("stopped", text, exit_code=STOPPED)
+        log_interrupted("stopped", text, exit_code=STOPPED)
         return STOPPED
 
 
 def _tell(what: str, error: HeadraceError, verbose: bool, code: int) -> int:
-    tell_error(what, error, code, "".join(traceback.format_exception(error)) if verbose else None)
+    log_error(what, error, code, "".join(traceback.format_exception(error)) if verbose else None)
     return code
 
 
@@ -70,7 +70,7 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
 
     answer = run(request, options).answer
     if is_json():
-        tell("summary", answer.text, **answer.document)
+        log_event("summary", answer.text, **answer.document)
     return _show(answer, as_json)
 
 

@@ -20,7 +20,7 @@ from .preflight import choose_columns, pin_requested, with_partitions
 
 
 @dataclass(frozen=True)
-class Looked:
+class Inspection:
     """`models` with the names of the signatures asked for; `schema` is what features choose from, the input's own or what
     --preprocess makes of it. `links` is empty where there is no model, no input, or no such signature.
     """
@@ -32,12 +32,12 @@ class Looked:
     links: tuple[Link, ...]
 
 
-def look(request: Request) -> Looked:
+def look(request: Request) -> Inspection:
     """Raises a `HeadraceError` for a model or an input that cannot be read; that they do not fit is no error."""
     refs = pin_requested(request)
     models = tuple((ref, describe_model(ref), model.signature) for ref, model in zip(refs, request.models, strict=True))
     if not request.inputs:
-        return Looked(models, None, None, None, ())
+        return Inspection(models, None, None, None, ())
     inputs = survey_inputs(expand_lists(request.inputs, request.storage), request.storage, _anywhere)
     first = read_footer(open_store(inputs.first.uri, request.storage), inputs.first)
     signatures = [spec.signatures.get(name) for _, spec, name in models]
@@ -49,9 +49,9 @@ def look(request: Request) -> Looked:
         function = find_function(request.preprocess, "--preprocess")
         schema = AppliedFunction(function.load(), function.name, schema).output_schema
     if not fitting:
-        return Looked(models, inputs, first, schema, ())
+        return Inspection(models, inputs, first, schema, ())
     links = fit(schema, list(zip(known, choices, strict=True)), request.keep, partitions)
-    return Looked(models, inputs, first, schema, tuple(links))
+    return Inspection(models, inputs, first, schema, tuple(links))
 
 
 def _anywhere(_: ObjectRef) -> None:

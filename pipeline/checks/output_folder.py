@@ -64,7 +64,7 @@ NO_CLAIM = 10**8
 
 
 @dataclass(frozen=True)
-class Standing:
+class OutputState:
     """What the output folder holds of this job before it runs.
 
     `kept` is the record of the job that stands there, ours or one to be overwritten, and `record` and `mark` the objects of
@@ -137,7 +137,7 @@ class _Folder:
                 self.changed = name, ref
 
 
-def examine_output(prepared: Prepared, *, overwrite: bool) -> Standing:
+def examine_output(prepared: Prepared, *, overwrite: bool) -> OutputState:
     """Raises `OutputConflict` where the folder holds anything that is no part of this job, unless it may be overwritten, and
     `StorageError` where a local one cannot be written. A job that has left no rows there does not own the folder.
     """
@@ -159,20 +159,20 @@ def examine_output(prepared: Prepared, *, overwrite: bool) -> Standing:
             )
         if scheme_of(job.output) == "file":
             check_writable(job.output)
-        return Standing(claim=folder.claim)
+        return OutputState(claim=folder.claim)
     if overwrite:
-        return Standing(kept, folder.record, folder.mark, claim=folder.claim)
+        return OutputState(kept, folder.record, folder.mark, claim=folder.claim)
     try:
         check_same_job(job.output, kept, job.record())
     except OutputConflict:
         if folder.holds_outputs or folder.mark is not None:
             raise
-        return Standing(kept, folder.record, claim=folder.claim, takes_over=True)
+        return OutputState(kept, folder.record, claim=folder.claim, takes_over=True)
     if folder.changed is not None:
         _refuse_changed(prepared, store, *folder.changed)
     complete = _is_complete(prepared, store, folder)
     done, superseded = folder.outputs, folder.superseded
-    return Standing(kept, folder.record, folder.mark, done, superseded, complete, claim=folder.claim)
+    return OutputState(kept, folder.record, folder.mark, done, superseded, complete, claim=folder.claim)
 
 
 def read_record(store: Store, ref: ObjectRef | None) -> dict[str, Any] | None:
@@ -252,7 +252,7 @@ def _is_complete(prepared: Prepared, store: Store, folder: _Folder) -> bool:
     return names == folder.names and covered
 
 
-def check_overwritten(prepared: Prepared, standing: Standing, *, overwrite: bool) -> None:
+def check_overwritten(prepared: Prepared, standing: OutputState, *, overwrite: bool) -> None:
     """Raises `OutputConflict` where `claim_output` would meet what it may not remove, before it removes anything."""
     if overwrite and standing.kept is not None:
         job = prepared.job
@@ -260,7 +260,7 @@ def check_overwritten(prepared: Prepared, standing: Standing, *, overwrite: bool
             """It looks at each."""
 
 
-def claim_output(prepared: Prepared, standing: Standing, *, overwrite: bool) -> Job:
+def claim_output(prepared: Prepared, standing: OutputState, *, overwrite: bool) -> Job:
     """The first write of a job: claims the folder, takes `_SUCCESS` away, removes what is to be overwritten, and leaves the
     job's record. Returns the job with its claim.
 
@@ -309,7 +309,7 @@ def claim_output(prepared: Prepared, standing: Standing, *, overwrite: bool) -> 
     )
 
 
-def _to_join(prepared: Prepared, standing: Standing, store: Store, record: dict[str, Any]) -> Claim | None:
+def _to_join(prepared: Prepared, standing: OutputState, store: Store, record: dict[str, Any]) -> Claim | None:
     """The newest claim, where its runs make what this one makes and are not done."""
     if not standing.claim:
         return None
@@ -343,7 +343,7 @@ def _clear(job: Job, store: Store, doomed: Iterable[tuple[Store, ObjectRef]]) ->
 
 
 def _to_remove(
-    prepared: Prepared, standing: Standing, store: Store, number: int, *, whole: bool
+    prepared: Prepared, standing: OutputState, store: Store, number: int, *, whole: bool
 ) -> Iterator[tuple[Store, ObjectRef]] | None:
     """What has to go before anything is computed; None where nothing has."""
     if whole and standing.kept is not None:

@@ -17,7 +17,7 @@ from ..runners.dask_runner import check_dask
 from ..runners.dataflow import check_dataflow
 from ..runners.dataflow_workers import set_up_workers
 from ..runners.portable import check_portable, timeout_note
-from ..terminal.log import tell
+from ..terminal.log import log_event
 from ..terminal.native_stderr import quiet_stderr
 
 JOBS = ("run", "plan")
@@ -40,7 +40,7 @@ def checked_request(argv: Sequence[str], command: str) -> Iterator[tuple[Request
         check_portable(options)
         check_dask(options, request.user_packages)
         if told := timeout_note(options):
-            tell("note", f"{told}.", logging.WARNING)
+            log_event("note", f"{told}.", logging.WARNING)
     if command != "verify" or request.sample is not None:
         with nullcontext() if options.verbose else quiet_stderr():
             here = command != "inspect" and runner_of(options) is None

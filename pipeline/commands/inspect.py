@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checks.inspection import Looked, look
+from ..checks.inspection import Inspection, look
 from ..flags.request import Request
 from ..terminal.answer import Answer
-from .summary import report_look
+from .summary import report_inspection
 
 
 @dataclass(frozen=True)
 class Inspected:
-    looked: Looked
+    looked: Inspection
     answer: Answer
 
 
 def inspect(request: Request) -> Inspected:
     """Raises a `HeadraceError` for a model or an input that cannot be read."""
     looked = look(request)
-    return Inspected(looked, report_look(looked))
+    return Inspected(looked, report_inspection(looked))

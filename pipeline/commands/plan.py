@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from headrace.transforms.steps.plan_shards import input_files, plan_shards
 
-from ..checks.output_folder import Standing, examine_output
+from ..checks.output_folder import OutputState, examine_output
 from ..checks.preflight import Prepared, prepare
 from ..flags.beam_options import PredictOptions, runner_of
 from ..flags.request import Request
@@ -19,7 +19,7 @@ class Planned:
     """`standing` is what the output folder holds of the job already."""
 
     prepared: Prepared
-    standing: Standing
+    standing: OutputState
     answer: Answer
 
 

@@ -10,17 +10,17 @@ from headrace.transforms.columns.wording import counted
 from headrace.transforms.errors import HeadraceError
 from headrace.transforms.storage import open_store
 
-from ..checks.output_folder import Standing, check_overwritten, claim_output, examine_output
+from ..checks.output_folder import OutputState, check_overwritten, claim_output, examine_output
 from ..checks.preflight import Prepared, prepare
 from ..checks.report_place import report_written
 from ..flags.beam_options import PredictOptions, runner_of
 from ..flags.request import Request
 from ..packages.own_wheel import own_package
-from ..runners.dataflow import detached, memory_nbytes, tell_dataflow
+from ..runners.dataflow import dataflow_options, detached, memory_nbytes
 from ..runners.dataflow_workers import is_dataflow
 from ..runners.launch import Done, detach, launch, open_pipeline
 from ..terminal.answer import Answer
-from ..terminal.log import tell
+from ..terminal.log import log_event
 from .summary import little_memory, passed_over, report_nothing_to_do, report_summary, travelling_secrets
 
 
@@ -41,20 +41,22 @@ def run(request: Request, options: PredictOptions) -> Ran:
     _tell_notes(request, options, prepared)
     if standing.complete:
         if prepared.job.report is not None and options.report is not None and not report_written(prepared.job):
-            tell(
+            log_event(
                 "note",
                 f"No report is written of a run that computes nothing: none of it stands at {prepared.job.report}.",
             )
         return Ran(prepared, None, report_nothing_to_do(prepared, standing))
     _tell_what_is_there(standing, prepared.job.output)
     if runner_of(options) is None and (told := little_memory(prepared)):
-        tell("note", f"{told}.", logging.WARNING)
+        log_event("note", f"{told}.", logging.WARNING)
     if is_dataflow(options):
-        options = tell_dataflow(options, memory_nbytes(prepared.specs))
+        options = dataflow_options(options, memory_nbytes(prepared.specs))
     return _submit(request, options, prepared, standing, started)
 
 
-def _submit(request: Request, options: PredictOptions, prepared: Prepared, standing: Standing, started: float) -> Ran:
+def _submit(
+    request: Request, options: PredictOptions, prepared: Prepared, standing: OutputState, started: float
+) -> Ran:
     with own_package(options, elsewhere=is_dataflow(options), gpu=request.loading.device == "gpu") as wheels:
         pipeline = open_pipeline(options, request.packages, own=wheels)
         check_overwritten(prepared, standing, overwrite=request.overwrite)
@@ -73,19 +75,21 @@ def _submit(request: Request, options: PredictOptions, prepared: Prepared, stand
 def _tell_notes(request: Request, options: PredictOptions, prepared: Prepared) -> None:
     job = prepared.job
     for told in passed_over(prepared.inputs.passed):
-        tell("note", f"{told}.", logging.WARNING)
+        log_event("note", f"{told}.", logging.WARNING)
     for told in travelling_secrets(job, runner_of(options)):
-        tell("note", told, logging.WARNING)
+        log_event("note", told, logging.WARNING)
     for why in job.differs_from_run_to_run:
-        tell("note", f"{why}.", logging.WARNING)
+        log_event("note", f"{why}.", logging.WARNING)
     if request.clean:
         left = open_store(job.output, request.storage).clean(f"{job.output}/")
-        tell("note", f"{counted(left, 'interrupted upload')} removed from {job.output}.")
+        log_event("note", f"{counted(left, 'interrupted upload')} removed from {job.output}.")
 
 
-def _tell_what_is_there(standing: Standing, output: str) -> None:
+def _tell_what_is_there(standing: OutputState, output: str) -> None:
     if standing.done:
         are = "is" if standing.done == 1 else "are"
-        tell("note", f"Going on: {counted(standing.done, 'shard')} {are} in {output} already.")
+        log_event("note", f"Going on: {counted(standing.done, 'shard')} {are} in {output} already.")
     if standing.superseded:
-        tell("note", f"{counted(standing.superseded, 'output')} of inputs that changed or vanished will be removed.")
+        log_event(
+            "note", f"{counted(standing.superseded, 'output')} of inputs that changed or vanished will be removed."
+        )

@@ -25,18 +25,18 @@ from headrace.transforms.jobs.job import Job
 from headrace.transforms.predicting.devices import set_up_tensorflow
 from headrace.transforms.storage import open_store
 
-from ..checks.output_folder import Standing, claim_output, examine_output
+from ..checks.output_folder import OutputState, claim_output, examine_output
 from ..checks.preflight import Prepared, prepare
 from ..flags.beam_options import parse_flags, runner_of
 from ..flags.request import parse_request
 from ..flags.template_parameters import as_flags, as_parameters, classic_parameters
 from ..packages.own_wheel import own_package
 from ..packages.user_package import UserPackage, open_user_packages
-from ..runners.dataflow import check_place, check_reachable, not_taken, submitted_text, tell_dataflow
+from ..runners.dataflow import check_place, check_reachable, dataflow_options, not_taken, submitted_text
 from ..runners.dataflow_workers import is_dataflow, set_up_workers
 from ..runners.graph import build_graph
 from ..runners.launch import open_pipeline
-from ..terminal.log import own_process, set_up_logs, tell_error, wants_json
+from ..terminal.log import log_error, own_process, set_up_logs, wants_json
 
 _log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def claimed_job(flags: Sequence[str], packages: tuple[UserPackage, ...] = ()) ->
     return claim_output(prepared, standing, overwrite=overwrite)
 
 
-def _standing(prepared: Prepared, *, overwrite: bool) -> tuple[Standing, bool]:
+def _standing(prepared: Prepared, *, overwrite: bool) -> tuple[OutputState, bool]:
     """And whether it is to be overwritten: only what cannot be gone on with, so that a second run of the step removes none of
     what was computed since the first.
     """
@@ -106,7 +106,7 @@ def stage(argv: Sequence[str]) -> str:
     check_place(options)
     # What a launch needs must not lie where temporary files are cleared away.
     cloud.staging_location = cloud.staging_location or f"{location}_staged"
-    options = tell_dataflow(set_up_workers(options), None)
+    options = dataflow_options(set_up_workers(options), None)
     request = parse_request(options, "stage")
     check_reachable(options, request)
     staged = as_parameters(options)
@@ -135,7 +135,7 @@ def main(argv: Sequence[str]) -> int:
         print(stage(argv))
     except HeadraceError as error:
         verbose = "--verbose" in argv
-        tell_error("Cannot stage", error, 2, "".join(traceback.format_exception(error)) if verbose else None)
+        log_error("Cannot stage", error, 2, "".join(traceback.format_exception(error)) if verbose else None)
         return 2
     return 0
 

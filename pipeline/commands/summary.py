@@ -18,8 +18,8 @@ from headrace.transforms.shards.shard import Shard
 from headrace.transforms.storage.store import public_uri
 
 from ..checks.column_links import Link, fit
-from ..checks.inspection import Looked
-from ..checks.output_folder import Standing
+from ..checks.inspection import Inspection
+from ..checks.output_folder import OutputState
 from ..checks.preflight import Prepared
 from ..checks.report_place import report_line, report_written
 from ..runners.dataflow import memory_nbytes, min_ram_gb
@@ -66,7 +66,9 @@ def travelling_secrets(job: Job, runner: str | None) -> list[str]:
     return [said]
 
 
-def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard], runner: str | None = None) -> Answer:
+def report_plan(
+    prepared: Prepared, standing: OutputState, shards: Iterable[Shard], runner: str | None = None
+) -> Answer:
     """`runner` is where the job is to run, None for this process."""
     job, inputs = prepared.job, prepared.inputs
     count = rows = size = 0
@@ -142,7 +144,7 @@ def report_plan(prepared: Prepared, standing: Standing, shards: Iterable[Shard],
     return Answer(lines, document)
 
 
-def report_look(looked: Looked) -> Answer:
+def report_inspection(looked: Inspection) -> Answer:
     document: dict[str, Any] = {"models": [], "input": None, "columns": [link.fields() for link in looked.links]}
     lines: list[str] = []
     for ref, spec, signature in looked.models:
@@ -237,7 +239,7 @@ def report_summary(prepared: Prepared, done: Done, seconds: float) -> Answer:
     return Answer(lines, document)
 
 
-def report_nothing_to_do(prepared: Prepared, standing: Standing) -> Answer:
+def report_nothing_to_do(prepared: Prepared, standing: OutputState) -> Answer:
     output, limit = prepared.job.output, prepared.job.limit
     every = "the only shard is" if standing.done == 1 else f"all {standing.done:,} shards are"
     text = f"Nothing to do: {every} in {output}, and no input changed."

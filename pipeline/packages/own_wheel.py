@@ -27,7 +27,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, SetupOptions, 
 from headrace.transforms.errors import InvalidRequest
 from headrace.transforms.versions import __version__
 
-from ..terminal.log import tell
+from ..terminal.log import log_event
 
 _PACKAGE = Path(str(files("headrace"))).resolve()
 _LONG_AGO = (1980, 1, 1, 0, 0, 0)
@@ -46,7 +46,7 @@ def own_package(options: PipelineOptions, *, elsewhere: bool, gpu: bool = False)
     if not elsewhere or travels_already(options):
         yield ()
         return
-    tell(
+    log_event(
         "note",
         "Workers install headrace and its requirements from PyPI. From an image (--sdk_container_image, templates/flex) "
         "they start sooner, and need no internet access.",

@@ -91,7 +91,7 @@ def check_reachable(options: PredictOptions, request: Request) -> None:
             )
 
 
-def tell_dataflow(options: PredictOptions, model_bytes: int | None) -> PredictOptions:
+def dataflow_options(options: PredictOptions, model_bytes: int | None) -> PredictOptions:
     """The options with a label and, where nobody chose the machines, the memory that they need. What was given stays.
 
     `model_bytes` is None where the model is not known yet, and with it the memory.

@@ -13,7 +13,7 @@ from headrace.transforms.beam.metrics import count_result
 from headrace.transforms.beam.plan import GivenJob, PlanShards
 from headrace.transforms.beam.predict import PredictShards
 from headrace.transforms.jobs.job import Job
-from headrace.transforms.output.dead_letters import StandingDeadLetters, list_dead_letters
+from headrace.transforms.output.dead_letters import ListedDeadLetters, list_dead_letters
 from headrace.transforms.output.manifest import Finished, list_finished
 from headrace.transforms.shards.shard import WorkUnit
 from headrace.transforms.steps.predict_shard import found_result
@@ -38,7 +38,7 @@ def _finished(_: bytes, job: Job) -> Finished:
     return list_finished(job.output, job.storage)
 
 
-def _dead_letters(_: Finished, job: Job) -> StandingDeadLetters:
+def _dead_letters(_: Finished, job: Job) -> ListedDeadLetters:
     return list_dead_letters(job)
 
 
@@ -48,7 +48,7 @@ class _DropDone(beam.DoFn):
     """
 
     def process(
-        self, unit: WorkUnit, job: Job, finished: Finished, dead_letters: StandingDeadLetters
+        self, unit: WorkUnit, job: Job, finished: Finished, dead_letters: ListedDeadLetters
     ) -> Iterator[WorkUnit | TaggedOutput]:
         left = []
         for shard in unit:

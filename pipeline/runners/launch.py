@@ -26,7 +26,7 @@ from headrace.transforms.storage.store import take_retries
 
 from ..flags.beam_options import runner_of
 from ..packages.user_package import UserPackage
-from ..terminal.log import tell
+from ..terminal.log import log_event
 from ..terminal.progress_output import watched
 from .dask_runner import DaskRunner, is_dask
 from .dataflow import left_running_text, not_taken, submitted_text
@@ -122,7 +122,7 @@ def _counted(result: Any) -> Counter[str] | None:
     try:
         return counters(result)
     except Exception as error:
-        tell("note", f"The job has ended, but its counters cannot be had: {type(error).__name__}: {error}")
+        log_event("note", f"The job has ended, but its counters cannot be had: {type(error).__name__}: {error}")
         return None
 
 
@@ -157,7 +157,7 @@ def _told(options: PipelineOptions, result: Any, found_done: int) -> Iterator[No
         except KeyboardInterrupt:
             raise KeyboardInterrupt(cancelled_text(result)) from None
         return
-    tell("submitted", submitted_text(options, result))
+    log_event("submitted", submitted_text(options, result))
     try:
         with _shown_counts(result, found_done):
             yield
@@ -200,7 +200,7 @@ def _shown_counts(result: Any, found_done: int) -> Iterator[None]:
             line = f"no counters at the moment: {type(error).__name__}"
         if line != shown:
             seconds = time.monotonic() - started
-            tell("progress", f"{line}, {seconds:,.0f} s", seconds=round(seconds, 3), **counted)
+            log_event("progress", f"{line}, {seconds:,.0f} s", seconds=round(seconds, 3), **counted)
             shown = line
 
     def poll() -> None:

@@ -40,7 +40,7 @@ def set_up_logs(*, as_json: bool, verbose: bool) -> None:
     for handler in [one for one in root.handlers if isinstance(one, _JsonLines)]:
         root.removeHandler(handler)
     level = logging.INFO if verbose else logging.WARNING
-    sys.excepthook = _tell_uncaught
+    sys.excepthook = _log_uncaught
     if as_json:
         root.addHandler(_JsonLines())
         root.setLevel(level)
@@ -60,49 +60,49 @@ def set_up_logs(*, as_json: bool, verbose: bool) -> None:
 def own_process() -> None:
     """What Python itself prints of warnings and of threads is ours too, where nobody else uses this process."""
     warnings.showwarning = _show_warning
-    threading.excepthook = _tell_uncaught_in_thread
+    threading.excepthook = _log_uncaught_in_thread
 
 
 def _not_of_a_portable_runner(record: logging.LogRecord) -> bool:
     return record.module != "portable_runner"
 
 
-def tell(event: str, message: str, severity: int = logging.INFO, **keys: Any) -> None:
+def log_event(event: str, message: str, severity: int = logging.INFO, **keys: Any) -> None:
     """The message is one line of text; a line feed in it is a name's."""
     line = _object(event, message, severity, **keys) if _as_json else printable(message)
     print(line, file=sys.stderr, flush=True)
 
 
-def tell_interrupted(event: str, message: str, **keys: Any) -> None:
+def log_interrupted(event: str, message: str, **keys: Any) -> None:
     """A warning below what the terminal itself wrote for Ctrl-C."""
     if not _as_json:
         print(file=sys.stderr)
-    tell(event, message, logging.WARNING, **keys)
+    log_event(event, message, logging.WARNING, **keys)
 
 
-def tell_error(what: str, error: HeadraceError, code: int, traceback: str | None) -> None:
+def log_error(what: str, error: HeadraceError, code: int, traceback: str | None) -> None:
     """`what` has become of the command; `code` is its exit code."""
     if not _as_json:
         print(f"{printable_lines(traceback or '')}{what}: {printable(str(error))}", file=sys.stderr, flush=True)
         return
     keys = {key: getattr(error, key) for key in ("what", "expected", "found", "cure")}
     keys |= {"error": type(error).__name__, "exit_code": code} | ({"traceback": traceback} if traceback else {})
-    tell("error", f"{what}: {error}", logging.ERROR, **keys)
+    log_event("error", f"{what}: {error}", logging.ERROR, **keys)
 
 
-def tell_at_once(event: str, message: str) -> None:
+def log_at_once(event: str, message: str) -> None:
     """From within a signal's handler: past Python's own buffers, whose owner it may have interrupted."""
     text = _object(event, message, logging.WARNING) if _as_json else f"\n{printable(message)}"
     os.write(2, f"{text}\n".encode())
 
 
-def tell_raw(data: bytes) -> None:
+def log_raw(data: bytes) -> None:
     """What native code wrote to file descriptor 2 while it was held back."""
     if not _as_json:
         os.write(2, printable_lines(data.decode(errors="backslashreplace")).encode())
         return
     for line in data.decode(errors="replace").splitlines():
-        tell("log", line, logging.WARNING, logger="native")
+        log_event("log", line, logging.WARNING, logger="native")
 
 
 def is_json() -> bool:
@@ -115,17 +115,17 @@ def _object(event: str, message: str, severity: int, **keys: Any) -> str:
     return printable_json(told, default=str)
 
 
-def _tell_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     lines = "".join(tracebacks.format_exception(kind, error, trace))
     if not _as_json:
         print(printable_lines(lines), end="", file=sys.stderr, flush=True)
         return
-    tell("error", f"{kind.__name__}: {error}", logging.CRITICAL, error=kind.__name__, exit_code=1, traceback=lines)
+    log_event("error", f"{kind.__name__}: {error}", logging.CRITICAL, error=kind.__name__, exit_code=1, traceback=lines)
 
 
-def _tell_uncaught_in_thread(found: threading.ExceptHookArgs) -> None:
+def _log_uncaught_in_thread(found: threading.ExceptHookArgs) -> None:
     if found.exc_value is not None and not issubclass(found.exc_type, SystemExit):
-        _tell_uncaught(found.exc_type, found.exc_value, found.exc_traceback)
+        _log_uncaught(found.exc_type, found.exc_value, found.exc_traceback)
 
 
 def _show_warning(
@@ -152,4 +152,4 @@ class _JsonLines(logging.Handler):
         keys: dict[str, Any] = {"logger": record.name}
         if record.exc_info:
             keys["traceback"] = logging.Formatter().formatException(record.exc_info)
-        tell("log", record.getMessage(), record.levelno, **keys)
+        log_event("log", record.getMessage(), record.levelno, **keys)

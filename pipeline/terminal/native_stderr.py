@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .log import tell_raw
+from .log import log_raw
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def quiet_stderr() -> Iterator[None]:
         os.dup2(real, 2)
         os.lseek(kept, 0, os.SEEK_SET)
         with open(kept, "rb", closefd=False) as held:
-            tell_raw(held.read())
+            log_raw(held.read())
         raise
     finally:
         os.dup2(real, 2)

@@ -50,7 +50,7 @@ def _lines() -> Iterator[None]:
 
     def show(reading: Reading) -> str:
         line = describe(reading)
-        log.tell("progress", line, **reading.fields())
+        log.log_event("progress", line, **reading.fields())
         return line
 
     def keep_showing() -> None:

@@ -14,7 +14,7 @@ from typing import NoReturn
 from headrace.transforms import progress
 from headrace.transforms.steps.shard_log import running
 
-from .log import tell_at_once
+from .log import log_at_once
 
 STOPPED = 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -25,7 +25,7 @@ _Announce = Callable[[str], None]
 
 
 def _announce_at_once(text: str) -> None:
-    tell_at_once("stopping", text)
+    log_at_once("stopping", text)
 
 
 _announce: _Announce = _announce_at_once

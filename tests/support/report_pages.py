@@ -12,7 +12,7 @@ from headrace.transforms.jobs.job import OnError
 from headrace.transforms.report.account import account_of
 from headrace.transforms.report.kept import Kept
 from headrace.transforms.report.page import Run, page
-from headrace.transforms.shards.measuring import Process, ShardTold, Telling
+from headrace.transforms.shards.measuring import Process, ShardMeasurements, ShardMeasuring
 from headrace.transforms.shards.shard import Shard, ShardResult
 from headrace.transforms.storage import ObjectRef
 from tests.support.plans import plain_job
@@ -50,7 +50,7 @@ def _predictions(kind: str) -> pa.Table:
 
 
 def _result(table: pa.Table, place: str) -> ShardResult:
-    telling = Telling(table.schema, table.schema.names)
+    telling = ShardMeasuring(table.schema, table.schema.names)
     for batch in table.to_batches():
         telling.add(batch, 0.015625)
     telling.key_values()
@@ -66,5 +66,5 @@ def _result(table: pa.Table, place: str) -> ShardResult:
         read_bytes=1000,
         seconds={"read": 0.5, "predict": 2.0, "write": 0.25},
         device="cpu",
-        told=ShardTold(told.columns, 1e9 + 2.5, 1e9 + 5.25, told.batch_seconds, process, 1),
+        told=ShardMeasurements(told.columns, 1e9 + 2.5, 1e9 + 5.25, told.batch_seconds, process, 1),
     )

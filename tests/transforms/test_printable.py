@@ -159,18 +159,18 @@ def refuse(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 _SINKS = """
 import logging, os, sys, threading, warnings
-from headrace.pipeline.terminal.log import own_process, set_up_logs, tell, tell_at_once, tell_error, tell_interrupted, tell_raw
+from headrace.pipeline.terminal.log import own_process, set_up_logs, log_event, log_at_once, log_error, log_interrupted, log_raw
 from headrace.transforms.errors import HeadraceError
 from headrace.transforms.models.progress_line import ProgressLine
 FORGED = sys.argv[2]
 set_up_logs(as_json=sys.argv[1] == "json", verbose=True)
 own_process()
-tell("note", FORGED, name=FORGED)
-tell_error("Cannot start", HeadraceError(FORGED), 2, FORGED)
-tell_at_once("stopping", FORGED)
-tell_interrupted("stopped", FORGED)
-tell_raw(FORGED.encode())
-tell_raw(b"\\xff\\x9b")
+log_event("note", FORGED, name=FORGED)
+log_error("Cannot start", HeadraceError(FORGED), 2, FORGED)
+log_at_once("stopping", FORGED)
+log_interrupted("stopped", FORGED)
+log_raw(FORGED.encode())
+log_raw(b"\\xff\\x9b")
 logging.getLogger("some.library").warning("%s", FORGED)
 try:
     raise ValueError(FORGED)

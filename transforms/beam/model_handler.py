@@ -19,7 +19,7 @@ from ..columns.rules import ColumnRules
 from ..errors import DataError, HeadraceError, InvalidInferenceArgs, InvalidRequest, UnsupportedModel
 from ..jobs.job import Loading
 from ..models.load import describe_for_job, load_model
-from ..models.model import Model, whole_array
+from ..models.model import Model, as_whole_array
 from ..models.operations import check_stateless
 from ..models.pin import pin_model
 from ..models.ref import ModelRef
@@ -331,7 +331,7 @@ def _array(value: Any, spec: TensorSpec | None) -> np.ndarray:
     kinds = {int: ("float", "int", "uint"), float: ("float",)}.get(type(value))
     if spec is not None and kinds is not None and spec.dtype.rstrip("0123456789") in kinds:
         return np.asarray(value, spec.dtype)
-    return whole_array(value)
+    return as_whole_array(value)
 
 
 def _only_input(row: Any, model: Model) -> Row:

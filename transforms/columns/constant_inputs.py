@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import ColumnError
 from ..models.spec import TensorSpec
 from .casts import numpy_dtype
-from .wording import listed, nearest, told
+from .wording import described, listed, nearest
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -66,7 +66,7 @@ def _constant(spec: TensorSpec, text: str) -> Constant:
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ColumnError(
             f"--constant (constants) {spec.name}={text[:80]} does not fit the model's input",
-            expected=told(spec),
+            expected=described(spec),
             found=str(error),
             cure="Write a number, true or false, a text, or a JSON list of these, of the input's shape.",
         ) from error

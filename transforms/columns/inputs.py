@@ -25,7 +25,7 @@ from .nesting import EqualLists, Level, PaddedLists
 from .outputs import Output, OutputPlan, output_plan
 from .rules import ColumnRules, TensorRule, tensor_rules
 from .struct_paths import member_type, path_names, path_of
-from .wording import listed, nearest, shown, told, within
+from .wording import described, listed, nearest, shown, within
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -214,7 +214,7 @@ def _input(schema: pa.Schema, spec: TensorSpec, names: tuple[str, ...], rule: Te
         raise UnsupportedModel(
             f"The model's input '{spec.name}' has no batch dimension",
             expected="a first dimension that varies (None): a row of data for each",
-            found=told(spec),
+            found=described(spec),
             cure=f"Give its value, as --constant {spec.name}=VALUE (constants={{{spec.name!r}: …}}), or export the model "
             "with a batch dimension of None.",
         )
@@ -234,7 +234,7 @@ def _input(schema: pa.Schema, spec: TensorSpec, names: tuple[str, ...], rule: Te
     if fit is None:
         raise ColumnError(
             f"{len(columns)} columns do not fit tensor '{spec.name}'{within(where)}",
-            expected=told(spec),
+            expected=described(spec),
             found=", ".join(names),
             cure=f"Give --feature {spec.name}=… as many columns as the tensor has values in a row.",
         )
@@ -250,7 +250,7 @@ def _column(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule, wh
         found = path is not None
         raise ColumnError(
             f"There {'are several columns' if found else 'is no column'} '{name}'{within(where)} for tensor '{spec.name}'",
-            expected=told(spec),
+            expected=described(spec),
             found=listed("columns", schema.names),
             cure="Rename all but one."
             if found
@@ -293,7 +293,7 @@ def _only_fit(schema: pa.Schema, spec: TensorSpec, rule: TensorRule, where: str)
         return fitting[0]
     raise ColumnError(
         f"{'Several columns fit' if fitting else 'No column fits'} the model's only input '{spec.name}'{within(where)}",
-        expected=f"one column for {told(spec)}",
+        expected=f"one column for {described(spec)}",
         found=", ".join(fitting) or ", ".join(f"{field.name}: {field.type}" for field in schema),
         cure=f"Name the column: --feature {spec.name}=COLUMN.",
     )
@@ -356,7 +356,7 @@ def _misfit(spec: TensorSpec, column: Column, where: str, cure: str) -> ColumnEr
 def _misfit_type(spec: TensorSpec, name: str, kind: str, where: str, cure: str) -> ColumnError:
     return ColumnError(
         f"Column '{name}'{within(where)} does not fit tensor '{spec.name}'",
-        expected=told(spec),
+        expected=described(spec),
         found=kind,
         cure=cure,
     )

@@ -13,7 +13,7 @@ import pyarrow as pa
 from ..errors import ColumnError, DataError, UnsupportedModel
 from ..models.spec import TensorSpec
 from .rules import PREDICTION_TYPES
-from .wording import listed, nearest, shown, told
+from .wording import described, listed, nearest, shown
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -136,7 +136,7 @@ def _output(spec: TensorSpec, column: str, prediction_type: str) -> Output:
         raise UnsupportedModel(
             f"The model's output '{spec.name}' {reason}",
             expected="a number, bool or string dtype and a first dimension that varies (None)",
-            found=told(spec),
+            found=described(spec),
             cure="Choose other outputs, as --outputs A,B (outputs=[…]), or another --signature.",
         )
     return Output(spec, pa.field(column, _column_type(spec, prediction_type), nullable=False), prediction_type)

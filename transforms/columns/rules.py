@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from ..errors import ColumnError
 from ..models.spec import TensorSpec
-from .wording import listed, nearest, told
+from .wording import described, listed, nearest
 
 PREDICTION_TYPES = ("auto", "list", "tensor")
 T = TypeVar("T")
@@ -114,7 +114,7 @@ def _value(flag: str, spec: TensorSpec, text: str) -> Value:
     if value is None:
         raise ColumnError(
             f"{flag} {spec.name}={text} gives no value of tensor '{spec.name}'",
-            expected=f"a value of {told(spec)}{_bounds(spec.dtype)}",
+            expected=f"a value of {described(spec)}{_bounds(spec.dtype)}",
             found=repr(text),
             cure=f"Say {flag} {spec.name}=VALUE with such a value.",
         )
@@ -149,7 +149,7 @@ def _image(spec: TensorSpec, size: tuple[int, int]) -> tuple[int, int, int]:
         raise ColumnError(
             f"--decode_image {spec.name}={height}x{width} cannot give tensor '{spec.name}'",
             expected="a numeric tensor that holds 0 to 255, [batch, height, width, channels] with 1, 3 or 4 channels",
-            found=told(spec),
+            found=described(spec),
             cure="Decode the images in the model, or before predicting.",
         )
     return height, width, channels

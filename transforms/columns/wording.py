@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from ..models.spec import TensorSpec
 
 
-def told(spec: TensorSpec) -> str:
+def described(spec: TensorSpec) -> str:
     if spec.shape is None:
         return f"{spec.dtype} of any shape"
     return f"{spec.dtype} {shown(spec.shape)}"

@@ -131,7 +131,7 @@ class Model:
         return arrays
 
     def _tensor(self, spec: TensorSpec, given: Any) -> Any:
-        array = whole_array(given)
+        array = as_whole_array(given)
         fits = array.dtype.kind in "OSU" if spec.dtype == "string" else array.dtype.name == spec.dtype
         if not fits or not _shape_fits(spec.shape, array.shape):
             cure = f"Convert it first, e.g. .astype({spec.dtype!r})" if not fits else "Reshape it first"
@@ -151,7 +151,7 @@ def said(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def whole_array(given: Any) -> np.ndarray[Any, Any]:
+def as_whole_array(given: Any) -> np.ndarray[Any, Any]:
     """As an array, with the zero bytes at a text's end, which numpy's own texts lose."""
     array = np.asarray(given)
     lossy = array.dtype.kind in "SU" and not isinstance(given, np.ndarray)

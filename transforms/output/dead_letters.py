@@ -224,24 +224,24 @@ def first_examples(store: Store, uris: Sequence[str]) -> Iterator[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class StandingDeadLetters:
+class ListedDeadLetters:
     """The one listing of the folder: files of dead letters by the name of the prediction file that they belong to."""
 
     by_output: dict[str, tuple[ObjectRef, ...]]
 
 
-def list_dead_letters(job: Job) -> StandingDeadLetters:
+def list_dead_letters(job: Job) -> ListedDeadLetters:
     """Of this job's fingerprint alone; several outputs may share a folder."""
     folder = job.on_error.dead_letters
     if folder is None:
-        return StandingDeadLetters({})
+        return ListedDeadLetters({})
     found: dict[str, tuple[ObjectRef, ...]] = {}
     for ref in open_store(folder, job.storage).list(f"{folder}/"):
         match = _NAME.fullmatch(ref.uri.removeprefix(f"{folder}/"))
         if match is not None and match["job"] == job.fingerprint[:8]:
             output = f"{match['output']}.parquet"
             found[output] = (*found.get(output, ()), ref)
-    return StandingDeadLetters(found)
+    return ListedDeadLetters(found)
 
 
 def dead_letters_of(output: str, store: Store, folder: str) -> Iterator[ObjectRef]:

@@ -114,7 +114,7 @@ class PageGuard:
                 raise TooManyRows(max(1, BATCH_BYTES // unpacked))
             at = at_page + packed
         chunk.next_header, chunk.values_left = at, left
-        self._check_sum(chunk, largest)
+        self._check_total(chunk, largest)
 
     def _header(self, chunk: Chunk, at: int) -> tuple[bool, bool, int, int, int, int]:
         """Of a header that is not an ordinary one, or goes on beyond what was read: whether it is a dictionary's, or of values
@@ -138,7 +138,7 @@ class PageGuard:
             unpacked, packed, count = found.get((2, I32), -1), found.get((3, I32), -1), values.get((1, I32), 0)
             return kind == _DICTIONARY_PAGE, prefixed, unpacked, packed, count, at + length
 
-    def _check_sum(self, chunk: Chunk, page: tuple[int, int]) -> None:
+    def _check_total(self, chunk: Chunk, page: tuple[int, int]) -> None:
         """Arrow holds the dictionary and one page of each chunk: the largest that it may be at with what was read now."""
         of_chunk = (chunk.dictionary[0] + page[0], chunk.dictionary[1] + page[1])
         before = self._pages.pop(chunk.start, (0, 0))

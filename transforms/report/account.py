@@ -19,7 +19,7 @@ from ..jobs.job import Job
 from ..output.dead_letters import COLUMNS as DEAD_LETTER_COLUMNS
 from ..parquet.reader import read_footer
 from ..shards.column_statistics import Column, decode, merge
-from ..shards.measuring import STATISTICS, Process, ShardTold
+from ..shards.measuring import STATISTICS, Process, ShardMeasurements
 from ..shards.number_bins import Numbers
 from ..shards.shard import ShardResult
 from ..storage import ObjectRef, Store, open_store
@@ -258,10 +258,10 @@ def _with_footer(job: Job, store: Store, result: ShardResult) -> ShardResult:
         kept = read_footer(store, there).key_values.get(STATISTICS.encode())
     except (ObjectNotFound, ObjectChanged, NotParquet):
         return result
-    return replace(result, told=ShardTold(None if kept is None else kept.decode(errors="replace")))
+    return replace(result, told=ShardMeasurements(None if kept is None else kept.decode(errors="replace")))
 
 
-def _known_columns(told: ShardTold | None) -> list[Column] | None:
+def _known_columns(told: ShardMeasurements | None) -> list[Column] | None:
     """None also where a file holds something else under that name."""
     if told is None or told.columns is None:
         return None

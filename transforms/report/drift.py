@@ -28,7 +28,7 @@ GROUPS = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Shift:
+class Drift:
     """`of` is what was compared: "classes", "largest scores", "values", "numbers" or "lengths". `chance` is the distance that
     as many rows of the same distribution are expected to show.
     """
@@ -57,7 +57,7 @@ def _entropy(p: np.ndarray) -> float:
     return float(-(some * np.log2(some)).sum())
 
 
-def shifts(now: Column, before: Column) -> Iterator[Shift]:
+def shifts(now: Column, before: Column) -> Iterator[Drift]:
     """Each thing of the column that both runs can be held together by."""
     rows = now.rows, before.rows
     if not all(rows):
@@ -79,15 +79,15 @@ def shifts(now: Column, before: Column) -> Iterator[Shift]:
     yield _shift(of, [*p, now.nulls, *_not_finite(now.numbers)], [*q, before.nulls, *_not_finite(before.numbers)], rows)
 
 
-def worst(found: Sequence[Shift]) -> Shift | None:
+def worst(found: Sequence[Drift]) -> Drift | None:
     order = ("steady", "slight", "marked")
     return max(found, key=lambda shift: (order.index(shift.grade), shift.distance), default=None)
 
 
-def _shift(of: str, now: Sequence[float], before: Sequence[float], rows: tuple[int, int]) -> Shift:
+def _shift(of: str, now: Sequence[float], before: Sequence[float], rows: tuple[int, int]) -> Drift:
     bins = sum(1 for a, b in zip(now, before, strict=True) if a or b)
     chance = math.sqrt(max(0, bins - 1) * (1 / rows[0] + 1 / rows[1]) / (8 * math.log(2)))
-    return Shift(of, distance(now, before), min(1.0, chance))
+    return Drift(of, distance(now, before), min(1.0, chance))
 
 
 def _grouped(now: Numbers, before: Numbers) -> tuple[list[float], list[float]]:

@@ -14,7 +14,7 @@ from ..jobs.job import Job
 from ..shards.column_statistics import ALL_ROWS, EVERY, Column
 from .account import STAGES, Account
 from .charts import Areas, Bars, column_charts, histogram, number, time_line
-from .drift import GROUPS, MARKED, SLIGHT, Shift, shifts, worst
+from .drift import GROUPS, MARKED, SLIGHT, Drift, shifts, worst
 from .html import (
     answer,
     areas_figure,
@@ -96,7 +96,7 @@ def page(run: Run) -> str:
 """
 
 
-def _shifts(run: Run) -> dict[str, list[Shift]]:
+def _shifts(run: Run) -> dict[str, list[Drift]]:
     """By the name of a column that both runs have."""
     before = {column.name: column for column in run.before.columns} if run.before else {}
     return {
@@ -104,7 +104,7 @@ def _shifts(run: Run) -> dict[str, list[Shift]]:
     }
 
 
-def _head(run: Run, found: dict[str, list[Shift]]) -> Iterator[str]:
+def _head(run: Run, found: dict[str, list[Drift]]) -> Iterator[str]:
     account, job = run.account, run.job
     yield "<header>"
     yield f'<p class="eyebrow">headrace, {say(run.kept.written)}</p>'
@@ -151,7 +151,7 @@ def _done(account: Account) -> str:
     return f"{'; '.join(parts)}."
 
 
-def _like(run: Run, found: dict[str, list[Shift]]) -> tuple[str, str, str]:
+def _like(run: Run, found: dict[str, list[Drift]]) -> tuple[str, str, str]:
     before = run.before
     if before is None:
         return "Nothing to compare", run.compared, ""
@@ -175,7 +175,7 @@ def _like(run: Run, found: dict[str, list[Shift]]) -> tuple[str, str, str]:
     return "Yes", f"No column shifted. {said}", "good"
 
 
-def _predictions(run: Run, found: dict[str, list[Shift]], charts: list[Bars | Areas]) -> Iterator[str]:
+def _predictions(run: Run, found: dict[str, list[Drift]], charts: list[Bars | Areas]) -> Iterator[str]:
     account = run.account
     yield "<section>"
     yield "<h2>What was predicted</h2>"
@@ -208,7 +208,7 @@ def _coverage(account: Account) -> str:
     )
 
 
-def _mark(found: Sequence[Shift]) -> str:
+def _mark(found: Sequence[Drift]) -> str:
     one = worst(found)
     if one is None:
         return ""
@@ -218,7 +218,7 @@ def _mark(found: Sequence[Shift]) -> str:
     return f'<span class="mark {kind}">{said}</span>'
 
 
-def _column_table(column: Column, old: Column | None, found: Sequence[Shift]) -> str:
+def _column_table(column: Column, old: Column | None, found: Sequence[Drift]) -> str:
     head = ["", "rows", "null", "NaN", "infinite", "min", "mean", "median", "max", "std. dev."]
     if column.numbers is None:
         head = head[:3]

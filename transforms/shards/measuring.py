@@ -52,7 +52,7 @@ def timed_load(load: Callable[[], Loaded]) -> tuple[Loaded, Process]:
 
 
 @dataclass(frozen=True, slots=True)
-class ShardTold:
+class ShardMeasurements:
     """`columns` are the statistics of its predictions, encoded; None where they are not known.
 
     `began` and `ended` are seconds since 1970, `batch_seconds` the time of each batch, and `retries` those of its process
@@ -81,7 +81,7 @@ def _added(columns: Columns, batch: pa.RecordBatch) -> Columns:
     return columns
 
 
-class Telling:
+class ShardMeasuring:
     """Collects while a shard is predicted. Where that fails, the shard is told of without its columns: no row is lost by it."""
 
     def __init__(self, schema: pa.Schema, predictions: Iterable[str]) -> None:
@@ -104,10 +104,10 @@ class Telling:
             self._encoded = _tried(columns.encode)
         return {} if self._encoded is None else {STATISTICS: self._encoded}
 
-    def told(self) -> ShardTold:
+    def told(self) -> ShardMeasurements:
         self._count_seconds()
         self._batch_seconds.settle()
-        return ShardTold(self._encoded, self._began, time.time(), self._batch_seconds, retries=retries_so_far())
+        return ShardMeasurements(self._encoded, self._began, time.time(), self._batch_seconds, retries=retries_so_far())
 
     def _count_seconds(self) -> None:
         self._batch_seconds.add(np.frombuffer(self._untold))

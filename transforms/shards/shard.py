@@ -13,7 +13,7 @@ from ..storage.store import ObjectRef, split_glob
 from .partitions import partition_folder, quote_name, visible
 
 if TYPE_CHECKING:
-    from .measuring import ShardTold
+    from .measuring import ShardMeasurements
 
 _OUTPUT_NAME = re.compile(
     r"(?P<stem>.*)-(?P<first>\d{12})-(?P<end>\d{12})-(?P<job>[0-9a-f]{8})(?P<source>[0-9a-f]{12})"
@@ -106,7 +106,7 @@ class ShardResult:
     batches_halved: int = 0
     read_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
-    told: ShardTold | None = None
+    told: ShardMeasurements | None = None
 
 
 def common_folder(patterns: tuple[str, ...]) -> str:

@@ -127,7 +127,7 @@ def check_complete(job: Job, parts: Sequence[str]) -> list[ObjectRef]:
     """
     gone, stray, both, superseded = _Counted(), _Counted(), 0, list[ObjectRef]()
     is_superseded = _Superseded(job)
-    for name, version, ref in _planned_and_standing(job, parts):
+    for name, version, ref in _planned_and_existing(job, parts):
         if version is not None:
             if ref is None or ref.version != version:
                 ref = _asked_for(job, name)  # a listing may lag behind
@@ -175,7 +175,7 @@ def _refuse_replaced(job: Job, name: str, version: str, ref: ObjectRef) -> None:
     )
 
 
-def _planned_and_standing(job: Job, parts: Sequence[str]) -> Iterator[tuple[str, str | None, ObjectRef | None]]:
+def _planned_and_existing(job: Job, parts: Sequence[str]) -> Iterator[tuple[str, str | None, ObjectRef | None]]:
     """Every name of the manifest or of the output folder: the version that the manifest has of it, and what stands there."""
     store = open_store(job.output, job.storage)
     refs = [store.stat(f"{job.output}/{part}") for part in parts]

@@ -15,14 +15,14 @@ from ..bounded_json import parse_json
 from ..errors import AlreadyExists, ObjectNotFound, OutputConflict, OutputIncomplete
 from ..jobs.job import Job
 from ..output.claims import CLAIM_KEY, check_claim, confirm_added
-from ..output.dead_letters import CommittedDeadLetters, DeadLetters, StandingDeadLetters, of_another_schema
+from ..output.dead_letters import CommittedDeadLetters, DeadLetters, ListedDeadLetters, of_another_schema
 from ..parquet.reader import read_batches, read_footer
 from ..parquet.writer import write_batches
 from ..predicting.bisection import Bisection
 from ..predicting.devices import intra_op_threads
 from ..predicting.predictor import Predictor, input_columns
 from ..read_ahead import read_ahead
-from ..shards.measuring import STATISTICS, ShardTold, Telling
+from ..shards.measuring import STATISTICS, ShardMeasurements, ShardMeasuring
 from ..shards.shard import Shard, ShardResult, sources_sha256
 from ..storage import ObjectRef, Store, open_store
 
@@ -42,7 +42,7 @@ def predict_shard(
         return found
     columns, schema = _columns_to_read(job, store, shard)
     clock, threads = _Clock(), intra_op_threads()
-    telling = Telling(predictor.output_schema, predictor.predictions) if job.report is not None else None
+    telling = ShardMeasuring(predictor.output_schema, predictor.predictions) if job.report is not None else None
     letters = DeadLetters(job, shard, schema) if job.on_error.dead_letters is not None else None
     on_bad = letters.add if letters else None
     # No batch has rows of two files, so that a joined file's predictions are those of the file alone.
@@ -190,12 +190,12 @@ def _already_written(job: Job, sink: Store, uri: str, shard: Shard) -> ShardResu
         there = sink.stat(uri)
     except ObjectNotFound:
         return None
-    result = standing_result(job, sink, there, shard)
+    result = result_of_existing(job, sink, there, shard)
     progress.add(shards_done=1, shards_found=1, rows_found=shard.rows, bad_rows_found=result.bad_rows)
     return result
 
 
-def standing_result(job: Job, sink: Store, there: ObjectRef, shard: Shard) -> ShardResult:
+def result_of_existing(job: Job, sink: Store, there: ObjectRef, shard: Shard) -> ShardResult:
     """What the prediction file `there` says of the shard. Raises `OutputConflict` where it is of something else."""
     wanted, footer = _identity(job, shard), read_footer(sink, there)
     kept = {key.decode(): value.decode() for key, value in footer.key_values.items()}
@@ -215,7 +215,7 @@ def standing_result(job: Job, sink: Store, there: ObjectRef, shard: Shard) -> Sh
         predicted_rows=footer.rows,
         dead_letters=kept.get("headrace.dead_letters"),
         **_kept_outcome(there, kept),
-        told=ShardTold(kept.get(STATISTICS)),
+        told=ShardMeasurements(kept.get(STATISTICS)),
     )
 
 
@@ -241,10 +241,10 @@ def _splits(read: Iterable[Sequence[int]]) -> tuple[tuple[int, int], ...]:
     return tuple((row, rows) for row, rows in read)
 
 
-def found_result(job: Job, there: ObjectRef, shard: Shard, standing: StandingDeadLetters) -> ShardResult:
+def found_result(job: Job, there: ObjectRef, shard: Shard, standing: ListedDeadLetters) -> ShardResult:
     """Of a prediction file that stands in the output: it is read only where it may have left rows out."""
     if shard.drift or shard.output in standing.by_output:
-        return standing_result(job, open_store(job.output, job.storage), there, shard)
+        return result_of_existing(job, open_store(job.output, job.storage), there, shard)
     return ShardResult(shard, there.size, there.version, there.crc32c, computed=False, predicted_rows=shard.rows)
 
 

@@ -60,7 +60,7 @@ class FsspecStore(Store):
             filesystem.invalidate_cache()
             info = filesystem.info(path)
         except Exception as error:
-            raise told(error, uri, "read") from error
+            raise as_storage_error(error, uri, "read") from error
         if info["type"] != "file":
             raise ObjectNotFound(f"There is no object {uri}", found=f"a {info['type']} of that name")
         return _pin(uri, info)
@@ -76,7 +76,7 @@ class FsspecStore(Store):
         except NotADirectoryError:
             return
         except Exception as error:
-            raise told(error, folder, "list") from error
+            raise as_storage_error(error, folder, "list") from error
         below = path.rstrip("/") + "/"
         refs = [
             _pin(f"{folder}/{name.removeprefix(below)}", info)
@@ -107,7 +107,7 @@ class FsspecStore(Store):
                     return data
                 found, cause = f"{len(data)} bytes", None
             except _FINAL as error:
-                raise told(error, ref.uri, "read") from error
+                raise as_storage_error(error, ref.uri, "read") from error
             except Exception as error:
                 found, cause = described(error), error
             now = self.stat(ref.uri)
@@ -156,7 +156,7 @@ class FsspecStore(Store):
         except HeadraceError:
             raise
         except Exception as error:
-            raise told(error, uri, "open") from error
+            raise as_storage_error(error, uri, "open") from error
 
     def _arguments(self) -> dict[str, Any]:
         """What the file system is made with, besides what fsspec's configuration says."""
@@ -211,7 +211,7 @@ def _seconds(time_: Any) -> Any:
     return time_.timestamp() if hasattr(time_, "timestamp") else time_
 
 
-def told(error: Exception, uri: str, verb: str) -> StorageError:
+def as_storage_error(error: Exception, uri: str, verb: str) -> StorageError:
     """Each file system has exceptions of its own, so that their names must do."""
     if isinstance(error, StorageError):
         return error

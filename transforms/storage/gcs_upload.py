@@ -94,7 +94,7 @@ class GcsWriter(Writer):
                 self._send(view)
         except LIBRARY_ERRORS as error:
             self.abort()
-            raise self._told(error) from error
+            raise self._as_storage_error(error) from error
         return view.nbytes
 
     def _send(self, view: memoryview) -> None:
@@ -136,7 +136,7 @@ class GcsWriter(Writer):
             self.abort()
             standing = self._standing() if self._repeated else None
             if standing is None:
-                raise self._told(error) from error
+                raise self._as_storage_error(error) from error
             ref = standing
         self._forget()
         self._counters.add(requests=1, bytes_written=self._written)
@@ -163,7 +163,7 @@ class GcsWriter(Writer):
         if self._closed:
             raise StorageError(f"{self._uri} was committed or aborted before; nothing more can be written to it")
 
-    def _told(self, error: Exception) -> StorageError:
+    def _as_storage_error(self, error: Exception) -> StorageError:
         if explain(error)[0] == 412:
             return AlreadyExists(f"{self._uri} stands already", cure="Delete it, or write under another name.")
         told = self._client.refused(error, self._uri, "write")

@@ -38,7 +38,7 @@ class LocalStore(Store):
         try:
             return self._pin(uri, os.stat(_path(uri)))
         except (OSError, ValueError) as error:
-            raise _told(error, uri, "read") from error
+            raise _as_storage_error(error, uri, "read") from error
 
     def list(self, folder: str) -> Iterator[ObjectRef]:
         """Links to files are listed; links to folders are not entered, so that nothing is met twice or without end."""
@@ -58,7 +58,7 @@ class LocalStore(Store):
             return
         _path(folder)
         self.counters.add(requests=1)
-        for uri, status in matching_files(pattern, _TEMPORARY, noted or (lambda _: None), _told):
+        for uri, status in matching_files(pattern, _TEMPORARY, noted or (lambda _: None), _as_storage_error):
             yield self._pin(uri, status)
 
     def read_into(self, ref: ObjectRef, offset: int, buffers: Sequence[memoryview]) -> None:
@@ -68,13 +68,13 @@ class LocalStore(Store):
         try:
             fd = os.open(_path(ref.uri), os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise _told(error, ref.uri, "read") from error
+            raise _as_storage_error(error, ref.uri, "read") from error
         try:
             self._check(ref, fd)
             _fill(ref, fd, offset, buffers)
             self._check(ref, fd)
         except OSError as error:
-            raise _told(error, ref.uri, "read") from error
+            raise _as_storage_error(error, ref.uri, "read") from error
         finally:
             os.close(fd)
         self.counters.add(requests=1, bytes_read=length)
@@ -86,7 +86,7 @@ class LocalStore(Store):
         try:
             fd = os.open(_path(ref.uri), os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise _told(error, ref.uri, "read") from error
+            raise _as_storage_error(error, ref.uri, "read") from error
         try:
             self._check(ref, fd)
             # By way of the descriptor it is the very file that was checked, even if another has taken its name since.
@@ -113,7 +113,7 @@ class LocalStore(Store):
             try:
                 os.unlink(path)
             except OSError as error:
-                raise _told(error, path, "delete") from error
+                raise _as_storage_error(error, path, "delete") from error
         return len(found)
 
     def delete(self, ref: ObjectRef) -> None:
@@ -131,7 +131,7 @@ class LocalStore(Store):
         except FileNotFoundError:
             return
         except OSError as error:
-            raise _told(error, ref.uri, "delete") from error
+            raise _as_storage_error(error, ref.uri, "delete") from error
 
     def _walk(self, folder: str) -> Iterator[ObjectRef]:
         try:
@@ -141,7 +141,7 @@ class LocalStore(Store):
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:
-            raise _told(error, folder, "list") from error
+            raise _as_storage_error(error, folder, "list") from error
         for name, entry in entries:
             if name.endswith("/"):
                 yield from self._walk(folder + name)
@@ -151,7 +151,7 @@ class LocalStore(Store):
                 except FileNotFoundError:
                     continue
                 except OSError as error:
-                    raise _told(error, folder + name, "read") from error
+                    raise _as_storage_error(error, folder + name, "read") from error
                 if stat.S_ISREG(status.st_mode):
                     yield self._pin(folder + name, status)
 
@@ -177,7 +177,7 @@ class LocalStore(Store):
         except FileNotFoundError as error:
             raise ObjectNotFound(f"There is no file {source.uri}") from error
         except OSError as error:
-            raise _told(error, uri, "write") from error
+            raise _as_storage_error(error, uri, "write") from error
 
 
 class _LocalWriter(Writer):
@@ -196,7 +196,7 @@ class _LocalWriter(Writer):
             self._fd = self._nameless(folder)
         except OSError as error:
             self.abort()
-            raise _told(error, uri, "write") from error
+            raise _as_storage_error(error, uri, "write") from error
 
     def _nameless(self, folder: str) -> int:
         if hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd"):
@@ -218,7 +218,7 @@ class _LocalWriter(Writer):
                 rest = rest[os.write(self._fd, rest) :]
         except OSError as error:
             self.abort()
-            raise _told(error, self._uri, "write") from error
+            raise _as_storage_error(error, self._uri, "write") from error
         self._written += length
         return length
 
@@ -244,7 +244,7 @@ class _LocalWriter(Writer):
                 f"{self._uri} stands already", cure="Delete it, or write under another name."
             ) from error
         except OSError as error:
-            raise _told(error, self._uri, "write") from error
+            raise _as_storage_error(error, self._uri, "write") from error
         finally:
             self.abort()
         self._store.counters.add(requests=1, bytes_written=self._written)
@@ -372,7 +372,7 @@ def _changed(ref: ObjectRef, found: str) -> ObjectChanged:
     )
 
 
-def _told(error: Exception, uri: str, verb: str) -> StorageError:
+def _as_storage_error(error: Exception, uri: str, verb: str) -> StorageError:
     if isinstance(error, (FileNotFoundError, NotADirectoryError)) and verb != "write":
         if os.path.islink(_path(uri)):
             return ObjectNotFound(

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import AccessDenied, AlreadyExists, InvalidRequest, ObjectNotFound, StorageError, StoreUnavailable
 from .bounded_cache import Recent
-from .fsspec_store import FsspecStore, changed, described, told
+from .fsspec_store import FsspecStore, as_storage_error, changed, described
 from .http_ranges import HttpRefusal, RangeReader
 from .retries import MayPass, RetryPolicy, retried
 from .store import ObjectRef, StoreOptions, Writer, check_range
@@ -69,7 +69,7 @@ class S3Store(FsspecStore):
             try:
                 page = filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **more, **filesystem.req_kw)
             except Exception as error:
-                raise told(error, folder, "list") from error
+                raise as_storage_error(error, folder, "list") from error
             for found in page.get("Contents", ()):
                 if not found["Key"].endswith("/"):
                     yield ObjectRef(f"{folder}/{found['Key'].removeprefix(prefix)}", found["Size"], found["ETag"])
@@ -108,7 +108,7 @@ class S3Store(FsspecStore):
             try:
                 url = filesystem.sign(path, expiration=_SIGNED_FOR_S, **filesystem.req_kw)
             except Exception as error:
-                raise told(error, uri, "read") from error
+                raise as_storage_error(error, uri, "read") from error
             self._signed.keep(uri, (time.monotonic(), url))
         return url
 
@@ -170,7 +170,7 @@ class S3Store(FsspecStore):
                 raise ObjectNotFound(f"There is no object {source.uri}") from error
             if _code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
                 raise (standing if now.version == source.version else changed(source, now.version)) from error
-            raise told(error, uri, "write") from error
+            raise as_storage_error(error, uri, "write") from error
         return self.stat(uri)
 
     def delete(self, ref: ObjectRef) -> None:
@@ -189,7 +189,7 @@ class S3Store(FsspecStore):
         except Exception as error:
             if _code(error) == "PreconditionFailed":
                 raise changed(ref, "another") from error
-            raise told(error, ref.uri, "delete") from error
+            raise as_storage_error(error, ref.uri, "delete") from error
 
     def clean(self, folder: str) -> int:
         """Multipart uploads that were neither completed nor aborted: S3 keeps their parts, at the owner's expense."""
@@ -213,7 +213,7 @@ class S3Store(FsspecStore):
                     return count
                 marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
         except Exception as error:
-            raise told(error, folder, "clean") from error
+            raise as_storage_error(error, folder, "clean") from error
 
 
 class _S3Writer(Writer):
@@ -290,7 +290,7 @@ class _S3Writer(Writer):
                 self.abort()
                 if conflict or _code(error) == "PreconditionFailed":
                     raise self._there() from error
-                raise told(error, self._uri, "write") from error
+                raise as_storage_error(error, self._uri, "write") from error
 
         try:
             return retried(

@@ -7,7 +7,7 @@ from apache_beam.options.pipeline_options import DebugOptions, GoogleCloudOption
 
 from headrace.pipeline.cli import main
 from headrace.pipeline.flags.beam_options import PredictOptions, parse_flags
-from headrace.pipeline.runners.dataflow import tell_dataflow
+from headrace.pipeline.runners.dataflow import dataflow_options
 from headrace.pipeline.runners.dataflow_workers import is_dataflow, set_up_workers
 from headrace.transforms.errors import InvalidRequest
 
@@ -79,7 +79,7 @@ def test_an_accelerator_of_the_users_own_form_stays_and_is_never_doubled(own: st
         with pytest.raises(InvalidRequest, match="given twice"):
             workers(own, hint)
     if "resource_hints" not in own:
-        assert tell_dataflow(after, 1 << 30).view_as(StandardOptions).resource_hints == []
+        assert dataflow_options(after, 1 << 30).view_as(StandardOptions).resource_hints == []
         with pytest.raises(InvalidRequest, match="excludes an accelerator as a service option"):
             workers(own, "--resource_hints=min_ram=8GB")
 
@@ -87,7 +87,7 @@ def test_an_accelerator_of_the_users_own_form_stays_and_is_never_doubled(own: st
 def test_memory_asked_for_in_beams_own_words_is_not_asked_for_again() -> None:
     given = "beam:resources:min_ram_bytes:v1=8GB"
     options = parse_flags(["--runner=DataflowRunner", f"--resource_hints={given}"])
-    assert tell_dataflow(options, 1 << 30).view_as(StandardOptions).resource_hints == [given]
+    assert dataflow_options(options, 1 << 30).view_as(StandardOptions).resource_hints == [given]
 
 
 @pytest.mark.parametrize("flag", ["nvidia-l4", "nvidia-l4:0", "nvidia-l4:1:", ":1", "type:nvidia-l4;count:1", "L4:1"])

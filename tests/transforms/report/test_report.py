@@ -26,7 +26,7 @@ from headrace.transforms.report.drift import MARKED, SLIGHT, distance, shifts, w
 from headrace.transforms.report.kept import Kept, embedded, read_report
 from headrace.transforms.report.write import write_report
 from headrace.transforms.shards.column_statistics import Column, Columns
-from headrace.transforms.shards.measuring import Process, ShardTold, Telling
+from headrace.transforms.shards.measuring import Process, ShardMeasurements, ShardMeasuring
 from headrace.transforms.shards.number_bins import Numbers
 from headrace.transforms.shards.shard import Shard, ShardResult
 from headrace.transforms.storage import ObjectRef, open_store
@@ -54,7 +54,7 @@ def results(count: int, kinds: int = 50, **how: Any) -> Iterator[ShardResult]:
     """Of so many shards in ten processes, one after the other; their predictions are of a few different kinds."""
     told = []
     for seed in range(kinds):
-        telling = Telling(SCHEMA, SCHEMA.names)
+        telling = ShardMeasuring(SCHEMA, SCHEMA.names)
         for _ in range(3):
             telling.add(batch(seed, **how), 0.01 * (1 + seed % 7))
         telling.key_values()
@@ -73,7 +73,7 @@ def results(count: int, kinds: int = 50, **how: Any) -> Iterator[ShardResult]:
             read_bytes=1000,
             seconds=seconds,
             device="cpu",
-            told=ShardTold(said.columns, began, began + 2.75 + i % 5, said.batch_seconds, process, 1),
+            told=ShardMeasurements(said.columns, began, began + 2.75 + i % 5, said.batch_seconds, process, 1),
         )
 
 
@@ -223,7 +223,7 @@ def kept(**more: Any) -> Kept:
 def test_no_text_of_the_data_gets_out_of_its_place(tmp_path: Path) -> None:
     hostile = "</script><script>alert(1)</script><!--\u2028&amp;"
     job = job_in(tmp_path)
-    telling = Telling(SCHEMA.set(1, pa.field(hostile, pa.string())), [hostile])
+    telling = ShardMeasuring(SCHEMA.set(1, pa.field(hostile, pa.string())), [hostile])
     telling.add(batch(1, name=hostile).rename_columns(["s", hostile]), 0.1)
     telling.key_values()
     (first,) = results(1, kinds=1)
@@ -375,7 +375,7 @@ def test_numbers_have_four_digits(value: float, text: str) -> None:
 
 
 def test_a_shard_whose_predictions_cannot_be_counted_is_told_of_without_them() -> None:
-    telling = Telling(pa.schema([("score", pa.float32())]), ["score"])
+    telling = ShardMeasuring(pa.schema([("score", pa.float32())]), ["score"])
     telling.add(pa.record_batch({"another": [1.0]}), 0.5)
     telling.add(pa.record_batch({"score": pa.array([1.0], pa.float32())}), 0.5)
     assert telling.key_values() == {}

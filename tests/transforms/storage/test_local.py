@@ -13,7 +13,7 @@ import pytest
 
 from headrace.transforms.errors import InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
 from headrace.transforms.storage import Store, open_store
-from headrace.transforms.storage.local import _told
+from headrace.transforms.storage.local import _as_storage_error
 from tests.support.store_contract import LARGE, StoreContract, noise
 
 
@@ -235,7 +235,7 @@ for verb in (lambda: writer.write(bytes(2 << 20)), writer.commit):
 def test_a_full_disk_is_named_as_such() -> None:
     with open("/dev/full", "wb", buffering=0) as full, pytest.raises(OSError, match="No space") as caught:
         full.write(b"x")
-    told = str(_told(caught.value, "/out/x", "write"))
+    told = str(_as_storage_error(caught.value, "/out/x", "write"))
     assert told.startswith("No space to write /out/x. Found: No space left on device.")
 
 
