@@ -190,8 +190,12 @@ bench-load: venv ## time, memory and bytes to a ready model, beside copying it f
 venv: $(INSTALLED) ## the environment that all the others use
 
 # uv takes seconds for what takes pip minutes. It does not read pip's configuration, so that where it fails, pip may do.
-install = $(1)/bin/python -m pip install --quiet 'uv>=0.9' && $(1)/bin/python -m uv pip install --quiet --compile-bytecode --python=$(1)/bin/python $(2) \
+install = $(1)/bin/python -m pip install --quiet 'uv>=0.9' && $(1)/bin/python -m uv pip install --quiet --python=$(1)/bin/python $(2) \
   || $(1)/bin/python -m pip install --quiet $(2)
+
+# uv leaves compiling to whoever imports first, which may keep nothing (PYTHONDONTWRITEBYTECODE): each of the tests' many processes
+# would compile them again. A file that Python cannot compile stays as it is.
+HEAVY := tensorflow keras apache_beam
 
 # Installed anew only when what is asked for has changed.
 $(INSTALLED): setup.py constraints.txt
@@ -199,6 +203,7 @@ $(INSTALLED): setup.py constraints.txt
 	@echo "Installing into $(VENV), once: this takes a minute or two."
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@$(call install,$(VENV),--constraint=constraints.txt --editable '.[dev]')
+	@$(BIN)/python -m compileall -qq -j 2 $(HEAVY:%=$(BIN)/../lib/python*/site-packages/%) || true
 	@touch $@
 
 define python_fits
