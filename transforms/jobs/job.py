@@ -311,7 +311,7 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
     if models.keys() == {""}:
         (one,) = models.values()
         own = {key: value for key, value in one.items() if key not in ("uri", "format", "digest")}
-        return {"model": {key: one[key] for key in ("uri", "digest")}, **own, **flat} if "digest" in one else flat
+        return {"model": {key: one.get(key) for key in ("uri", "digest")}, **own, **flat} if "digest" in one else flat
     named: dict[str, Any] = {}
     for name, model in models.items():
         named[f"model {name}"] = {key: model.get(key) for key in ("uri", "digest")}
