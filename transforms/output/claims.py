@@ -17,6 +17,14 @@ does not go on with it, but removes it and computes it again (`Adoptable`).
 
 *Adding.* A shard's commit checks the claim first, and again afterwards: a run that lost its claim meanwhile removes the file
 that it has just added, unless the newest claim owns a file of that name, which is then the same rows.
+
+Why numbers, and not one object that changes by compare-and-swap: to create an object only where none exists is in every
+store's contract, as no replacing of a certain version is. A local file has none, and what speaks S3 often lacks `If-Match` on
+writes. What was claimed also stays to be read: what a new run may go on with depends on all claims since the last that had
+started. And why a mark is prepared first: a run that looks at the claim and then writes `_SUCCESS` can be paused between the
+two for as long as another whole run takes, and no store makes a write depend on another object. But a store can give an object
+a further name on condition that this very object still stands, so that whoever takes it away decides, once and for all (a
+store that cannot writes the mark, and removes it where what was prepared was gone afterwards: `Store.publish`).
 """
 
 from __future__ import annotations
