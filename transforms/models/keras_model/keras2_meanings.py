@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from typing import Any
 
-HARD_SIGMOID = "headrace>hard_sigmoid_of_keras_2"
 _ACTIVATIONS = ("activation", "recurrent_activation")
 _GRUS = {"GRU", "GRUCell"}
 _GATED = {"LSTM", "LSTMCell", *_GRUS}
@@ -40,8 +39,8 @@ def keep_meaning(name: str, config: dict[str, Any], keras_version: str | None) -
             config[key] = {
                 "class_name": "function",
                 "module": "builtins",
-                "config": HARD_SIGMOID,
-                "registered_name": HARD_SIGMOID,
+                "config": hard_sigmoid_of_keras_2.__name__,
+                "registered_name": hard_sigmoid_of_keras_2.__name__,
             }
     dtype = config.get("dtype")
     if isinstance(dtype, dict) and dtype.get("class_name") in _POLICIES and isinstance(dtype.get("config"), dict):
@@ -58,8 +57,11 @@ def _before_2_3(keras_version: str | None) -> bool:
     return keras_version is None or keras_version.startswith(("1.", "2.0.", "2.1.", "2.2."))
 
 
-def hard_sigmoid(x: Any) -> Any:
-    """As Keras 2 computes it (tf_keras/src/backend.py), in the same order."""
+def hard_sigmoid_of_keras_2(x: Any) -> Any:
+    """As Keras 2 computes it (tf_keras/src/backend.py), in the same order.
+
+    Its name is not Keras' own: Bidirectional writes the configuration of what it wraps, and reads it again by that name.
+    """
     from keras import ops
 
     return ops.clip(x * 0.2 + 0.5, 0.0, 1.0)
@@ -67,4 +69,4 @@ def hard_sigmoid(x: Any) -> Any:
 
 def own_objects() -> dict[str, Any]:
     """What `keep_meaning` puts into configurations, by name."""
-    return {HARD_SIGMOID: hard_sigmoid}
+    return {hard_sigmoid_of_keras_2.__name__: hard_sigmoid_of_keras_2}
