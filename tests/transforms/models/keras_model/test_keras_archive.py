@@ -231,7 +231,7 @@ def test_memory_and_time_stay_near_the_weights(tmp_path: Path) -> None:
         import json, resource, sys, threading, time
         import numpy as np, keras, h5py, tensorflow as tf
         from headrace.transforms.models.keras_model.model import load
-        from headrace.transforms.models.ref import pin_model
+        from headrace.transforms.models.pin import pin_model
         from headrace.transforms.storage import open_store
 
         def now():

@@ -42,7 +42,7 @@ class TestRefusals:
             import sys
             from headrace.transforms.errors import UnsupportedModel
             from headrace.transforms.models.keras_model.model import load
-            from headrace.transforms.models.ref import pin_model
+            from headrace.transforms.models.pin import pin_model
             from headrace.transforms.storage import open_store
             try:
                 load(open_store(sys.argv[1]), pin_model(sys.argv[1]))
