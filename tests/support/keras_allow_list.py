@@ -20,7 +20,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-GENERATED = Path(__file__).parents[2] / "transforms" / "models" / "keras_allow_list.py"
+GENERATED = Path(__file__).parents[2] / "transforms" / "models" / "keras_model" / "allow_list.py"
 
 
 _HEAD = '''"""What a Keras configuration may name in safe mode, by module.

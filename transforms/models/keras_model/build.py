@@ -10,7 +10,7 @@ What it uses of Keras that is private, each held by tests/transforms/models/kera
 - `saving_lib._model_from_config`; for configurations as Keras 1 and 2 wrote them `saving_utils.model_from_config`,
   `json_utils.decode` and `saving_options.keras_option_scope` of `keras.src.legacy.saving`: how Keras itself reads them.
 - `serialization_lib.SafeModeScope`, `deserialize_keras_object`: likewise.
-- `object_registration.GLOBAL_CUSTOM_OBJECTS` (in keras_safe_mode.py): what code of the process registered.
+- `object_registration.GLOBAL_CUSTOM_OBJECTS` (in safe_mode.py): what code of the process registered.
 - `Variable._value`, `_deferred_initialize`: whether a variable has a value yet; the process-wide random generator needs one.
 """
 

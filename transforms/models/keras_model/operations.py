@@ -3,9 +3,9 @@
 Layers of Keras' own may do so only where the model calls them with `training=True`, or where they are stateful: whether
 they do, tells a trace of the model's call, which needs no weights. Other classes are traced in any case.
 
-What it uses of Keras that is private, each held by tests/transforms/models/keras_model/test_operations.py:
-`Layer._flatten_layers`;
-`Functional._nodes_by_depth` and `Node.arguments`: how a functional model calls its layers; `StatelessScope`.
+What it uses of Keras that is private, each held by tests/transforms/models/keras_model/test_keras_private.py:
+`Layer._flatten_layers`; `Functional._nodes_by_depth` and `Node.arguments`: how a functional model calls its layers;
+`StatelessScope`.
 """
 
 from __future__ import annotations

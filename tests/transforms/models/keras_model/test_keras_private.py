@@ -110,6 +110,14 @@ class TestPrivateNames:
         assert set(layer._flatten_layers()) >= {layer, layer.forward_layer, layer.backward_layer}
         assert inner not in set(layer._flatten_layers())
 
+    def test_a_functional_model_keeps_its_calls(self) -> None:
+        import keras
+
+        x = keras.Input((3,))
+        model = keras.Model(x, keras.layers.Dropout(0.5, name="drop")(x, training=True))
+        nodes = [node for nodes in model._nodes_by_depth.values() for node in nodes]
+        assert [n.operation.name for n in nodes if n.arguments.kwargs.get("training") is True] == ["drop"]
+
     def test_registered_objects_are_in_one_place(self) -> None:
         import keras
         from keras.src.saving import object_registration
