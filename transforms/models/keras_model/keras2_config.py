@@ -37,9 +37,9 @@ _MODELS = {
 _OF_CONVOLUTIONS = ("kernel_initializer", "kernel_regularizer", "kernel_constraint")
 
 
-def is_old(keras_version: str | None) -> bool:
+def is_old(keras_version: Any) -> bool:
     """Of a file that names no version, or Keras 1 or 2."""
-    return keras_version is None or keras_version.startswith(("1.", "2."))
+    return keras_version is None or (isinstance(keras_version, str) and keras_version.startswith(("1.", "2.")))
 
 
 def modernised(described: Any, keras_version: str | None = None) -> Any:
@@ -135,7 +135,7 @@ def _names(value: Any) -> Iterator[str]:
 
 def _rename(value: Any, new: dict[str, str]) -> None:
     if isinstance(value, dict):
-        if value.get("name") in new:
+        if isinstance(value.get("name"), str) and value["name"] in new:
             value["name"] = new[value["name"]]
         for key in ("inbound_nodes", "input_layers", "output_layers"):
             for reference in _references(value.get(key)):
@@ -164,7 +164,8 @@ def _set_module(found: dict[str, Any], name: str, listed: bool) -> None:
 
 
 def _renumber(config: dict[str, Any]) -> None:
-    counted = {layer.get("name") for layer in config["layers"] if isinstance(layer, dict) and _starts_with_input(layer)}
+    inner = [layer.get("name") for layer in config["layers"] if isinstance(layer, dict) and _starts_with_input(layer)]
+    counted = {name for name in inner if isinstance(name, str)}
     references = [
         reference
         for layer in config["layers"]

@@ -3,7 +3,7 @@
 Keras' own safe mode is a block-list over names that it resolves as it goes. Here the whole configuration is walked
 first, in the form in which Keras will read it, and each name in it must be
 
-- one of `keras_allow_list`, which holds what is pure among Keras' names, in the module that the configuration gives; or
+- one of `allow_list`, which holds what is pure among Keras' names, in the module that the configuration gives; or
 - what the user named with `--custom_objects`, or what code of the user's process registered with Keras.
 
 What stands for a function must be one, and what stands for a class must be one. No path to a file may stand where a layer would
@@ -12,7 +12,7 @@ read it. Numbers that would make Keras work or take memory out of all proportion
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,8 @@ _DTYPES = {
 }
 _CODE = {"__lambda__": "Python code", "__typespec__": "a type of TensorFlow's"}
 _DATA = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
+# Layers of Keras that run what no list can cover.
+_FOREIGN = {"FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"}
 # Where a configuration has layers, and nothing else will do.
 _LAYERS = {"layers", "layer", "forward_layer", "backward_layer", "cell", "cells"}
 _VOCABULARIES = ("vocabulary", "idf_weights", "input_vocabulary", "input_idf_weights")
@@ -150,7 +152,7 @@ def _object(walk: _Walk, described: dict[str, Any], place: str, key: str | None)
 def _data(walk: _Walk, name: str, config: Any, place: str) -> None:
     inner = config if isinstance(config, dict) else {}
     dtype = inner.get("dtype")
-    if dtype is not None and dtype not in _DTYPES:
+    if dtype is not None and not _is_one_of(dtype, _DTYPES):
         raise keras_refusals.malformed(walk.uri, f"{place}.config.dtype", "a dtype of Keras", dtype)
     if name == "__keras_tensor__":
         shape = inner.get("shape")
@@ -163,8 +165,9 @@ def _data(walk: _Walk, name: str, config: Any, place: str) -> None:
 def _plain(walk: _Walk, value: Any, place: str) -> None:
     """Raises where data holds objects."""
     if isinstance(value, dict):
-        if value.get("class_name") not in _DATA | {None}:
-            raise keras_refusals.malformed(walk.uri, place, "plain data", value.get("class_name"))
+        kind = value.get("class_name")
+        if kind is not None and not _is_one_of(kind, _DATA):
+            raise keras_refusals.malformed(walk.uri, place, "plain data", kind)
         for key, inner in value.items():
             _plain(walk, inner, f"{place}.{key}")
     elif isinstance(value, list):
@@ -178,8 +181,10 @@ def _function(walk: _Walk, described: dict[str, Any], place: str, key: str | Non
         raise keras_refusals.malformed(walk.uri, f"{place}.config", "a function's name", name)
     if key in _LAYERS:
         raise keras_refusals.refused(walk.uri, repr(name), place, "a class", "a function")
-    # Keras up to 3.6 saved functions by their own name alone.
-    own = walk.known.get(name) or next((o for n, o in walk.known.items() if n.endswith(f">{name}")), None)
+    # Keras up to 3.6 saved functions by their own name alone, as if of this module.
+    own = walk.known.get(name)
+    if own is None and module == "builtins":
+        own = next((o for n, o in walk.known.items() if n.endswith(f">{name}")), None)
     if own is not None:
         if isinstance(own, type):
             raise keras_refusals.refused(walk.uri, repr(name), place, "a function", "a class")
@@ -209,6 +214,8 @@ def _instance(walk: _Walk, described: dict[str, Any], name: str, config: Any, pl
                     f"{place}.config.{key}",
                     "a list of words, or assets beside it",
                 )
+    if kind == "InputLayer" and isinstance(config, dict) and isinstance(config.get("shape"), list):
+        _shape(walk, [config.get("batch_size"), *config["shape"]], f"{place}.config.shape")
     if kind == "Lambda" and isinstance(config, dict):
         _lambda(walk, config, place)
     if kind in ("GPTQConfig", "AWQConfig") and isinstance(config, dict):
@@ -301,6 +308,11 @@ def _hashable(value: Any) -> bool:
     return isinstance(value, (str, int, float, type(None)))
 
 
+def _is_one_of(value: Any, names: Set[str]) -> bool:
+    """Also of what JSON holds beside names: a list in a name's place has no hash."""
+    return isinstance(value, str) and value in names
+
+
 def _kind(walk: _Walk, described: dict[str, Any], name: str, place: str) -> str:
     """The name of the class that Keras will take."""
     module, registered = described.get("module"), described.get("registered_name", name)
@@ -308,6 +320,9 @@ def _kind(walk: _Walk, described: dict[str, Any], name: str, place: str) -> str:
     if own is not None:
         if not isinstance(own, type):
             raise keras_refusals.refused(walk.uri, repr(registered), place, "a class", "a function")
+        if name not in (registered, own.__name__) or (name != registered and name in _FOREIGN):
+            # Where the module is missing, Keras looks for the class by `class_name` alone.
+            raise keras_refusals.refused(walk.uri, f"{name!r} registered as {registered!r}", place, own.__name__, name)
         walk.custom = True
         return next((k.__name__ for k in own.__mro__ if k.__name__ in _LOOKUPS), own.__name__)
     if module is None and name in _SHORT_CLASSES:
@@ -335,7 +350,7 @@ def _lambda(walk: _Walk, config: dict[str, Any], place: str) -> None:
             if walk.known.get(value) is None:
                 raise keras_refusals.unknown(walk.uri, value, here, None)
             walk.custom = True
-        if isinstance(value, dict) and value.get("config") in _LOOPING:
+        if isinstance(value, dict) and _is_one_of(value.get("config"), _LOOPING):
             _small(walk, config.get("arguments"), f"{place}.config.arguments")
 
 
@@ -345,7 +360,7 @@ def _small(walk: _Walk, value: Any, place: str) -> None:
     while stack:
         inner = stack.pop()
         if isinstance(inner, dict):
-            if inner.get("class_name") not in _DATA:
+            if not _is_one_of(inner.get("class_name"), _DATA):
                 stack.extend(inner.values())
         elif isinstance(inner, list):
             stack.extend(inner)
@@ -362,7 +377,7 @@ def _shape(walk: _Walk, shape: Any, place: str) -> None:
         if isinstance(inner, list):
             _shape(walk, inner, place)
     values = 1
-    for dimension in shape[1:]:
+    for dimension in shape[1 : _MOST_DIMENSIONS + 1]:  # no more, since products of many large numbers take long
         values *= dimension if isinstance(dimension, int) and not isinstance(dimension, bool) else 1
     batch = shape[0] if shape and isinstance(shape[0], int) and not place.endswith(".input_shape") else 0
     if len(shape) > _MOST_DIMENSIONS or abs(values) > _MOST_IN_A_ROW or batch > _MOST_ROWS:
