@@ -70,7 +70,7 @@ def loaded(home: Home) -> Any:
 printf '%s\\n' "$@" > {home.bin}/asked
 echo 'INFO apache_beam: Created job with id: [2026-11-23_02_15_00-1]' >&2""",
     )
-    told = home.run("python", str(ROOT / "tests" / "airflow_worker.py"), str(FOLDER), DAY)
+    told = home.run("python", str(ROOT / "tests" / "support" / "airflow_worker.py"), str(FOLDER), DAY)
     (line,) = [line for line in told.splitlines() if line.startswith('{"errors"')]
     return json.loads(line)
 

@@ -117,15 +117,19 @@ def test_inputs_of_different_batches_are_refused(
     assert all(fragment in err for fragment in fragments), err
 
 
-def test_an_output_without_the_fixed_batch_is_refused(job: Job, tmp_path: Path) -> None:
+def test_an_output_without_the_fixed_batch_is_left_out_and_refused_by_name(job: Job, tmp_path: Path) -> None:
     import tensorflow as tf
 
     model = save_signature(
         tmp_path / "m", lambda x: {"y": x * 2, "mean": tf.reduce_mean(x, 0)}, {"x": ([8, 4], "float32")}
     )
-    code, _, err = job(model=model)
+    code, _, err = job("--outputs=mean", model=model)
     assert code == 2
     assert "'mean'" in err
+    code, out, err = job(model=model)
+    assert code == 0
+    assert "mean" in out + err
+    assert "mean" not in read_output(f"{tmp_path}/out")
 
 
 def test_predict_is_held_to_the_fixed_batch_too(fixed: str) -> None:

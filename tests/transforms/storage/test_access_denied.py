@@ -124,5 +124,6 @@ def test_what_the_launcher_is_denied_ends_it_before_anything_is_written(
     argv = [f"--model={bucket}/model", f"--input={bucket}/in/*.parquet", f"--output={bucket}/out"]
     assert main(argv) == 2
     told = capfd.readouterr().err
-    assert f"Cannot write {bucket}/out/_headrace/job.json: {ROBOT} lacks the permission storage.objects.create" in told
+    assert f"Cannot write {bucket}/out/_headrace/claims/00000001.claim: {ROBOT} lacks the permission" in told
+    assert "storage.objects.create" in told
     assert "roles/storage.objectCreator" in told

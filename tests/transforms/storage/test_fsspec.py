@@ -27,7 +27,7 @@ from headrace.transforms.errors import (
     StorageError,
     StoreUnavailable,
 )
-from headrace.transforms.models import ref as ref_module
+from headrace.transforms.models import pin
 from headrace.transforms.models.pin import pin_model
 from headrace.transforms.storage import Store, StoreOptions, open_store
 from headrace.transforms.storage.http_ranges import RangeReader
@@ -271,7 +271,7 @@ class TestS3(StoreContract):
             return call(filesystem, method, *args, **how, **({"MaxKeys": 2} if method == "list_objects_v2" else {}))
 
         monkeypatch.setattr(s3fs.S3FileSystem, "call_s3", in_small_pages)
-        monkeypatch.setattr(ref_module, "_GLANCE", 3)
+        monkeypatch.setattr(pin, "_GLANCE", 3)
         store = open_store(root)
         assert [ref.uri for ref in store.list(root)] == names
         assert asked == ["list_objects_v2"] * 50

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -185,15 +186,18 @@ def test_a_plan_for_workers_elsewhere_says_that_a_signature_travels(
     put_inputs(f"{bucket}/in", [20])
     flags = [f"--input={bucket}/in/*.parquet", f"--output={bucket}/out"]
     signed, plain = f"--model={address(front, bucket, 'model.keras')}", f"--model={bucket}/model.keras"
-    elsewhere = ["--runner=PortableRunner", "--job_endpoint=localhost:1", "--environment_type=LOOPBACK"]
-    for argv, said in (
-        ([signed, *elsewhere], True),
-        ([signed], False),
-        ([plain, *elsewhere], False),
-    ):
-        assert main(["plan", *argv, *flags]) == 0
-        out, err = capfd.readouterr()
-        text = " ".join(out.split())
-        assert ("travels in the job's description to PortableRunner" in text) == said, argv
-        assert ("copy the model to a bucket" in text) == said
-        assert_no_secret(out + err + every_log.getvalue(), "the plan")
+    # A plan asks no more of the job service than that it takes connections.
+    with socket.create_server(("localhost", 0)) as service:
+        endpoint = f"--job_endpoint=localhost:{service.getsockname()[1]}"
+        elsewhere = ["--runner=PortableRunner", endpoint, "--environment_type=LOOPBACK"]
+        for argv, said in (
+            ([signed, *elsewhere], True),
+            ([signed], False),
+            ([plain, *elsewhere], False),
+        ):
+            assert main(["plan", *argv, *flags]) == 0
+            out, err = capfd.readouterr()
+            text = " ".join(out.split())
+            assert ("travels in the job's description to PortableRunner" in text) == said, argv
+            assert ("copy the model to a bucket" in text) == said
+            assert_no_secret(out + err + every_log.getvalue(), "the plan")

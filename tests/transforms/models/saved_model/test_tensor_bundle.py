@@ -12,7 +12,7 @@ from typing import Any
 import crc32c
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from headrace.transforms.errors import CorruptModel, UnsupportedModel
@@ -181,6 +181,7 @@ def test_tensorflow_reads_the_tables_that_these_tests_write(tmp_path: Path) -> N
     np.testing.assert_array_equal(reader.get_tensor("cut"), values["cut"])
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(st.binary(max_size=40), st.binary(max_size=60), max_size=40), st.booleans(), st.integers(1, 9))
 def test_tables_there_and_back(entries: dict[bytes, bytes], compressed: bool, per_block: int) -> None:
     assert read_table(write_table(entries, compressed=compressed, per_block=per_block), "t") == entries

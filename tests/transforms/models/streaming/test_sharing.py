@@ -189,7 +189,7 @@ class Forked(Worker):
             os.mkfifo(orders)
             os.mkfifo(answers)
             env = {**os.environ, "STORAGE_EMULATOR_HOST": bucket.url, "TF_CPP_MIN_LOG_LEVEL": "3"}
-            script = str(ROOT / "tests" / "sharing_worker.py")
+            script = str(ROOT / "tests" / "support" / "sharing_worker.py")
             self.pid = shared().run([script, orders, answers], Path(folder), env)
             self._orders, self._answers = Path(orders).open("w"), Path(answers).open()  # noqa: SIM115
 
