@@ -63,7 +63,7 @@ def load(folder: str, model: str, program: str, width: int, in_flight: int) -> d
     import keras
     import tensorflow as tf
 
-    from headrace import load_model
+    from headrace import Loading, load_model
     from headrace.transforms.predicting.devices import choose_devices, set_up_tensorflow
 
     set_up_tensorflow()
@@ -72,7 +72,7 @@ def load(folder: str, model: str, program: str, width: int, in_flight: int) -> d
     batch = np.random.default_rng(7).random((64, width), np.float32)
     idle, start = _reset_peak(), time.perf_counter()
     if program == "headrace":
-        ours = load_model(path, device=device, in_flight_bytes=in_flight)
+        ours = load_model(path, loading=Loading(in_flight_bytes=in_flight, model_sharing="process").on(device))
         seconds, peak = time.perf_counter() - start, _peak() - idle
         outputs = list(ours.predict({next(iter(ours.inputs)): batch}).values())
     elif model.endswith(".keras"):

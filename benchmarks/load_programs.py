@@ -36,14 +36,16 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
     import headrace.transforms.models.keras_model.model
     import headrace.transforms.models.saved_model.tf2
     import headrace.transforms.storage.gcs  # noqa: F401
-    from headrace import load_model
+    from headrace import Loading, load_model
 
     tf.linalg.matmul(tf.ones((2, 2)), tf.ones((2, 2)))
     _warm(task["warm"])
     idle = _reset_peak()
     start = time.perf_counter()
     if task["program"] == "headrace":
-        model = load_model(f"gs://bench/{task['model']}", connections=task["connections"])
+        model = load_model(
+            f"gs://bench/{task['model']}", loading=Loading(connections=task["connections"], model_sharing="process")
+        )
         seconds, peak = time.perf_counter() - start, _peak()
         used = {"weights": model.nbytes}
         outputs = [np.asarray(value) for value in model.predict({_name(model): _batch(task)}).values()]

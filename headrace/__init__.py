@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from .transforms.beam.predict import Predict as Predict
     from .transforms.columns.rules import ColumnRules as ColumnRules
     from .transforms.errors import *  # noqa: F403
-    from .transforms.jobs.job import Loading as Loading
     from .transforms.models.load import describe_model as describe_model
     from .transforms.models.load import load_model as load_model
+    from .transforms.models.loading import Loading as Loading
     from .transforms.models.model import Model as Model
     from .transforms.models.pin import pin_model as pin_model
     from .transforms.models.ref import ModelRef as ModelRef
@@ -63,7 +63,7 @@ _ERRORS = (
 )
 _HOME = {
     "ColumnRules": "transforms.columns.rules",
-    "Loading": "transforms.jobs.job",
+    "Loading": "transforms.models.loading",
     "Model": "transforms.models.model",
     "ModelRef": "transforms.models.ref",
     "Predict": "transforms.beam.predict",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import shutil
 
-from headrace.transforms.jobs.job_defaults import DEAD_LETTERS_FOLDER, REPORT, Loading
+from headrace.transforms.jobs.job_defaults import DEAD_LETTERS_FOLDER, REPORT
+from headrace.transforms.models.loading import Loading
 
 DEFAULT_SIGNATURE = "serving_default"
 DEFAULT_SHARD_BYTES = 128 << 20

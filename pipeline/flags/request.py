@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from headrace.transforms.errors import InvalidRequest
 from headrace.transforms.jobs.input_files import absolute_uri, check_one_store, scheme_of
-from headrace.transforms.jobs.job import DEAD_LETTERS_FOLDER, REPORT, Loading, OnError
+from headrace.transforms.jobs.job import DEAD_LETTERS_FOLDER, REPORT, OnError
+from headrace.transforms.models.loading import Loading
 from headrace.transforms.storage.store import StoreOptions, public_uri
 
 from ..packages.user_package import UserPackage

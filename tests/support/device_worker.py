@@ -78,16 +78,16 @@ def placed(make: Callable[[Path], Any], folder: Path) -> dict[str, Any]:
     """What a model loaded on the second device is like, beside the same one on the first."""
     import tensorflow as tf
 
-    from headrace import load_model
+    from headrace import Loading, load_model
 
     signature, inputs = next(iter(make(folder).items()))
     uri = str(folder if folder.exists() else folder.with_suffix(".keras"))
-    model = load_model(uri, signature, device=f"{KIND.lower()}:1", in_flight_bytes=1000)
+    model = load_model(uri, signature, loading=Loading(device=f"{KIND.lower()}:1", in_flight_bytes=1000))
     tensors = {name: tf.constant(array) for name, array in inputs.items()}
     with tf.device(model.device):
         # Strings are the host's in any case.
         results = [result for result in model.call(tensors).values() if result.dtype != tf.string]
-    here, there = load_model(uri, signature, device=DEVICES[0]).predict(inputs), model.predict(inputs)
+    here, there = load_model(uri, signature, loading=Loading(device=DEVICES[0])).predict(inputs), model.predict(inputs)
     return {
         "device": model.device,
         "variables": sorted({_short(device) for device in variables(model)}),
@@ -109,12 +109,13 @@ def _short(device: str) -> str:
 
 def shared() -> list[str]:
     """One replica for each device, and no more, however many threads ask."""
+    from headrace.transforms.models.loading import Loading
     from headrace.transforms.models.pin import pin_model
     from headrace.transforms.models.process_cache import shared_model
 
     ref = pin_model(str(jobs.model_folder() / "saved_model"))
     with ThreadPoolExecutor(6) as pool:
-        models = list(pool.map(lambda i: shared_model(ref, device=DEVICES[i % 3]), range(12)))
+        models = list(pool.map(lambda i: shared_model(ref, loading=Loading(device=DEVICES[i % 3])), range(12)))
     return sorted(str(model.device) for model in {id(model): model for model in models}.values())
 
 
@@ -167,11 +168,11 @@ def job(folder: Path) -> dict[str, Any]:
 
 
 def refused() -> str:
-    from headrace import load_model
+    from headrace import Loading, load_model
     from headrace.transforms.errors import InvalidRequest
 
     try:
-        load_model(str(jobs.model_folder() / "saved_model"), device="GPU:7")
+        load_model(str(jobs.model_folder() / "saved_model"), loading=Loading(device="GPU:7"))
     except InvalidRequest as error:
         return str(error)
     return ""

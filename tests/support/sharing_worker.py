@@ -43,6 +43,7 @@ def digest(model: Any, seed: int) -> str:
 
 def main() -> None:
     from headrace.transforms.models.load import load_model
+    from headrace.transforms.models.loading import Loading
     from headrace.transforms.models.process_cache import shared_model
 
     logging.getLogger("headrace.transforms.models").addHandler(_Said())
@@ -54,7 +55,7 @@ def main() -> None:
         if order["do"] == "load":
             started = time.perf_counter()
             SAID.clear()
-            models[order["uri"]] = load_model(order["uri"], model_sharing=order["sharing"])
+            models[order["uri"]] = load_model(order["uri"], loading=Loading(model_sharing=order["sharing"]))
             answer = {"seconds": time.perf_counter() - started, "said": SAID, "nbytes": models[order["uri"]].nbytes}
         elif order["do"] == "load_shared":
             from headrace.transforms.models.pin import pin_model

@@ -17,8 +17,8 @@ from apache_beam.pvalue import TaggedOutput
 from ..columns.plan import fixed_batch, known_row_nbytes, row_nbytes, rows_that_fit
 from ..columns.rules import ColumnRules
 from ..errors import DataError, HeadraceError, InvalidInferenceArgs, InvalidRequest, UnsupportedModel
-from ..jobs.job import Loading
 from ..models.load import describe_for_job, load_model
+from ..models.loading import Loading
 from ..models.model import Model, as_whole_array
 from ..models.operations import check_stateless
 from ..models.pin import pin_model
@@ -82,7 +82,7 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         constants: Mapping[str, Any] | None = None,
         batch_rows: int | str = "auto",
         rules: ColumnRules = ColumnRules(),
-        options: StoreOptions = StoreOptions(),
+        storage: StoreOptions = StoreOptions(),
         loading: Loading = Loading(),
         resource_hints: Mapping[str, Any] | None = None,
         min_batch_size: int | None = None,
@@ -113,7 +113,7 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         self._request: BatchRequest = request_batches(
             signature, features, predictions, keep, batch_rows, rules, outputs, constants
         )
-        self._ref = model if isinstance(model, ModelRef) else pin_model(model, options)
+        self._ref = model if isinstance(model, ModelRef) else pin_model(model, storage)
         self._spec: ModelSpec = describe_for_job(self._ref, signature)
         self._loading, self._hints = loading, resource_hints
         self._path: str | None = None
@@ -129,16 +129,14 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
             path = _GRAPH.sub("", self._path)
             ref = pin_model(
                 path,
-                ref.options,
+                ref.storage,
                 custom_objects=ref.custom_objects,
                 unsafe=ref.unsafe,
                 allow_stateful=ref.allow_stateful,
                 import_modules=ref.import_modules,
             )
         devices = devices_for([ref], self._loading)
-        models = [
-            load_model(ref, self._request.signature, device=device.name, **self._loading.how) for device in devices
-        ]
+        models = [load_model(ref, self._request.signature, loading=self._loading.on(device.name)) for device in devices]
         for model in models:
             check_stateless(ref, model.operations)
         return _Served(self._request, devices, models)

@@ -21,8 +21,9 @@ from .. import progress
 from ..columns.plan import check_choice
 from ..columns.rules import ColumnRules
 from ..errors import InvalidRequest
-from ..jobs.job import Job, Loading
+from ..jobs.job import Job
 from ..models.load import describe_for_job
+from ..models.loading import Loading
 from ..models.pin import pin_model
 from ..models.ref import ModelRef
 from ..output.bad_rows import BadRow
@@ -238,7 +239,7 @@ class Predict(beam.PTransform):
         batch_rows: int | str = "auto",
         rules: ColumnRules = ColumnRules(),
         on_error: str = "fail",
-        options: StoreOptions = StoreOptions(),
+        storage: StoreOptions = StoreOptions(),
         loading: Loading = Loading(),
     ) -> None:
         super().__init__()
@@ -246,7 +247,7 @@ class Predict(beam.PTransform):
         if on_error not in ("fail", "dead_letter"):
             raise InvalidRequest("on_error has no such value", expected="'fail' or 'dead_letter'", found=repr(on_error))
         self._dead_letters = on_error == "dead_letter"
-        self._ref = model if isinstance(model, ModelRef) else pin_model(model, options)
+        self._ref = model if isinstance(model, ModelRef) else pin_model(model, storage)
         check_choice(describe_for_job(self._ref, signature).signatures[signature], self._request.columns)
         self._loading = loading
 

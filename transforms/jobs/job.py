@@ -16,13 +16,13 @@ from ..bounded_json import RECORD_BYTES, NotJson, parse_json_object
 from ..columns.inputs import ColumnRules
 from ..columns.plan import ColumnChoice
 from ..errors import OutputConflict
+from ..models.loading import Loading
 from ..models.ref import ModelRef
 from ..models.spec import Operations
 from ..storage import ObjectRef, Store
 from ..storage.store import StoreOptions, public_uri
 from .job_defaults import DEAD_LETTERS_FOLDER as DEAD_LETTERS_FOLDER
 from .job_defaults import REPORT as REPORT
-from .job_defaults import Loading as Loading
 from .user_functions import FunctionRef
 
 JOB_RECORD = "_headrace/job.json"

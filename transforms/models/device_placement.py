@@ -32,6 +32,17 @@ def full_name(device: str) -> str:
     return name
 
 
+def device_name(wanted: str) -> str | None:
+    """TensorFlow's own name of what `Loading.device` asks for; None leaves the choice to TensorFlow.
+
+    Raises `InvalidRequest`: no such device.
+    """
+    import tensorflow as tf
+
+    host_alone = wanted == "cpu" and not tf.config.list_logical_devices("GPU")
+    return None if wanted == "auto" or host_alone else full_name({"cpu": "CPU:0", "gpu": "GPU:0"}.get(wanted, wanted))
+
+
 def weights_leave_the_host(device: str | None) -> bool:
     """Whether variables made on the device lie in a GPU's memory. None leaves the choice to TensorFlow: the first GPU."""
     import tensorflow as tf

@@ -10,8 +10,9 @@ from typing import Any
 
 from ..errors import InvalidRequest, SignatureNotFound, UnsupportedModel
 from ..storage import StoreOptions, open_store
-from .device_placement import full_name, on, weights_leave_the_host
+from .device_placement import device_name, on, weights_leave_the_host
 from .gc_pause import old_objects_set_aside
+from .loading import Loading
 from .model import Model
 from .operations import check_outside, check_runnable, check_stateless
 from .pin import pin_model
@@ -19,8 +20,6 @@ from .progress_line import ProgressLine
 from .ref import ModelRef, file_name
 from .spec import ModelSpec, Operations
 from .streaming.tensor_stream import Progress, StreamOptions
-
-_DEFAULT = StreamOptions()
 
 CustomObjects = Mapping[str, Any] | Sequence[str]
 """Classes and functions by name, or `module:name` strings that lead to them."""
@@ -31,53 +30,50 @@ def load_model(
     model: str | ModelRef,
     signature: str = "serving_default",
     *,
-    options: StoreOptions = StoreOptions(),
-    connections: int = _DEFAULT.connections,
-    in_flight_bytes: int = _DEFAULT.in_flight_bytes,
+    loading: Loading = Loading(),
+    storage: StoreOptions = StoreOptions(),
     progress: Progress | bool | None = None,
-    model_sharing: str = "process",
     weights: str | None = None,
     custom_objects: CustomObjects = (),
     unsafe: bool = False,
     import_modules: Sequence[str] = (),
-    device: str | None = None,
 ) -> Model:
     """Streams the model into memory; no byte of it touches a disk.
 
     `model` is the URI of a SavedModel's folder, of a `.keras` file or the folder of its members, of a legacy HDF5 file, or,
     with `weights`, of a Keras model's config.json whose weights lie at that URI; or it is a `ModelRef`, which carries its
-    own `options`, `weights`, custom objects by name, and `unsafe`. `custom_objects` are classes and functions by name, or
+    own `storage`, `weights`, custom objects by name, and `unsafe`. `custom_objects` are classes and functions by name, or
     a list of `module:name`, that a Keras model needs; `unsafe` lets it run Python code of its own, such as lambdas, and lets
     a graph run operations that can reach files, the network or other processes. `import_modules` are modules whose import
-    registers operations, such as "tensorflow_text". `signature` may also be a function's name, such as "__call__". With
-    `model_sharing="machine"`, the processes of this machine and user that load the same model so hold one copy of its
-    weights, fetched once; where that cannot be, the log says why. `progress=True` shows bytes, rate and time left on standard
-    error; a function is called with bytes arrived and bytes in all. `device` is TensorFlow's name of the device ("GPU:1") on
-    which the model lies and runs, whatever `predict` is given; None leaves that to TensorFlow. On a GPU each tensor is
-    copied as soon as it is complete, and what waits for that in the host's memory stays near `in_flight_bytes`. Raises
-    `NotAModel`, `SignatureNotFound`, `UnsupportedModel`, `CorruptModel`, `ObjectChanged`, `StorageError`, and
+    registers operations, such as "tensorflow_text". `signature` may also be a function's name, such as "__call__".
+    `loading` is how it gets into memory: connections, one copy per machine or per process, and the device on which it is and
+    runs, whatever `predict` is given. On a GPU each tensor is copied as soon as it is complete, and what waits for that in
+    the host's memory stays near `loading.in_flight_bytes`. `storage` is for the store that the URI names. `progress=True`
+    shows bytes, rate and time left on standard error; a function is called with bytes arrived and bytes in all.
+
+    Raises `NotAModel`, `SignatureNotFound`, `UnsupportedModel`, `CorruptModel`, `ObjectChanged`, `StorageError`, and
     `InvalidRequest` where there is no such device.
     """
-    ref = _pin(model, options, weights, custom_objects, unsafe, import_modules)
+    ref = _pin(model, storage, weights, custom_objects, unsafe, import_modules)
     import_named(ref.import_modules)
-    device = None if device is None else full_name(device)
+    device = device_name(loading.device)
     away = weights_leave_the_host(device)
     if device is not None and away and ref.format == "tflite":
         raise UnsupportedModel(
             f"{ref.uri} runs on the CPU alone",
             expected="a SavedModel or a Keras model for a GPU",
             found="a TFLite flatbuffer",
-            cure="Choose --device=cpu (device=None), or export the model anew.",
+            cure="Choose --device=cpu (loading=Loading(device='cpu')), or export the model again",
         )
     stream = StreamOptions(
-        connections=connections,
-        in_flight_bytes=in_flight_bytes,
+        connections=loading.connections,
+        in_flight_bytes=loading.in_flight_bytes,
         progress=ProgressLine(file_name(ref.uri.rstrip("/"))) if progress is True else progress or None,
-        place=_place(ref, model_sharing, away),
-        host_bytes=in_flight_bytes if away else None,
+        place=_place(ref, loading.model_sharing, away),
+        host_bytes=loading.in_flight_bytes if away else None,
     )
     with _known(custom_objects), on(device):
-        loaded: Model = _format(ref).load(open_store(ref.uri, ref.options), ref, signature, stream)
+        loaded: Model = _format(ref).load(open_store(ref.uri, ref.storage), ref, signature, stream)
     loaded.device = device
     loaded.loads_again = not isinstance(custom_objects, Mapping) or not custom_objects
     return loaded
@@ -87,7 +83,7 @@ def describe_model(
     model: str | ModelRef,
     signature: str | None = None,
     *,
-    options: StoreOptions = StoreOptions(),
+    storage: StoreOptions = StoreOptions(),
     weights: str | None = None,
     custom_objects: CustomObjects = (),
     unsafe: bool = False,
@@ -97,9 +93,9 @@ def describe_model(
 
     With a `signature`, it must exist, and what the spec counts is that signature's.
     """
-    ref = _pin(model, options, weights, custom_objects, unsafe, import_modules)
+    ref = _pin(model, storage, weights, custom_objects, unsafe, import_modules)
     import_named(ref.import_modules)
-    store = open_store(ref.uri, ref.options)
+    store = open_store(ref.uri, ref.storage)
     named = (signature,) if ref.format == "saved_model" else ()
     with _known(custom_objects):
         spec: ModelSpec = _format(ref).describe(store, ref, *named)
@@ -138,7 +134,7 @@ def import_named(modules: Sequence[str]) -> None:
 
 def _pin(
     model: str | ModelRef,
-    options: StoreOptions,
+    storage: StoreOptions,
     weights: str | None,
     custom_objects: CustomObjects,
     unsafe: bool,
@@ -148,7 +144,7 @@ def _pin(
         return model
     names = () if isinstance(custom_objects, Mapping) else tuple(custom_objects)
     return pin_model(
-        model, options, weights=weights, custom_objects=names, unsafe=unsafe, import_modules=import_modules
+        model, storage, weights=weights, custom_objects=names, unsafe=unsafe, import_modules=import_modules
     )
 
 
@@ -161,12 +157,6 @@ def _known(custom_objects: CustomObjects) -> AbstractContextManager[Any]:
 
 
 def _place(ref: ModelRef, model_sharing: str, away: bool) -> Any:
-    if model_sharing not in ("machine", "process"):
-        raise InvalidRequest(
-            f"{model_sharing!r} says not who shares the weights",
-            expected="'machine' or 'process'",
-            cure="Leave model_sharing out.",
-        )
     if model_sharing == "process":
         return None
     from .streaming import shared_stream as machine_stream

@@ -29,7 +29,7 @@ _GLANCE = 500
 
 def pin_model(
     uri: str,
-    options: StoreOptions = StoreOptions(),
+    storage: StoreOptions = StoreOptions(),
     *,
     weights: str | None = None,
     custom_objects: Sequence[str] = (),
@@ -48,10 +48,10 @@ def pin_model(
     """
     ref = _pinned(
         uri,
-        options,
+        storage,
         weights,
         {
-            "options": options,
+            "storage": storage,
             "custom_objects": tuple(custom_objects),
             "unsafe": unsafe,
             "allow_stateful": allow_stateful,
@@ -72,14 +72,14 @@ def unused_custom_objects(ref: ModelRef, names: Sequence[str]) -> InvalidRequest
     )
 
 
-def _pinned(uri: str, options: StoreOptions, weights: str | None, extra: dict[str, Any]) -> ModelRef:
-    store = open_store(uri, options)
+def _pinned(uri: str, storage: StoreOptions, weights: str | None, extra: dict[str, Any]) -> ModelRef:
+    store = open_store(uri, storage)
     # What is signed is one object, never a folder, and the signature goes as it is.
     signed = uri.startswith(_WEB) and "?" in uri
     uri = uri if signed else uri.rstrip("/")
     if weights is not None:
         config = _config(store, uri)
-        return ModelRef(uri, "keras_config", (config, *_weights(weights, options)), weights=weights, **extra)
+        return ModelRef(uri, "keras_config", (config, *_weights(weights, storage)), weights=weights, **extra)
     one_object = signed or uri.endswith((".keras", ".h5", ".hdf5", ".tflite"))
     if not one_object and (found := _folder(store, uri)):
         return ModelRef(uri, *found, **extra)
@@ -159,8 +159,8 @@ def _unused_weights(uri: str, found: str) -> InvalidRequest:
     )
 
 
-def _weights(uri: str, options: StoreOptions) -> list[ObjectRef]:
-    store = open_store(uri, options)
+def _weights(uri: str, storage: StoreOptions) -> list[ObjectRef]:
+    store = open_store(uri, storage)
     file = _stat(store, uri)
     if file is None:
         raise NotAModel(

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any
 
 from .load import load_model
+from .loading import Loading
 from .model import Model
 from .ref import ModelRef
+from .streaming.tensor_stream import Progress
 
 _lock = threading.Lock()
-_places: dict[tuple[ModelRef, str, str | None], _Place] = {}
+_places: dict[tuple[ModelRef, str, str], _Place] = {}
 
 
 class _Place:
@@ -26,27 +27,25 @@ class _Place:
 def shared_model(
     ref: ModelRef,
     signature: str = "serving_default",
-    *,
-    model_sharing: str = "machine",
-    device: str | None = None,
-    **stream: Any,
+    loading: Loading = Loading(),
+    progress: Progress | None = None,
 ) -> Model:
     """The process's `Model` of that reference, signature and device; the first to ask loads it, the others wait.
 
-    `model_sharing` ("machine" or "process") and `stream` are `load_model`'s options, heeded by the one that loads. A failed
-    load is not kept: it raises for the one that tried, and the next one tries anew.
+    `progress`, and all of `loading` but the device, count for the one that loads. A failed load is not kept: it raises for the
+    one that tried, and the next one tries again.
     """
     with _lock:
-        place = _places.setdefault((ref, signature, device), _Place())
+        place = _places.setdefault((ref, signature, loading.device), _Place())
     with place.lock:
         if place.model is None:
-            place.model = load_model(ref, signature, model_sharing=model_sharing, device=device, **stream)
+            place.model = load_model(ref, signature, loading=loading, progress=progress)
         return place.model
 
 
 def load_again(ref: ModelRef, signature: str, device: str | None) -> Model:
     """A model that was pickled: the process's own copy of it. `Model` names this function by text, since it is above it."""
-    return shared_model(ref, signature, device=device)
+    return shared_model(ref, signature, Loading().on(device))
 
 
 def _keep_loaded() -> None:

@@ -25,7 +25,7 @@ class ModelRef:
     uri: str
     format: str
     objects: tuple[ObjectRef, ...]
-    options: StoreOptions = StoreOptions()
+    storage: StoreOptions = StoreOptions()
     weights: str | None = None
     custom_objects: tuple[str, ...] = ()
     unsafe: bool = False

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..container_limits import usable_cores
 from ..errors import InvalidRequest
+from ..models.device_placement import full_name
 
 DEVICES = ("auto", "cpu", "gpu")
 
@@ -102,17 +103,18 @@ def intra_op_threads() -> int:
 
 
 def choose_devices(wanted: str) -> tuple[Device, ...]:
-    """Where this process computes, a replica of the model on each: all GPUs that TensorFlow sees, or the CPU.
+    """Where this process computes, a replica of the model on each: all GPUs that TensorFlow sees, the CPU, or the one named.
 
-    Raises `InvalidRequest` where "gpu" is wanted and there is none.
+    Raises `InvalidRequest` where "gpu" is wanted and there is none, and for a name that no device has.
     """
     import tensorflow as tf
 
-    gpus = tf.config.list_logical_devices("GPU")
+    if wanted not in DEVICES:
+        name = full_name(wanted)
+        return tuple(one for one in _gpus() if one.name == name) or (Device(name),)
+    gpus = _gpus()
     if gpus and wanted != "cpu":
-        seen = tf.config.get_visible_devices("GPU")
-        kinds = [_kind(gpu) for gpu in seen] if len(seen) == len(gpus) else ["gpu"] * len(gpus)
-        return tuple(Device(gpu.name, kind) for gpu, kind in zip(gpus, kinds, strict=True))
+        return gpus
     if wanted == "gpu":
         raise InvalidRequest(
             "TensorFlow sees no GPU on this machine",
@@ -122,6 +124,14 @@ def choose_devices(wanted: str) -> tuple[Device, ...]:
         )
     hosts = tf.config.list_logical_devices("CPU")
     return (HOST,) if len(hosts) == 1 and not gpus else tuple(Device(host.name) for host in hosts)
+
+
+def _gpus() -> tuple[Device, ...]:
+    import tensorflow as tf
+
+    gpus, seen = tf.config.list_logical_devices("GPU"), tf.config.get_visible_devices("GPU")
+    kinds = [_kind(gpu) for gpu in seen] if len(seen) == len(gpus) else ["gpu"] * len(gpus)
+    return tuple(Device(gpu.name, kind) for gpu, kind in zip(gpus, kinds, strict=True))
 
 
 def _kind(gpu: Any) -> str:

@@ -12,8 +12,8 @@ from ..argument_names import argument_names, naming_arguments
 from ..columns.rules import ColumnRules
 from ..data_in_memory import KINDS, Held, each, hold, is_one
 from ..errors import InvalidRequest
-from ..jobs.job import Loading
 from ..models.load import CustomObjects
+from ..models.loading import Loading
 from ..models.model import Model
 from ..models.pin import pin_model
 from ..models.process_cache import shared_model
@@ -147,7 +147,7 @@ def _loaded(
         else pin_model(model, storage, weights=weights, custom_objects=names, unsafe=unsafe_model)
     )
     devices = devices_for([ref], loading)
-    return devices, [shared_model(ref, signature, device=device.name, **loading.how) for device in devices]
+    return devices, [shared_model(ref, signature, loading.on(device.name)) for device in devices]
 
 
 def _texts(values: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:

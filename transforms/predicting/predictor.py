@@ -12,9 +12,10 @@ import pyarrow as pa
 from .. import progress
 from ..columns.plan import ColumnPlan, ModelPlan, plan_columns
 from ..errors import DataError, JobError, UnsupportedModel
-from ..jobs.job import Job, Loading
+from ..jobs.job import Job
 from ..jobs.user_functions import AppliedFunction
 from ..models.device_placement import on, placed
+from ..models.loading import Loading
 from ..models.model import Model, said
 from ..models.process_cache import shared_model
 from ..models.ref import ModelRef
@@ -299,7 +300,7 @@ def _cut(tensor: tf.Tensor, filled: int, rows: int) -> tf.Tensor:
 def load_shared(ref: ModelRef, signature: str, loading: Loading = Loading(), device: Device | None = None) -> Model:
     """The process's one copy of the model on the device, loaded by whoever asks first; the first device where none is named."""
     device = device or devices_for([ref], loading)[0]
-    model = shared_model(ref, signature, device=device.name, progress=progress.ModelProgress(), **loading.how)
+    model = shared_model(ref, signature, loading.on(device.name), progress.ModelProgress())
     progress.model_ready()
     return model
 

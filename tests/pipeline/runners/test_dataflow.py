@@ -20,7 +20,8 @@ from headrace.pipeline.cli import main
 from headrace.pipeline.flags.beam_options import PredictOptions
 from headrace.pipeline.runners.dataflow import detached, min_ram_gb
 from headrace.pipeline.terminal.signals import STOPPED
-from headrace.transforms.jobs.job import Loading, OnError
+from headrace.transforms.jobs.job import OnError
+from headrace.transforms.models.loading import Loading
 from tests.pipeline.packages.test_packaging import ROOT
 from tests.support.dataflow_checks import do_fns, faults, graph_of, options
 from tests.support.fake_dataflow import FakeDataflow, pool, read, staged_files

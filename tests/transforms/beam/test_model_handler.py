@@ -25,7 +25,7 @@ from apache_beam.typehints import decorators
 from headrace import Predict, StreamingModelHandler, load_model
 from headrace.transforms.beam.model_handler import _joined, _rows_of
 from headrace.transforms.errors import DataError, InvalidRequest, NotAModel, SignatureNotFound
-from headrace.transforms.jobs.job import Loading
+from headrace.transforms.models.loading import Loading
 from headrace.transforms.models.pin import pin_model
 from tests.support.jobs import FEATURES, expected_scores, model_folder, plain_model, rows, scores
 

@@ -22,7 +22,8 @@ from headrace.pipeline.runners.graph import build_graph
 from headrace.transforms.beam.predict import _PredictBatch
 from headrace.transforms.columns.rules import ColumnRules
 from headrace.transforms.errors import HeadraceError, InvalidRequest, NotAModel, ObjectNotFound
-from headrace.transforms.jobs.job import REPORT, Loading
+from headrace.transforms.jobs.job import REPORT
+from headrace.transforms.models.loading import Loading
 from headrace.transforms.models.pin import pin_model
 from headrace.transforms.predicting.batch_predictor import request_batches
 from headrace.transforms.predicting.predictor import load_predictor

@@ -18,10 +18,10 @@ import pytest
 
 from headrace.pipeline.cli import main
 from headrace.transforms.errors import InvalidRequest, UnsupportedModel
-from headrace.transforms.jobs.job import Loading
 from headrace.transforms.models import device_placement as placement
 from headrace.transforms.models.keras_model import model as keras_model
 from headrace.transforms.models.load import load_model
+from headrace.transforms.models.loading import Loading
 from headrace.transforms.models.pin import pin_model
 from headrace.transforms.models.ref import ModelRef
 from headrace.transforms.models.saved_model import tf2 as saved_model
@@ -132,9 +132,9 @@ def test_tflite_stays_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     ref = ModelRef("memory://model.tflite", "tflite", ())
     assert devices_for([ref], Loading(device="auto")) == (Device(None, "cpu"),)
-    monkeypatch.setattr(load, "full_name", lambda _: "/device:GPU:0")
+    monkeypatch.setattr(load, "device_name", lambda _: "/device:GPU:0")
     with pytest.raises(UnsupportedModel, match="--device=cpu"):
-        load.load_model(ref, device="GPU:0")
+        load.load_model(ref, loading=Loading(device="GPU:0"))
 
 
 def test_a_step_for_the_cpu_hides_no_gpu_from_the_other_steps_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,7 +220,7 @@ def _open(store: Store, ref: ModelRef) -> Iterator[_Saved]:
             weights = opened.enter_context(keras_files.weights_of(files))
             yield _Saved(recipe, weights, store, files)
         else:
-            apart = store if _scheme(ref.weights) == _scheme(ref.uri) else open_store(ref.weights, ref.options)
+            apart = store if _scheme(ref.weights) == _scheme(ref.uri) else open_store(ref.weights, ref.storage)
             yield _Saved(recipe, _open_apart(apart, ref, opened), apart)
 
 

@@ -392,11 +392,10 @@ def test_what_a_signature_writes_is_its_process_own(tmp_path: Path, workers: Cal
 
 def test_who_shares_is_one_of_two() -> None:
     from headrace.transforms.errors import InvalidRequest
-    from headrace.transforms.models.load import load_model
-    from headrace.transforms.models.ref import ModelRef
+    from headrace.transforms.models.loading import Loading
 
     with pytest.raises(InvalidRequest, match="'machine' or 'process'"):
-        load_model(ModelRef("gs://b/m", "keras", ()), model_sharing="rack")
+        Loading(model_sharing="rack")
 
 
 _LOAD = f"""
@@ -404,7 +403,7 @@ import os, sys
 import tensorflow, headrace.transforms.models.streaming.shared_stream, headrace.transforms.models.saved_model.tf2
 from headrace.transforms.models.load import load_model
 {_BEGIN}
-print(load_model(sys.argv[1], model_sharing="machine").parameters)
+print(load_model(sys.argv[1]).parameters)
 """
 
 
