@@ -14,12 +14,12 @@ from apache_beam.metrics import Metrics
 from apache_beam.ml.inference.base import ModelHandler, PredictionResult
 from apache_beam.pvalue import TaggedOutput
 
-from ..columns.plan import fixed_batch, known_row_nbytes, row_nbytes, rows_that_fit
+from ..columns.plan import check_choice, fixed_batch, known_row_nbytes, row_nbytes, rows_that_fit
 from ..columns.rules import ColumnRules
 from ..errors import DataError, HeadraceError, InvalidInferenceArgs, InvalidRequest, UnsupportedModel
 from ..models.load import describe_for_job, load_model
 from ..models.loading import Loading
-from ..models.model import Model, as_whole_array
+from ..models.model import as_whole_array
 from ..models.operations import check_stateless
 from ..models.pin import pin_model
 from ..models.ref import ModelRef
@@ -67,7 +67,8 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
     comes, pinned when a worker loads it; its signature must fit as the first one's did, and it may need the same custom
     objects. A SavedModel's saved_model.pb stands for its folder, since Beam's patterns match files alone. The old one's memory
     is freed.
-    Raises `ModelError`, `StorageError` and `InvalidRequest` when it is constructed.
+    Raises `ModelError`, `StorageError`, `InvalidRequest`, and `ColumnError` for names that the model lacks, when it is
+    constructed.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         )
         self._ref = model if isinstance(model, ModelRef) else pin_model(model, storage)
         self._spec: ModelSpec = describe_for_job(self._ref, signature)
+        check_choice(self._spec.signatures[signature], self._request.columns)
         self._loading, self._hints = loading, resource_hints
         self._path: str | None = None
         self._counted_by_beam = False
@@ -332,19 +334,19 @@ def _array(value: Any, spec: TensorSpec | None) -> np.ndarray:
     return as_whole_array(value)
 
 
-def _only_input(row: Any, model: Model) -> Row:
-    """A bare array, or a number or text, for the only input."""
+def _only_input(row: Any, inputs: Mapping[str, TensorSpec], uri: str) -> Row:
+    """A bare array, or a number or text, for the only input that rows feed."""
     bare = isinstance(row, np.ndarray | np.generic | int | float | complex | str | bytes | list) or hasattr(
         row, "numpy"
     )
-    if bare and len(model.inputs) == 1:
-        return {next(iter(model.inputs)): row}
+    if bare and len(inputs) == 1:
+        return {next(iter(inputs)): row}
     raise DataError(
-        f"An element for {model.ref.uri} is neither a row nor a batch",
+        f"An element for {uri} is neither a row nor a batch",
         expected="{"
-        + ", ".join(model.inputs)
+        + ", ".join(inputs)
         + "}, or a pyarrow.RecordBatch"
-        + (", or a bare array" if len(model.inputs) == 1 else ""),
+        + (", or a bare array" if len(inputs) == 1 else ""),
         found=type(row).__name__,
         cure="Map the elements first",
     )
@@ -364,7 +366,8 @@ def _narrowed(rows: Sequence[Row], fixed: int | None, predictor: BatchPredictor)
 def _predict_rows(rows: Sequence[Row], fixed: int | None, predictor: BatchPredictor) -> Iterator[PredictionResult]:
     """The rows in one call; a model that is fixed to a batch gets the last row again until there are enough."""
     model, full = predictor.models[0], fixed or len(rows)
-    fed = [row if isinstance(row, Mapping) else _only_input(row, model) for row in rows]
+    inputs = predictor.row_inputs
+    fed = [row if isinstance(row, Mapping) else _only_input(row, inputs, model.ref.uri) for row in rows]
     padded = [*fed, *[fed[-1]] * (full - len(fed))]
     names = fed[0].keys()
     try:
@@ -375,7 +378,7 @@ def _predict_rows(rows: Sequence[Row], fixed: int | None, predictor: BatchPredic
     except (KeyError, ValueError, OverflowError) as error:
         raise DataError(
             f"The rows of a batch for {model.ref.uri} differ in their inputs or in their shapes",
-            expected="{" + ", ".join(model.inputs) + "}, each of one shape in all rows",
+            expected="{" + ", ".join(inputs) + "}, each of one shape in all rows",
             found=f"{type(error).__name__}: {error}",
             cure="Make them alike, for instance by padding, or give record batches with rules=ColumnRules(pad=…)",
         ) from error
@@ -391,13 +394,14 @@ def _predict_rows(rows: Sequence[Row], fixed: int | None, predictor: BatchPredic
                 found=f"{type(error).__name__}: {error}",
                 cure="Give record batches: they are narrowed down to the row",
             ) from error
+    found = {name: found[name] for name in predictor.row_outputs}
     for name, values in found.items():
         if values.shape[:1] != (full,):
             raise UnsupportedModel(
                 f"The output {name!r} of {model.ref.uri} has no value for each row",
                 expected=f"a first dimension of {full}",
                 found=str(list(values.shape)),
-                cure="Choose another signature",
+                cure="Leave it out (outputs=[...]), or choose another signature",
             )
     for k, row in enumerate(rows):
         yield PredictionResult(row, {name: values[k] for name, values in found.items()}, public_uri(model.ref.uri))

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from ..columns.constant_inputs import plan_constants
-from ..columns.plan import ColumnChoice, choose_batch_rows, plan_columns
+from ..columns.plan import ColumnChoice, choose_batch_rows, plan_columns, selected, varying_batch
 from ..columns.rules import ColumnRules
 from ..errors import InvalidRequest
 from ..models.model import Model
-from ..models.spec import Signature
+from ..models.spec import Signature, TensorSpec
 from ..output.bad_rows import BadRow
 from .bisection import Bisection
 from .devices import Device, least_busy
@@ -129,10 +129,23 @@ class BatchPredictor:
         given = dict(self._request.columns.constants)
         return {one.spec.name: one.tensor(rows).numpy() for one in plan_constants(self.models[0].inputs, given)}
 
+    @property
+    def row_inputs(self) -> Mapping[str, TensorSpec]:
+        """The inputs that each row has a value for: all but the constants."""
+        return self._request.columns.fed(self._signature).inputs
+
+    @property
+    def row_outputs(self) -> tuple[str, ...]:
+        """The outputs that each row gets a value of. Raises `ColumnError` for a name that is no output."""
+        return tuple(selected(varying_batch(self._signature)[1], self._request.columns))
+
+    @property
+    def _signature(self) -> Signature:
+        return Signature(self._request.signature, self.models[0].inputs, self.models[0].outputs)
+
     def _plan(self, schema: pa.Schema) -> tuple[list[Predictor], int]:
-        request, model = self._request, self.models[0]
-        signature = Signature(request.signature, model.inputs, model.outputs)
-        plan = plan_columns(schema, [(signature, request.columns)], request.keep)
+        request = self._request
+        plan = plan_columns(schema, [(self._signature, request.columns)], request.keep)
         rows, _ = choose_batch_rows(plan, request.rows)
         predictors = [
             Predictor(plan, [replica], device=device.kind)
