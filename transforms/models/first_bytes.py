@@ -7,6 +7,8 @@ import re
 from ..errors import NotAModel
 
 FIRST_BYTES = 256
+SAVED_MODEL = b"\x08\x01\x12"
+"""How saved_model.pb begins: its version, 1, and its first graph."""
 _NODE_NAME = re.compile(rb"[A-Za-z0-9.][A-Za-z0-9_.\\\\/>-]*")
 
 
@@ -27,7 +29,7 @@ def other_file(uri: str, size: int, start: bytes) -> NotAModel | None:
             found=f"{size} bytes that begin with {text[:15].decode(errors='replace')!r}",
             cure="The address may lead to a page about the file, or to a login. Download the file itself again.",
         )
-    if start.startswith(b"\x08\x01\x12"):
+    if start.startswith(SAVED_MODEL):
         return NotAModel(
             f"{uri} is the graph of a SavedModel, which is a folder",
             expected="the folder that holds saved_model.pb and variables",

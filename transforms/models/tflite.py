@@ -109,13 +109,16 @@ class _Flatbuffer:
         interpreter = self.interpreter()
         try:
             if self.has_signatures:
-                interpreter.get_signature_runner(signature)
+                # Private: a runner allocates only when it is called. tests/transforms/models/test_tflite_state.py breaks
+                # where these change.
+                runner = interpreter.get_signature_runner(signature)
+                runner._interpreter_wrapper.AllocateTensors(runner._subgraph_index)
             else:
                 interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             text = str(error).partition("\n")[0]
             # Shapes that the rows decide are not known before.
-            if "custom op" in text:
+            if _lacks_code(text):
                 raise unresolved(self._ref, text) from error
 
     def _spec(self, signature: str, name: str, detail: Any) -> TensorSpec:
@@ -144,7 +147,7 @@ class _Pool:
         except (ValueError, RuntimeError) as error:
             # What failed in the midst of a call is not used again.
             text = str(error).partition("\n")[0]
-            if "unresolved custom op" in text:
+            if _lacks_code(text):
                 raise unresolved(self._flatbuffer.ref, text) from error
             raise DataError(
                 f"TFLite's interpreter cannot run signature {self._signature!r}",
@@ -265,12 +268,17 @@ class _Operation:
     attr: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _lacks_code(text: str) -> bool:
+    """Whether TFLite's text is about an operation that is neither its own nor linked into this interpreter."""
+    return "unresolved custom op" in text or text.startswith("Select TensorFlow op")
+
+
 def unresolved(ref: ModelRef, text: str) -> UnsupportedModel:
     return UnsupportedModel(
         f"TFLite's interpreter has no code for an operation of {ref.uri}",
-        expected="operations of TFLite's own, or of TensorFlow's (SELECT_TF_OPS)",
+        expected="operations of TFLite's own; TensorFlow's (SELECT_TF_OPS) only where the interpreter is built with Flex",
         found=text,
-        cure="Convert the model without custom operations, or use the SavedModel that it was made from with --import_module",
+        cure="Use the SavedModel that it was made from, or convert that without custom operations and SELECT_TF_OPS",
     )
 
 

@@ -310,5 +310,5 @@ def test_what_is_no_flatbuffer(tmp_path: Path) -> None:
     with pytest.raises(NotAModel):
         load_model(str(tmp_path / "x.tflite"))
     (tmp_path / "y.tflite").write_bytes(b"\x1c\0\0\0TFL3")
-    with pytest.raises(HeadraceError, match=r"y\.tflite cannot be read"):
+    with pytest.raises(HeadraceError, match=r"y\.tflite is damaged"):
         load_model(str(tmp_path / "y.tflite"))

@@ -71,6 +71,61 @@ def test_a_custom_operation_that_nothing_resolves_is_found_before_any_row(tmp_pa
             use(str(path))
 
 
+def test_every_signature_s_operations_are_looked_for(tmp_path: Path) -> None:
+    """The first one that is called need not be the one that lacks an operation."""
+    import tensorflow as tf
+
+    class Two(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([1, 2, 2], tf.float32, "x")])
+        def doubled(self, x: Any) -> Any:
+            return {"y": x * 2.0}
+
+        @tf.function(input_signature=[tf.TensorSpec([1, 2, 2], tf.float32, "x")])
+        def determined(self, x: Any) -> Any:
+            return {"y": tf.linalg.det(x)}
+
+    module = Two()
+    signatures = {"doubled": module.doubled, "determined": module.determined}
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=signatures)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "m"), signature_keys=list(signatures))
+    converter.allow_custom_ops = True
+    path = tmp_path / "model.tflite"
+    path.write_bytes(converter.convert())
+    assert load_model(str(path), "doubled").predict({"x": np.ones((1, 2, 2), np.float32)})["y"].max() == 2.0
+    with pytest.raises(UnsupportedModel, match="MatrixDeterminant"):
+        load_model(str(path), "determined")
+
+
+def test_flex_operations_run_or_are_refused_before_any_row(tmp_path: Path) -> None:
+    """TensorFlow's interpreter is built with them or without: 2.21 is not."""
+    import tensorflow as tf
+
+    concrete = tf.function(lambda x: {"y": tf.strings.as_string(x)}).get_concrete_function(
+        tf.TensorSpec([None], tf.float32, "x")
+    )
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], tf.Module())
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS, tf.lite.OpsSet.SELECT_TF_OPS]
+    path = tmp_path / "model.tflite"
+    path.write_bytes(converter.convert())
+    native = tf.lite.Interpreter(model_content=path.read_bytes())
+    try:
+        native.allocate_tensors()
+    except RuntimeError:
+        for use in (describe_model, load_model):
+            with pytest.raises(UnsupportedModel, match=r"SELECT_TF_OPS.*FlexAsString"):
+                use(str(path))
+    else:
+        found = load_model(str(path)).predict({"x": np.array([1.5], np.float32)})
+        assert found["y"].tolist() == [b"1.500000"]
+
+
+def test_flex_operations_are_judged_by_the_names_that_tensorflow_has() -> None:
+    found = tflite._operations(frozenset({"ADD", "FlexRandomUniform", "FlexWriteFile", "FlexPyFunc", "RANDOM_UNIFORM"}))
+    assert found.random == ("RANDOM_UNIFORM", "RandomUniform")
+    assert found.outside == ("WriteFile",)
+    assert found.python == ("PyFunc",)
+
+
 @pytest.mark.parametrize("at", [4, 20, 40, 100])
 def test_damaged_offsets_are_an_error_of_ours(tmp_path: Path, at: int) -> None:
     import tensorflow as tf

@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import CorruptModel, HeadraceError, SignatureNotFound, UnsupportedModel
 from ...storage import ObjectRef, Store
-from ..first_bytes import FIRST_BYTES, other_file
+from ..first_bytes import FIRST_BYTES, SAVED_MODEL, other_file
 from ..ref import ModelRef
 from ..spec import Signature, TensorSpec
 from ..streaming.whole_reads import Readable, ReadTogether, read_whole, say_unchecked
@@ -56,7 +56,9 @@ def read_proto(store: Readable, ref: ModelRef) -> Any:
         return text_format.Parse(data.decode(), saved_model_pb2.SavedModel())
     # Of text that nests deeper than Python can follow, a RecursionError.
     except (DecodeError, text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
-        if (other := other_file(source.uri, source.size, data[:FIRST_BYTES])) is not None:
+        start = data[:FIRST_BYTES]
+        # What begins as it should is damaged further on.
+        if not start.startswith(SAVED_MODEL) and (other := other_file(source.uri, source.size, start)) is not None:
             raise other from error
         raise CorruptModel(
             f"{source.uri} cannot be parsed", expected="a SavedModel", found=str(error), cure=COPY_AGAIN
