@@ -89,3 +89,19 @@ def test_constants_and_chosen_outputs(tmp_path: Path, argv: list[str], capfd: Ca
     for wrong, word in (("--constant=t=warm", "t=warm"), ("--constant=s=1", "'s'"), ("--outputs=labels", "labels")):
         assert main(["plan", *[a for a in argv if not a.startswith(wrong[:13])], wrong]) == 2
         assert word in capfd.readouterr().err
+
+
+def test_a_module_that_registers_operations_is_imported_everywhere(
+    tmp_path: Path, argv: list[str], capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tensorflow as tf
+
+    (tmp_path / "registers.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write('x')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    model = _export(tmp_path / "m", lambda x: {"y": x + 1.0}, tf.Module(), x=[None])
+    argv = [f"--model={model}", *argv, "--report=none"]
+    assert main([*argv, "--import_module=registers"]) == 0
+    assert (tmp_path / "imported").read_text() == "x"
+    capfd.readouterr()
+    assert main(["plan", *argv, "--import_module=no_such_module"]) == 2
+    assert "no_such_module" in capfd.readouterr().err
