@@ -113,6 +113,12 @@ def test_without_a_gpu_it_is_the_cpu_or_an_error() -> None:
         choose_devices("gpu")
 
 
+def test_one_device_is_taken_by_its_name() -> None:
+    assert choose_devices("CPU:0") == (Device("/device:CPU:0", "cpu"),)
+    with pytest.raises(InvalidRequest, match="'GPU:7'"):
+        choose_devices("GPU:7")
+
+
 def test_a_local_job_for_a_gpu_that_is_not_there_is_refused_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
