@@ -1,8 +1,7 @@
 """The job on a Dask cluster: `--runner=DaskRunner --dask_client_address=tcp://HOST:8786`.
 
-Beam 2.77 has a DaskRunner, which cannot run this job. Its faults, as its source has them;
-tests/pipeline/runners/test_dask_runner.py has a test that this runner is free of each. When all are gone from Beam,
-this file can go:
+Beam 2.77 has a DaskRunner, which cannot run this job. tests/pipeline/runners/test_dask_runner.py has two tests of each fault:
+this runner is free of it, and Beam's own still has it. When all are gone from Beam, this file and dask_worker.py can go:
 
   impulse         `Impulse` gives nothing, and every pipeline of ours begins with one
   finish_bundle   what a DoFn gives in `finish_bundle` is dropped: all shards of a bundle
@@ -13,7 +12,7 @@ this file can go:
 
 Each step's bundle is a Dask task, run by Beam's own `DoFnRunner`. After a Reshuffle there is a task for each element, up to a
 bound, and Dask moves tasks to workers that are idle. What a lost worker held, Dask computes again; a shard that is committed is
-found done then. Beam's private names are in this file alone.
+found done then.
 """
 
 from __future__ import annotations
@@ -21,35 +20,27 @@ from __future__ import annotations
 import socket
 import threading
 import time
-import zlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import cache
 from itertools import chain
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.internal import pickler
 from apache_beam.metrics.cells import DistributionData, DistributionResult
-from apache_beam.metrics.execution import MetricKey, MetricResult, MetricsContainer
+from apache_beam.metrics.execution import MetricKey, MetricResult
 from apache_beam.metrics.metric import MetricResults
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pipeline import AppliedPTransform, PipelineVisitor
 from apache_beam.pvalue import PBegin, PCollection
-from apache_beam.runners.common import DoFnRunner, Receiver
 from apache_beam.runners.runner import PipelineResult, PipelineRunner, PipelineState
-from apache_beam.runners.worker import statesampler
-from apache_beam.transforms.sideinputs import SideInputMap
 from apache_beam.transforms.util import Reshuffle, ReshufflePerKey
-from apache_beam.transforms.window import GlobalWindow, GlobalWindows
-from apache_beam.utils.counters import CounterFactory
-from apache_beam.utils.windowed_value import WindowedValue
 from apache_beam.version import __version__ as beam_version
 
 from headrace.transforms.errors import InvalidRequest, JobError
 
 from ..flags.beam_options import DaskClientOptions, runner_of
+from .dask_worker import Step, by_key, counted, dealt, grouped, impulse, item_of, joined, output_of, run_bundle
 
 TRIED = ("2.77",)
 # So many tasks for each of the cluster's threads after a Reshuffle: enough that a slow worker holds up little.
@@ -103,136 +94,6 @@ def check_dask(options: PipelineOptions, packages: Sequence[object] = ()) -> Non
             found=str(error),
             cure="Start it, or fix the address",
         ) from error
-
-
-# What runs on the workers
-
-
-@dataclass(frozen=True)
-class _Step:
-    """A ParDo as its workers get it. `pickled` is its DoFn, arguments, and the kinds of its side inputs with their options."""
-
-    label: str
-    pickled: bytes
-    tags: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Bundle:
-    outputs: dict[str | None, list[WindowedValue]]
-    counters: dict[MetricKey, int] = field(default_factory=dict)
-    distributions: dict[MetricKey, DistributionData] = field(default_factory=dict)
-
-
-class _Output(Receiver):  # type: ignore[misc, unused-ignore]
-    def __init__(self) -> None:
-        self.values: list[WindowedValue] = []
-
-    def receive(self, windowed_value: WindowedValue) -> None:
-        self.values.append(windowed_value)
-
-
-class _Ready:
-    """A DoFn after its setup; bundles of one step take turns on it, so that a process loads its model once."""
-
-    def __init__(self, step: _Step, sides: Sequence[list[WindowedValue]]) -> None:
-        fn, args, kwargs, views = pickler.loads(step.pickled)
-        maps = [SideInputMap(kind, options, side) for (kind, options), side in zip(views, sides, strict=True)]
-        self.outputs = {tag: _Output() for tag in (None, *step.tags)}
-        self.runner = DoFnRunner(
-            fn, args, kwargs, maps, beam.Windowing(GlobalWindows()), self.outputs, step_name=step.label
-        )
-        self.runner.setup()
-
-
-_idle: dict[bytes, list[_Ready]] = defaultdict(list)
-_idle_lock = threading.Lock()
-
-
-def _run_bundle(step: _Step, parts: Sequence[list[WindowedValue]], sides: Sequence[list[WindowedValue]]) -> _Bundle:
-    """Dask runs it again elsewhere where its worker is lost."""
-    ready = None
-    if not sides:
-        with _idle_lock:
-            if _idle[step.pickled]:
-                ready = _idle[step.pickled].pop()
-    container = MetricsContainer(step.label)
-    sampler = statesampler.StateSampler("dask", CounterFactory())
-    statesampler.set_current_tracker(sampler)
-    try:
-        with sampler.scoped_state(step.label, "process", metrics_container=container):
-            ready = ready or _Ready(step, sides)
-            for output in ready.outputs.values():
-                output.values = []
-            ready.runner.start()
-            for element in chain.from_iterable(parts):
-                ready.runner.process(element)
-            ready.runner.finish()
-    except BaseException:
-        if ready is not None:
-            ready.runner.teardown()
-        raise
-    finally:
-        statesampler.set_current_tracker(None)
-    outputs = {tag: output.values for tag, output in ready.outputs.items()}
-    if sides:
-        ready.runner.teardown()
-    else:
-        with _idle_lock:
-            _idle[step.pickled].append(ready)
-    updates = container.get_cumulative()
-    return _Bundle(outputs, dict(updates.counters), dict(updates.distributions))
-
-
-def _output(bundle: _Bundle, tag: str | None) -> list[WindowedValue]:
-    return bundle.outputs[tag]
-
-
-def _counted(bundle: _Bundle) -> tuple[dict[MetricKey, int], dict[MetricKey, DistributionData]]:
-    return bundle.counters, bundle.distributions
-
-
-def _impulse() -> list[WindowedValue]:
-    return [GlobalWindows.windowed_value(b"")]
-
-
-def _joined(*parts: list[WindowedValue]) -> list[WindowedValue]:
-    return list(chain.from_iterable(parts))
-
-
-def _dealt(parts: Sequence[list[WindowedValue]], count: int) -> list[list[WindowedValue]]:
-    """In turn, so that neighbours, which are of one size more often than not, go to different tasks."""
-    every = list(chain.from_iterable(parts))
-    return [every[i::count] for i in range(count)]
-
-
-def _by_key(part: list[WindowedValue], count: int) -> list[list[tuple[bytes, WindowedValue]]]:
-    """Of `hash`, each process has its own."""
-    found: list[list[tuple[bytes, WindowedValue]]] = [[] for _ in range(count)]
-    for one in part:
-        key = _key_coder().encode(one.value[0])
-        found[zlib.crc32(key) % count].append((key, one))
-    return found
-
-
-@cache
-def _key_coder() -> Any:
-    return beam.coders.FastPrimitivesCoder()
-
-
-def _grouped(*parts: list[tuple[bytes, WindowedValue]]) -> list[WindowedValue]:
-    values: dict[bytes, tuple[Any, list[Any]]] = {}
-    for encoded, one in chain.from_iterable(parts):
-        values.setdefault(encoded, (one.value[0], []))[1].append(one.value[1])
-    end = GlobalWindow().max_timestamp()
-    return [WindowedValue(pair, end, (GlobalWindow(),)) for pair in values.values()]
-
-
-def _item(items: Sequence[Any], i: int) -> Any:
-    return items[i]
-
-
-# What runs in the launcher
 
 
 class _Leaves(PipelineVisitor):
@@ -332,7 +193,7 @@ class DaskResult(PipelineResult):
             return
         (output,) = step.outputs.values()
         if isinstance(transform, beam.Impulse):
-            self._collections[output] = [self._submit(_impulse)]
+            self._collections[output] = [self._submit(impulse)]
         elif isinstance(transform, beam.Flatten):
             self._collections[output] = parts
         elif isinstance(transform, beam.GroupByKey):
@@ -353,26 +214,26 @@ class DaskResult(PipelineResult):
         views = [(type(one), one._view_options()) for one in step.side_inputs]
         pickled = pickler.dumps((transform.fn, transform.args, transform.kwargs, views))
         # As a task's result: the scheduler keeps it once, and can make it again.
-        shipped = self._submit(_Step, step.full_label, pickled, tuple(tag for tag in step.outputs if tag is not None))
+        shipped = self._submit(Step, step.full_label, pickled, tuple(tag for tag in step.outputs if tag is not None))
         sides = [self._whole(one.pvalue) for one in step.side_inputs]
         groups = [[part] for part in parts] if main in self._spread else _in_groups(parts, self._threads)
-        bundles = [self._submit(_run_bundle, shipped, group, sides) for group in groups]
-        self._uncounted += [self._submit(_counted, bundle) for bundle in bundles]
+        bundles = [self._submit(run_bundle, shipped, group, sides) for group in groups]
+        self._uncounted += [self._submit(counted, bundle) for bundle in bundles]
         for tag, output in step.outputs.items():
-            self._collections[output] = [self._submit(_output, bundle, tag) for bundle in bundles]
+            self._collections[output] = [self._submit(output_of, bundle, tag) for bundle in bundles]
         self._collect()
 
     def _whole(self, collection: PCollection) -> Any:
         """Computed once, for all bundles that read it."""
         parts = self._collections[collection]
         if len(parts) > 1:
-            self._collections[collection] = parts = [self._submit(_joined, *parts)]
-        return parts[0] if parts else self._submit(_joined)
+            self._collections[collection] = parts = [self._submit(joined, *parts)]
+        return parts[0] if parts else self._submit(joined)
 
     def _group(self, parts: list[Any]) -> list[Any]:
         count = min(len(parts), self._threads)
-        split = [self._submit(_by_key, part, count) for part in parts]
-        return [self._submit(_grouped, *[self._submit(_item, one, i) for one in split]) for i in range(count)]
+        split = [self._submit(by_key, part, count) for part in parts]
+        return [self._submit(grouped, *[self._submit(item_of, one, i) for one in split]) for i in range(count)]
 
     def _deal(self, parts: list[Any]) -> list[Any]:
         """Only what is there tells how many tasks there are to be."""
@@ -380,8 +241,8 @@ class DaskResult(PipelineResult):
         self._await(lengths)
         elements = sum(self._client.gather(lengths))
         count = min(elements, _TASKS_PER_THREAD * self._threads)
-        dealt = self._submit(_dealt, parts, count)
-        return [self._submit(_item, dealt, i) for i in range(count)]
+        hands = self._submit(dealt, parts, count)
+        return [self._submit(item_of, hands, i) for i in range(count)]
 
     def _submit(self, work: Any, *given: Any) -> Any:
         # Not pure: equal arguments are no reason to take an earlier job's result.

@@ -51,8 +51,8 @@ def build_image(root: Path, image: str) -> Image:
     for instruction, rest in steps("wheels"):
         if instruction == "COPY":
             *sources, target = rest.split()
-            for source in (path for pattern in sources for path in sorted(ROOT.glob(pattern))):
-                _copy(source, root / "source" / target)
+            for path in (path for pattern in sources for path in sorted(ROOT.glob(pattern))):
+                _copy(path, root / "source" / target)
         elif instruction == "RUN":
             _run(rest, root, root / "source")
     variables = {}

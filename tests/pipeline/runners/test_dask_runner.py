@@ -1,26 +1,28 @@
-"""Our Dask runner does what Beam's own of 2.77 does not, in one process and without a model.
-
-Beam's own runner is not run here: its options and ours declare the same flag, and Beam lets only one of them be imported.
-"""
+"""Our Dask runner does what Beam's own of 2.77 does not, in one process and without a model."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import pytest
-from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.pvalue import AsList, AsSingleton, TaggedOutput
-from apache_beam.transforms.window import GlobalWindows
+from apache_beam.pvalue import AsSingleton
 
 from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.runners.dask_runner import TRIED, DaskRunner, check_dask
 from headrace.transforms.errors import InvalidRequest, JobError
+from tests.support.dask_pipelines import COMPUTED, WANTED
+from tests.support.dask_pipelines import run as run_on
 from tests.support.machines import free_port
 
+ROOT = Path(__file__).resolve().parents[3]
+
 distributed = pytest.importorskip("distributed")
-_found: list[Any] = []
 
 
 @pytest.fixture(scope="module")
@@ -30,80 +32,41 @@ def address() -> Iterator[str]:
         yield cluster.scheduler_address
 
 
-def keep(one: Any) -> None:
-    _found.append(one)
-
-
 def run(address: str, build: Callable[[beam.Pipeline], Any]) -> tuple[list[Any], Any]:
-    """What the last collection holds; the workers are threads of this process."""
-    _found.clear()
-    options = PipelineOptions([f"--dask_client_address={address}"])
-    pipeline = beam.Pipeline(runner=DaskRunner(), options=options)
-    build(pipeline) | "Keep" >> beam.Map(keep)
-    result = pipeline.run()
-    result.wait_until_finish()
-    return sorted(_found, key=repr), result
+    return run_on(DaskRunner(), address, build)
 
 
-class Late(beam.DoFn):
-    """Gives its elements when the bundle ends."""
-
-    def start_bundle(self) -> None:
-        self._kept: list[Any] = []
-
-    def process(self, one: Any) -> None:
-        self._kept.append(one)
-
-    def finish_bundle(self) -> Iterator[Any]:
-        yield from map(GlobalWindows.windowed_value, self._kept)
+@pytest.fixture(scope="module")
+def beams_own() -> dict[str, Any]:
+    """What Beam's own runner makes of the same pipelines, in a process without ours."""
+    command = [sys.executable, "-m", "tests.support.dask_pipelines"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def parity(one: int) -> Iterator[Any]:
-    yield one if one % 2 == 0 else TaggedOutput("odd", one)
+@pytest.mark.parametrize("name", WANTED)
+def test_our_runner_does_it(address: str, name: str) -> None:
+    build, wanted = WANTED[name]
+    COMPUTED.clear()
+    assert run(address, build)[0] == wanted
+    assert len(COMPUTED) == (2 if name == "side_inputs" else 0)
 
 
-def seed(pipeline: beam.Pipeline) -> Any:
-    return pipeline | beam.Impulse() | beam.FlatMap(lambda _: range(6))
-
-
-def tags(pipeline: beam.Pipeline) -> Any:
-    both = pipeline | beam.Create(range(6)) | beam.FlatMap(parity).with_outputs("odd", main="even")
-    return both.odd
-
-
-def side(pipeline: beam.Pipeline) -> Any:
-    some = pipeline | "Some" >> beam.Create([10, 20])
-    return pipeline | "Few" >> beam.Create([1, 2]) | beam.Map(lambda one, side: one + sum(side), AsList(some))
-
-
-def late(pipeline: beam.Pipeline) -> Any:
-    return pipeline | beam.Create(range(6)) | beam.ParDo(Late())
-
-
-def reshuffled(pipeline: beam.Pipeline) -> Any:
-    return pipeline | beam.Create(range(6)) | beam.Reshuffle() | beam.ParDo(Bundles())
-
-
-class Bundles(Late):
-    """How many elements each bundle has."""
-
-    def finish_bundle(self) -> Iterator[Any]:
-        yield GlobalWindows.windowed_value(len(self._kept))
-
-
-PIPELINES: dict[str, tuple[Any, list[Any]]] = {
-    "impulse": (seed, list(range(6))),
-    "finish_bundle": (late, list(range(6))),
-    "tags": (tags, [1, 3, 5]),
-    "side_inputs": (side, [31, 32]),
-    "reshuffle": (reshuffled, [1] * 6),
+FAULTS: dict[str, Callable[[Any], bool]] = {
+    "impulse": lambda found: "'NoneType' object has no attribute 'map'" in found,
+    "finish_bundle": lambda found: found == [],
+    "tags": lambda found: found == list(range(6)),
+    "reshuffle": lambda found: found == [0] * 6,
+    "elements of the side input computed": lambda found: found > 2,
+    "metrics": lambda found: found == "NotImplementedError",
 }
 
 
-@pytest.mark.parametrize("name", PIPELINES)
-def test_our_runner_does_it(address: str, name: str) -> None:
-    build, wanted = PIPELINES[name]
-    assert run(address, build)[0] == wanted
+@pytest.mark.parametrize("name", FAULTS)
+def test_beams_own_runner_still_has_the_fault(beams_own: dict[str, Any], name: str) -> None:
+    """Where this fails, Beam has fixed it: take the fault from the list of pipeline/runners/dask_runner.py."""
+    assert FAULTS[name](beams_own[name]), beams_own
 
 
 def test_groups_and_singletons_and_empty_collections(address: str) -> None:

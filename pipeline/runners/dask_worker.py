@@ -1,0 +1,150 @@
+"""What Dask's workers run of a pipeline: bundles of a step, by Beam's own `DoFnRunner`, and what moves elements between them.
+
+Each function is a Dask task. Beam's private names are in this file and in dask_runner.py alone.
+"""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import chain
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.internal import pickler
+from apache_beam.metrics.cells import DistributionData
+from apache_beam.metrics.execution import MetricKey, MetricsContainer
+from apache_beam.runners.common import DoFnRunner, Receiver
+from apache_beam.runners.worker import statesampler
+from apache_beam.transforms.sideinputs import SideInputMap
+from apache_beam.transforms.window import GlobalWindow, GlobalWindows
+from apache_beam.utils.counters import CounterFactory
+from apache_beam.utils.windowed_value import WindowedValue
+
+
+@dataclass(frozen=True)
+class Step:
+    """A ParDo as its workers get it. `pickled` is its DoFn, arguments, and the kinds of its side inputs with their options."""
+
+    label: str
+    pickled: bytes
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    outputs: dict[str | None, list[WindowedValue]]
+    counters: dict[MetricKey, int] = field(default_factory=dict)
+    distributions: dict[MetricKey, DistributionData] = field(default_factory=dict)
+
+
+class _Output(Receiver):  # type: ignore[misc, unused-ignore]
+    def __init__(self) -> None:
+        self.values: list[WindowedValue] = []
+
+    def receive(self, windowed_value: WindowedValue) -> None:
+        self.values.append(windowed_value)
+
+
+class _Ready:
+    """A DoFn after its setup; bundles of one step take turns on it, so that a process loads its model once."""
+
+    def __init__(self, step: Step, sides: Sequence[list[WindowedValue]]) -> None:
+        fn, args, kwargs, views = pickler.loads(step.pickled)
+        maps = [SideInputMap(kind, options, side) for (kind, options), side in zip(views, sides, strict=True)]
+        self.outputs = {tag: _Output() for tag in (None, *step.tags)}
+        self.runner = DoFnRunner(
+            fn, args, kwargs, maps, beam.Windowing(GlobalWindows()), self.outputs, step_name=step.label
+        )
+        self.runner.setup()
+
+
+_idle: dict[bytes, list[_Ready]] = defaultdict(list)
+_idle_lock = threading.Lock()
+
+
+def run_bundle(step: Step, parts: Sequence[list[WindowedValue]], sides: Sequence[list[WindowedValue]]) -> Bundle:
+    """Dask runs it again elsewhere where its worker is lost."""
+    ready = None
+    if not sides:
+        with _idle_lock:
+            if _idle[step.pickled]:
+                ready = _idle[step.pickled].pop()
+    container = MetricsContainer(step.label)
+    sampler = statesampler.StateSampler("dask", CounterFactory())
+    statesampler.set_current_tracker(sampler)
+    try:
+        with sampler.scoped_state(step.label, "process", metrics_container=container):
+            ready = ready or _Ready(step, sides)
+            for output in ready.outputs.values():
+                output.values = []
+            ready.runner.start()
+            for element in chain.from_iterable(parts):
+                ready.runner.process(element)
+            ready.runner.finish()
+    except BaseException:
+        if ready is not None:
+            ready.runner.teardown()
+        raise
+    finally:
+        statesampler.set_current_tracker(None)
+    outputs = {tag: output.values for tag, output in ready.outputs.items()}
+    if sides:
+        ready.runner.teardown()
+    else:
+        with _idle_lock:
+            _idle[step.pickled].append(ready)
+    updates = container.get_cumulative()
+    return Bundle(outputs, dict(updates.counters), dict(updates.distributions))
+
+
+def output_of(bundle: Bundle, tag: str | None) -> list[WindowedValue]:
+    return bundle.outputs[tag]
+
+
+def counted(bundle: Bundle) -> tuple[dict[MetricKey, int], dict[MetricKey, DistributionData]]:
+    return bundle.counters, bundle.distributions
+
+
+def impulse() -> list[WindowedValue]:
+    return [GlobalWindows.windowed_value(b"")]
+
+
+def joined(*parts: list[WindowedValue]) -> list[WindowedValue]:
+    return list(chain.from_iterable(parts))
+
+
+def dealt(parts: Sequence[list[WindowedValue]], count: int) -> list[list[WindowedValue]]:
+    """In turn, so that neighbours, which are of one size more often than not, go to different tasks."""
+    every = list(chain.from_iterable(parts))
+    return [every[i::count] for i in range(count)]
+
+
+def by_key(part: list[WindowedValue], count: int) -> list[list[tuple[bytes, WindowedValue]]]:
+    """Of `hash`, each process has its own."""
+    found: list[list[tuple[bytes, WindowedValue]]] = [[] for _ in range(count)]
+    for one in part:
+        key = _key_coder().encode(one.value[0])
+        found[zlib.crc32(key) % count].append((key, one))
+    return found
+
+
+@cache
+def _key_coder() -> Any:
+    return beam.coders.FastPrimitivesCoder()
+
+
+def grouped(*parts: list[tuple[bytes, WindowedValue]]) -> list[WindowedValue]:
+    values: dict[bytes, tuple[Any, list[Any]]] = {}
+    for encoded, one in chain.from_iterable(parts):
+        values.setdefault(encoded, (one.value[0], []))[1].append(one.value[1])
+    end = GlobalWindow().max_timestamp()
+    return [WindowedValue(pair, end, (GlobalWindow(),)) for pair in values.values()]
+
+
+def item_of(items: Sequence[Any], i: int) -> Any:
+    return items[i]
