@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import zipfile
@@ -17,6 +18,8 @@ from pathlib import Path
 import pytest
 
 import headrace
+from tests.support.jobs import FEATURES, put_inputs, read_output
+from tests.support.warm import python
 
 ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("headrace", "pipeline", "transforms")
@@ -91,6 +94,104 @@ def test_the_command_works_outside_the_checkout(wheel: Path, kind: str, tmp_path
     assert refused.returncode == 2
     assert "--model" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment's bin/ with headrace from the wheel; other packages are those of the environment that runs the tests."""
+    root = tmp_path_factory.mktemp("environment")
+    _python("-m", "venv", "--without-pip", str(root), cwd=root)
+    _pip(root, "install", str(wheel))
+    site = next((root / "lib").glob("python*/site-packages"))
+    (site / "others.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return root / "bin"
+
+
+def _pip(environment: Path, command: str, *given: str) -> None:
+    how = ("--no-deps", "--no-index") if command == "install" else ("--yes",)
+    _python("-m", "pip", f"--python={environment}/bin/python", command, "--quiet", *how, *given, cwd=environment)
+
+
+OWN = {
+    "pipeline.py": "MINE = True\n",
+    "transforms/__init__.py": "MINE = True\n",
+    "post.py": "import pipeline, transforms\nassert pipeline.MINE and transforms.MINE\n"
+    "import numpy as np\n\n\ndef top(outputs):\n    return {'top': np.argmax(outputs['output_0'], axis=1).astype('int32')}\n",
+    "pre.py": "def same(batch):\n    return batch\n",
+    "operations.py": "print('operations are imported')\n",
+    "layers.py": "import keras\n\n\nclass Own(keras.layers.Layer):\n    def call(self, x):\n        return x * 2\n",
+    "make.py": "import keras, layers\n"
+    f"x = keras.Input(({FEATURES},), name='x')\n"
+    "keras.Model(x, keras.layers.Dense(3)(layers.Own()(x))).save('model.keras')\n",
+}
+
+
+def test_the_command_runs_where_a_user_has_modules_of_the_same_names(environment: Path, tmp_path: Path) -> None:
+    """And finds the modules that its flags name in the current folder."""
+    for name, source in OWN.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(source)
+    python((tmp_path / "make.py").read_text(), folder=str(tmp_path))
+    put_inputs(str(tmp_path / "in"), [10, 10])
+    named = ["--preprocess=pre:same", "--postprocess=post:top", "--import_module=operations"]
+    job = ["--model=model.keras", "--custom_objects=layers:Own", "--input=in/*.parquet", "--output=out", *named]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run([environment / "headrace", *job], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert "operations are imported" in run.stdout
+    assert read_output(str(tmp_path / "out")).column_names == ["top", "id", "name"]
+    site = str(environment.parent)
+    for program in (
+        ["-m", "headrace", "--version"],
+        ["-c", "import headrace; print(headrace.predict, headrace.__file__)"],
+    ):
+        told = subprocess.run([environment / "python", *program], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert told.returncode == 0, told.stderr
+        assert "--version" in program or site in told.stdout
+
+
+def test_another_distribution_may_have_a_pipeline(environment: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other-1-py3-none-any.whl"
+    with zipfile.ZipFile(other, "w") as archive:
+        for name in ("pipeline", "transforms"):
+            archive.writestr(f"{name}/__init__.py", "")
+            archive.writestr(f"{name}/errors.py", "")
+        archive.writestr("other-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: other\nVersion: 1\n")
+        archive.writestr("other-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("other-1.dist-info/RECORD", "")
+    before = _files(environment)
+    _pip(environment.parent, "install", str(other))
+    assert _headrace(environment, tmp_path).startswith("usage: headrace")
+    assert _files(environment) > before
+    _pip(environment.parent, "uninstall", "other")
+    assert _headrace(environment, tmp_path).startswith("usage: headrace")
+    assert before <= _files(environment)
+
+
+def _files(environment: Path) -> set[str]:
+    (site,) = (environment.parent / "lib").glob("python*/site-packages")
+    return {str(path.relative_to(site)) for path in site.rglob("*") if path.is_file() and path.suffix != ".pyc"}
+
+
+def _headrace(environment: Path, folder: Path) -> str:
+    return subprocess.run([environment / "headrace", "--help"], cwd=folder, capture_output=True, text=True).stdout
+
+
+def test_a_checkout_runs_without_any_installation(source: Path, tmp_path: Path) -> None:
+    """Of a copy, since the checkout itself is installed here."""
+    for package in ("pipeline", "transforms"):
+        shutil.copytree(source / package, tmp_path / package)
+    shutil.copytree(ROOT / "headrace", tmp_path / "headrace", symlinks=True)
+    program = (
+        "import runpy, sys; sys.argv = ['pipeline', '--help']\n"
+        "try:\n    runpy.run_module('pipeline', run_name='__main__')\n"
+        "finally:\n    import headrace.pipeline.cli as cli; print(cli.__file__)"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    run = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("usage: headrace")
+    assert run.stdout.splitlines()[-1].startswith(str(tmp_path))
 
 
 def test_what_beam_stages_for_workers_is_complete(source: Path, tmp_path: Path) -> None:
