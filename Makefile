@@ -92,7 +92,7 @@ test-pythons: ## the fast tests on each of PYTHONS that is here; [PYTEST_ARGS=â€
 	  rm -rf build/pythons/$$version; \
 	done; test -z "$$failed" || { echo "Failed on Python$$failed." >&2; exit 1; }
 
-test-runners: venv ## the demo on the Direct runner, on two machines apart, Prism and Flink, as a table; fetches what they need
+test-runners: venv ## the demo on the Direct runner, on two machines apart, Prism, Flink and Dask, as a table; fetches what they need
 	@$(BIN)/python -m tests.support.runners $(RUNNERS)
 
 run-flink: venv ## the demo on a Flink of its own: a JobManager, two TaskManagers; [JOB_SERVER=the jar of Beam's job server]

@@ -20,19 +20,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
 
 from headrace.pipeline.demo import BUCKET, emulated_bucket, fill
 from headrace.transforms.storage import open_store
+from tests.support.dask_cluster import dask_cluster
 from tests.support.flink_cluster import FLINK, Missing, flink_cluster, job_server_jar, libraries
 from tests.support.front import Front, Gate
 from tests.support.jobs import read_output
 from tests.support.machines import can_be_apart, machines, one_endpoint, python_job_service, served, worker_environment
+from tests.support.warm import Warm
 
 ROOT = f"gs://{BUCKET}"
-TWO = 2
+TWO, THREE = 2, 3
 _PRISM = "github.com/apache/beam/sdks/v2/go/cmd/prism"
 
 
@@ -82,7 +85,25 @@ def flink(work: Path, store: str) -> Iterator[Place]:
         yield Place(["--runner=FlinkRunner", *told, f"--parallelism={TWO}", *_external(pool)], stores)
 
 
-RUNNERS: dict[str, Callable[..., object]] = {"direct": direct, "portable": portable, "prism": prism, "flink": flink}
+@contextmanager
+def dask(work: Path, store: str) -> Iterator[Place]:
+    """Three worker processes of one machine, which fetches the model once."""
+    if find_spec("distributed") is None:
+        raise Missing("Dask: pip install 'headrace[dask]'")
+    folder = work / "dask"
+    with served(Front(store)) as front, Warm() as warm:
+        environment = {**worker_environment(), "STORAGE_EMULATOR_HOST": front.url}
+        with dask_cluster(warm, folder, [environment] * THREE) as cluster:
+            yield Place(["--runner=DaskRunner", f"--dask_client_address={cluster.address}"], [front])
+
+
+RUNNERS: dict[str, Callable[..., object]] = {
+    "direct": direct,
+    "portable": portable,
+    "prism": prism,
+    "flink": flink,
+    "dask": dask,
+}
 
 
 @contextmanager
