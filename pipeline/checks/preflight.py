@@ -22,8 +22,9 @@ from headrace.transforms.models.pin import pin_model, unused_custom_objects
 from headrace.transforms.models.ref import ModelRef
 from headrace.transforms.models.spec import ModelSpec, Operations, Signature
 from headrace.transforms.output.dead_letters import dead_letter_schema
-from headrace.transforms.parquet.reader import read_footer
-from headrace.transforms.parquet.writer import check_writable
+from headrace.transforms.parquet.reader import check_plain, read_footer
+from headrace.transforms.parquet.writer import check_kept, check_writable
+from headrace.transforms.predicting.predictor import input_columns
 from headrace.transforms.shards.partitions import MOST_FOLDER_BYTES
 from headrace.transforms.shards.shard import common_folder, output_name, relative_stem
 from headrace.transforms.storage import ObjectRef, open_store
@@ -70,8 +71,18 @@ def prepare(request: Request) -> Prepared:
         prepared = _hold_together(request, around, refs, specs, patterns, inputs, said[0])
         if prepared.job.fingerprint == said[1]:
             return prepared
-    stored = read_footer(open_store(inputs.first.uri, request.storage), inputs.first).schema
-    return _hold_together(request, around, refs, specs, patterns, inputs, stored)
+    store = open_store(inputs.first.uri, request.storage)
+    stored = read_footer(store, inputs.first).schema
+    if not stored.names:
+        raise ColumnError(
+            f"{inputs.first.uri} has no columns",
+            expected="a Parquet file of one column or more",
+            found="none",
+            cure="Leave it out of --input, or write it again",
+        )
+    prepared = _hold_together(request, around, refs, specs, patterns, inputs, stored)
+    check_plain(store, inputs.first, input_columns(prepared.job))
+    return prepared
 
 
 def _kept_record(request: Request) -> dict[str, Any] | None:
@@ -125,7 +136,8 @@ def _hold_together(
         output_schema = AppliedFunction(postprocess.load(), postprocess.name, output_schema).output_schema
     if postprocess or preprocess:
         check_writable(output_schema, "--postprocess" if postprocess else "--preprocess")
-    else:  # what is kept was read from Parquet
+    else:
+        check_kept(pa.schema([output_schema.field(name) for name in columns.keep]))
         check_writable(pa.schema([field for one in columns.models for field in one.outputs.fields]), "the model")
     check_partitions(request, inputs, output_schema)
     check_compilable(request, refs, columns)

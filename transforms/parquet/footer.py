@@ -115,7 +115,7 @@ class ParsedFooter:
             for column in columns:
                 start, length, values, _ = said[SAID * column : SAID * (column + 1)]
                 if values == ENCRYPTED:
-                    raise encrypted(self.uri, f"column {self.columns.leaves[column][0]!r} with a key of its own")
+                    raise self._encrypted(column)
                 if not values or not length:
                     empty.add((start, length))
                 elif 0 <= start < start + length <= self.size:
@@ -133,9 +133,21 @@ class ParsedFooter:
         return chunks
 
     def unpacked(self, row_group: int, columns: Sequence[int]) -> int:
-        """Bytes that these columns' chunks say they decompress to; what says nothing of use counts 0."""
+        """Bytes that these columns' chunks decompress to, as far as the footer records it; at least those that they take up."""
         said = self._said_of(row_group)
-        return sum(max(0, said[SAID * column + 3]) for column in columns)
+        return sum(max(0, said[SAID * column + 1], said[SAID * column + 3]) for column in columns)
+
+    def check_plain(self, columns: Collection[str]) -> None:
+        """Raises `NotParquet` where one of these columns is encrypted in the first row group, as it is in all."""
+        if not self.metadata.num_row_groups:
+            return
+        said, names = self._said_of(0), frozenset(columns)
+        for leaf, (name, _) in enumerate(self.columns.leaves):
+            if name in names and said[SAID * leaf + 2] == ENCRYPTED:
+                raise self._encrypted(leaf)
+
+    def _encrypted(self, leaf: int) -> NotParquet:
+        return encrypted(self.uri, f"column {self.columns.leaves[leaf][0]!r} with a key of its own")
 
     def _said_of(self, row_group: int) -> array[int]:
         with self._lock:
@@ -198,10 +210,10 @@ def _read(source: ObjectRef, read: Callable[[int, int], Any]) -> ParsedFooter:
     mark, length = tail[-4:], int.from_bytes(tail[-8:-4], "little")
     if mark == b"PARE":
         raise encrypted(source.uri, "an encrypted footer, which ends in b'PARE'")
-    if mark != b"PAR1" or length > source.size - 12:
-        raise _no_parquet(
-            source.uri, f"its last four bytes are {mark!r}, of a footer of {length:,} bytes in {source.size:,}"
-        )
+    if mark != b"PAR1":
+        raise _no_parquet(source.uri, f"its last four bytes are {mark!r}")
+    if length > source.size - 12:
+        raise _no_parquet(source.uri, f"a footer of {length:,} bytes in a file of {source.size:,}")
     if length > MOST_FOOTER_BYTES:
         raise refused(source.uri, "footer", f"{MOST_FOOTER_BYTES:,} bytes at most", f"{length:,}")
     if len(tail) < length + 8:

@@ -71,6 +71,11 @@ def read_footer(store: Store, source: ObjectRef) -> Footer:
     return Footer(parsed.columns.schema, rows, sizes, dict(metadata.metadata or {}), unpacked)
 
 
+def check_plain(store: Store, source: ObjectRef, columns: Collection[str]) -> None:
+    """Raises `NotParquet` where one of these columns is encrypted; the file's footer may be a plain one all the same."""
+    footer_of(store, source).check_plain(columns)
+
+
 def most_row_bytes(store: Store, source: ObjectRef, footer: Footer, columns: Collection[str]) -> int:
     """Uncompressed bytes of a row of these columns, in the row group where a row has most."""
     parsed = footer_of(store, source)

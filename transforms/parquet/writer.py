@@ -11,7 +11,7 @@ import crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import InvalidRequest
+from ..errors import ColumnError, InvalidRequest
 from ..storage.store import ObjectRef, Store, Writer
 
 # Arrow gathers what it writes up to this much before Python sees it.
@@ -66,16 +66,7 @@ def check_writable(schema: pa.Schema, whose: str) -> None:
     """Raises `InvalidRequest` where `whose` columns make no Parquet file that can be read back."""
     twice = [name for name, times in Counter(schema.names).items() if times > 1]
     wrong = "no column" if not schema.names else f"two columns named {twice[0]!r}" if twice else ""
-    for field in schema if not wrong else ():
-        try:
-            if _holds_nothing(field.type):
-                raise pa.ArrowInvalid("lists of no values cannot be read back")
-            rows = 0 if _requires(field.type) else 1  # a null where one is required is none of the type's
-            pq.write_table(pa.table([pa.nulls(rows, field.type)], [field.name]), pa.BufferOutputStream())
-        except (pa.ArrowException, OSError) as error:
-            wrong = f"{field.name}: {field.type}: {error}"
-            break
-    if wrong:
+    if wrong or (wrong := ": ".join(_unwritable(schema))):
         raise InvalidRequest(
             f"The columns that {whose} gives cannot be written",
             expected="one column or more, each of its own name and of a type that Parquet holds",
@@ -84,6 +75,30 @@ def check_writable(schema: pa.Schema, whose: str) -> None:
             if whose == "the model"
             else "Mend the function, or leave such columns out",
         )
+
+
+def check_kept(schema: pa.Schema) -> None:
+    """Raises `ColumnError` where a column read from Parquet cannot be written there again, as a struct of no members."""
+    if wrong := _unwritable(schema):
+        raise ColumnError(
+            f"The kept column {wrong[0]!r} cannot be written",
+            expected="a column of a type that Arrow writes to Parquet",
+            found=wrong[1],
+            cure="Leave it out: name the other columns that you want in --keep",
+        )
+
+
+def _unwritable(schema: pa.Schema) -> tuple[str, str] | tuple[()]:
+    """A column that makes no Parquet file that can be read back, and why; of each type the first column is tried."""
+    for kind, name in {field.type: field.name for field in reversed(list(schema))}.items():
+        try:
+            if _holds_nothing(kind):
+                raise pa.ArrowInvalid("lists of no values cannot be read back")
+            rows = 0 if _requires(kind) else 1  # a null where one is required is none of the type's
+            pq.write_table(pa.table([pa.nulls(rows, kind)], [name]), pa.BufferOutputStream())
+        except (pa.ArrowException, OSError) as error:
+            return name, f"{kind}: {error}"
+    return ()
 
 
 def _requires(kind: pa.DataType) -> bool:
