@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,14 @@ import pytest
 
 from headrace.pipeline.checks.soundness import verify
 from headrace.pipeline.cli import main
-from headrace.transforms.columns.plan import MOST_READ_BYTES, rows_within
+from headrace.transforms.beam.plan import input_files, plan_shards
+from headrace.transforms.columns.plan import MOST_READ_BYTES, is_auto, rows_that_fit, rows_within
 from headrace.transforms.parquet.reader import most_row_bytes, read_footer
 from headrace.transforms.predicting.bisection import pieces
 from headrace.transforms.storage import StoreOptions, open_store
+from tests.support import parquet_fuzz
 from tests.support.jobs import model_folder, put_table, read_output, rows
+from tests.support.plans import plain_job
 
 LETTERS = 40_000
 ROWS = 1_900
@@ -90,6 +94,39 @@ def test_the_bytes_of_a_row_are_those_of_the_columns_asked_for(tmp_path: Path) -
     assert most_row_bytes(store, ref, footer, {"t"}) in range(1000, 3000)
     both = most_row_bytes(store, ref, footer, {"n", "t"})
     assert both > most_row_bytes(store, ref, footer, {"t"})
+
+
+@pytest.mark.parametrize("lacking", ["groups", "groups and columns"])
+def test_a_footer_without_sizes_still_bounds_the_batch(tmp_path: Path, lacking: str) -> None:
+    path = f"{tmp_path}/in/long.parquet"
+    put_table(path, with_texts(200, LETTERS), use_dictionary=False, compression="none")
+    data = Path(path).read_bytes()
+    start = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    footer, _ = parquet_fuzz.parse(data[start:], 0)
+    for group in member(footer, 4)[1]:
+        replace(group, 2, 0)
+        for column in member(group, 1)[1] if lacking != "groups" else ():
+            replace(member(column, 3), 6, 0)
+    written = parquet_fuzz.write(footer)
+    Path(path).write_bytes(data[:start] + written + len(written).to_bytes(4, "little") + b"PAR1")
+    job = plain_job(f"{tmp_path}/in/*.parquet", schema=with_texts(1, 1).schema)
+    job = dataclasses.replace(job, batch_rows=8192, batch_rule=auto_rule())
+    (shard,) = plan_shards(job, input_files(job))
+    assert shard.batch_rows == MODEST
+
+
+def member(fields: parquet_fuzz.Tree, number: int) -> Any:
+    return next(value for of, _, value in fields if of == number)
+
+
+def replace(fields: parquet_fuzz.Tree, number: int, value: int) -> None:
+    next(field for field in fields if field[0] == number)[2] = value
+
+
+def auto_rule() -> str:
+    rule = rows_that_fit(16, 12)[1]
+    assert is_auto(rule)
+    return rule
 
 
 @pytest.mark.parametrize(("row_bytes", "fits"), [(0, MOST_READ_BYTES), (1 << 20, 32), (3 << 20, 8), (1 << 40, 1)])

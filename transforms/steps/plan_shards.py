@@ -71,8 +71,10 @@ class _Splitter:
         job = self._job
         if not is_auto(job.batch_rule) or job.jit_compile:
             return None
-        groups = zip(footer.row_group_unpacked, footer.row_group_rows, strict=False)
-        if all(nbytes * job.batch_rows <= MOST_READ_BYTES * rows for nbytes, rows in groups):
+        groups = list(zip(footer.row_group_unpacked, footer.row_group_rows, strict=False))
+        # Some programs record 0 there, or the compressed size: what adds up to no more than the file's bytes shows nothing.
+        recorded = sum(footer.row_group_unpacked) > sum(footer.row_group_bytes)
+        if recorded and all(nbytes * job.batch_rows <= MOST_READ_BYTES * rows for nbytes, rows in groups):
             return None
         fits = rows_within(most_row_bytes(self._store, source, footer, self._columns))
         return fits if fits < job.batch_rows else None
