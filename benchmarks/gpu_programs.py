@@ -177,7 +177,7 @@ def _against(function: Any, output: str, source: str, name: str) -> dict[str, An
     largest, kinds = 0.0, set()
     for path in sorted(glob.glob(f"{output}/*.parquet")):
         ours = pq.read_table(path)
-        told = {key.decode(): value.decode() for key, value in pq.read_metadata(path).metadata.items()}
+        told = {key.decode(): value.decode() for key, value in (pq.read_metadata(path).metadata or {}).items()}
         kinds.add(told["headrace.device"])
         first, count = int(told["headrace.first_row"]), int(told["headrace.rows"])
         given = f"{source}/{os.path.basename(told['headrace.input'])[-12:]}"
@@ -185,8 +185,8 @@ def _against(function: Any, output: str, source: str, name: str) -> dict[str, An
             continue
         values = pq.read_table(given, columns=[name]).slice(first, count)[name].combine_chunks()
         shape = tuple(function.structured_input_signature[1][name].shape[1:])
-        array = values.flatten().to_numpy().reshape(count, *shape)
-        scores = ours.column(ours.num_columns - 1).combine_chunks().flatten().to_numpy().reshape(count, -1)
+        array = values.flatten().to_numpy().reshape(count, *shape)  # type: ignore[attr-defined]
+        scores = ours.column(ours.num_columns - 1).combine_chunks().flatten().to_numpy().reshape(count, -1)  # type: ignore[attr-defined]
         splits = [tuple(split) for split in json.loads(told.get("headrace.batch_splits", "[]"))]
         for row, rows in pieces(first, count, int(told["headrace.batch_rows"]), splits, ()):
             piece = slice(row - first, row - first + rows)
@@ -209,7 +209,7 @@ def _alone(function: Any, source: str, batch: int) -> dict[str, Any]:
 
     table = pq.read_table(sorted(glob.glob(f"{source}/*.parquet"))[0], columns=["image"])
     shape = tuple(function.structured_input_signature[1]["image"].shape[1:])
-    array = table["image"].combine_chunks().flatten().to_numpy().reshape(-1, *shape)[:batch]
+    array = table["image"].combine_chunks().flatten().to_numpy().reshape(-1, *shape)[:batch]  # type: ignore[attr-defined]
     times, there = 30, tf.identity(tf.constant(array))
 
     def rate(given: Any) -> int:

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -86,7 +87,7 @@ def _rounds(asked: argparse.Namespace, folder: str, model: str, images: str, siz
     for number in range(1 if asked.quick else asked.runs):
         for times in filter(None, (sizes.small, sizes.large)):
             inputs, count = work.under_more_names(images, times), sizes.images * sizes.files * times
-            scores: list[np.ndarray] = []
+            scores: list[np.ndarray[Any, Any]] = []
             for name in measure.in_turn(PROGRAMS, number):
                 shutil.rmtree(output, ignore_errors=True)
                 command = measure.python("benchmarks.peers.decoded_loop", model, inputs, output)
@@ -98,7 +99,7 @@ def _rounds(asked: argparse.Namespace, folder: str, model: str, images: str, siz
                 table = pq.read_table(sorted(glob.glob(f"{output}/*.parquet"))).sort_by("id")
                 if table.num_rows != count:
                     raise SystemExit(f"{name} wrote {table.num_rows} rows, not {count}.")
-                scores.append(np.stack(table["scores"].to_numpy()))
+                scores.append(np.stack(list(table["scores"].to_numpy())))
                 if not np.allclose(scores[0], scores[-1], rtol=1e-3, atol=1e-5):
                     raise SystemExit("The programs' predictions differ: comparing them means nothing.")
                 runs.append(Run(name, count, number, used.wall, used.cpu, used.peak))

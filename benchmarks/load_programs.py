@@ -128,7 +128,7 @@ def _copy(port: int, files: dict[str, int], folder: str, connections: int) -> No
         os.close(descriptor)
 
 
-def _batch(task: dict[str, Any]) -> np.ndarray:
+def _batch(task: dict[str, Any]) -> np.ndarray[Any, Any]:
     return np.random.default_rng(7).random((4, task["width"]), np.float32)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from statistics import median
+from typing import Any
 
 import apache_beam as beam
 import numpy as np
@@ -35,6 +36,7 @@ from headrace.transforms.columns.plan import ColumnChoice, ColumnPlan
 from headrace.transforms.jobs.input_files import expand_lists, survey_inputs
 from headrace.transforms.jobs.job import Job, JobModel
 from headrace.transforms.models.ref import ModelRef
+from headrace.transforms.nested_arrow import schema_of
 from headrace.transforms.shards.shard import ShardResult, common_folder
 from headrace.transforms.steps.finish import finish, write_part
 from headrace.transforms.steps.plan_shards import input_files, plan_units
@@ -42,7 +44,7 @@ from headrace.transforms.storage import ObjectRef, StoreOptions, open_store
 from headrace.transforms.storage.memory import MemoryStore
 
 GROUPS = 10
-SCHEMA = pa.schema([("id", pa.int64()), ("label", pa.string()), ("features", pa.list_(pa.float32(), 64))])
+SCHEMA = schema_of({"id": pa.int64(), "label": pa.string(), "features": pa.list_(pa.float32(), 64)})
 FOLDER, OUTPUT = "memory://bench/in/", "memory://bench/out"
 
 
@@ -50,7 +52,7 @@ FOLDER, OUTPUT = "memory://bench/in/", "memory://bench/out"
 def content() -> bytes:
     rows = 100 * GROUPS
     values = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(rows * 64, np.float32)), 64)
-    columns = [pa.array(range(rows)), pa.array(["a"] * rows), values]
+    columns: list[pa.Array[Any]] = [pa.array(range(rows)), pa.array(["a"] * rows), values]
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_arrays(columns, schema=SCHEMA), sink, row_group_size=100)
     return bytes(sink.getvalue().to_pybytes())

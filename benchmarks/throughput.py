@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -95,7 +96,7 @@ def _seconds_of_a_row(folder: str) -> float:
 def _rounds(asked: argparse.Namespace, chosen: Sequence[Program], folder: str) -> list[Run]:
     runs, rounds = [], 1 if asked.quick else asked.runs
     by_name = {program.name: program for program in chosen}
-    expected: np.ndarray | None = None
+    expected: np.ndarray[Any, Any] | None = None
     for number in range(rounds):
         for name in measure.in_turn(list(by_name), number):
             sizes = QUICK if asked.quick else by_name[name].sizes
@@ -113,7 +114,7 @@ def _rounds(asked: argparse.Namespace, chosen: Sequence[Program], folder: str) -
 
 def _measure(
     program: Program, folder: str, inputs: str, rows: int, number: int, peers_python: str | None
-) -> tuple[Run, np.ndarray]:
+) -> tuple[Run, np.ndarray[Any, Any]]:
     """Runs the program; gives its times, and the scores of the lowest ids in their order."""
     output = f"{folder}/out"
     shutil.rmtree(output, ignore_errors=True)
@@ -128,7 +129,7 @@ def _measure(
         raise SystemExit(f"{program.name} wrote columns {names} with {codec}, not id and scores with ZSTD.")
     table = pq.read_table(files, filters=[("id", "<", COMPARED_IDS)]).sort_by("id")
     shutil.rmtree(output)
-    return Run(program.name, rows, number, used.wall, used.cpu), np.stack(table["scores"].to_numpy())
+    return Run(program.name, rows, number, used.wall, used.cpu), np.stack(list(table["scores"].to_numpy()))
 
 
 def _figures(runs: Sequence[Run], sizes: Mapping[str, Sizes], alone: float) -> Figures:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +34,7 @@ def make_model(uri: str) -> None:
     keras.Model(person, {"score": score}).save(uri)
 
 
-def make_data(uri: str) -> np.ndarray:
+def make_data(uri: str) -> np.ndarray[Any, Any]:
     """Parquet with `id`, `years` (int16), `income` (float64, some null) and `children` (int8). Gives float64 [rows, 3]."""
     random = np.random.default_rng(0)
     years = random.integers(18, 90, ROWS).astype(np.int16)
@@ -67,7 +68,9 @@ def main(folder: str) -> None:
     rows = np.delete(np.arange(ROWS), BAD)
     assert found["id"].to_pylist() == rows.tolist()
     expected = ((table[rows] - MEAN) / np.sqrt(VARIANCE)) @ np.array(WEIGHTS)
-    np.testing.assert_allclose(np.ravel(found["score"].to_pylist()), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        np.ravel(np.array(found["score"].to_pylist(), np.float64)), expected, rtol=1e-4, atol=1e-4
+    )
     bad = pq.read_table(f"{folder}/out/_dead_letters")
     assert bad["id"].to_pylist() == [BAD]
     print(f"{len(found)} rows are predicted. Row {BAD} is not: {bad['headrace_error'][0]}")

@@ -56,7 +56,7 @@ def main(folder: str) -> None:
     assert code == 0, f"headrace ended with exit code {code}"
     found = pq.read_table(f"{folder}/out")
     assert found["review"].to_pylist() == texts
-    assert np.ravel(found["mood"].to_pylist()).tolist() == [TEXTS[text] for text in texts]
+    assert np.ravel(np.array(found["mood"].to_pylist(), object)).tolist() == [TEXTS[text] for text in texts]
     print(f"{len(texts)} texts, from {found['mood'][1]} to {found['mood'][0]}.")
 
 

@@ -151,7 +151,8 @@ def _put_shard(store: Store, uri: str, ids: Any, pixels: Any, labels: Any) -> No
         "label": pa.array(labels, pa.int64()),
     }
     with store.create(uri) as out:
-        pq.write_table(pa.table(columns), out)
+        sink: Any = out  # pyarrow takes whatever writes
+        pq.write_table(pa.table(columns), sink)
         out.commit()
 
 
@@ -168,7 +169,7 @@ def _predictions(store: Store, output: str, labels: Any) -> Any:
     if table["id"].to_pylist() != list(range(len(labels))) or table["label"].to_pylist() != labels.tolist():
         print("\nThe demo failed: the rows are not those of the input, in its order.", file=sys.stderr)
         return None
-    scores = np.stack(table["output_0"].to_numpy())
+    scores = np.stack(list(table["output_0"].to_numpy()))
     print(f"\nThe predictions lie under {output}/ ({len(files)} files, {len(table):,} rows). The first of them:\n")
     print("    id  label  predicted  probability")
     for row in range(5):

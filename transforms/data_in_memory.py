@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from .errors import DataError
+from .nested_arrow import flat, lengths, list_size, value_type
 
 KINDS = "a pandas or polars DataFrame, an Arrow table or record batch, a dict of arrays, or an iterable of these"
 
@@ -107,7 +108,7 @@ def _of_arrays(data: Mapping[str, Any]) -> pa.Table:
     return pa.table(columns)
 
 
-def _column(name: str, array: np.ndarray[Any, Any]) -> pa.Array:
+def _column(name: str, array: np.ndarray[Any, Any]) -> pa.Array[Any]:
     if array.dtype.name == "bfloat16":
         array = array.astype(np.float32)
     try:
@@ -126,13 +127,13 @@ def _column(name: str, array: np.ndarray[Any, Any]) -> pa.Array:
     return flat
 
 
-def _empty_lists(kind: pa.DataType, shape: tuple[int, ...]) -> pa.Array:
+def _empty_lists(kind: pa.DataType, shape: tuple[int, ...]) -> pa.Array[Any]:
     raise DataError(
         f"An array of shape {list(shape)} holds no values", expected="dimensions of 1 or more", found=str(kind)
     )
 
 
-def as_array(column: pa.ChunkedArray, *, equal_lists: bool = False) -> np.ndarray[Any, Any]:
+def as_array(column: pa.ChunkedArray[Any], *, equal_lists: bool = False) -> np.ndarray[Any, Any]:
     """A column as an array: fixed-size lists become dimensions, with `equal_lists` also others whose lengths are equal;
     what has nulls or unequal lengths is an array of objects.
     """
@@ -142,19 +143,19 @@ def as_array(column: pa.ChunkedArray, *, equal_lists: bool = False) -> np.ndarra
     shape, kind = [len(whole)], whole.type
     while not whole.null_count and (size := _list_size(whole, equal_lists)) is not None:
         shape.append(size)
-        whole, kind = whole.flatten(), kind.value_type
+        whole, kind = flat(whole), value_type(kind)
     if pa.types.is_nested(kind) or whole.null_count or len(whole) != np.prod(shape):
         return column.to_numpy()
     return whole.to_numpy(zero_copy_only=False).reshape(shape)
 
 
-def _list_size(lists: pa.Array, equal_lists: bool) -> int | None:
+def _list_size(lists: pa.Array[Any], equal_lists: bool) -> int | None:
     if pa.types.is_fixed_size_list(lists.type):
-        return int(lists.type.list_size)
+        return list_size(lists.type)
     if not equal_lists or not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)):
         return None
-    lengths = np.unique(lists.value_lengths().to_numpy())
-    return int(lengths[0]) if len(lengths) == 1 else None
+    sizes = np.unique(lengths(lists).to_numpy())
+    return int(sizes[0]) if len(sizes) == 1 else None
 
 
 def _one_batch(table: pa.Table) -> pa.RecordBatch:

@@ -42,7 +42,7 @@ class Network:
 
 def predicted(batch: pa.RecordBatch, network: Network) -> pa.RecordBatch:
     """`id` and `scores` of each row of `id` and `features`."""
-    features = batch.column("features")
+    features: Any = batch.column("features")
     scores = network.predict(features.flatten().to_numpy().reshape(batch.num_rows, -1))
     lists = pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1)), scores.shape[1])
     return pa.record_batch({"id": batch.column("id"), "scores": lists})

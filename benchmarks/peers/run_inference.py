@@ -28,7 +28,7 @@ SCHEMA = pa.schema([("id", pa.int64()), ("scores", pa.list_(pa.float32()))])
 
 
 def numpy_results(
-    model: Any, batch: Sequence[np.ndarray], _: Mapping[str, Any], model_id: str | None = None
+    model: Any, batch: Sequence[np.ndarray[Any, Any]], _: Mapping[str, Any], model_id: str | None = None
 ) -> Iterable[PredictionResult]:
     scores = model(np.stack(batch)).numpy()
     return [PredictionResult(example, score, model_id) for example, score in zip(batch, scores, strict=True)]

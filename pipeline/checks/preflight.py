@@ -21,6 +21,7 @@ from headrace.transforms.models.load import describe_for_job
 from headrace.transforms.models.pin import pin_model, unused_custom_objects
 from headrace.transforms.models.ref import ModelRef
 from headrace.transforms.models.spec import ModelSpec, Operations, Signature
+from headrace.transforms.nested_arrow import read_schema
 from headrace.transforms.output.dead_letters import dead_letter_schema
 from headrace.transforms.parquet.reader import check_plain, read_footer
 from headrace.transforms.parquet.writer import check_kept, check_writable
@@ -104,7 +105,7 @@ def _kept_schema(record: dict[str, Any] | None, first: ObjectRef) -> tuple[pa.Sc
         said = record["first_input"]
         if (said["uri"], said["version"]) != (first.uri, first.version):
             return None
-        schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(said["schema"])))
+        schema = read_schema(base64.b64decode(said["schema"]))
         return schema, str(record["fingerprint"])
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):  # it cannot be read
         return None
@@ -203,7 +204,8 @@ def with_partitions(
         key: inputs.types.of(key) if request.partition_columns == "typed" or key in cast else pa.string()
         for key in partitions
     }
-    return pa.schema([*stored, *(pa.field(key, kind) for key, kind in kinds.items())], stored.metadata), partitions
+    metadata: Any = stored.metadata
+    return pa.schema([*stored, *(pa.field(key, kind) for key, kind in kinds.items())], metadata), partitions
 
 
 def pin_requested(request: Request) -> list[ModelRef]:

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from headrace.transforms.errors import HeadraceError
 from headrace.transforms.jobs.job import Job
+from headrace.transforms.nested_arrow import decoded, flat, lengths, members, read_schema, storage
 from headrace.transforms.parquet.reader import read_batches, read_footer
 from headrace.transforms.predicting.predictor import Predictor, input_columns, load_predictor
 from headrace.transforms.shards.shard import Shard
@@ -80,7 +81,7 @@ def _again(job: Job, predictor: Predictor, store: Store, row: dict[str, Any], nu
     source = ObjectRef(row["input"], row["input_bytes"], row["input_version"])
     shard = next(shard for shard in _shards(job, store, source) if shard.first_row == row["first_row"])
     shard = replace(shard, rows=row["rows"])  # of a job with a limit, the last one is cut
-    types = pa.ipc.read_schema(pa.BufferReader(job.input_schema))
+    types = read_schema(job.input_schema)
     batches = read_batches(store, shard, input_columns(job), size, types)
     batch = next(islice(batches, number, None))
     return predictor(batch, source.uri, shard.first_row + number * size)
@@ -98,32 +99,34 @@ def _standing(sink: Store, uri: str, row: dict[str, Any], rows: int, number: int
     return next(islice(read_batches(sink, whole, footer.schema.names, rows), number, None))
 
 
-def same(a: pa.Array, b: pa.Array) -> bool:
+def same(a: pa.Array[Any], b: pa.Array[Any]) -> bool:
     """To the bit; a NaN is itself, and a dictionary-encoded value what it stands for."""
     return _agree(a, b, lambda first, second: first.tobytes() == second.tobytes())
 
 
-def near(a: pa.Array, b: pa.Array) -> bool:
+def near(a: pa.Array[Any], b: pa.Array[Any]) -> bool:
     return _agree(a, b, lambda first, second: np.allclose(first, second, RELATIVE, ABSOLUTE, equal_nan=True))
 
 
-def _agree(a: pa.Array, b: pa.Array, floats: Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], bool]) -> bool:
+def _agree(
+    a: pa.Array[Any], b: pa.Array[Any], floats: Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], bool]
+) -> bool:
     """Whether both are alike, down to their fractions, of which `floats` decides."""
     if a.equals(b):
         return True
     if a.type != b.type or len(a) != len(b) or not a.is_null().equals(b.is_null()):
         return False
     if isinstance(a, pa.ExtensionArray):
-        return _agree(a.storage, b.storage, floats)
+        return _agree(storage(a), storage(b), floats)
     if pa.types.is_dictionary(a.type):
-        return _agree(a.dictionary_decode(), b.dictionary_decode(), floats)
+        return _agree(decoded(a), decoded(b), floats)
     if pa.types.is_floating(a.type):
         return floats(*(one.drop_null().to_numpy(zero_copy_only=False) for one in (a, b)))
     if pa.types.is_map(a.type):
         kind = pa.list_(pa.struct([a.type.key_field, a.type.item_field]))
         a, b = a.cast(kind), b.cast(kind)
     if pa.types.is_struct(a.type):
-        return all(_agree(one, other, floats) for one, other in zip(a.flatten(), b.flatten(), strict=True))
+        return all(_agree(one, other, floats) for one, other in zip(members(a), members(b), strict=True))
     if pa.types.is_nested(a.type):
-        return bool(a.value_lengths().equals(b.value_lengths())) and _agree(a.flatten(), b.flatten(), floats)
+        return lengths(a).equals(lengths(b)) and _agree(flat(a), flat(b), floats)
     return False

@@ -12,6 +12,7 @@ from headrace.transforms.shards.shard import parse_output_name
 from headrace.transforms.steps import finish
 from headrace.transforms.storage import StoreOptions, open_store
 from tests.support.jobs import model_folder, names_in, put, put_inputs, put_table, read_output, rows
+from tests.support.loose import loose
 
 Capture = pytest.CaptureFixture[str]
 
@@ -89,7 +90,7 @@ def test_where_the_mark_stands_no_row_is_there_twice(place: str, monkeypatch: py
     seen: list[list[int]] = []
 
     def look(*args: Any) -> Any:
-        seen.append(read_output(f"{place}/out")["id"].to_pylist())
+        seen.append(loose(read_output(f"{place}/out")["id"].to_pylist()))
         return marked(*args)
 
     monkeypatch.setattr(finish, "_mark_success", look)

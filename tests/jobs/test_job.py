@@ -12,6 +12,7 @@ import pytest
 
 from headrace.pipeline.cli import main
 from headrace.transforms.jobs.job import REPORT
+from headrace.transforms.nested_arrow import schema_of
 from headrace.transforms.shards.shard import parse_output_name
 from headrace.transforms.storage import open_store
 from tests.support.jobs import (
@@ -137,7 +138,7 @@ def test_columns_chosen_by_flags(capfd: Capture, place: str) -> None:
         f"{place}/wide/a.parquet",
         pa.table(
             {"p": [0.5], "q": [0.25], "r": [1.0], "s": [2.0], "k": [7], "z": ["a"]},
-            schema=pa.schema([*((n, pa.float32()) for n in "pqrs"), ("k", pa.int32()), ("z", pa.string())]),
+            schema=schema_of({**dict.fromkeys("pqrs", pa.float32()), "k": pa.int32(), "z": pa.string()}),
         ),
     )
     code, _, err = run(

@@ -16,6 +16,7 @@ from headrace.transforms.columns.inputs import InputPlan, plan_inputs
 from headrace.transforms.columns.rules import ColumnRules
 from headrace.transforms.errors import ColumnError, NullFeature
 from headrace.transforms.models.spec import TensorSpec
+from headrace.transforms.nested_arrow import schema_of
 
 INT32, DOUBLES = pa.int64(), pa.list_(pa.float64())
 VALUES = st.one_of(st.none(), st.integers(-5, 5), st.integers(2**31, 2**40))
@@ -23,7 +24,7 @@ LISTS = st.one_of(st.none(), st.lists(st.one_of(st.none(), st.floats(-2, 2), st.
 
 
 def planned(pad: bool) -> InputPlan:
-    schema = pa.schema([("n", INT32), ("v", DOUBLES), ("s", pa.struct([("m", pa.string())]))])
+    schema = schema_of({"n": INT32, "v": DOUBLES, "s": pa.struct([("m", pa.string())])})
     specs = {
         "n": TensorSpec("n", "int32", (None,)),
         "v": TensorSpec("v", "float32", (None, 3)),

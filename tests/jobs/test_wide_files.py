@@ -15,6 +15,7 @@ from headrace.transforms.columns.plan import ColumnChoice, plan_columns
 from headrace.transforms.columns.struct_paths import path_of
 from headrace.transforms.jobs.job import FirstInput
 from headrace.transforms.models.spec import Signature, TensorSpec
+from headrace.transforms.nested_arrow import schema_of
 from tests.support.plans import plain_job
 
 MANY = 1_000
@@ -77,7 +78,7 @@ def test_a_wide_job_crosses_to_workers_as_few_bytes() -> None:
 
 def test_a_path_leads_through_the_first_column_that_has_the_member() -> None:
     inner = pa.struct([("b", pa.struct([("c", pa.int8())])), ("b.c", pa.int8())])
-    schema = pa.schema([("a.b", pa.struct([("c", pa.int8())])), ("a", inner), ("x.y", pa.int8())])
+    schema = schema_of({"a.b": pa.struct([("c", pa.int8())]), "a": inner, "x.y": pa.int8()})
     assert path_of(schema, "a.b.c") == ("a.b", "c")
     assert path_of(schema.remove(0), "a.b.c") == ("a", "b.c")
     assert path_of(schema, "x.y") == ("x.y",)

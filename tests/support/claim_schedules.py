@@ -35,6 +35,7 @@ from headrace.transforms.steps.plan_shards import input_files, plan_shards
 from headrace.transforms.steps.predict_shard import found_result, predict_shard
 from headrace.transforms.storage import ObjectRef, StoreOptions, memory, open_store
 from tests.support.jobs import put_table, rows
+from tests.support.loose import loose
 from tests.support.plans import plain_job
 
 # In the job's record alone.
@@ -226,7 +227,7 @@ def ids(folder: str, names: Sequence[str]) -> list[int]:
     found: list[int] = []
     for name in names:
         table = pq.read_table(store.open_arrow(store.stat(f"{folder}/{name}")), columns=["id"])
-        found += table["id"].to_pylist()
+        found += loose(table["id"].to_pylist())
     return sorted(found)
 
 

@@ -142,7 +142,7 @@ def long_text() -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def ordinary(compression: str, version: str) -> bytes:
+def ordinary(compression: Any, version: Any) -> bytes:
     rows = 40
     table = pa.table(
         {

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from headrace.transforms.nested_arrow import flat
 from headrace.transforms.storage import ObjectRef, open_store
 
 FEATURES = 4
@@ -46,7 +47,7 @@ def plain_model(name: str) -> Any:
     loaded = tf.saved_model.load(str(model_folder() / name))
     signature = loaded.signatures["serving_default"]
 
-    def predict(array: np.ndarray) -> np.ndarray:
+    def predict(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         assert loaded is not None  # a signature does not keep its model alive
         return signature(x=tf.constant(array))["output_0"].numpy()
 
@@ -104,12 +105,12 @@ def names_in(folder: str) -> list[str]:
     return [ref.uri.removeprefix(f"{folder}/") for ref in open_store(folder).list(f"{folder}/")]
 
 
-def expected_scores(name: str, table: pa.Table, batch_rows: int) -> np.ndarray:
+def expected_scores(name: str, table: pa.Table, batch_rows: int) -> np.ndarray[Any, Any]:
     """What the plainly loaded model says of the table's rows, in consecutive batches."""
-    x = table["x"].combine_chunks().flatten().to_numpy().reshape(-1, FEATURES)
+    x = flat(table["x"].combine_chunks()).to_numpy().reshape(-1, FEATURES)
     predict = plain_model(name)
     return np.concatenate([predict(x[i : i + batch_rows]) for i in range(0, len(x), batch_rows)])
 
 
-def scores(table: pa.Table, column: str = "output_0") -> np.ndarray:
-    return table[column].combine_chunks().flatten().to_numpy().reshape(table.num_rows, -1)
+def scores(table: pa.Table, column: str = "output_0") -> np.ndarray[Any, Any]:
+    return flat(table[column].combine_chunks()).to_numpy().reshape(table.num_rows, -1)

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from headrace.pipeline.cli import main
 from headrace.transforms.jobs.job import REPORT
+from headrace.transforms.nested_arrow import flat
 from tests.support.jobs import put, put_table
 
 BAD_ROWS = (17, 4_000, 4_001)
@@ -20,7 +21,7 @@ _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 def best(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Adds what the scores say: the digit, its word, and how sure the model is on a scale without an end."""
-    scores = batch["scores"].flatten().to_numpy().reshape(-1, len(_WORDS))
+    scores = flat(batch["scores"]).to_numpy().reshape(-1, len(_WORDS))
     at = scores.argmax(axis=1)
     ordered = np.sort(scores, axis=1)
     batch = batch.append_column("digit", pa.array(at, pa.int64()))
@@ -70,7 +71,7 @@ def _put_model(uri: str) -> None:
             put(f"{uri}/{path.relative_to(folder)}", path.read_bytes())
 
 
-def _put_rows(folder: str, pixels: np.ndarray, bad: tuple[int, ...]) -> None:
+def _put_rows(folder: str, pixels: np.ndarray[Any, Any], bad: tuple[int, ...]) -> None:
     for file in range(FILES):
         ids = np.arange(file * ROWS, (file + 1) * ROWS)
         lists = [pixels[i, : 63 if i in bad else 64] for i in ids]

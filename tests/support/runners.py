@@ -219,7 +219,7 @@ def same(one: Ran, ran: dict[str, Ran | Missing]) -> bool:
     reference = ran["direct"]
     if one.output is None or not isinstance(reference, Ran) or reference.output is None:
         return False
-    return one.output.num_rows > 0 and one.output.equals(reference.output) and all(one.computed)
+    return bool(one.output.num_rows > 0 and one.output.equals(reference.output) and all(one.computed))
 
 
 def table(ran: dict[str, Ran | Missing]) -> str:

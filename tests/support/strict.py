@@ -58,7 +58,7 @@ def put_mixed(folder: str, counts: list[int], bad: dict[int, str], **how: Any) -
     return tables
 
 
-def expected_y(ids: list[int]) -> np.ndarray:
+def expected_y(ids: list[int]) -> np.ndarray[Any, Any]:
     return np.array([2 * (i % 90 / 8 + i % 70 / 4 + 1) for i in ids], np.float32)
 
 

@@ -235,8 +235,8 @@ def functional_control_flow(folder: Path) -> Inputs:
     try:
         with tf.Graph().as_default():
             text = v1.placeholder(tf.string, [None], name="text")
-            scale = v1.get_variable("scale", initializer=np.float32([1.5, -2.25]), use_resource=False)
-            shift = v1.get_variable("shift", initializer=np.float32([0.5, 1.0]), use_resource=True)
+            scale = v1.get_variable("scale", initializer=np.array([1.5, -2.25], np.float32), use_resource=False)
+            shift = v1.get_variable("shift", initializer=np.array([0.5, 1.0], np.float32), use_resource=True)
             length = tf.map_fn(
                 lambda one: tf.cast(tf.strings.length(one), tf.float32), text, fn_output_signature=tf.float32
             )
@@ -256,8 +256,10 @@ def without_saver(folder: Path) -> Inputs:
     v1 = tf.compat.v1
     with tf.Graph().as_default():
         x = v1.placeholder(tf.float32, [None, 3], name="x")
-        kept = v1.get_variable("kept", initializer=np.float32([1.0, 2.0, 3.0]), use_resource=False)
-        handle = v1.get_variable("scope/handle", initializer=np.float32([[0.5], [1.0], [2.0]]), use_resource=True)
+        kept = v1.get_variable("kept", initializer=np.array([1.0, 2.0, 3.0], np.float32), use_resource=False)
+        handle = v1.get_variable(
+            "scope/handle", initializer=np.array([[0.5], [1.0], [2.0]], np.float32), use_resource=True
+        )
         part = v1.fixed_size_partitioner(3)
         rows = v1.get_variable("rows", [3], initializer=v1.ones_initializer(), partitioner=part, use_resource=False)
         save(folder, {"serving_default": ({"x": x}, {"y": (x * kept) @ handle, "rows": x + tf.concat(list(rows), 0)})})

@@ -24,6 +24,7 @@ from ..models.operations import check_stateless
 from ..models.pin import pin_model
 from ..models.ref import ModelRef
 from ..models.spec import ModelSpec, Signature, TensorSpec
+from ..nested_arrow import one_batch
 from ..output.bad_rows import BadRow
 from ..predicting.batch_predictor import BatchPredictor, BatchRequest, request_batches
 from ..predicting.bisection import half
@@ -316,7 +317,7 @@ def _auto_rows(signature: Signature) -> int:
 
 def _joined(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
     try:
-        return parts[0] if len(parts) == 1 else pa.concat_batches(parts)
+        return parts[0] if len(parts) == 1 else one_batch(parts)
     except pa.ArrowInvalid as error:
         raise DataError(
             "The predictions of a record batch are too large for one",
@@ -326,7 +327,7 @@ def _joined(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
         ) from error
 
 
-def _array(value: Any, spec: TensorSpec | None) -> np.ndarray:
+def _array(value: Any, spec: TensorSpec | None) -> np.ndarray[Any, Any]:
     """Python's own numbers have no dtype of their own: they take the input's, but for a fraction where the input is whole."""
     kinds = {int: ("float", "int", "uint"), float: ("float",)}.get(type(value))
     if spec is not None and kinds is not None and spec.dtype.rstrip("0123456789") in kinds:

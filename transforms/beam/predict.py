@@ -26,6 +26,7 @@ from ..models.load import describe_for_job
 from ..models.loading import Loading
 from ..models.pin import pin_model
 from ..models.ref import ModelRef
+from ..nested_arrow import one_batch
 from ..output.bad_rows import BadRow
 from ..output.dead_letters import dead_letter_schema, dead_letters
 from ..predicting.batch_predictor import BatchPredictor, BatchRequest, request_batches
@@ -196,7 +197,7 @@ class _PredictBatch(beam.DoFn):
                 halved=bisection.halved,
             )
             # Beam's coder sends the whole of what a slice is of: kept columns would go with each piece anew.
-            yield from (pa.concat_batches([one]) if one.num_rows < batch.num_rows else one for one in results)
+            yield from (one_batch([one]) if one.num_rows < batch.num_rows else one for one in results)
             started = time.perf_counter()
         if bad:
             yield TaggedOutput(DEAD_LETTERS, dead_letters(sorted(bad, key=lambda one: one.row)))

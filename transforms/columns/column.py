@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from ..errors import ColumnError, NullFeature
 from ..models.streaming.dlpack import to_tensor
+from ..nested_arrow import list_size, value_type
 from .casts import UncastableError, cast, casts_exactly, numpy_dtype
 from .images import Images
 from .nesting import EqualLists, FixedLists, Level, ListLengthError, Member, Opened, PaddedLists
@@ -161,7 +162,7 @@ class Column:
         padded[at.present] = read
         return padded
 
-    def _bytes(self, at: Opened) -> pa.Array:
+    def _bytes(self, at: Opened) -> pa.Array[Any]:
         array = at.array
         if array.null_count:
             array = array.fill_null(_scalar(self.rule.fill, array.type))
@@ -227,14 +228,14 @@ def column_of(name: str, path: Sequence[str], kind: pa.DataType, rule: TensorRul
             fits = leaf is not None and not members
             return Column(name, tuple(path), kind, tuple(levels), leaf, rule) if leaf and fits else None
         levels.append(level)
-        at = at.value_type
+        at = value_type(at)
 
 
 def _list_level(kind: pa.DataType, rule: TensorRule) -> Level | None:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return EqualLists((None,)) if rule.pad is None else PaddedLists((None,))
     if pa.types.is_fixed_size_list(kind):
-        return FixedLists((kind.list_size,))
+        return FixedLists((list_size(kind),))
     if isinstance(kind, pa.FixedShapeTensorType) and kind.permutation in (None, sorted(kind.permutation or ())):
         return FixedLists(tuple(kind.shape))
     return None
@@ -247,6 +248,6 @@ def _leaf(kind: pa.DataType, rule: TensorRule) -> Leaf | None:
     return Images(rule.dtype, decoded=leaf.decoded, size=rule.image) if isinstance(leaf, Bytes) else None
 
 
-def _scalar(value: Any, kind: pa.DataType) -> pa.Scalar:
+def _scalar(value: Any, kind: pa.DataType) -> pa.Scalar[Any]:
     options = pc.CastOptions(target_type=kind, allow_invalid_utf8=True)
-    return pc.cast(pa.scalar(value, pa.binary()), options=options)
+    return pc.cast(pa.scalar(value, pa.binary()), options=options)  # type: ignore[call-overload]  # the stubs want a type too

@@ -39,7 +39,7 @@ class Images(Bytes):
     def dims(self) -> tuple[int, ...]:
         return self.size
 
-    def tensor(self, array: pa.Array, shape: tuple[int, ...]) -> tf.Tensor:
+    def tensor(self, array: pa.Array[Any], shape: tuple[int, ...]) -> tf.Tensor:
         import tensorflow as tf
 
         encoded = Bytes.tensor(self, array, (len(array),))

@@ -19,6 +19,7 @@ import pyarrow as pa
 from ..errors import ColumnError, DataError, NullFeature, UnsupportedModel
 from ..models.spec import TensorSpec
 from ..models.streaming.dlpack import to_tensor
+from ..nested_arrow import numbers_in
 from .casts import NUMERIC, can_cast, casts_exactly, is_float, numpy_dtype
 from .column import Column, column_of
 from .nesting import EqualLists, Level, PaddedLists
@@ -56,7 +57,7 @@ class Input:
             )
         dtype = numpy_dtype(self.spec.dtype)
         buffer = pa.allocate_buffer(rows * len(self.columns) * dtype.itemsize)
-        packed = np.frombuffer(buffer, dtype).reshape(rows, len(self.columns))
+        packed = numbers_in(buffer, dtype).reshape(rows, len(self.columns))
         for place, column in enumerate(self.columns):
             packed[:, place] = column.numbers(batch, where, first_row)
         return to_tensor(packed.reshape(shape), self.spec.dtype)

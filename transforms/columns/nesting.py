@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..nested_arrow import child, list_size
 from .values import nulls, offsets
 
 
@@ -25,7 +26,7 @@ class Opened:
     `dims` is what the levels so far make of one row: places are row-major.
     """
 
-    array: pa.Array
+    array: pa.Array[Any]
     present: np.ndarray[Any, Any] | None = None
     dims: tuple[int, ...] = ()
 
@@ -76,10 +77,10 @@ class FixedLists:
 
     def open(self, at: Opened) -> None:
         storage = at.array.storage if isinstance(at.array, pa.ExtensionArray) else at.array
-        size = storage.type.list_size
-        values = storage.values.slice(storage.offset * size, len(storage) * size)
+        size = list_size(storage.type)
+        values = child(storage).slice(storage.offset * size, len(storage) * size)
         if storage.null_count:
-            place = pa.array(np.arange(len(values)), mask=np.repeat(nulls(storage), size))
+            place: Any = pa.array(np.arange(len(values)), mask=np.repeat(nulls(storage), size))
             values = values.take(place)
         if at.present is not None:
             at.present = np.repeat(at.present, size)
@@ -96,7 +97,7 @@ class EqualLists:
     def open(self, at: Opened) -> None:
         array, wanted = at.array, self.dims[0]
         if not len(array):
-            at.array, at.dims = array.values.slice(0, 0), (*at.dims, wanted or 0)
+            at.array, at.dims = child(array).slice(0, 0), (*at.dims, wanted or 0)
             return
         edges = offsets(array)
         lengths = np.diff(edges)
@@ -107,7 +108,7 @@ class EqualLists:
             told = f"{length} values" if wanted is not None else f"{length} values, as in the first list"
             # Without a length of the plan, lists only differ from one another.
             raise ListLengthError(index, int(lengths[index]), told, lengths, None if wanted is None else wrong)
-        at.array = array.values.slice(int(edges[0]), int(edges[-1] - edges[0]))
+        at.array = child(array).slice(int(edges[0]), int(edges[-1] - edges[0]))
         at.dims = (*at.dims, length)
 
 
@@ -123,7 +124,7 @@ class PaddedLists:
         edges = offsets(array) if len(array) else np.zeros(1, np.int64)
         first, last = int(edges[0]), int(edges[-1])
         lengths = np.diff(edges)
-        values = array.values.slice(first, last - first)
+        values = child(array).slice(first, last - first)
         if array.null_count and lengths[missing := nulls(array)].any():
             values = values.filter(pa.array(np.repeat(~missing, lengths)))
             lengths[missing] = 0

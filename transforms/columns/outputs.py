@@ -12,13 +12,14 @@ import pyarrow as pa
 
 from ..errors import ColumnError, DataError, UnsupportedModel
 from ..models.spec import TensorSpec
+from ..nested_arrow import buffer_of, value_type
 from .rules import PREDICTION_TYPES
 from .wording import described, listed, nearest, shown
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-_ARROW = {
+_ARROW: dict[str, pa.DataType] = {
     "bool": pa.bool_(),
     "int8": pa.int8(),
     "int16": pa.int16(),
@@ -41,14 +42,14 @@ class Output:
     """How one output becomes a column of type `field.type`."""
 
     spec: TensorSpec
-    field: pa.Field
+    field: pa.Field[Any]
     prediction_type: str
 
     def __reduce__(self) -> tuple[Any, ...]:
         # pyarrow 25 pickles a fixed-size list's type without its item's nullability, even inside a field or schema.
         return _output, (self.spec, self.field.name, self.prediction_type)
 
-    def array(self, tensor: tf.Tensor, rows: int) -> pa.Array:
+    def array(self, tensor: tf.Tensor, rows: int) -> pa.Array[Any]:
         expected = (rows, *(self.spec.shape or ())[1:])
         shape = tuple(tensor.shape.as_list())
         if len(shape) != len(expected) or any(e not in (None, s) for e, s in zip(expected, shape, strict=True)):
@@ -62,17 +63,17 @@ class Output:
             return self._ragged(tensor)
         return _nested(self.field.type, _leaf_array(tensor, math.prod(shape)), shape)
 
-    def _ragged(self, tensor: tf.Tensor) -> pa.Array:
+    def _ragged(self, tensor: tf.Tensor) -> pa.Array[Any]:
         """A `tf.RaggedTensor`: row splits, outermost first, around dense values. Its dimensions vary, so they are lists."""
         kinds = [self.field.type]
         for _ in tensor.nested_row_splits:
-            kinds.append(kinds[-1].value_type)
+            kinds.append(value_type(kinds[-1]))
         shape = tuple(tensor.flat_values.shape)
         array = _nested(kinds.pop(), _leaf_array(tensor.flat_values, math.prod(shape)), shape)
         for kind, splits in zip(reversed(kinds), reversed(tensor.nested_row_splits), strict=True):
             edges = np.asarray(memoryview(splits))
             _refuse_large(int(edges[-1]), "values in lists")
-            offsets = pa.py_buffer(edges.astype(np.int32))
+            offsets = buffer_of(edges.astype(np.int32))
             array = pa.Array.from_buffers(kind, len(edges) - 1, [None, offsets], children=[array])
         return array
 
@@ -84,11 +85,11 @@ class OutputPlan:
     outputs: tuple[Output, ...]
 
     @property
-    def fields(self) -> tuple[pa.Field, ...]:
+    def fields(self) -> tuple[pa.Field[Any], ...]:
         """The columns, in the order of the model's outputs; none of them, and no value in them, is null."""
         return tuple(output.field for output in self.outputs)
 
-    def columns(self, results: Mapping[str, tf.Tensor], rows: int) -> list[pa.Array]:
+    def columns(self, results: Mapping[str, tf.Tensor], rows: int) -> list[pa.Array[Any]]:
         """One array of length `rows` per field, in TensorFlow's own memory wherever Arrow has the same layout.
 
         Raises `UnsupportedModel` where a result does not have one row for each of the input's.
@@ -147,13 +148,14 @@ def _column_type(spec: TensorSpec, prediction_type: str) -> pa.DataType:
     kind, inner = _ARROW[spec.dtype], (spec.shape or ())[1:]
     least_dims = {"auto": 2, "tensor": 1, "list": math.inf}[prediction_type]
     if len(inner) >= least_dims and None not in inner and spec.dtype not in ("bool", "string"):
-        return pa.fixed_shape_tensor(kind, inner)
+        known: Any = inner
+        return pa.fixed_shape_tensor(kind, known)
     for dim in reversed(inner):
         kind = pa.list_(pa.field("element", kind, nullable=False), -1 if dim is None else dim)
     return kind
 
 
-def _leaf_array(tensor: tf.Tensor, count: int) -> pa.Array:
+def _leaf_array(tensor: tf.Tensor, count: int) -> pa.Array[Any]:
     """All `count` values of the tensor, row-major, in its own memory (kept alive) except for bool and string."""
     import tensorflow as tf
 
@@ -165,31 +167,31 @@ def _leaf_array(tensor: tf.Tensor, count: int) -> pa.Array:
         _refuse_large(data.shape[0], "bytes of strings")
         offsets = np.zeros(count + 1, np.int32)
         np.cumsum(memoryview(tf.raw_ops.StringLength(input=flat, unit="BYTE")), out=offsets[1:])
-        return pa.Array.from_buffers(_ARROW[dtype], count, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+        return pa.Array.from_buffers(_ARROW[dtype], count, [None, buffer_of(offsets), buffer_of(data)])
     if dtype == "bool":
         bits = np.packbits(np.asarray(memoryview(tensor)).reshape(-1), bitorder="little")
-        return pa.Array.from_buffers(_ARROW[dtype], count, [None, pa.py_buffer(bits)])
+        return pa.Array.from_buffers(_ARROW[dtype], count, [None, buffer_of(bits)])
     if dtype == "bfloat16":
         # Its bits are a float32's upper half; TensorFlow's own cast would make zeros of the numbers nearest to zero.
         wide = tensor.numpy().view(np.uint16).astype(np.uint32) << np.uint32(16)
-        return pa.Array.from_buffers(_ARROW[dtype], count, [None, pa.py_buffer(wide)])
+        return pa.Array.from_buffers(_ARROW[dtype], count, [None, buffer_of(wide)])
     # The tensor's buffer protocol lends its memory; numpy() would copy it.
-    return pa.Array.from_buffers(_ARROW[dtype], count, [None, pa.py_buffer(tensor)])
+    return pa.Array.from_buffers(_ARROW[dtype], count, [None, buffer_of(tensor)])
 
 
-def _nested(kind: pa.DataType, values: pa.Array, shape: tuple[int, ...]) -> pa.Array:
+def _nested(kind: pa.DataType, values: pa.Array[Any], shape: tuple[int, ...]) -> pa.Array[Any]:
     """The values as an array of `shape[0]` rows of type `kind`, which is `_column_type`'s for `shape[1:]`."""
     if isinstance(kind, pa.FixedShapeTensorType):
         storage = pa.Array.from_buffers(kind.storage_type, shape[0], [None], children=[values])
         return pa.ExtensionArray.from_storage(kind, storage)
     if len(shape) == 1:
         return values
-    child = _nested(kind.value_type, values, (shape[0] * shape[1], *shape[2:]))
+    child = _nested(value_type(kind), values, (shape[0] * shape[1], *shape[2:]))
     if pa.types.is_fixed_size_list(kind):
         return pa.Array.from_buffers(kind, shape[0], [None], children=[child])
     _refuse_large(shape[0] * shape[1], "values in lists")
     offsets = np.arange(shape[0] + 1, dtype=np.int32) * np.int32(shape[1])
-    return pa.Array.from_buffers(kind, shape[0], [None, pa.py_buffer(offsets)], children=[child])
+    return pa.Array.from_buffers(kind, shape[0], [None, buffer_of(offsets)], children=[child])
 
 
 def _refuse_large(size: int, what: str) -> None:

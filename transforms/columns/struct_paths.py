@@ -7,6 +7,8 @@ from collections.abc import Container, Sequence
 
 import pyarrow as pa
 
+from ..nested_arrow import value_type
+
 
 def known_name(name: str, known: Container[str]) -> str:
     """The name, or without blanks at its ends where only that is known: people put blanks after commas."""
@@ -29,7 +31,7 @@ def _members(kind: pa.DataType, name: str) -> tuple[str, ...] | None:
     while not pa.types.is_struct(kind):
         if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
             return None
-        kind = kind.value_type
+        kind = value_type(kind)
     if kind.get_field_index(name) >= 0:
         return (name,)
     for i in range(kind.num_fields):
@@ -44,7 +46,7 @@ def member_type(kind: pa.DataType, path: Sequence[str]) -> pa.DataType:
     """The type that the path leads to from a top-level column of that type."""
     for member in path[1:]:
         while not pa.types.is_struct(kind):
-            kind = kind.value_type
+            kind = value_type(kind)
         kind = kind.field(member).type
     return kind
 

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..models.streaming.dlpack import to_tensor
+from ..nested_arrow import numbers_in
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -41,12 +42,12 @@ class Leaf(ABC):
         """The shape of one value."""
         return ()
 
-    def plain(self, array: pa.Array) -> pa.Array:
+    def plain(self, array: pa.Array[Any]) -> pa.Array[Any]:
         """The array as `tensor` reads it; nulls of a dictionary come to light only here."""
         return array if self.decoded is None else array.cast(self.decoded)
 
     @abstractmethod
-    def tensor(self, array: pa.Array, shape: tuple[int, ...]) -> tf.Tensor:
+    def tensor(self, array: pa.Array[Any], shape: tuple[int, ...]) -> tf.Tensor:
         """The plain array, without nulls and of as many values as `shape` has, row-major."""
 
 
@@ -62,11 +63,11 @@ class BadValueError(Exception):
 class Numbers(Leaf):
     """Integers, floats, and what Arrow keeps as integers: the tensor is Arrow's own memory where that is aligned."""
 
-    def numpy(self, array: pa.Array) -> np.ndarray[Any, Any]:
+    def numpy(self, array: pa.Array[Any]) -> np.ndarray[Any, Any]:
         """All values of the plain array; what stands where it is null is not defined."""
         return view(array, np.dtype(self.dtype), len(array))
 
-    def tensor(self, array: pa.Array, shape: tuple[int, ...]) -> tf.Tensor:
+    def tensor(self, array: pa.Array[Any], shape: tuple[int, ...]) -> tf.Tensor:
         return to_tensor(self.numpy(array).reshape(shape))
 
 
@@ -74,7 +75,7 @@ class Numbers(Leaf):
 class Decimals(Numbers):
     """By way of their digits: Arrow's own cast multiplies by a power of ten, and misses the nearest number once in five."""
 
-    def plain(self, array: pa.Array) -> pa.Array:
+    def plain(self, array: pa.Array[Any]) -> pa.Array[Any]:
         if isinstance(array, pa.DictionaryArray):
             array = array.dictionary_decode()
         return array.cast(pa.string()).cast(pa.float64())
@@ -84,11 +85,11 @@ class Decimals(Numbers):
 class Bits(Numbers):
     """Booleans: eight to a byte in Arrow, least significant first; a byte each in TensorFlow."""
 
-    def numpy(self, array: pa.Array) -> np.ndarray[Any, Any]:
+    def numpy(self, array: pa.Array[Any]) -> np.ndarray[Any, Any]:
         if not len(array):
             return np.empty(0, np.bool_)
         first, skip = divmod(array.offset, 8)
-        packed = np.frombuffer(array.buffers()[1], np.uint8, (skip + len(array) + 7) // 8, first)
+        packed = numbers_in(array.buffers()[1], np.dtype(np.uint8), (skip + len(array) + 7) // 8, first)
         return np.unpackbits(packed, count=skip + len(array), bitorder="little")[skip:].view(np.bool_)
 
 
@@ -96,7 +97,7 @@ class Bits(Numbers):
 class Bytes(Leaf):
     """Strings and binary: `Substr` cuts the column's one blob into TensorFlow strings, so that no row is an object."""
 
-    def tensor(self, array: pa.Array, shape: tuple[int, ...]) -> tf.Tensor:
+    def tensor(self, array: pa.Array[Any], shape: tuple[int, ...]) -> tf.Tensor:
         import tensorflow as tf
 
         if not len(array):
@@ -140,18 +141,18 @@ def leaf_of(kind: pa.DataType) -> Leaf | None:
     return None
 
 
-def view(array: pa.Array, dtype: np.dtype[Any], count: int) -> np.ndarray[Any, Any]:
+def view(array: pa.Array[Any], dtype: np.dtype[Any], count: int) -> np.ndarray[Any, Any]:
     """`count` values of the array's second buffer from the array's own offset on; keeps the buffer alive."""
     if not len(array):
         return np.empty(0, dtype)
-    return np.frombuffer(array.buffers()[1], dtype, count, array.offset * dtype.itemsize)
+    return numbers_in(array.buffers()[1], dtype, count, array.offset * dtype.itemsize)
 
 
-def offsets(array: pa.Array) -> np.ndarray[Any, Any]:
+def offsets(array: pa.Array[Any]) -> np.ndarray[Any, Any]:
     """Where each list or string of an array that is not empty begins in its child or blob, and where the last ends."""
     large = array.type in _LARGE or pa.types.is_large_list(array.type)
     return view(array, np.dtype(np.int64 if large else np.int32), len(array) + 1)
 
 
-def nulls(array: pa.Array) -> np.ndarray[Any, Any]:
+def nulls(array: pa.Array[Any]) -> np.ndarray[Any, Any]:
     return Bits("bool").numpy(array.is_null())

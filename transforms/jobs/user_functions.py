@@ -9,10 +9,12 @@ import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 import pyarrow as pa
 
 from ..errors import ColumnError, DataError, InvalidRequest
+from ..nested_arrow import flat, members
 
 BatchFunction = Callable[[pa.RecordBatch], pa.RecordBatch]
 
@@ -156,22 +158,22 @@ class AppliedFunction:
         return result
 
 
-def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+def _one_chunk(column: pa.ChunkedArray[Any]) -> pa.Array[Any]:
     array = column.combine_chunks()
     return array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
 
 
-def _has_null_list(array: pa.Array) -> bool:
+def _has_null_list(array: pa.Array[Any]) -> bool:
     """pyarrow writes, but cannot read, a null fixed-size list; one in a null struct is null too."""
     if isinstance(array, pa.ExtensionArray):
         array = array.storage
     if pa.types.is_struct(array.type):
-        return any(map(_has_null_list, array.flatten()))
+        return any(map(_has_null_list, members(array)))
     if pa.types.is_map(array.type):
         array = array.cast(pa.list_(pa.struct([array.type.key_field, array.type.item_field])))
     if pa.types.is_fixed_size_list(array.type) and array.null_count:
         return True
-    return pa.types.is_nested(array.type) and _has_null_list(array.flatten())
+    return pa.types.is_nested(array.type) and _has_null_list(flat(array))
 
 
 def _nullable(schema: pa.Schema) -> pa.Schema:

@@ -14,12 +14,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import ColumnError, DataError, InvalidRequest, OutputIncomplete, TooManyBadRows
 from ..jobs.job import ASIDE, Job
+from ..nested_arrow import repeated, schema_of
 from ..parquet.reader import read_footer
 from ..shards.shard import Shard
 from ..storage import ObjectRef, Store, open_store
@@ -27,13 +29,13 @@ from ..storage.same import create_same
 from .bad_rows import BadRow
 from .claims import CLAIM_KEY
 
-COLUMNS = pa.schema(
-    [
-        ("headrace_input", pa.string()),
-        ("headrace_row", pa.int64()),
-        ("headrace_stage", pa.string()),
-        ("headrace_error", pa.string()),
-    ]
+COLUMNS = schema_of(
+    {
+        "headrace_input": pa.string(),
+        "headrace_row": pa.int64(),
+        "headrace_stage": pa.string(),
+        "headrace_error": pa.string(),
+    }
 )
 # Up to version 0.1 they ended in `.parquet`.
 _NAME = re.compile(r"(?P<output>.*-\d{12}-\d{12}-(?P<job>[0-9a-f]{8})[0-9a-f]{12})-[0-9a-f]{16}\.(?:pq|parquet)")
@@ -71,7 +73,7 @@ def _by_batch(bad: Sequence[BadRow]) -> Iterator[list[BadRow]]:
     return (list(same) for _, same in groupby(bad, key=lambda one: id(one.batch)))
 
 
-def _copied(array: pa.Array, indices: list[int]) -> pa.Array:
+def _copied(array: pa.Array[Any], indices: list[int]) -> pa.Array[Any]:
     try:
         return array.take(pa.array(indices))
     except pa.ArrowNotImplementedError:  # of views
@@ -129,11 +131,11 @@ class DeadLetters:
         self.rows += batch.num_rows
         if self.rows > self._allowed:
             raise rows_of_another_schema(self._job, self._shard, self._allowed)
-        told = [self._shard.source.uri, None, error.stage, str(error)]
+        told: list[Any] = [self._shard.source.uri, None, error.stage, str(error)]
         columns = [
             pa.array(range(first_row, first_row + batch.num_rows), kind)
             if value is None
-            else pa.repeat(pa.scalar(value, kind), batch.num_rows)
+            else repeated(value, kind, batch.num_rows)
             for value, kind in zip(told, COLUMNS.types, strict=True)
         ]
         self._held.append(pa.RecordBatch.from_arrays([*batch.columns, *columns], schema=self._schema))

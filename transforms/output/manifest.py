@@ -9,18 +9,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import pyarrow as pa
 
 from ..errors import DataError, NotParquet
 from ..jobs.job import MANIFEST_FOLDER
+from ..nested_arrow import schema_of
 from ..parquet.reader import read_batches, read_footer
 from ..shards.shard import Shard, parse_output_name
 from ..storage import ObjectRef, Store, StoreOptions, open_store
 
 _LISTED_AT_ONCE = _ROWS_AT_ONCE = 1 << 16
 _PART = re.compile(MANIFEST_FOLDER + r"/part-\d+-(?:(?P<claim>\d{8})-)?[0-9a-f]{16}(?:\.pq|\.parquet)")
-_LISTED = pa.schema([("name", pa.string()), ("size", pa.int64()), ("version", pa.string()), ("crc32c", pa.uint32())])
+_LISTED = schema_of({"name": pa.string(), "size": pa.int64(), "version": pa.string(), "crc32c": pa.uint32()})
 
 
 def part_claim(name: str) -> int:
@@ -32,7 +34,8 @@ def part_claim(name: str) -> int:
 def manifest_outputs(store: Store, parts: Iterable[ObjectRef]) -> Iterator[str]:
     """The names of all outputs, in order. Raises `NotParquet` where a part is damaged."""
     for table in _read_parts(store, parts, ["output"]):
-        yield from table["output"].to_pylist()
+        names: list[Any] = table["output"].to_pylist()
+        yield from names
 
 
 def manifest_versions(store: Store, parts: Iterable[ObjectRef]) -> Iterator[tuple[str, str]]:
@@ -122,7 +125,7 @@ class Finished:
 
     def find(self, name: str) -> ObjectRef | None:
         """The output of that name."""
-        names = self.columns["name"]
+        names: Any = self.columns["name"]
         at = bisect_left(range(len(self)), name, key=lambda i: names[i].as_py())
         if at == len(self) or names[at].as_py() != name:
             return None

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from ..nested_arrow import child, flat, lengths, list_size, map_of, members, value_field, value_type
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +32,12 @@ def as_read(schema: pa.Schema) -> pa.Schema:
     if all(kind == schema.types[i] for i, kind in kinds.items()):
         return schema
     fields = [field.with_type(kinds[i]) if i in kinds else field for i, field in enumerate(schema)]
-    return pa.schema(fields, schema.metadata)
+    metadata: Any = schema.metadata
+    return pa.schema(fields, metadata)
 
 
 def _plain(kind: pa.DataType, *, in_struct: bool = False) -> pa.DataType:
-    def field(of: pa.Field) -> pa.Field:
+    def field(of: pa.Field[Any]) -> pa.Field[Any]:
         return of.with_type(_plain(of.type, in_struct=in_struct or pa.types.is_struct(kind)))
 
     if pa.types.is_dictionary(kind) and kind.index_type.bit_width < 32:
@@ -43,7 +47,7 @@ def _plain(kind: pa.DataType, *, in_struct: bool = False) -> pa.DataType:
     if pa.types.is_struct(kind):
         return pa.struct([field(member) for member in kind])
     if pa.types.is_map(kind):
-        return pa.map_(field(kind.key_field), field(kind.item_field), kind.keys_sorted)
+        return map_of(field(kind.key_field), field(kind.item_field), kind.keys_sorted)
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(field(kind.value_field), kind.list_size)
     if pa.types.is_list(kind):
@@ -99,11 +103,11 @@ def read_alike(found: pa.DataType, wanted: pa.DataType) -> bool:
             found.names == wanted.names and len(set(found.names)) == len(found.names) and _members_alike(found, wanted)
         )
     if pa.types.is_fixed_size_list(wanted):
-        same = pa.types.is_fixed_size_list(found) and found.list_size == wanted.list_size
-        return same and read_alike(found.value_type, wanted.value_type)
+        same = pa.types.is_fixed_size_list(found) and list_size(found) == list_size(wanted)
+        return same and read_alike(value_type(found), value_type(wanted))
     if _is_list(wanted):
         return (_is_list(found) or pa.types.is_fixed_size_list(found)) and read_alike(
-            found.value_type, wanted.value_type
+            value_type(found), value_type(wanted)
         )
     return _plain_alike(found, wanted)
 
@@ -113,7 +117,7 @@ def _stored(kind: pa.DataType) -> pa.DataType:
 
 
 def _values(kind: pa.DataType) -> pa.DataType:
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+    return value_type(kind) if pa.types.is_dictionary(kind) else kind
 
 
 def _is_list(kind: pa.DataType) -> bool:
@@ -158,7 +162,7 @@ def _plain_alike(found: pa.DataType, wanted: pa.DataType) -> bool:
     return types.is_date(found) and types.is_date(wanted)
 
 
-def as_type(array: pa.Array, wanted: pa.DataType) -> pa.Array:
+def as_type(array: pa.Array[Any], wanted: pa.DataType) -> pa.Array[Any]:
     """The same values as another type, of which `read_alike` says that it holds them.
 
     Raises `pa.ArrowInvalid` for a null where the type has none, and for a value out of its bounds.
@@ -166,7 +170,8 @@ def as_type(array: pa.Array, wanted: pa.DataType) -> pa.Array:
     if array.type == wanted:
         return array
     if pa.types.is_null(array.type):
-        return pa.nulls(len(array), wanted)
+        some: Any = wanted
+        return pa.nulls(len(array), some)
     if isinstance(array, pa.ExtensionArray):
         return as_type(array.storage, wanted)
     if isinstance(wanted, pa.BaseExtensionType):
@@ -189,29 +194,28 @@ def as_type(array: pa.Array, wanted: pa.DataType) -> pa.Array:
     return array.cast(wanted)
 
 
-def _nested_as(array: pa.Array, wanted: pa.DataType) -> pa.Array:
+def _nested_as(array: pa.Array[Any], wanted: pa.DataType) -> pa.Array[Any]:
     missing = array.is_null() if array.null_count else None
     if pa.types.is_map(wanted):
         return array.cast(wanted)
     if pa.types.is_struct(wanted):
-        members = [_member_as(one, wanted.field(i), missing) for i, one in enumerate(array.flatten())]
-        return pa.StructArray.from_arrays(members, fields=list(wanted), mask=missing)
+        own = [_member_as(one, wanted.field(i), missing) for i, one in enumerate(members(array))]
+        return pa.StructArray.from_arrays(own, fields=list(wanted), mask=missing)
     if pa.types.is_fixed_size_list(wanted):
         size = wanted.list_size
-        values = array.values.slice(array.offset * size, len(array) * size).cast(wanted.value_type)
-        return pa.FixedSizeListArray.from_arrays(values, type=wanted, mask=missing)
+        values = child(array).slice(array.offset * size, len(array) * size).cast(wanted.value_type)
+        kind: Any = wanted
+        return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=missing)
     if pa.types.is_fixed_size_list(array.type):
         array = array.cast(pa.list_(array.type.value_field))
     large = pa.types.is_large_list(wanted)
-    lengths = array.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64 if large else np.int32)
+    sizes = lengths(array).fill_null(0).to_numpy(zero_copy_only=False)
+    offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64 if large else np.int32)
     make = pa.LargeListArray if large else pa.ListArray
-    return make.from_arrays(
-        pa.array(offsets), _member_as(array.flatten(), wanted.value_field), type=wanted, mask=missing
-    )
+    return make.from_arrays(pa.array(offsets), _member_as(flat(array), value_field(wanted)), type=wanted, mask=missing)
 
 
-def _member_as(array: pa.Array, wanted: pa.Field, missing: pa.Array | None = None) -> pa.Array:
+def _member_as(array: pa.Array[Any], wanted: pa.Field[Any], missing: pa.Array[Any] | None = None) -> pa.Array[Any]:
     """`missing` is where the struct around it is null, and may be there alone where the member is required."""
     if not wanted.nullable and array.null_count:
         nulls = array.is_null() if missing is None else pc.and_not(array.is_null(), missing)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..nested_arrow import map_of
 from .arrow_types import depth
 from .arrow_types import leaves as leaves_of
 from .thrift import MOST_NESTED
@@ -30,7 +32,7 @@ def with_instants(file: pq.ParquetFile) -> pa.Schema:
 def _as_instants(kind: pa.DataType, instants: Iterator[bool]) -> pa.DataType:
     """`instants` tells of each leaf, in order, whether it is one."""
 
-    def inner(field: pa.Field) -> pa.Field:
+    def inner(field: pa.Field[Any]) -> pa.Field[Any]:
         return field.with_type(_as_instants(field.type, instants))
 
     if isinstance(kind, pa.BaseExtensionType):
@@ -40,7 +42,7 @@ def _as_instants(kind: pa.DataType, instants: Iterator[bool]) -> pa.DataType:
     if pa.types.is_struct(kind):
         return pa.struct([inner(member) for member in kind])
     if pa.types.is_map(kind):
-        return pa.map_(inner(kind.key_field), inner(kind.item_field), kind.keys_sorted)
+        return map_of(inner(kind.key_field), inner(kind.item_field), kind.keys_sorted)
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(inner(kind.value_field), kind.list_size)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -49,5 +51,6 @@ def _as_instants(kind: pa.DataType, instants: Iterator[bool]) -> pa.DataType:
         for _ in leaves_of(kind):
             next(instants)
         return kind
-    wanted = next(instants) and pa.types.is_timestamp(kind) and kind.tz is None
-    return pa.timestamp(kind.unit, "UTC") if wanted else kind
+    if next(instants) and pa.types.is_timestamp(kind) and kind.tz is None:
+        return pa.timestamp(kind.unit, "UTC")
+    return kind

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import ColumnError, DataError, NotParquet, NullFeature
+from ..nested_arrow import one_batch, python_file, repeated
 from ..shards.partition_types import constant
 from ..shards.shard import Shard
 from ..storage.store import ObjectRef, Store
@@ -279,14 +280,14 @@ def _checked(wanted: _Wanted, opened: Any, rows: int) -> Iterator[pa.RecordBatch
         batches = _batches(_opened(memory.file, parsed.metadata, window=0), wanted, rows)
         yield from _loaded(memory, batches, wanted, guard, rows)
     else:
-        file = pa.PythonFile(GuardedFile(opened, parsed.size, chunks, guard), mode="r")
+        file = python_file(GuardedFile(opened, parsed.size, chunks, guard), "r")
         yield from _batches(_opened(file, parsed.metadata, window=0 if small else _READ_WINDOW), wanted, rows)
 
 
 def _batches(file: pq.ParquetFile, wanted: _Wanted, rows: int) -> Iterator[pa.RecordBatch]:
     groups = [[group] for group in wanted.row_groups] if wanted.apart else [list(wanted.row_groups)]
     for some in groups:
-        yield from file.iter_batches(batch_size=rows, row_groups=some, columns=wanted.columns, use_threads=False)
+        yield from file.iter_batches(batch_size=rows, row_groups=some, columns=list(wanted.columns), use_threads=False)
 
 
 def _loaded(
@@ -316,13 +317,13 @@ def _nbytes(batch: pa.RecordBatch) -> int:
 
 def _written_out(batch: pa.RecordBatch) -> int:
     """Bytes of the text that rows have from dictionaries, where so much that it may matter."""
-    return sum(
-        pc.sum(pc.binary_length(column.dictionary).take(column.indices)).as_py() or 0
-        for column in batch.columns
-        if isinstance(column, pa.DictionaryArray)
-        and column.dictionary.type in _TEXT
-        and column.dictionary.nbytes * len(column) > BATCH_BYTES
-    )
+    written = 0
+    for column in batch.columns:
+        if isinstance(column, pa.DictionaryArray) and column.dictionary.type in _TEXT:
+            texts: Any = column.dictionary
+            if texts.nbytes * len(column) > BATCH_BYTES:
+                written += pc.sum(pc.binary_length(texts).take(column.indices)).as_py() or 0
+    return written
 
 
 def _too_large(shard: Shard, batch_rows: int, found: str) -> DataError:
@@ -344,11 +345,14 @@ def _with_constants(
         name: types.field(name).type if types is not None else pa.string() for name in constants if name in columns
     }
     arrays = [
-        pa.repeat(constant(constants[name], kinds[name]), batch.num_rows) if name in constants else batch.column(name)
+        repeated(constant(constants[name], kinds[name]), kinds[name], batch.num_rows)
+        if name in constants
+        else batch.column(name)
         for name in columns
     ]
     fields = [pa.field(name, kinds[name]) if name in constants else batch.schema.field(name) for name in columns]
-    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields, batch.schema.metadata))
+    metadata: Any = batch.schema.metadata
+    return pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields, metadata))
 
 
 def _null_list(shard: Shard, schema: pa.Schema, columns: Sequence[str], row: int, size: str) -> NullFeature:
@@ -377,11 +381,11 @@ def _full(batches: Iterable[pa.RecordBatch], skip: int, rows: int) -> Iterator[p
         held.append(batch)
         count += batch.num_rows
         if count >= rows:
-            whole = held[0] if len(held) == 1 else pa.concat_batches(held)
+            whole = held[0] if len(held) == 1 else one_batch(held)
             yield whole.slice(0, rows)
             held, count = [whole.slice(rows)] if count > rows else [], count - rows
     if count:
-        yield held[0] if len(held) == 1 else pa.concat_batches(held)
+        yield held[0] if len(held) == 1 else one_batch(held)
 
 
 @contextmanager

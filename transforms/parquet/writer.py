@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import ColumnError, InvalidRequest
+from ..nested_arrow import python_file
 from ..storage.store import ObjectRef, Store, Writer
 
 # Arrow gathers what it writes up to this much before Python sees it.
@@ -37,13 +38,14 @@ def write_batches(
     rows, held_bytes = 0, 0.0
     row_bytes = fixed_row_bytes(schema)
     held: list[pa.RecordBatch] = []
+    repetitive: Any = _repetitive(schema)  # the stubs take no names
     with store.create(uri) as sink, _Summed(sink) as summed:
-        gathered = pa.BufferedOutputStream(pa.PythonFile(summed, mode="w"), _WRITE_BYTES)
+        gathered = pa.BufferedOutputStream(python_file(summed, "w"), _WRITE_BYTES)
         with pq.ParquetWriter(  # closing it writes a footer even after an exception; without commit() nobody sees that
             gathered,
             schema.with_metadata(key_values),
             compression="zstd",
-            use_dictionary=_repetitive(schema),
+            use_dictionary=repetitive,
             write_page_checksum=True,
         ) as writer:
             for batch in batches:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -20,6 +20,7 @@ from ..models.model import Model, said
 from ..models.process_cache import shared_model
 from ..models.ref import ModelRef
 from ..models.spec import Signature
+from ..nested_arrow import read_schema
 from ..versions import check_versions
 from .devices import Device, choose_devices, set_up_tensorflow
 
@@ -328,7 +329,7 @@ def load_predictor(job: Job, device: Device | None = None) -> Predictor:
     check_versions(dict(job.versions))
     device = device or devices_for([one.ref for one in job.models], job.loading, whole_process=True)[0]
     models = [load_shared(one.ref, one.signature, job.loading, device) for one in job.models]
-    schema = pa.ipc.read_schema(pa.BufferReader(job.input_schema))
+    schema = read_schema(job.input_schema)
     written = () if job.postprocess else job.keep
     preprocess = (
         AppliedFunction(job.preprocess.load(), job.preprocess.name, schema, written) if job.preprocess else None
@@ -356,5 +357,5 @@ def load_predictor(job: Job, device: Device | None = None) -> Predictor:
 
 def input_columns(job: Job) -> tuple[str, ...]:
     """The columns to read, in order."""
-    schema: Any = pa.ipc.read_schema(pa.BufferReader(job.input_schema))
+    schema = read_schema(job.input_schema)
     return tuple(schema.names)

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -144,7 +145,7 @@ def _counted(spans: Sequence[tuple[float, float, int]], bar: Callable[[float], i
     return counts
 
 
-def _numbered(counts: np.ndarray) -> dict[str, int]:
+def _numbered(counts: np.ndarray[Any, Any]) -> dict[str, int]:
     return {str(at): int(count) for at, count in enumerate(counts)}
 
 

@@ -16,6 +16,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,7 @@ def distance(now: Sequence[float], before: Sequence[float]) -> float:
     return math.sqrt(min(1.0, max(0.0, divergence)))
 
 
-def _entropy(p: np.ndarray) -> float:
+def _entropy(p: np.ndarray[Any, Any]) -> float:
     some = p[p > 0]
     return float(-(some * np.log2(some)).sum())
 

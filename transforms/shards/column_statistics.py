@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..bounded_json import parse_json
+from ..nested_arrow import list_size, value_type
 from .number_bins import Numbers, whole
 
 ALL_ROWS = 1 << 14
@@ -48,7 +49,7 @@ class Column:
     rows: int = 0
     nulls: int = 0
     numbers: Numbers | None = None
-    classes: np.ndarray | None = None
+    classes: np.ndarray[Any, Any] | None = None
     largest: Numbers | None = None
     values: dict[str, int] | None = None
     _layout: _Layout | None = field(default=None, compare=False, repr=False)
@@ -65,12 +66,12 @@ class Column:
             return cls(name, told, numbers=Numbers(), values={})
         if not pa.types.is_floating(leaf):
             return cls(name, told)
-        of_scores = depth and pa.types.is_fixed_size_list(kind) and kind.value_type == leaf
-        if of_scores and 2 <= kind.list_size <= MOST_CLASSES:
-            return cls(name, told, numbers=Numbers(), classes=np.zeros(kind.list_size, np.int64), largest=Numbers())
+        of_scores = depth and pa.types.is_fixed_size_list(kind) and value_type(kind) == leaf
+        if of_scores and 2 <= list_size(kind) <= MOST_CLASSES:
+            return cls(name, told, numbers=Numbers(), classes=np.zeros(list_size(kind), np.int64), largest=Numbers())
         return cls(name, told, numbers=Numbers())
 
-    def add(self, array: pa.Array, weight: int = 1) -> None:
+    def add(self, array: pa.Array[Any], weight: int = 1) -> None:
         """`weight` as of `Numbers.add`, for classes and values too."""
         self.rows += len(array)
         self.nulls += array.null_count
@@ -85,7 +86,8 @@ class Column:
         if flat.null_count:
             flat = flat.drop_null()
         if layout.text:
-            lengths = pc.binary_length(flat)
+            texts: Any = flat
+            lengths = pc.binary_length(texts)
             self._count_values(flat, weight, long=(pc.max(lengths).as_py() or 0) > MOST_VALUE_BYTES)
             flat = lengths
         elif not layout.floating:
@@ -97,7 +99,7 @@ class Column:
             self._count_classes(numbers.reshape(lists, len(self.classes)), weight)
         self.numbers.add(numbers, weight)
 
-    def _count_classes(self, scores: np.ndarray, weight: int) -> None:
+    def _count_classes(self, scores: np.ndarray[Any, Any], weight: int) -> None:
         assert self.classes is not None
         assert self.largest is not None
         at = scores.argmax(axis=1)
@@ -107,7 +109,7 @@ class Column:
         self.largest.add(largest, weight)
         self.classes += np.bincount(at, minlength=len(self.classes)) * weight
 
-    def _count_values(self, flat: pa.Array, weight: int, *, long: bool = False) -> None:
+    def _count_values(self, flat: pa.Array[Any], weight: int, *, long: bool = False) -> None:
         if self.values is None or long:
             self.values = None
             return
@@ -117,8 +119,8 @@ class Column:
         if len(counted) > MOST_VALUES:
             self.values = None
             return
-        values, counts = counted.field("values").to_pylist(), pc.multiply(counted.field("counts"), weight).to_pylist()
-        self._add_values(zip(map(_shown, values), counts, strict=True))
+        values, counts = counted.field("values").to_pylist(), counted.field("counts").to_numpy() * weight
+        self._add_values(zip(map(_shown, values), counts.tolist(), strict=True))
 
     def _add_values(self, counted: Iterable[tuple[str, int]]) -> None:
         assert self.values is not None
@@ -172,13 +174,13 @@ class Column:
 class _Layout:
     """The way to all values of an array of that kind, in order; those of null lists are none."""
 
-    steps: tuple[Callable[[pa.Array], pa.Array], ...]
+    steps: tuple[Callable[[pa.Array[Any]], pa.Array[Any]], ...]
     text: bool
     floating: bool
 
     @classmethod
     def of(cls, kind: pa.DataType) -> Self:
-        steps: list[Callable[[pa.Array], pa.Array]] = []
+        steps: list[Callable[[pa.Array[Any]], pa.Array[Any]]] = []
         leaf = kind
         while True:
             if isinstance(leaf, pa.BaseExtensionType):
@@ -186,10 +188,10 @@ class _Layout:
                 leaf = leaf.storage_type
             elif pa.types.is_dictionary(leaf):
                 steps.append(methodcaller("dictionary_decode"))
-                leaf = leaf.value_type
+                leaf = value_type(leaf)
             elif _is_list(leaf):
                 steps.append(methodcaller("flatten"))
-                leaf = leaf.value_type
+                leaf = value_type(leaf)
             else:
                 return cls(tuple(steps), _is_text(leaf), pa.types.is_floating(leaf))
 
@@ -251,8 +253,8 @@ def _storage(kind: pa.DataType) -> pa.DataType:
 def _leaf(kind: pa.DataType) -> pa.DataType:
     kind = _storage(kind)
     while _is_list(kind):
-        kind = _storage(kind.value_type)
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
+        kind = _storage(value_type(kind))
+    return value_type(kind) if pa.types.is_dictionary(kind) else kind
 
 
 def _is_list(kind: pa.DataType) -> bool:

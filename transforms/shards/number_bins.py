@@ -39,11 +39,11 @@ class Numbers:
     total: float = 0.0
     spread: float = 0.0
     bits: int = FRACTION_BITS
-    keys: np.ndarray = field(default_factory=lambda: _NOTHING)
-    counts: np.ndarray = field(default_factory=lambda: _NOTHING)
-    _counting: np.ndarray | None = None
+    keys: np.ndarray[Any, Any] = field(default_factory=lambda: _NOTHING)
+    counts: np.ndarray[Any, Any] = field(default_factory=lambda: _NOTHING)
+    _counting: np.ndarray[Any, Any] | None = None
 
-    def add(self, values: np.ndarray, weight: int = 1) -> None:
+    def add(self, values: np.ndarray[Any, Any], weight: int = 1) -> None:
         """`values` are numbers of any dtype and shape [n]. In the bins each counts `weight` times; 0 leaves the bins alone."""
         if not len(values):
             return
@@ -167,7 +167,7 @@ class Numbers:
             counts,
         )
 
-    def _dense(self) -> np.ndarray:
+    def _dense(self) -> np.ndarray[Any, Any]:
         """Counts by all 16 bits, for as long as more are added."""
         if self._counting is None:
             self._counting = np.zeros(1 << 16, np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import date
+from typing import Any
 
 import pyarrow as pa
 
@@ -17,7 +18,7 @@ def fits(value: str | None, kind: pa.DataType) -> bool:
     return value is None or pa.types.is_string(kind) or _parsed(value, kind) is not None
 
 
-def constant(value: str | None, kind: pa.DataType) -> pa.Scalar:
+def constant(value: str | None, kind: pa.DataType) -> pa.Scalar[Any]:
     """Of text that `fits`."""
     return pa.scalar(value if value is None or pa.types.is_string(kind) else _parsed(value, kind), kind)
 

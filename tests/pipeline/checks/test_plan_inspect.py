@@ -17,6 +17,7 @@ from headrace.pipeline.terminal.tables import WIDTH, table
 from headrace.transforms.columns.plan import ColumnChoice
 from headrace.transforms.columns.rules import ColumnRules
 from headrace.transforms.models.spec import Signature, TensorSpec
+from headrace.transforms.nested_arrow import schema_of
 from tests.support.jobs import model_folder, put_inputs, put_table, rows
 
 Capture = pytest.CaptureFixture[str]
@@ -144,16 +145,16 @@ def spec(name: str, dtype: str, *inner: int | None) -> TensorSpec:
     return TensorSpec(name, dtype, (None, *inner))
 
 
-SCHEMA = pa.schema(
-    [
-        ("a", pa.float32()),
-        ("b", pa.float32()),
-        ("wide", pa.float64()),
-        ("small", pa.int32()),
-        ("picture", pa.binary()),
-        ("payload", pa.struct([("pixels", pa.list_(pa.float32(), 4)), ("note", pa.string())])),
-        ("id", pa.int64()),
-    ]
+SCHEMA = schema_of(
+    {
+        "a": pa.float32(),
+        "b": pa.float32(),
+        "wide": pa.float64(),
+        "small": pa.int32(),
+        "picture": pa.binary(),
+        "payload": pa.struct([("pixels", pa.list_(pa.float32(), 4)), ("note", pa.string())]),
+        "id": pa.int64(),
+    }
 )
 
 

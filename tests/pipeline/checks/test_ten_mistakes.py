@@ -20,6 +20,7 @@ import pyarrow as pa
 import pytest
 
 from headrace.pipeline.cli import main
+from headrace.transforms.nested_arrow import flat
 from tests.support.front import Front, Gate, served
 from tests.support.jobs import model_folder, names_in, put_inputs, put_model, put_table, read_output, rows
 from tests.support.s3_service import s3_service, use_s3
@@ -185,8 +186,8 @@ def test_9_an_old_keras_file(place: Place) -> None:
     flag = named(r"Name the model's config\.json, and this file as its weights \((--weights)", told)
     Path(f"{place.root}/config.json").write_text(model.to_json())
     table = place.works(place.command(f"{flag}={place.root}/weights.h5", model=f"{place.root}/config.json"))
-    expected = model.predict_on_batch(np.stack(rows(0, ROWS)["x"].to_numpy(zero_copy_only=False)))
-    assert np.allclose(np.stack(table["output_0"].to_numpy(zero_copy_only=False)), expected, atol=1e-6)
+    expected = model.predict_on_batch(np.stack(list(rows(0, ROWS)["x"].to_numpy(zero_copy_only=False))))
+    assert np.allclose(np.stack(list(table["output_0"].to_numpy(zero_copy_only=False))), expected, atol=1e-6)
 
 
 def test_10_a_lambda_layer(place: Place) -> None:
@@ -200,8 +201,8 @@ def test_10_a_lambda_layer(place: Place) -> None:
     cure = named(r"if you trust whoever wrote the file, (--unsafe_model)", told)
     table = place.works(place.command(cure, model=f"{place.root}/lambda.keras"))
     (column,) = set(table.schema.names) - {"id", "name"}
-    x = rows(0, ROWS)["x"].combine_chunks().flatten().to_numpy()
-    assert table[column].combine_chunks().flatten().to_numpy().tolist() == (x * 2).tolist()
+    x = flat(rows(0, ROWS)["x"].combine_chunks()).to_numpy()
+    assert flat(table[column].combine_chunks()).to_numpy().tolist() == (x * 2).tolist()
     # The first of the cures works just as well.
     doubled.export(f"{place.root}/exported", verbose=False)
     place.works(place.command(model=f"{place.root}/exported", output=f"{place.root}/out2"), f"{place.root}/out2")

@@ -14,9 +14,11 @@ import pytest
 
 from headrace.pipeline.checks.soundness import verify
 from headrace.pipeline.cli import main
+from headrace.transforms.nested_arrow import flat
 from headrace.transforms.storage import StoreOptions
 from tests.support.fault_table import tell
 from tests.support.jobs import model_folder, put_inputs, put_model
+from tests.support.loose import loose
 
 Capture = pytest.CaptureFixture[str]
 
@@ -114,7 +116,7 @@ def leave_a_span_out(output: Path, finished: Path) -> None:
     """As a planner that forgot rows would: neither a file nor a line in the manifest."""
     gone = files(output)[1]
     gone.unlink()
-    rewrite_manifest(output, lambda table: table.filter(pa.compute.not_equal(table["output"], gone.name)))
+    rewrite_manifest(output, lambda table: table.filter(pa.compute.not_equal(table["output"], loose(gone.name))))
 
 
 def twice(output: Path, finished: Path) -> None:
@@ -203,7 +205,7 @@ def test_a_sample_finds_other_values_in_files_that_are_otherwise_sound(
         scores = table["p"].combine_chunks()
         if not len(scores):
             continue
-        changed = pa.FixedSizeListArray.from_arrays(pa.array(scores.flatten().to_numpy() + np.float32(0.25)), 3)
+        changed = pa.FixedSizeListArray.from_arrays(pa.array(flat(scores).to_numpy() + np.float32(0.25)), 3)
         place = table.schema.get_field_index("p")
         path.unlink()
         pq.write_table(table.set_column(place, "p", changed), path)
@@ -215,7 +217,7 @@ def test_a_sample_finds_other_values_in_files_that_are_otherwise_sound(
 
 def _as_they_are(output: Path, table: pa.Table) -> pa.Table:
     """The manifest as a forger would have it: sizes those of the files, no checksums."""
-    sizes = pa.array([os.path.getsize(output / name) for name in table["output"].to_pylist()], pa.int64())
+    sizes = pa.array([os.path.getsize(output / name) for name in loose(table["output"].to_pylist())], pa.int64())
     names = table.schema.names
     table = table.set_column(names.index("output_bytes"), table.field("output_bytes"), sizes)
     where = names.index("output_crc32c")

@@ -21,6 +21,7 @@ from apache_beam.testing.util import assert_that, equal_to
 
 from headrace import StreamingModelHandler
 from headrace.transforms.errors import DataError, HeadraceError, InvalidRequest
+from tests.support.loose import loose
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def numbers(results: Iterable[PredictionResult]) -> list[float]:
     return [float(one.inference["y"]) for one in results]
 
 
-def ten_with_a_bad_one() -> list[np.ndarray]:
+def ten_with_a_bad_one() -> list[Any]:
     return [np.float32(5000 if k == 6 else k) for k in range(10)]
 
 
@@ -217,7 +218,7 @@ def test_tensors_are_rows_too(double: str) -> None:
 def test_a_bare_array_is_none_of_two_inputs(total: str) -> None:
     serving = handler(total)
     with pytest.raises(DataError, match="neither a row nor a batch"):
-        serving.run_inference([np.float32(1)], serving.load_model())
+        serving.run_inference(loose([np.float32(1)]), serving.load_model())
     assert numbers(serving.run_inference([{"a": 1.0, "b": 2.0}], serving.load_model())) == [3.0]
 
 
@@ -304,7 +305,7 @@ def test_inferences_of_prebatched_and_keyed_elements_are_rows(double: str) -> No
 def test_a_failed_batch_is_counted(double: str) -> None:
     serving = handler(double)
     with pytest.raises(DataError, match="fails on a batch"):
-        serving.run_inference([np.float32(5000)], serving.load_model())
+        serving.run_inference(loose([np.float32(5000)]), serving.load_model())
 
 
 # What is refused and what fails
@@ -316,7 +317,7 @@ def test_inference_args_are_refused_with_a_value_error(double: str) -> None:
         _ = beam.Pipeline() | beam.Create([1.0]) | RunInference(serving, inference_args={"temperature": 1})
     assert isinstance(refused.value, HeadraceError)
     with pytest.raises(ValueError, match="temperature"):
-        serving.run_inference([1.0], serving.load_model(), {"temperature": 1})
+        serving.run_inference(loose([1.0]), serving.load_model(), {"temperature": 1})
     serving.validate_inference_args(None)
     serving.validate_inference_args({})
 

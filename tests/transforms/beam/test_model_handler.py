@@ -28,6 +28,7 @@ from headrace.transforms.errors import DataError, InvalidRequest, NotAModel, Sig
 from headrace.transforms.models.loading import Loading
 from headrace.transforms.models.pin import pin_model
 from tests.support.jobs import FEATURES, expected_scores, model_folder, plain_model, rows, scores
+from tests.support.loose import loose
 
 logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
 
@@ -36,7 +37,7 @@ def handler(name: str = "saved_model", **how: Any) -> StreamingModelHandler:
     return StreamingModelHandler(str(model_folder() / name), **how)
 
 
-def examples(count: int) -> list[dict[str, np.ndarray]]:
+def examples(count: int) -> list[dict[str, np.ndarray[Any, Any]]]:
     return [{"x": np.sin(np.arange(FEATURES) + i).astype(np.float32)} for i in range(count)]
 
 
@@ -248,9 +249,9 @@ def test_a_model_in_another_process_is_reached_by_its_methods_alone() -> None:
 def test_without_batching_a_record_batch_is_one() -> None:
     serving = handler(keep=["id"])
     (batch,) = rows(0, 20).to_batches()
-    (found,) = serving.run_inference(batch, serving.load_model())
+    (found,) = serving.run_inference(loose(batch), serving.load_model())
     assert found.inference.num_rows == 20
-    assert serving.get_num_bytes(batch) == batch.nbytes
+    assert serving.get_num_bytes(loose(batch)) == batch.nbytes
 
 
 def test_a_row_of_beams_own_is_told_as_any_other_strange_element() -> None:

@@ -20,6 +20,7 @@ from headrace.transforms.columns import images
 from headrace.transforms.columns.inputs import ColumnRules, InputPlan, plan_inputs
 from headrace.transforms.errors import ColumnError, NullFeature
 from headrace.transforms.models.spec import TensorSpec
+from headrace.transforms.nested_arrow import schema_of
 
 
 def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> Any:
@@ -49,14 +50,14 @@ def claiming(data: bytes, height: int, width: int) -> bytes:
 
 
 def plan_for(
-    column: pa.Array, *inner: int | None, dtype: str = "float32", size: tuple[int, int] = (8, 6), **rules: Any
+    column: pa.Array[Any], *inner: int | None, dtype: str = "float32", size: tuple[int, int] = (8, 6), **rules: Any
 ) -> InputPlan:
     allowed = ColumnRules(decode_image=(("x", size),), **rules)
     inputs = {"x": TensorSpec("x", dtype, (None, *inner))}
     return plan_inputs(pa.schema([("image", column.type)]), inputs, {"x": ("image",)}, rules=allowed)
 
 
-def read(column: pa.Array, *inner: int | None, **given: Any) -> Any:
+def read(column: pa.Array[Any], *inner: int | None, **given: Any) -> Any:
     plan = pickle.loads(pickle.dumps(plan_for(column, *inner, **given)))
     return plan.tensors(pa.record_batch({"image": column}), where="f", first_row=100)["x"]
 
@@ -216,7 +217,7 @@ def test_what_cannot_become_the_tensor_is_refused_before_data(
 
 
 def test_the_column_of_bytes_is_found_for_the_model_s_only_input() -> None:
-    schema = pa.schema([("id", pa.int64()), ("jpeg", pa.binary()), ("score", pa.float32())])
+    schema = schema_of({"id": pa.int64(), "jpeg": pa.binary(), "score": pa.float32()})
     inputs = {"x": TensorSpec("x", "float32", (None, 8, 6, 3))}
     assert plan_inputs(schema, inputs, {}, rules=ColumnRules(decode_image=(("x", (8, 6)),))).columns == ("jpeg",)
 

@@ -15,6 +15,8 @@ from headrace.transforms.columns.casts import UncastableError, cast
 from headrace.transforms.columns.inputs import ColumnRules, plan_inputs, plan_outputs
 from headrace.transforms.errors import ColumnError, DataError, NullFeature
 from headrace.transforms.models.spec import TensorSpec
+from headrace.transforms.nested_arrow import child as child_of
+from headrace.transforms.nested_arrow import value_type
 
 # Arrow's type, TensorFlow's dtype, what --fill and --pad say and mean, and values that differ from both.
 LEAVES: list[tuple[pa.DataType, str, str, str, Any, Any, st.SearchStrategy[Any]]] = [
@@ -34,7 +36,7 @@ checked = settings(max_examples=250, deadline=None)
 
 
 @st.composite
-def drawn(draw: st.DrawFn) -> tuple[pa.Array, list[Any], int, tuple[Any, ...]]:
+def drawn(draw: st.DrawFn) -> tuple[pa.Array[Any], list[Any], int, tuple[Any, ...]]:
     """A sliced column of lists `depth` deep, its rows as Python has them, the depth, and its leaf."""
     leaf = draw(st.sampled_from(LEAVES))
     depth, nulls = draw(st.integers(0, 3)), draw(st.booleans())
@@ -56,7 +58,7 @@ def drawn(draw: st.DrawFn) -> tuple[pa.Array, list[Any], int, tuple[Any, ...]]:
     return array.slice(start), rows[start:], depth, leaf
 
 
-def made(rows: list[Any], kind: pa.DataType) -> pa.Array:
+def made(rows: list[Any], kind: pa.DataType) -> pa.Array[Any]:
     plain = pa.string() if "dictionary" in str(kind) else None
     array = pa.array(rows, replaced(kind, plain) if plain else kind)
     return array.cast(kind) if plain and pa.types.is_dictionary(kind) else array if not plain else encoded(array, kind)
@@ -65,17 +67,17 @@ def made(rows: list[Any], kind: pa.DataType) -> pa.Array:
 def replaced(kind: pa.DataType, leaf: pa.DataType) -> pa.DataType:
     if pa.types.is_dictionary(kind):
         return leaf
-    inner = replaced(kind.value_type, leaf)
+    inner = replaced(value_type(kind), leaf)
     if pa.types.is_fixed_size_list(kind):
         return pa.list_(inner, kind.list_size)
     return pa.large_list(inner) if pa.types.is_large_list(kind) else pa.list_(inner)
 
 
-def encoded(array: pa.Array, kind: pa.DataType) -> pa.Array:
+def encoded(array: pa.Array[Any], kind: pa.DataType) -> pa.Array[Any]:
     """The nested strings with their leaves as a dictionary, which Arrow's conversions do not make."""
     if pa.types.is_dictionary(kind):
         return array.dictionary_encode().cast(kind)
-    child = encoded(array.values, kind.value_type)
+    child = encoded(child_of(array), value_type(kind))
     return pa.Array.from_buffers(kind, len(array), array.buffers()[: kind.num_buffers], array.null_count, 0, [child])
 
 

@@ -17,13 +17,15 @@ from headrace.transforms.columns.casts import cast
 from headrace.transforms.columns.inputs import ColumnRules, plan_inputs
 from headrace.transforms.errors import ColumnError, NullFeature
 from headrace.transforms.models.spec import TensorSpec
+from headrace.transforms.nested_arrow import schema_of
+from tests.support.loose import loose
 
 PAD: dict[str, Any] = {"pad": (("x", "-1"),)}
 FILL: dict[str, Any] = {"fill": (("x", "-2"),)}
 CAST: dict[str, Any] = {"cast": ("x",)}
 
 
-def read(column: pa.Array, dtype: str, *inner: int | None, **rules: Any) -> Any:
+def read(column: pa.Array[Any], dtype: str, *inner: int | None, **rules: Any) -> Any:
     batch = pa.record_batch({"x": column})
     plan = plan_inputs(batch.schema, {"x": TensorSpec("x", dtype, (None, *inner))}, {}, rules=ColumnRules(**rules))
     tensor = pickle.loads(pickle.dumps(plan)).tensors(batch, where="f", first_row=100)["x"]
@@ -75,7 +77,7 @@ def test_times_of_another_unit_than_planned_are_refused() -> None:
 
 
 def test_a_time_is_not_taken_for_the_model_s_only_input_unasked() -> None:
-    schema = pa.schema([("when", pa.timestamp("us")), ("count", pa.int64())])
+    schema = schema_of({"when": pa.timestamp("us"), "count": pa.int64()})
     inputs = {"x": TensorSpec("x", "int64", (None,))}
     assert plan_inputs(schema, inputs, {}).columns == ("count",)
     assert plan_inputs(schema, inputs, {"x": ("when",)}).columns == ("when",)
@@ -176,7 +178,7 @@ def test_what_has_no_counterpart_names_its_row(bad: Any, kind: pa.DataType, dtyp
 
 def test_what_stands_under_a_null_is_not_cast() -> None:
     under = pa.Array.from_buffers(
-        pa.float64(), 3, [pa.py_buffer(b"\x05"), pa.py_buffer(np.array([1, np.nan, 3]))], null_count=1
+        pa.float64(), 3, [pa.py_buffer(b"\x05"), pa.py_buffer(loose(np.array([1, np.nan, 3])))], null_count=1
     )
     assert read(under, "int32", **CAST, **FILL) == [1, -2, 3]
 
@@ -209,7 +211,7 @@ def test_columns_of_any_number_are_packed_where_a_cast_is_allowed() -> None:
     ],
     ids=str,
 )
-def test_nulls_are_filled_with_a_value_of_the_tensor(column: pa.Array, dtype: str, fill: str, filled: Any) -> None:
+def test_nulls_are_filled_with_a_value_of_the_tensor(column: pa.Array[Any], dtype: str, fill: str, filled: Any) -> None:
     assert str(read(column, dtype, fill=(("x", fill),))) == str(filled)
     with refused("is null in row 10", NullFeature):
         read(column, dtype)
@@ -237,7 +239,7 @@ def test_what_stands_under_a_null_list_is_nowhere_in_the_tensor() -> None:
     for values in (pa.array(range(8)), pa.array([str(n) for n in range(8)])):
         lists = pa.ListArray.from_arrays(offsets, values, mask=mask)
         dtype, pad = ("int64", -1) if values.type == pa.int64() else ("string", b"-1")
-        first, last = values.take([0, 1]).to_pylist(), values[5].as_py()
+        first, last = loose(values.take([0, 1]).to_pylist()), loose(values[5].as_py())
         if dtype == "string":
             first, last = [one.encode() for one in first], last.encode()
         assert read(lists, dtype, None, **FILL, **PAD) == [first, [pad, pad], [last, pad], [pad, pad]]

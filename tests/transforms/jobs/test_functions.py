@@ -18,10 +18,12 @@ from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.flags.request import parse_request
 from headrace.transforms.errors import ColumnError, InvalidRequest, WorkerMismatch
 from headrace.transforms.jobs.user_functions import AppliedFunction, find_function
+from headrace.transforms.nested_arrow import flat
 from headrace.transforms.predicting.predictor import load_predictor
 from headrace.transforms.versions import versions
 from tests.support.around import Capture, Job, job_in, record_of, write_module
 from tests.support.jobs import expected_scores, model_folder, names_in, put_inputs, put_table, read_output, rows, scores
+from tests.support.loose import loose
 
 MODULE = """
 import pyarrow as pa, pyarrow.compute as pc
@@ -44,7 +46,7 @@ def only_names(batch):
     return batch.select(["name"])
 
 def twice(batch):
-    return pa.concat_batches([batch, batch]).slice(0, 2 * batch.num_rows)
+    return one_batch([batch, batch]).slice(0, 2 * batch.num_rows)
 
 def drops(batch):
     return batch.filter(pc.less(batch["id"], 30))
@@ -138,8 +140,8 @@ def test_features_and_kept_columns_may_be_derived(job: Job, tmp_path: Path, name
     found = read_output(f"{tmp_path}/out")
     assert found.schema.names == ["id", "length", "output_0"]
     given = rows(0, 50)
-    assert found["length"].to_pylist() == [len(text) for text in given["name"].to_pylist()]
-    x = given["x"].combine_chunks().flatten().to_numpy() * np.float32(2)
+    assert found["length"].to_pylist() == [len(text) for text in loose(given["name"].to_pylist())]
+    x = flat(given["x"].combine_chunks()).to_numpy() * np.float32(2)
     doubled = given.set_column(2, "x", pa.FixedSizeListArray.from_arrays(pa.array(x), 4))
     parts = [expected_scores("saved_model", doubled.slice(first, count), 8) for first, count in ((0, 20), (20, 30))]
     np.testing.assert_array_equal(scores(found), np.concatenate(parts))
@@ -344,9 +346,9 @@ def test_a_worker_of_other_versions_says_so(job: Job, tmp_path: Path) -> None:
 )
 def test_columns_of_every_kind_pass_through_a_function_as_batch_or_table(kind: pa.DataType) -> None:
     schema = pa.schema([pa.field("a", kind), pa.field("b", pa.int8(), nullable=False)], metadata={"made": "by pandas"})
-    batch = pa.RecordBatch.from_arrays([pa.nulls(3, kind), pa.array([1, 2, 3], pa.int8())], names=["a", "b"])
+    batch = pa.RecordBatch.from_arrays([pa.nulls(3, loose(kind)), pa.array([1, 2, 3], pa.int8())], names=["a", "b"])
     for function in (lambda one: one, lambda one: pa.Table.from_batches([one.slice(0, 1), one.slice(1)])):
-        applied = AppliedFunction(function, "mine:it", schema, written=["b"])
+        applied = AppliedFunction(loose(function), "mine:it", schema, written=["b"])
         result = applied(batch, "a.parquet", 0)
         assert result.schema == applied.output_schema
         assert result.to_pylist() == batch.to_pylist()
@@ -362,7 +364,7 @@ def test_a_compiled_or_callable_object_will_do(tmp_path: Path, monkeypatch: pyte
         monkeypatch,
     )
     ref = find_function("with_an_object:function", "--preprocess")
-    assert ref.load()(1) == 1
+    assert loose(ref.load())(1) == 1
     assert len(find_function("math:floor", "--preprocess").source) == 64
     with pytest.raises(InvalidRequest, match="cannot be found"):
         find_function("sys:exit", "--preprocess")

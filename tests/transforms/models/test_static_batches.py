@@ -15,6 +15,7 @@ from headrace.pipeline.flags.request import parse_request
 from headrace.transforms.columns.plan import ColumnChoice, choose_batch_rows, plan_columns
 from headrace.transforms.errors import InvalidRequest
 from headrace.transforms.models.load import describe_model, load_model
+from headrace.transforms.nested_arrow import flat
 from headrace.transforms.predicting.predictor import load_predictor
 from tests.support.around import Capture, Job, job_in, record_of, save_signature
 from tests.support.jobs import expected_scores, model_folder, put_inputs, put_table, read_output, rows, scores
@@ -46,7 +47,7 @@ def fixed(tmp_path: Path) -> str:
 
 def padded(model: Any, table: pa.Table, batch: int) -> Any:
     """What the plain model says of the rows, the last batch filled up with the last row."""
-    x = table["x"].combine_chunks().flatten().to_numpy().reshape(-1, 4)
+    x = flat(table["x"].combine_chunks()).to_numpy().reshape(-1, 4)
     found = []
     for first in range(0, len(x), batch):
         part = x[first : first + batch]

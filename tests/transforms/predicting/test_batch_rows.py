@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from headrace.transforms.columns.plan import ColumnChoice, choose_batch_rows, plan_columns, rows_that_fit
 from headrace.transforms.models.spec import Signature, TensorSpec
+from headrace.transforms.nested_arrow import schema_of
 
 MIB = 1 << 20
 
@@ -24,7 +25,7 @@ def signature(
 
 
 def floats(*shape: int) -> pa.DataType:
-    kind = pa.float32()
+    kind: pa.DataType = pa.float32()
     for dim in reversed(shape):
         kind = pa.list_(kind, dim)
     return kind
@@ -63,7 +64,7 @@ def test_the_larger_of_inputs_and_outputs_decides(model: Signature, column: pa.D
 
 
 def test_of_several_models_the_largest_decides() -> None:
-    schema = pa.schema([("x", pa.int32()), ("z", floats(64))])
+    schema = schema_of({"x": pa.int32(), "z": floats(64)})
     small = Signature(
         "serving_default", {"z": TensorSpec("z", "float32", (None, 64))}, {"a": TensorSpec("a", "float32", (None,))}
     )

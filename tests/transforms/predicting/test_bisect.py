@@ -17,12 +17,13 @@ from headrace.transforms.jobs.user_functions import AppliedFunction
 from headrace.transforms.models.model import Model
 from headrace.transforms.models.ref import ModelRef
 from headrace.transforms.models.spec import Signature, TensorSpec
+from headrace.transforms.nested_arrow import schema_of
 from headrace.transforms.output.bad_rows import BadRow
 from headrace.transforms.predicting.bisection import Bisection, half, pieces
 from headrace.transforms.predicting.predictor import Predictor
 
 WHERE = "gs://bucket/in.parquet"
-SCHEMA = pa.schema([("id", pa.int64()), ("x", pa.float32())])
+SCHEMA = schema_of({"id": pa.int64(), "x": pa.float32()})
 BAD = 1000.0  # a value that the model refuses
 
 
@@ -153,7 +154,7 @@ def refuse_marked(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 @pytest.mark.parametrize("stage", ["preprocess", "postprocess"])
 def test_rows_that_a_function_fails_on(stage: str) -> None:
-    schema = SCHEMA if stage == "preprocess" else pa.schema([("id", pa.int64()), ("y", pa.float32())])
+    schema = SCHEMA if stage == "preprocess" else schema_of({"id": pa.int64(), "y": pa.float32()})
     applied = AppliedFunction(refuse_marked, "mine:refuse_marked", schema)
     _, bad, results = bisected(Calls().predictor(**{stage: applied}), table(20), 20)
     assert [(one.row, one.stage) for one in bad] == [(13, stage)]

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from headrace.transforms.errors import InvalidRequest
 from headrace.transforms.jobs.job import Job
+from headrace.transforms.nested_arrow import schema_of
 from headrace.transforms.report.account import Account, TimeLine, account_of, merged
 from headrace.transforms.report.charts import column_charts, number
 from headrace.transforms.report.drift import MARKED, SLIGHT, distance, shifts, worst
@@ -33,7 +34,7 @@ from headrace.transforms.storage import ObjectRef, open_store
 from tests.support.jobs import put
 from tests.support.plans import plain_job
 
-SCHEMA = pa.schema([("s", pa.list_(pa.field("element", pa.float32(), nullable=False), 10)), ("name", pa.string())])
+SCHEMA = schema_of({"s": pa.list_(pa.field("element", pa.float32(), nullable=False), 10), "name": pa.string()})
 
 
 def job_in(tmp_path: Path, **more: Any) -> Job:

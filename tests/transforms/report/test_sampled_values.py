@@ -29,7 +29,7 @@ KINDS: list[tuple[pa.DataType, list[Any], list[Any]]] = [
 ]
 
 
-def sliced(values: list[Any], kind: pa.DataType) -> pa.Array:
+def sliced(values: list[Any], kind: pa.DataType) -> pa.Array[Any]:
     """The same values behind others that do not count."""
     return pa.concat_arrays([pa.array(values[:1], kind), pa.array(values, kind)]).slice(1)
 

@@ -106,7 +106,7 @@ def test_bins_are_bounded_whatever_comes_and_merge_all_the_same() -> None:
     assert len(encode([Column("x", "double", numbers=one)])) < 64 << 10
 
 
-def column(array: pa.Array) -> Column:
+def column(array: pa.Array[Any]) -> Column:
     """Of the array in two parts, the second one sliced, kept and read back."""
     made = Columns(pa.schema([pa.field("c", array.type)]), ["c"])
     for part in (array.slice(0, len(array) // 2), array.slice(len(array) // 2)):
@@ -147,7 +147,9 @@ def test_scores_are_counted_by_class() -> None:
     ],
     ids=str,
 )
-def test_each_kind_of_column(array: pa.Array, nulls: int, count: int | None, values: dict[str, int] | None) -> None:
+def test_each_kind_of_column(
+    array: pa.Array[Any], nulls: int, count: int | None, values: dict[str, int] | None
+) -> None:
     found = column(array)
     assert (found.rows, found.nulls, found.values) == (len(array), nulls, values)
     assert (found.numbers.count if found.numbers is not None else None) == count

@@ -62,7 +62,7 @@ def layers(count: int, width: int) -> bytes:
 
 
 def test_every_dataset_lies_where_it_is_said_to_lie() -> None:
-    arrays = {
+    arrays: dict[str, Any] = {
         "f4": np.arange(12, dtype="f4").reshape(3, 4),
         "f8": np.arange(5, dtype="f8"),
         "f2": np.arange(7, dtype="f2"),
