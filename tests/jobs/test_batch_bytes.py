@@ -14,10 +14,10 @@ import pytest
 
 from headrace.pipeline.checks.soundness import verify
 from headrace.pipeline.cli import main
-from headrace.transforms.beam.plan import input_files, plan_shards
 from headrace.transforms.columns.plan import MOST_READ_BYTES, is_auto, rows_that_fit, rows_within
 from headrace.transforms.parquet.reader import most_row_bytes, read_footer
 from headrace.transforms.predicting.bisection import pieces
+from headrace.transforms.steps.plan_shards import input_files, plan_shards
 from headrace.transforms.storage import StoreOptions, open_store
 from tests.support import parquet_fuzz
 from tests.support.jobs import model_folder, put_table, read_output, rows

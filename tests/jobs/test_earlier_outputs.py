@@ -52,7 +52,7 @@ def earlier(tmp_path: Path, capfd: Capture) -> Path:
 
 
 def rewrite(path: Path, to: Path, table: pa.Table) -> None:
-    said = dict(pq.read_metadata(path).metadata)
+    said = dict(pq.read_metadata(path).metadata or {})
     del said[b"headrace.claim"], said[b"ARROW:schema"]
     pq.write_table(table.replace_schema_metadata(said), to, compression="zstd")
 

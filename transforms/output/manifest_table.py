@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import OutputIncomplete
+from ..nested_arrow import schema_of
 from ..shards.shard import ShardResult
 
 JOINED = pa.struct(
@@ -21,28 +22,28 @@ JOINED = pa.struct(
     ]
 )
 
-MANIFEST_SCHEMA = pa.schema(
-    [
-        ("output", pa.string()),
-        ("output_bytes", pa.int64()),
-        ("output_version", pa.string()),
-        ("output_crc32c", pa.uint32()),
-        ("input", pa.string()),
-        ("input_bytes", pa.int64()),
-        ("input_version", pa.string()),
-        ("first_row", pa.int64()),
-        ("rows", pa.int64()),
-        ("predicted_rows", pa.int64()),
-        ("bad_rows", pa.int64()),
-        ("dead_letters", pa.string()),
-        ("batch_splits", pa.list_(pa.struct([("row", pa.int64()), ("rows", pa.int64())]))),
-        ("intra_op_threads", pa.int32()),
-        ("device", pa.string()),
-        ("read_seconds", pa.float64()),
-        ("predict_seconds", pa.float64()),
-        ("write_seconds", pa.float64()),
-        ("joined", pa.list_(JOINED)),
-    ]
+MANIFEST_SCHEMA = schema_of(
+    {
+        "output": pa.string(),
+        "output_bytes": pa.int64(),
+        "output_version": pa.string(),
+        "output_crc32c": pa.uint32(),
+        "input": pa.string(),
+        "input_bytes": pa.int64(),
+        "input_version": pa.string(),
+        "first_row": pa.int64(),
+        "rows": pa.int64(),
+        "predicted_rows": pa.int64(),
+        "bad_rows": pa.int64(),
+        "dead_letters": pa.string(),
+        "batch_splits": pa.list_(pa.struct([("row", pa.int64()), ("rows", pa.int64())])),
+        "intra_op_threads": pa.int32(),
+        "device": pa.string(),
+        "read_seconds": pa.float64(),
+        "predict_seconds": pa.float64(),
+        "write_seconds": pa.float64(),
+        "joined": pa.list_(JOINED),
+    }
 )
 
 

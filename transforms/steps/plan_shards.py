@@ -8,7 +8,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain, islice
 from operator import attrgetter
-from typing import Any
 
 import pyarrow as pa
 
@@ -16,6 +15,7 @@ from ..columns.plan import MOST_READ_BYTES, is_auto, rows_within
 from ..errors import ColumnError
 from ..jobs.input_files import PassedOver, each_input, expand_lists, join_small, together
 from ..jobs.job import Job
+from ..nested_arrow import read_schema
 from ..output.dead_letters import rows_of_another_schema
 from ..parquet.arrow_types import read_alike
 from ..parquet.reader import Footer, most_row_bytes, read_footer, repeated_columns
@@ -47,7 +47,7 @@ class _Splitter:
 
     def __init__(self, job: Job) -> None:
         self._job, self._fingerprint = job, job.fingerprint
-        schema: Any = pa.ipc.read_schema(pa.BufferReader(job.input_schema))
+        schema = read_schema(job.input_schema)
         self._sound: pa.Schema | None = None
         self._store = open_store(job.folder, job.storage)
         self._columns = frozenset(schema.names)

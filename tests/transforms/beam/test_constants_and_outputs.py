@@ -58,7 +58,7 @@ def test_outputs_without_rows_are_left_out_of_what_rows_get(model: str) -> None:
     """However many rows there are: `labels` has three values."""
     handler = StreamingModelHandler(model, constants=CONSTANTS, resource_hints={})
     for rows in ([{"x": 1.0}, {"x": 2.0}], [1.0, 2.0, 3.0]):
-        found = list(handler.run_inference(rows, handler.load_model()))
+        found = list(handler.run_inference(rows, handler.load_model()))  # type: ignore[arg-type]
         assert [one.inference["z"] for one in found] == [3.5, 7.0, 10.5][: len(rows)]
         assert set(found[0].inference) == {"y", "z"}
 
