@@ -27,7 +27,8 @@ _DICTS = {
 _LISTS = ("cast", "custom_objects", "input", "keep", "outputs")
 _NUMBERS = re.compile(r"-?\d+(\.\d+)?")
 _PAIR = rf"(?P<pair>{'|'.join(_DICTS)})[= ](?P<key>[^\s=,;()'\"]+)=(?P<for_key>[^\s,;()]*[^\s,;().?])"
-_LIST = rf"(?P<list>{'|'.join(_LISTS)})=(?P<items>[^\s;()]*[^\s,;().?])"
+# After a blank only where nothing but the sentence's end follows: "--keep names a column" names no column.
+_LIST = rf"(?P<list>{'|'.join(_LISTS)})(?:=(?P<items>[^\s;()]*[^\s,;().?])| (?P<item>\w+)(?=[.,;)]|$))"
 _VALUE = r"(?P<flag>[a-z][a-z0-9_]*)(?:=(?P<value>[^\s,;()]*[^\s,;().?])?)?"
 _FLAG = re.compile(rf"(?<![\w-])--(?:{_PAIR}|{_LIST}|{_VALUE})")
 
@@ -47,7 +48,7 @@ def _as_argument(match: re.Match[str]) -> str:
     if match["pair"]:
         return f'{_DICTS[match["pair"]]}={{"{match["key"]}": {_literal(match["for_key"])}}}'
     if match["list"]:
-        return f"{match['list']}=[{', '.join(map(_quoted, match['items'].split(',')))}]"
+        return f"{match['list']}=[{', '.join(map(_quoted, (match['items'] or match['item']).split(',')))}]"
     flag, value = match["flag"], match["value"]
     name = _DICTS.get(flag, flag)
     if flag in _LISTS and match[0].endswith("="):

@@ -229,6 +229,8 @@ def test_in_a_spawned_process_and_in_a_thread(model: str, tmp_path: Path) -> Non
         ("--keep=a,b keeps", 'keep=["a", "b"] keeps'),
         ("or --keep= for none", "or keep=[] for none"),
         ("--keep names a column", "keep names a column"),
+        ("or say --cast x.", 'or say cast=["x"].'),
+        ("--cast x, or", 'cast=["x"], or'),
         ("Say --feature x=a,b", 'Say features={"x": "a"},b'),
         ("--prediction {title}=c", 'predictions={"{title}": "c"}'),
         ("--on_error=dead_letter lets", 'on_error="dead_letter" lets'),
