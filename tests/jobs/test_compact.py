@@ -134,7 +134,7 @@ def test_a_file_that_changed_is_told_and_with_incremental_only_its_output_is_mad
     assert "joins files other than --compact joins now: one was rewritten, is gone or new since" in err
     assert "Add --incremental" in err
     assert main(compact(place, "--incremental")) == 0
-    assert "1 outputs are of inputs that changed or vanished" in capfd.readouterr().err
+    assert "1 output of inputs that changed or vanished will be removed" in capfd.readouterr().err
     now = outputs(f"{place}/out")
     assert len(set(names) - set(now)) == 1
     assert len(now) == len(names)
