@@ -282,6 +282,7 @@ def test_the_public_names_are_these() -> None:
         "InvalidInferenceArgs",
         "InvalidRequest",
         "JobError",
+        "JobResult",
         "Loading",
         "Model",
         "ModelError",
@@ -304,9 +305,13 @@ def test_the_public_names_are_these() -> None:
         "WorkerMismatch",
         "__version__",
         "describe_model",
+        "inspect",
         "load_model",
         "pin_model",
+        "plan",
         "predict",
+        "run",
+        "verify",
     ]
     assert all(hasattr(headrace, name) for name in headrace.__all__)
 

@@ -105,7 +105,7 @@ def _bundle(data: bytes) -> None:
     from headrace.transforms.storage.store import ObjectRef
 
     store, ref = _put(data, "variables.index")
-    bundle = Bundle(store, ref, lambda i, n: ObjectRef(f"memory://fuzz/{i}-{n}", 20_000, "1", None))
+    bundle = Bundle(store, ref, lambda i, n: ObjectRef(f"memory://fuzz/{i}-{n}", 40_000, "1", None))
     for key in list(bundle._table)[:200]:
         bundle.entry(key.decode("utf-8", "replace"))
 

@@ -157,7 +157,7 @@ def test_6_the_endpoint_of_a_wrong_region(tmp_path: Path, capfd: Capture, monkey
 
 def test_7_a_wrong_glob(place: Place) -> None:
     told = place.mistake(place.command(input=f"{place.root}/in/*.parq"))
-    assert "Mend the pattern" in told
+    assert "Fix the pattern" in told
     there = named(rf"in {re.escape(place.root)}/in/: (\S+\.parquet)", told)
     place.works(place.command(input=there))
 
