@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterable
 
 from ..models.spec import TensorSpec
@@ -17,19 +16,6 @@ def described(spec: TensorSpec) -> str:
 
 def shown(shape: tuple[int | None, ...]) -> str:
     return f"[{', '.join(str(dim) for dim in shape)}]"
-
-
-_IMAGE = re.compile(r"\.(jpe?g|png|gif|bmp|webp|tiff?)\b", re.IGNORECASE)
-
-
-def cure_of_images(names: str) -> str:
-    """What to do where names of images were given for Parquet files; "" for other names."""
-    return (
-        "These are images: put the bytes of each into a column of a Parquet file first, as in docs/inputs.md (A folder of "
-        "images), and read them with --decode_image"
-        if _IMAGE.search(names)
-        else ""
-    )
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

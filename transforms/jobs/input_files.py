@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..columns.wording import cure_of_images
 from ..errors import HeadraceError, InvalidRequest, NotParquet, ObjectNotFound
+from ..image_names import cure_of_images
 from ..shards.partition_types import PartitionTypes
 from ..shards.partitions import long_partitions, partition_values
 from ..shards.shard import common_folder, source_digest

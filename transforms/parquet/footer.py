@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import NotParquet
+from ..image_names import cure_of_images
 from ..storage.bounded_cache import Recent
 from ..storage.store import ObjectRef, Store
 from .arrow_types import StoredColumns, as_read, depth, leaves
@@ -200,7 +201,7 @@ def check_size(source: ObjectRef) -> None:
             f"{source.uri} is no Parquet file",
             expected="a Parquet file, of 12 bytes at least",
             found=f"{source.size} bytes",
-            cure="Leave it out of --input, or write it again",
+            cure=cure_of_images(source.uri) or "Leave it out of --input, or write it again",
         )
 
 
@@ -269,7 +270,7 @@ def _no_parquet(uri: str, found: str) -> NotParquet:
         f"{uri} is no Parquet file, or is cut short",
         expected="a Parquet file, which ends in its footer and b'PAR1'",
         found=found,
-        cure="Leave it out of --input, or write it again",
+        cure=cure_of_images(uri) or "Leave it out of --input, or write it again",
     )
 
 

@@ -1,0 +1,17 @@
+"""What an error says where images were given for Parquet files."""
+
+from __future__ import annotations
+
+import re
+
+_IMAGE = re.compile(r"\.(jpe?g|png|gif|bmp|webp|tiff?)\b", re.IGNORECASE)
+
+
+def cure_of_images(names: str) -> str:
+    """What to do where names of images were given for Parquet files; "" for other names."""
+    return (
+        "These are images: put the bytes of each into a column of a Parquet file first, as in docs/inputs.md (A folder of "
+        "images), and read them with --decode_image"
+        if _IMAGE.search(names)
+        else ""
+    )
