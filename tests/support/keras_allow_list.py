@@ -168,6 +168,8 @@ def _inner(module: str, name: str, thing: Any) -> Verdict | None:
         return Verdict("class", "an operation")
     if module == "keras.src.activations.activations" and _derives(thing, "Operation"):
         return Verdict("class", "an operation")
+    if module.startswith("keras.src.applications.") and _derives(thing, "Layer"):
+        return Verdict("class", "a layer of an architecture")
     return Verdict(None, "has a public name, or is no part of a model")
 
 

@@ -80,6 +80,12 @@ CLASSES: dict[str, frozenset[str]] = {
         "keras.src.activations.activations": """
             Mish ReLU
         """,
+        "keras.src.applications.convnext": """
+            LayerScale StochasticDepth
+        """,
+        "keras.src.applications.inception_resnet_v2": """
+            CustomScaleLayer
+        """,
         "keras.src.models.functional": """
             Functional
         """,

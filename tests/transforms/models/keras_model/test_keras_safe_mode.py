@@ -385,6 +385,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "NASNetMobile": {"input_shape": (32, 32, 3), "include_top": False},
     "EfficientNetV2B0": {"input_shape": (32, 32, 3)},
     "ConvNeXtTiny": {"input_shape": (32, 32, 3)},
+    "InceptionResNetV2": {"input_shape": (75, 75, 3), "include_top": False},
     "MobileNetV3Small": {"input_shape": (32, 32, 3), "include_top": False},
     "ResNet50V2": {"input_shape": (32, 32, 3)},
 }
