@@ -29,7 +29,11 @@ class Recorder:
 
     def __call__(self, gate: Gate) -> bool:
         path, _, query = gate.path.partition("?")
-        if gate.command in ("POST", "PUT") or path.startswith("/upload/"):
+        if "/rewriteTo/" in path:  # publishes `_SUCCESS`: reads one object and creates another
+            source, _, target = path.partition("/rewriteTo/")
+            self.needs.add(("get", self.place(unquote(source.rpartition("/o/")[2]))))
+            self.needs.add(("create", self.place(unquote(target.rpartition("/o/")[2]))))
+        elif gate.command in ("POST", "PUT") or path.startswith("/upload/"):
             # An upload, or the end of one: who began it may.
             self.needs.add(("create", self.place(re.findall(rb'"name": ?"([^"]+)"', gate.body)[0].decode())))
         elif path.endswith("/o"):
