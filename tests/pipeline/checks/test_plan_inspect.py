@@ -119,7 +119,8 @@ def test_inspect_shows_an_input_alone_and_beside_a_model(capfd: Capture, argv: l
     assert re.search(r"^x +fixed_size_list<", text, re.MULTILINE)
     both = shown(capfd, "inspect", model, source)
     assert "───────▶" in both
-    assert "signature serve" in both
+    assert re.search("^signature serve$", both, re.MULTILINE)
+    assert "function" not in both
     other = shown(capfd, "inspect", model, source, "--signature=predict")
     assert "There is no signature 'predict' to hold these columns against" in other
     found = json.loads(shown(capfd, "inspect", model, source, "--json"))

@@ -148,7 +148,9 @@ class _Graph:
             for name, definition in sorted(metas[0].signature_def.items())
             if name != INIT_OP
         }
-        self.functions = traced_functions(self._objects)
+        # Keras exports each endpoint as a signature and as a function of the same name: those are signatures.
+        traced = traced_functions(self._objects).items()
+        self.functions = {name: function for name, function in traced if name not in self.signatures}
         self._bundle: Bundle | None = None
 
     def take_proto(self) -> Any:
