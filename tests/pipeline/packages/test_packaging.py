@@ -131,7 +131,7 @@ def test_the_command_runs_where_a_user_has_modules_of_the_same_names(environment
     for name, source in OWN.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(source)
-    python((tmp_path / "make.py").read_text(), folder=str(tmp_path))
+    python((tmp_path / "make.py").read_text(), path=[str(tmp_path)], folder=str(tmp_path))
     put_inputs(str(tmp_path / "in"), [10, 10])
     named = ["--preprocess=pre:same", "--postprocess=post:top", "--import_module=operations"]
     job = ["--model=model.keras", "--custom_objects=layers:Own", "--input=in/*.parquet", "--output=out", *named]
@@ -217,7 +217,8 @@ def test_every_import_is_a_declared_requirement(wheel: Path) -> None:
         for path in sorted(SOURCES)
         if path.endswith(".py")
         for name in _imported((ROOT / path).read_text("utf-8"))
-        if name not in (*sys.stdlib_module_names, *PACKAGES)
+        # Type checkers have _typeshed themselves.
+        if name not in (*sys.stdlib_module_names, "_typeshed", *PACKAGES)
         # A package of an extra need not be installed here; its import is then taken for its name.
         and required.isdisjoint({_plain(home) for home in homes.get(name, [name])})
     }

@@ -224,8 +224,14 @@ def test_what_would_stand_in_headraces_place_is_told(package: UserPackage, tmp_p
     wheel.write_bytes(package.wheel.read_bytes())
     with zipfile.ZipFile(wheel, "a") as archive:
         archive.writestr("transforms/__init__.py", "")
+        archive.writestr("pipeline.py", "")
+    with open_user_packages([str(wheel)], []):
+        pass
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("headrace/transforms/__init__.py", "")
     told = refused([wheel])
-    assert "holds a module 'transforms', which is headrace's own" in told
+    assert "holds a module 'headrace'" in told
+    assert "that one is headrace's own" in told
     assert "Rename it" in told
 
 
