@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -130,14 +131,15 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         ref = self._ref
         if self._path is not None:
             path = _GRAPH.sub("", self._path)
-            ref = pin_model(
+            found = pin_model(
                 path,
                 ref.storage,
-                custom_objects=ref.custom_objects,
                 unsafe=ref.unsafe,
                 allow_stateful=ref.allow_stateful,
                 import_modules=ref.import_modules,
             )
+            # A model of another format may follow a Keras model, and has no use for its custom objects.
+            ref = replace(found, custom_objects=ref.custom_objects) if found.is_keras else found
         devices = devices_for([ref], self._loading)
         models = [load_model(ref, self._request.signature, loading=self._loading.on(device.name)) for device in devices]
         for model in models:

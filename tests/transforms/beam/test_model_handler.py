@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import pickle
+import shutil
 import weakref
 from collections.abc import Iterable
 from dataclasses import replace
@@ -271,13 +272,18 @@ def test_what_does_not_fit_one_batch_is_an_error_and_not_cut_off() -> None:
 
 
 def test_what_an_update_needs_is_what_the_first_model_needed(tmp_path: Path) -> None:
-    """Its custom objects; and Beam's patterns match a SavedModel's file, not its folder."""
+    """Its custom objects, where a Keras model follows; and Beam's patterns match a SavedModel's file, not its folder."""
+    shutil.copy(model_folder() / "model.keras", tmp_path / "next.keras")
     ref = pin_model(str(model_folder() / "model.keras"), custom_objects=["tests.support.jobs"], unsafe=True)
     serving = StreamingModelHandler(ref)
-    serving.update_model_path(str(model_folder() / "saved_model/saved_model.pb"))
-    (replaced,) = serving.load_model().models
-    assert replaced.ref.uri == str(model_folder() / "saved_model")
-    assert (replaced.ref.custom_objects, replaced.ref.unsafe) == (ref.custom_objects, True)
+    for update, uri, custom_objects in [
+        (tmp_path / "next.keras", tmp_path / "next.keras", ref.custom_objects),
+        (model_folder() / "saved_model/saved_model.pb", model_folder() / "saved_model", ()),
+    ]:
+        serving.update_model_path(str(update))
+        (replaced,) = serving.load_model().models
+        assert replaced.ref.uri == str(uri)
+        assert (replaced.ref.custom_objects, replaced.ref.unsafe) == (custom_objects, True)
 
 
 def test_no_signature_of_an_address_is_in_a_result(tmp_path: Path) -> None:
