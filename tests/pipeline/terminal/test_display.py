@@ -99,7 +99,9 @@ def test_ctrl_c_says_what_is_done_and_leaves_the_terminal_as_it_was(warm: Warm, 
             assert warm.wait(job) == 130
             assert terminal.is_sane()
         told = terminal.text()
-        assert re.search(r"^Stopped\. \d of 6 shards are done\. .*The same command goes on", told, re.MULTILINE), told
+        assert re.search(
+            r"^Stopped\. \d of 6 shards are done\. .*The same command goes on", told, re.MULTILINE | re.DOTALL
+        ), told
         assert "Traceback" not in told
 
 

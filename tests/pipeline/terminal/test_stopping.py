@@ -68,7 +68,8 @@ def test_stopped_it_says_what_is_done_and_how_to_go_on(
         assert warm.wait(job) == 130
         told = log.read_text()
         found = re.search(
-            rf"Stopped\. (\d) of {SHARDS} shards are done\. (?:Given back unfinished: \S+\.parquet.*\. )?The same command goes on",
+            rf"Stopped\. (\d) of {SHARDS} shards are done\. "
+            r"(?:Given back unfinished: \S+\.parquet.*\. )?The same command goes on",
             told,
         )
         assert found, told
