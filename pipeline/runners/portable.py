@@ -174,7 +174,7 @@ def portable_error(text: str) -> JobError | None:
     """Of a job's failure as a runner tells it: a module that a worker lacks, or somebody who did not answer."""
     if lacking := _MODULE.findall(text):
         name = lacking[-1].partition(".")[0]
-        ours = name in ("transforms", "pipeline", "tensorflow", "keras", "pyarrow", "apache_beam")
+        ours = name in ("headrace", "tensorflow", "keras", "pyarrow", "apache_beam")
         return JobError(
             f"A worker has no module {lacking[-1]!r}",
             expected="headrace on every worker, in the launcher's version"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import signal
 import sys
@@ -22,7 +21,7 @@ from headrace.pipeline.runners.dataflow import detached, min_ram_gb
 from headrace.pipeline.terminal.signals import STOPPED
 from headrace.transforms.jobs.job import OnError
 from headrace.transforms.models.loading import Loading
-from tests.pipeline.packages.test_packaging import ROOT
+from tests.pipeline.packages.test_packaging import PACKAGES, ROOT
 from tests.support.dataflow_checks import do_fns, faults, graph_of, options
 from tests.support.fake_dataflow import FakeDataflow, pool, read, staged_files
 from tests.support.jobs import names_in, put_inputs, put_model, read_output
@@ -121,8 +120,8 @@ def test_what_is_sent_is_what_was_asked_for(
 def test_a_setup_file_stands_for_the_wheel(data: Data, tmp_path: Path) -> None:
     """As a launcher passes on what FLEX_TEMPLATE_PYTHON_SETUP_FILE names. Beam builds it in its own folder: in a copy here."""
     source = tmp_path / "source"
-    for package in ("pipeline", "transforms"):
-        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, source / package, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     job, flags = data.submit(f"--setup_file={source}/setup.py")
@@ -237,8 +236,8 @@ CHANGES: dict[str, Callable[[Any, list[Path]], Any]] = {
     "machines dropped": lambda job, _: setattr(pool(job), "machine_type", ""),
     "label dropped": lambda job, _: setattr(job, "labels", {}),
     "a label with dots": lambda job, _: setattr(job, "labels", {"headrace": "0.1.0"}),
-    "a module missing": _without_module("transforms/columns/struct_paths.py"),
-    "py.typed missing": _without_module("pipeline/py.typed"),
+    "a module missing": _without_module("headrace/transforms/columns/struct_paths.py"),
+    "py.typed missing": _without_module("headrace/py.typed"),
     "nothing staged": lambda _, staged: staged.clear(),
     "not installed": lambda _, staged: next(p for p in staged if p.suffix == ".txt" and "extra" in p.name).write_text(
         ""
@@ -286,10 +285,12 @@ def test_any_flag_that_is_dropped_is_missed_and_each_has_come_to_the_workers(dat
 def test_a_worker_without_a_module_fails_the_job_by_its_name(
     data: Data, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As far as a person sees it: through Dataflow's messages. Where the checkout is installed, it stands in for what is
-    missing, and that is told.
-    """
-    monkeypatch.setattr(data.service, "damage", lambda site: (site / "transforms" / "predict_shard.py").unlink())
+    """As far as a person sees it: through Dataflow's messages."""
+    monkeypatch.setattr(
+        data.service, "damage", lambda site: (site / "headrace/transforms/steps/predict_shard.py").unlink()
+    )
     assert main(data.flags("damaged")) == 1
-    assert re.search(r"transforms[./]predict_shard", capsys.readouterr().err)
+    told = capsys.readouterr().err
+    assert "no module 'headrace.transforms.steps.predict_shard'" in told
+    assert "pip install headrace" in told
     assert "headrace.transforms.steps.predict_shard" in sys.modules

@@ -146,7 +146,8 @@ def test_what_a_portable_runner_lacks_is_told_before_anything_is_written(
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("RuntimeError: Traceback …\nModuleNotFoundError: No module named 'transforms'\n", "no module 'transforms'"),
+        ("RuntimeError: Traceback …\nModuleNotFoundError: No module named 'headrace'\n", "no module 'headrace'"),
+        ("ModuleNotFoundError: No module named 'headrace.transforms.steps'", "pip install headrace"),
         ("ModuleNotFoundError: No module named 'mine.functions' [while running 'Predict']", "--user_package"),
         ('<_MultiThreadedRendezvous of RPC …\n\tdetails = "connection refused"\n>', "connection refused"),
     ],
