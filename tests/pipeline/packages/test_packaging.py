@@ -116,7 +116,10 @@ OWN = {
     "pipeline.py": "MINE = True\n",
     "transforms/__init__.py": "MINE = True\n",
     "post.py": "import pipeline, transforms\nassert pipeline.MINE and transforms.MINE\n"
-    "import numpy as np\n\n\ndef top(outputs):\n    return {'top': np.argmax(outputs['output_0'], axis=1).astype('int32')}\n",
+    "import numpy as np\nimport pyarrow as pa\n\n\ndef top(batch):\n"
+    "    scores = batch['output_0'].flatten().to_numpy().reshape(-1, 3)\n"
+    "    best = np.argmax(scores, axis=1).astype('int32')\n"
+    "    return pa.RecordBatch.from_pydict({'top': best, 'id': batch['id'], 'name': batch['name']})\n",
     "pre.py": "def same(batch):\n    return batch\n",
     "operations.py": "print('operations are imported')\n",
     "layers.py": "import keras\n\n\nclass Own(keras.layers.Layer):\n    def call(self, x):\n        return x * 2\n",
