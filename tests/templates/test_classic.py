@@ -109,6 +109,10 @@ def predictions(folder: str) -> set[str]:
     return {name for name in names_in(folder) if not name.startswith("_manifest/")}  # that holds timings
 
 
+def claims(*numbers: int) -> list[str]:
+    return [f"_headrace/claims/{number:08}.{kind}" for number in numbers for kind in ("claim", "started")]
+
+
 def test_launched_with_other_parameters_it_does_what_the_command_does_and_each_goes_on_where_the_other_stopped(
     staged: Staged, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,7 +186,7 @@ def test_a_step_that_runs_twice_removes_nothing_of_what_came_between(staged: Sta
     with pytest.raises(OutputConflict, match="limit"):
         claimed_job(flags)
     job = claimed_job([*flags, "--overwrite"])
-    assert names_in(job.output) == ["_headrace/job.json", "_headrace/report.html"]
+    assert names_in(job.output) == [*claims(1, 2), "_headrace/job.json", "_headrace/report.html"]
     assert cli.main(flags) == 0
     before = kept(job.output)
     assert claimed_job([*flags, "--overwrite"]) == job
@@ -211,7 +215,7 @@ def test_a_launch_says_what_was_left_open_and_keeps_what_was_staged(
     assert (job.keep, job.batch_rows, job.incremental, job.limit) == (("id",), 16, False, None)
     assert job.user_packages == (("own", "0" * 64),)
     assert job.preprocess is not None
-    assert names_in(job.output) == ["_headrace/job.json"]
+    assert names_in(job.output) == [*claims(1), "_headrace/job.json"]
 
 
 def test_a_name_a_form_or_a_lack_is_refused_by_the_service_itself(staged: Staged) -> None:
