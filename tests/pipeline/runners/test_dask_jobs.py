@@ -22,8 +22,14 @@ WORKERS = 3
 COUNTS = (30, 20, 40, 10, 50, 30)
 
 
-def flags(uri: str, output: str, *more: str) -> list[str]:
-    return [f"--model={uri}/m", f"--input={uri}/in/*.parquet", f"--output={uri}/{output}", "--shard_bytes=1", *more]
+def flags(uri: str, output: str, *more: str, model: str = "m") -> list[str]:
+    return [
+        f"--model={uri}/{model}",
+        f"--input={uri}/in/*.parquet",
+        f"--output={uri}/{output}",
+        "--shard_bytes=1",
+        *more,
+    ]
 
 
 class Uploads:
@@ -58,8 +64,8 @@ def cluster_of(warm: Warm, folder: Path, stores: list[Front]) -> Iterator[Cluste
 
 
 def reads_of_weights(stores: list[Front]) -> list[int]:
-    """How often the workers, all together, asked for each range of the model's weights."""
-    return list(
+    """How often the workers, all together, asked for each range of the weights' file, ascending."""
+    return sorted(
         Counter(
             (path, headers.get("Range"))
             for store in stores
@@ -72,6 +78,8 @@ def reads_of_weights(stores: list[Front]) -> list[int]:
 @pytest.fixture
 def place(bucket: str) -> str:
     put_model("saved_model", f"{bucket}/m")
+    # This process holds the weights of m after the local run, and would share them with Dask's workers.
+    put_model("saved_model", f"{bucket}/unloaded")
     put_inputs(f"{bucket}/in", COUNTS)
     assert main(flags(bucket, "local")) == 0
     return bucket
@@ -88,9 +96,10 @@ def test_three_workers_give_what_a_local_run_gives_also_where_one_is_killed(
         uploads = [Uploads() for _ in stores]
         for store, fault in zip(stores, uploads, strict=True):
             store.faults.append(fault)
-        assert main(flags(place, "out", *dask)) == 0
+        assert main(flags(place, "out", *dask, model="unloaded")) == 0
         assert read_output(f"{place}/out").equals(local)
-        assert reads_of_weights(stores) == [1]
+        # The checkpoint's object graph, which names the weights, is read by each.
+        assert reads_of_weights(stores) == [1, WORKERS]
         assert all(one.count for one in uploads)
         assert f"{sum(COUNTS)} rows computed" in capfd.readouterr().out
         killed = Uploads(lambda: cluster.kill(cluster.workers[0]))

@@ -21,8 +21,8 @@ _CHANGES = re.compile(
     r"\b(creat|mkdir|mkdirat|mknod|mknodat|(sym)?link(at)?|rename(at2?)?|f?truncate|fallocate|copy_file_range)\("
 )
 _OPENED_FOR_WRITING = re.compile(r"\bopen(at2?)?\(.*\bO_(WRONLY|RDWR|CREAT|TRUNC|APPEND|TMPFILE)\b")
-# Devices and the kernel's own view of the process are no file systems that keep anything.
-_NO_FILE = re.compile(r'"/(dev|proc)/')
+# Devices and the kernel's own view of the process are no file systems that keep anything, nor is memory without a name.
+_NO_FILE = re.compile(r'"/(dev|proc)/|\bftruncate\(\d+</memfd:')
 _MARK = "/headrace-test-begins-here"
 # Never whole in the script, which strace shows as an argument.
 _BEGIN = f"os.path.exists({_MARK[:9]!r} + {_MARK[9:]!r})"
@@ -60,6 +60,7 @@ def writes(script: str, arguments: Sequence[str], trace: Path) -> tuple[list[str
         "-f",
         "--seccomp-bpf",  # other calls do not stop for it
         "-qq",
+        "-y",  # what each descriptor is of
         "-s",
         "300",
         "-e",

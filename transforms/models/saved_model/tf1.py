@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from ...errors import HeadraceError
@@ -64,6 +65,8 @@ def load(store: Store, ref: ModelRef, proto: Any, signature: str, stream: Stream
         say_once(
             f"{public_uri(ref.uri)} has reference variables of TensorFlow 1, which hold a copy of each process's own"
         )
+        # A shared segment would be a second copy, which nobody reads again.
+        stream = replace(stream, place=None)
     slots = {piece.slot.name: piece.slot for entry in values.values() for piece in entry.pieces}
     with open_stream(store, list(slots.values()), stream) as tensors:
         folder = RamFolder(store, ref, graph.cut(signature))

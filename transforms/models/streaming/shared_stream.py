@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from ...container_limits import usable_cores
 from ...errors import CorruptModel, ObjectChanged
 from ...storage import Store
 from ..ref import ModelRef
@@ -224,7 +225,7 @@ class MachineStream(TensorStream):
             if slot.nbytes
         }
         # Checksums are computed without the interpreter's lock.
-        with ThreadPoolExecutor(min(_CHECKS_AT_ONCE, os.cpu_count() or 1)) as threads:
+        with ThreadPoolExecutor(min(_CHECKS_AT_ONCE, usable_cores())) as threads:
             for _ in threads.map(lambda i: check_crc(self._slots[i], views[i]), views):
                 pass
             for _ in threads.map(lambda span: self._check_span(span, views), self._spans):

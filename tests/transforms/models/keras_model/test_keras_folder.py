@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from headrace.transforms.errors import CorruptModel, NotAModel, ObjectChanged, SignatureNotFound, UnsupportedModel
+from headrace.transforms.errors import (
+    CorruptModel,
+    InvalidRequest,
+    NotAModel,
+    ObjectChanged,
+    SignatureNotFound,
+    UnsupportedModel,
+)
 from headrace.transforms.models.keras_model import files as keras_files
 from headrace.transforms.models.keras_model import model as keras_model
 from headrace.transforms.models.load import describe_model, load_model
@@ -171,7 +178,7 @@ class TestRefusals:
 
     def test_weights_beside_a_whole_model(self, tmp_path: Path) -> None:
         keras_zoo.mlp().model.save(tmp_path / "x.keras")
-        with pytest.raises(NotAModel, match="Leave the weights out"):
+        with pytest.raises(InvalidRequest, match=r"a file that holds a whole model\. Leave it out"):
             pin_model(str(tmp_path / "x.keras"), weights=str(tmp_path / "x.keras"))
 
     def test_npz(self, tmp_path: Path) -> None:
