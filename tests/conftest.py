@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import threading
 import uuid
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 # Read when google.auth is imported: no test waits for, or finds, a metadata server.
 os.environ["NO_GCE_CHECK"] = "true"
+# A shell that starts the tests in the background has them, and their children, ignore it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -149,6 +149,7 @@ def _serve(model: Any, ref: ModelRef, nbytes: int, traced: tuple[Any, Any]) -> M
         parameters=_parameters(model),
         nbytes=nbytes,
         keep=(model, concrete, function),
+        operations=keras_operations.operations(model, keras_signature.input_signature(model, ref.uri)),
     )
 
 

@@ -338,9 +338,11 @@ def _varint(data: bytes, at: int, uri: str) -> tuple[int, int]:
         byte = data[at]
         at += 1
         value |= (byte & 127) << shift
-        if byte < 128:
+        if byte < 128 and value < 1 << 64:
             return value, at
-    raise _corrupt(uri, "a number that does not end")
+        if byte < 128:
+            break
+    raise _corrupt(uri, "a number that does not end within 64 bits")
 
 
 def _string_array(piece: Piece, data: bytes, shape: tuple[int, ...]) -> Any:

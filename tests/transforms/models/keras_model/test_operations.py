@@ -36,6 +36,7 @@ def test_a_stateful_recurrent_layer_is_refused_in_jobs_unless_that_is_allowed(tm
         describe_for_job(pin_model(uri), "serving_default")
     describe_for_job(pin_model(uri, allow_stateful=True), "serving_default")
     model = load_model(uri)
+    assert model.operations == _found(uri)
     x = {"x": np.ones((4, 3, 1), np.float32)}
     first, second = (next(iter(model.predict(x).values())) for _ in range(2))
     assert not np.array_equal(first, second)

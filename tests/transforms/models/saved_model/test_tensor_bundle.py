@@ -362,6 +362,7 @@ def test_a_mutated_index_gives_the_truth_or_a_clear_error(flips: list[tuple[int,
 
 @settings(max_examples=300)
 @given(st.binary(max_size=100), st.integers(0, 1 << 40))
+@example(b"\x80" * 9 + b"\x02", 0)  # a length of 65 bits
 def test_hostile_strings(data: bytes, count: int) -> None:
     with pytest.raises(CorruptModel):
         string_values(data, count + 1, 0, "t")
