@@ -338,9 +338,10 @@ def _varint(data: bytes, at: int, uri: str) -> tuple[int, int]:
         byte = data[at]
         at += 1
         value |= (byte & 127) << shift
-        if byte < 128 and value < 1 << 64:
-            return value, at
         if byte < 128:
+            # Of the tenth byte, one bit is within 64.
+            if value < 1 << 64:
+                return value, at
             break
     raise _corrupt(uri, "a number that does not end within 64 bits")
 

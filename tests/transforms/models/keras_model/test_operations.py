@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from headrace import StreamingModelHandler
 from headrace.transforms.errors import UnsupportedModel
 from headrace.transforms.models.load import describe_for_job, describe_model, load_model
 from headrace.transforms.models.pin import pin_model
@@ -35,6 +36,8 @@ def test_a_stateful_recurrent_layer_is_refused_in_jobs_unless_that_is_allowed(tm
     with pytest.raises(UnsupportedModel, match=f"{kind} 'memory'.*--allow_stateful_model"):
         describe_for_job(pin_model(uri), "serving_default")
     describe_for_job(pin_model(uri, allow_stateful=True), "serving_default")
+    with pytest.raises(UnsupportedModel, match=f"{kind} 'memory'.*allow_stateful"):
+        StreamingModelHandler(uri).load_model()
     model = load_model(uri)
     assert model.operations == _found(uri)
     x = {"x": np.ones((4, 3, 1), np.float32)}
