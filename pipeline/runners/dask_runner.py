@@ -22,6 +22,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -239,14 +240,16 @@ class DaskResult(PipelineResult):
         """Only what is there tells how many tasks there are to be."""
         lengths = [self._submit(len, part) for part in parts]
         self._await(lengths)
-        elements = sum(self._client.gather(lengths))
+        with _scheduler_answers():
+            elements = sum(self._client.gather(lengths))
         count = min(elements, _TASKS_PER_THREAD * self._threads)
         hands = self._submit(dealt, parts, count)
         return [self._submit(item_of, hands, i) for i in range(count)]
 
     def _submit(self, work: Any, *given: Any) -> Any:
         # Not pure: equal arguments are no reason to take an earlier job's result.
-        return self._client.submit(work, *given, pure=False)
+        with _scheduler_answers():
+            return self._client.submit(work, *given, pure=False)
 
     def _await(self, futures: Sequence[Any]) -> None:
         """Raises what a task raised, and `JobError` where the scheduler is lost."""
@@ -267,11 +270,7 @@ class DaskResult(PipelineResult):
             return
         self._lost_since = self._lost_since or time.monotonic()
         if time.monotonic() - self._lost_since > _LOST_S or self._client.status == "closed":
-            raise JobError(
-                "The Dask scheduler was lost",
-                found=f"the client is {self._client.status}",
-                cure="Start the cluster again; the same command then goes on from what is done",
-            )
+            raise _lost(f"the client is {self._client.status}")
 
     def _collect(self) -> None:
         """Takes the counters of the bundles that are done, and raises what one of them raised."""
@@ -282,13 +281,34 @@ class DaskResult(PipelineResult):
             if future.status != "finished":
                 left.append(future)
                 continue
-            counters, distributions = future.result(timeout=_LOST_S)
+            with _scheduler_answers():
+                counters, distributions = future.result(timeout=_LOST_S)
             with self._lock:
                 self._counters.update(counters)
                 for key, data in distributions.items():
                     before = self._distributions.get(key)
                     self._distributions[key] = data if before is None else before.combine(data)
         self._uncounted[:] = left
+
+
+def _lost(found: str) -> JobError:
+    return JobError(
+        "The Dask scheduler was lost",
+        found=found,
+        cure="Start the cluster again; the same command then goes on from what is done",
+    )
+
+
+@contextmanager
+def _scheduler_answers() -> Iterator[None]:
+    """Around what the client asks of the scheduler: the end of their connection is a `JobError`; what a task raised stays."""
+    from distributed.client import ClosedClientError, FutureCancelledError
+    from distributed.comm.core import CommClosedError
+
+    try:
+        yield
+    except (ClosedClientError, CommClosedError, FutureCancelledError, TimeoutError) as error:
+        raise _lost(f"{type(error).__name__}: {error}") from error
 
 
 def _in_groups(parts: Sequence[Any], count: int) -> list[list[Any]]:

@@ -14,6 +14,7 @@ import pytest
 from apache_beam.pvalue import AsSingleton
 
 from headrace.pipeline.flags.beam_options import parse_flags
+from headrace.pipeline.runners import dask_runner
 from headrace.pipeline.runners.dask_runner import TRIED, DaskRunner, check_dask
 from headrace.transforms.errors import InvalidRequest, JobError
 from tests.support.dask_pipelines import COMPUTED, WANTED
@@ -139,3 +140,36 @@ def test_a_beam_that_was_not_tried_and_packages_are_refused(monkeypatch: pytest.
     monkeypatch.setattr("headrace.pipeline.runners.dask_runner.beam_version", "2.99.0")
     with pytest.raises(InvalidRequest, match=f"Apache Beam {TRIED[0]}"):
         check_dask(options)
+
+
+CLUSTER = """
+import time
+import distributed
+
+how = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None, "protocol": "tcp"}
+cluster = distributed.LocalCluster(**how)
+print(cluster.scheduler_address, flush=True)
+time.sleep(100)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_scheduler_lost_while_it_is_asked_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the client learns of it from the answer that does not come."""
+    cluster = subprocess.Popen([sys.executable, "-c", CLUSTER], stdout=subprocess.PIPE, text=True)
+    try:
+        assert cluster.stdout is not None
+        address = cluster.stdout.readline().strip()
+        asked = distributed.Client.gather
+
+        def killed_first(*given: Any, **more: Any) -> Any:
+            cluster.kill()
+            return asked(*given, **more)
+
+        monkeypatch.setattr(distributed.Client, "gather", killed_first)
+        monkeypatch.setattr(dask_runner, "_ANSWER_S", 2.0)
+        with pytest.raises(JobError, match="The Dask scheduler was lost"):
+            run(address, lambda p: p | beam.Create([1, 2]) | beam.Reshuffle() | beam.Map(str))
+    finally:
+        cluster.kill()
+        cluster.communicate()
