@@ -23,6 +23,7 @@ _DICTS = {
     "fill": "fill",
     "pad": "pad",
     "prediction": "predictions",
+    "top_k": "top_k",
 }
 _LISTS = ("cast", "custom_objects", "input", "keep", "outputs")
 _NUMBERS = re.compile(r"-?\d+(\.\d+)?")

@@ -12,6 +12,7 @@ from headrace.transforms.columns.inputs import Input, plan_inputs, plan_outputs
 from headrace.transforms.columns.plan import ColumnChoice, of_whole_batch, selected, varying_batch
 from headrace.transforms.columns.rules import ColumnRules
 from headrace.transforms.columns.struct_paths import known_name, member_type, path_of
+from headrace.transforms.columns.top_k import plan_best_classes
 from headrace.transforms.columns.wording import nearest
 from headrace.transforms.errors import HeadraceError
 from headrace.transforms.models.spec import Signature, TensorSpec
@@ -76,6 +77,7 @@ def _of_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice) -> 
     constants = {name: spec for name, spec in signature.inputs.items() if name in dict(choice.constants)}
     inputs, outputs = varying_batch(choice.fed(signature))
     features, predictions = dict(choice.features), dict(choice.predictions)
+    best = {one.output: one for one in choice.top_k}
     for tensor in [*features, *predictions]:
         if tensor not in inputs and tensor not in outputs:
             kind, known = ("feature", inputs) if tensor in features else ("prediction", outputs)
@@ -100,6 +102,8 @@ def _of_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice) -> 
         yield Link("prediction", choice.name, (), TensorSpec("--outputs", "", ()), "", error.what, error.cure)
         some = outputs
     for name, spec in outputs.items():
+        if name not in some and name in best:
+            continue
         if name not in some:
             why = "one value for the whole batch" if of_whole_batch(spec) else "left out"
             yield Link("aside", choice.name, (), spec, why)
@@ -111,6 +115,14 @@ def _of_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice) -> 
             yield Link("prediction", choice.name, ((column, None),), spec, "", error.what, error.cure)
             continue
         yield Link("prediction", choice.name, ((column, out.field.type),), spec)
+    for name, asked in best.items():
+        column = asked.column or predictions.get(name) or (f"{choice.name}_{name}" if choice.name else name)
+        try:
+            fields = plan_best_classes(outputs, replace(asked, column=column)).fields
+        except HeadraceError as error:
+            yield Link("prediction", choice.name, (), outputs.get(name), "", error.what, error.cure)
+            continue
+        yield Link("prediction", choice.name, tuple((field.name, field.type) for field in fields), outputs[name])
 
 
 def _rules_of(rules: ColumnRules, tensor: str) -> ColumnRules:

@@ -15,8 +15,9 @@ from headrace.transforms.parquet.reader import Footer, read_footer
 from headrace.transforms.storage import ObjectRef, open_store
 
 from ..flags.request import Request
+from .column_choices import choose_columns
 from .column_links import Link, fit
-from .preflight import choose_columns, pin_requested, with_partitions
+from .preflight import pin_requested, with_partitions
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 
-from headrace.transforms.columns.inputs import ColumnRules
 from headrace.transforms.columns.plan import ColumnChoice, ColumnPlan, choose_batch_rows, plan_columns
-from headrace.transforms.columns.struct_paths import known_name
 from headrace.transforms.errors import ColumnError, HeadraceError, InvalidRequest
 from headrace.transforms.jobs.input_files import Survey, expand_lists, scheme_of, survey_inputs
 from headrace.transforms.jobs.job import JOB_RECORD, FirstInput, Job, JobModel, options_as_begun, stored_object
@@ -33,9 +31,8 @@ from headrace.transforms.storage.store import glob_regex, split_glob
 from headrace.transforms.versions import versions
 
 from ..flags.request import Request
+from .column_choices import choose_columns
 from .report_place import check_report
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -228,71 +225,10 @@ def pin_requested(request: Request) -> list[ModelRef]:
     return [replace(ref, custom_objects=request.custom_objects) if ref.is_keras else ref for ref in refs]
 
 
-def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[ColumnChoice]:
-    """What the request says of each model's columns: `NAME.TENSOR` of that model, `TENSOR` of every other.
-
-    Raises `ColumnError` where several models are asked for and none has such a tensor; of a single one, planning tells.
-    """
-    names = [model.name for model in request.models]
-    inputs, outputs = (set().union(*(getattr(one, what) for one in signatures)) for what in ("inputs", "outputs"))
-
-    def of(name: str, given: Mapping[str, Value], flag: str, own: Iterable[str], every: set[str]) -> dict[str, Value]:
-        general: dict[str, Value] = {}
-        specific: dict[str, Value] = {}
-        for written, value in given.items():
-            key = written if written in every else known_name(written, every)
-            model, dot, tensor = key.partition(".")
-            if dot and model and model in names:
-                specific |= {tensor: value} if model == name else {}
-            elif len(names) == 1 or key in own:
-                general[key] = value
-            elif key not in every:
-                raise ColumnError(
-                    f"{flag} names {key!r}, which no model has",
-                    expected=f"one of {', '.join(sorted(every))}, or NAME.TENSOR of one model",
-                    found=key,
-                )
-        return general | specific
-
-    def choice(name: str, signature: Signature) -> ColumnChoice:
-        features = of(name, request.features, "--feature", signature.inputs, inputs)
-        rules: dict[str, Any] = {
-            flag: tuple(sorted(of(name, getattr(request, flag), f"--{flag}", signature.inputs, inputs).items()))
-            for flag in ("fill", "pad", "decode_image")
-        }
-        named = of(name, every_input(request.cast, names, signature.inputs, name), "--cast", signature.inputs, inputs)
-        whole = {"*", f"{name}.*"} & request.cast.keys()
-        decoded = {tensor for tensor, _ in rules["decode_image"]} if whole else set()
-        cast = tuple(sorted(tensor for tensor in named if tensor not in decoded))
-        predictions = of(name, request.predictions, "--prediction", signature.outputs, outputs)
-        asked = dict.fromkeys(request.outputs or (), True)
-        some = tuple(of(name, asked, "--outputs", signature.outputs, outputs))
-        constants = of(name, request.constants, "--constant", signature.inputs, inputs)
-        return ColumnChoice(
-            name,
-            tuple(features.items()),
-            tuple(predictions.items()),
-            ColumnRules(cast=cast, prediction_type=request.prediction_type, **rules),
-            some or None,
-            tuple(sorted(constants.items())),
-        )
-
-    return [choice(name, signature) for name, signature in zip(names, signatures, strict=True)]
-
-
-def every_input(given: Mapping[str, bool], models: Sequence[str], own: Iterable[str], name: str) -> dict[str, bool]:
-    """`*` stands for every input of every model, `NAME.*` for those of one, unless an input has that name."""
-    stars = {f"{model}.*" for model in models if model}
-    named = {key: value for key, value in given.items() if key != "*" and key not in stars}
-    if "*" in given or f"{name}.*" in given:
-        named |= {f"{name}.{tensor}" if name else tensor: True for tensor in own}
-    return named
-
-
 def check_compilable(request: Request, refs: Sequence[ModelRef], columns: ColumnPlan) -> None:
     """Raises `InvalidRequest` for what XLA cannot compile, as far as it can be known without compiling."""
     for model, ref, plan in zip(request.models, refs, columns.models, strict=True):
-        specs = [one.spec for one in plan.inputs.inputs] + [one.spec for one in plan.outputs.outputs]
+        specs = [*(one.spec for one in plan.inputs.inputs), *plan.outputs.specs]
         strings = [spec.name for spec in specs if spec.dtype == "string"]
         if request.jit_compile and (ref.format == "tflite" or strings):
             raise InvalidRequest(

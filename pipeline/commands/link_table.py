@@ -59,7 +59,8 @@ def _rows(link: Link) -> list[tuple[str, ...]]:
     arrow = _WRONG if link.problem else _ARROWS[link.kind, link.how]
     if len(columns) == 1:
         return [(*columns[0], arrow, *cells)]
-    joined = [f"{arrow[:3]}┬{arrow[4:]}", *["───┤"] * (len(columns) - 2), "───┘"]
+    side = arrow[:3] if link.kind == "prediction" else "───"
+    joined = [f"{arrow[:3]}┬{arrow[4:]}", *[f"{side}┤"] * (len(columns) - 2), f"{side}┘"]
     return [
         (*column, joint, *(cells if not at else ("", "")))
         for at, (column, joint) in enumerate(zip(columns, joined, strict=True))

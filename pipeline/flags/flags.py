@@ -140,6 +140,13 @@ class Flags:
             help="the outputs that become columns (default: all that have a row for each row of the input)",
         )
         columns.add_argument(
+            "--top_k",
+            action="append",
+            metavar="OUTPUT=K[:LABELS]",
+            help="the K best classes of an output, by their ids or the lines of a text file of labels, and their scores, as "
+            "columns in place of the output's own, as scores=5 or scores=5:gs://b/labels.txt; repeatable",
+        )
+        columns.add_argument(
             "--constant",
             action="append",
             metavar="TENSOR=VALUE",

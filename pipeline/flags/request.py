@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from headrace.transforms.columns.top_k import parse_top_k
 from headrace.transforms.errors import InvalidRequest
 from headrace.transforms.jobs.input_files import absolute_uri, check_one_store, scheme_of
 from headrace.transforms.jobs.job import DEAD_LETTERS_FOLDER, REPORT, OnError
@@ -34,8 +35,8 @@ class Request:
 
     `packages` are `user_packages` built, for as long as they are on the path.
 
-    Keys of `features`, `predictions`, `cast`, `fill`, `pad` and `decode_image` are tensors, or `NAME.TENSOR` of a named
-    model.
+    Keys of `features`, `predictions`, `top_k`, `cast`, `fill`, `pad` and `decode_image` are tensors, or `NAME.TENSOR` of a
+    named model. `top_k` are numbers of classes, each with the URI of their labels where there are any.
     """
 
     models: tuple[ModelRequest, ...]
@@ -48,6 +49,7 @@ class Request:
     features: dict[str, tuple[str, ...]]
     predictions: dict[str, str]
     outputs: tuple[str, ...] | None
+    top_k: dict[str, tuple[int, str | None]]
     constants: dict[str, str]
     cast: dict[str, bool]
     fill: dict[str, str]
@@ -139,6 +141,7 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         features={tensor: tuple(_names(value)) for tensor, value in _pairs("--feature", options.feature)},
         predictions=dict(_pairs("--prediction", options.prediction)),
         outputs=None if options.outputs is None else _outputs(options.outputs),
+        top_k={output: _top_k(output, value) for output, value in _pairs("--top_k", options.top_k)},
         constants=dict(_pairs("--constant", options.constant)),
         cast=dict.fromkeys((name for value in options.cast or () for name in _names(value)), True),
         fill=dict(_pairs("--fill", options.fill)),
@@ -285,6 +288,11 @@ def _form_of(flag: str, value: str, equals: bool) -> str:
     return f"Write {flag} {f'TENSOR={value}' if flag == '--feature' else f'{value}={missing}'}"
 
 
+def _top_k(output: str, value: str) -> tuple[int, str | None]:
+    k, labels = parse_top_k(output, value)
+    return k, None if labels is None else absolute_uri(labels)
+
+
 def _outputs(value: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(_names(value)))
     if not names:
@@ -292,10 +300,11 @@ def _outputs(value: str) -> tuple[str, ...]:
     return names
 
 
-_VALUES = ("--fill", "--pad", "--constant")
+_VALUES = ("--fill", "--pad", "--constant", "--top_k")
 _FORMS = {
     "--feature": "TENSOR=COLUMN or TENSOR=COLUMN,COLUMN",
     "--prediction": "OUTPUT=COLUMN",
+    "--top_k": "OUTPUT=K or OUTPUT=K:labels.txt",
     "--constant": "TENSOR=VALUE",
     "--fill": "TENSOR=VALUE",
     "--pad": "TENSOR=VALUE",

@@ -42,6 +42,7 @@ _FORMS = {
     "postprocess": r"[\w.]+:\w+",
     "feature": rf"[^;=]+={_PART}+",
     "outputs": rf"{_PART}+",
+    "top_k": rf"[^;=]+=[1-9]\d*(:{_PART}+)?",
     "constant": rf"[^;=]+={_PART}*",
     "prediction": rf"[^;=]+={_PART}+",
     "fill": rf"[^;=]+={_PART}*",

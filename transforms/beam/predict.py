@@ -211,7 +211,8 @@ class Predict(beam.PTransform):
     `model` is a URI, pinned now, or the `ModelRef` that `pin_model` gives: of a config.json with weights, with custom
     objects, or with code of its own. `features` maps a tensor to its column or columns, `predictions` an output
     to its column's name; both default to equal names. `outputs` are those that become columns, `None` all that have a row for
-    each row. `constants` are values of inputs that are the same for every row.
+    each row. `constants` are values of inputs that are the same for every row. `top_k` asks for an output's best classes in
+    place of its column: {"scores": 5}, or "5:labels.txt" for their labels, a line for each class.
 
     `keep=None` keeps all columns that are no feature. `batch_rows` splits
     larger batches; "auto" is a pure function of schema and signature; a batch that memory does not hold is halved, and so
@@ -237,6 +238,7 @@ class Predict(beam.PTransform):
         keep: Sequence[str] | None = None,
         outputs: Sequence[str] | None = None,
         constants: Mapping[str, Any] | None = None,
+        top_k: Mapping[str, int | str] | None = None,
         batch_rows: int | str = "auto",
         rules: ColumnRules = ColumnRules(),
         on_error: str = "fail",
@@ -244,7 +246,9 @@ class Predict(beam.PTransform):
         loading: Loading = Loading(),
     ) -> None:
         super().__init__()
-        self._request = request_batches(signature, features, predictions, keep, batch_rows, rules, outputs, constants)
+        self._request = request_batches(
+            signature, features, predictions, keep, batch_rows, rules, outputs, constants, top_k, storage
+        )
         if on_error not in ("fail", "dead_letter"):
             raise InvalidRequest("on_error has no such value", expected="'fail' or 'dead_letter'", found=repr(on_error))
         self._dead_letters = on_error == "dead_letter"

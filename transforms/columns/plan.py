@@ -17,6 +17,7 @@ from .constant_inputs import Constant, plan_constants
 from .inputs import InputPlan, OutputPlan, check_inputs, plan_inputs, plan_outputs
 from .rules import ColumnRules
 from .struct_paths import known_name
+from .top_k import TopK, plan_best_classes
 from .wording import listed, nearest
 
 _BATCH_BYTES = 2 << 20
@@ -35,7 +36,8 @@ class ColumnChoice:
 
     `name` tells several models of one job apart; an output that `predictions` leaves out becomes the column `NAME_OUTPUT`
     then, and `OUTPUT` where there is no name. `outputs` are those that become columns, None all that have a row for each row.
-    `constants` are inputs whose value, as typed, is the same for every row. Hashable; survives pickling.
+    `constants` are inputs whose value, as typed, is the same for every row. `top_k` are outputs whose best classes become
+    columns; the output's own column is left out then, unless `outputs` names it. Hashable; survives pickling.
     """
 
     name: str = ""
@@ -44,6 +46,7 @@ class ColumnChoice:
     rules: ColumnRules = ColumnRules()
     outputs: tuple[str, ...] | None = None
     constants: tuple[tuple[str, str], ...] = ()
+    top_k: tuple[TopK, ...] = ()
 
     def fed(self, signature: Signature) -> Signature:
         """The signature without the inputs that are constants."""
@@ -65,7 +68,8 @@ class ModelPlan:
         columns = [(one.spec.name, one.field.name) for one in self.outputs.outputs]
         outputs = tuple(output for output, _ in columns)
         features = tuple(sorted(self.inputs.mapping.items()))
-        return ColumnChoice(choice.name, features, tuple(columns), choice.rules, outputs, choice.constants)
+        best = tuple(one.asked for one in self.outputs.best)
+        return ColumnChoice(choice.name, features, tuple(columns), choice.rules, outputs, choice.constants, best)
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,10 @@ def plan_columns(
             )
     owners = dict.fromkeys(kept, "a kept column")
     for plan, (_, choice) in zip(plans, models, strict=True):
-        for output in plan.outputs.outputs:
-            column, title = output.field.name, f"{choice.name}.{output.spec.name}".lstrip(".")
+        named = [(output.field.name, output.spec.name) for output in plan.outputs.outputs]
+        named += [(field.name, one.spec.name) for one in plan.outputs.best for field in one.fields]
+        for column, output in named:
+            title = f"{choice.name}.{output}".lstrip(".")
             if column in owners:
                 raise ColumnError(
                     f"The model's output {title!r} and {owners[column]} would both be {column!r}",
@@ -143,20 +149,27 @@ def _plan_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice, w
     constants = plan_constants(signature.inputs, dict(choice.constants))
     signature = choice.fed(signature)
     inputs, outputs = varying_batch(signature)
-    outputs = selected(outputs, choice)
-    predictions = dict(choice.predictions)
-    if choice.name:
-        predictions = {output: f"{choice.name}_{output}" for output in outputs} | predictions
     return ModelPlan(
         plan_inputs(schema, inputs, dict(choice.features), rules=choice.rules, where=where),
-        plan_outputs(outputs, predictions, rules=choice.rules),
+        _plan_outputs(outputs, choice),
         fixed_batch(signature),
         constants,
     )
 
 
+def _plan_outputs(outputs: Mapping[str, TensorSpec], choice: ColumnChoice) -> OutputPlan:
+    some, predictions = selected(outputs, choice), dict(choice.predictions)
+    if choice.name:
+        predictions = {output: f"{choice.name}_{output}" for output in outputs} | predictions
+    named = {output: column for output, column in predictions.items() if output in some or output not in outputs}
+    best = [replace(one, column=one.column or predictions.get(one.output, "")) for one in choice.top_k]
+    planned = plan_outputs(some, named, rules=choice.rules)
+    return replace(planned, best=tuple(plan_best_classes(outputs, one) for one in best))
+
+
 def selected(outputs: Mapping[str, TensorSpec], choice: ColumnChoice) -> dict[str, TensorSpec]:
-    """The outputs that become columns: those asked for, else all but those that have one value for the whole batch.
+    """The outputs that become columns: those asked for, else all but those that have one value for the whole batch, and those
+    of which the best classes do.
 
     Raises `ColumnError` for a name that is no output.
     """
@@ -168,8 +181,9 @@ def selected(outputs: Mapping[str, TensorSpec], choice: ColumnChoice) -> dict[st
                 found=listed("outputs", outputs),
                 cure=nearest(name, outputs) or "Name one of these instead.",
             )
+    best = {one.output for one in choice.top_k}
     for name, _ in choice.predictions:
-        if choice.outputs is not None and name in outputs and name not in choice.outputs:
+        if choice.outputs is not None and name in outputs and name not in (*choice.outputs, *best):
             raise ColumnError(
                 f"--prediction names the output '{name}', which --outputs leaves out",
                 expected=f"one of {', '.join(choice.outputs)}",
@@ -180,7 +194,7 @@ def selected(outputs: Mapping[str, TensorSpec], choice: ColumnChoice) -> dict[st
         return {name: spec for name, spec in outputs.items() if name in choice.outputs}
     asked = dict(choice.predictions)
     with_rows = {name: spec for name, spec in outputs.items() if name in asked or not of_whole_batch(spec)}
-    return with_rows or dict(outputs)
+    return {name: spec for name, spec in (with_rows or outputs).items() if name not in best}
 
 
 def of_whole_batch(spec: TensorSpec) -> bool:
@@ -193,7 +207,7 @@ def check_choice(signature: Signature, choice: ColumnChoice) -> None:
     plan_constants(signature.inputs, dict(choice.constants))
     signature = choice.fed(signature)
     check_inputs(signature.inputs, dict(choice.features), choice.rules)
-    plan_outputs(selected(varying_batch(signature)[1], choice), dict(choice.predictions), rules=choice.rules)
+    _plan_outputs(varying_batch(signature)[1], choice)
 
 
 def fixed_batch(signature: Signature) -> int | None:
@@ -238,7 +252,7 @@ def auto_batch_rows(plan: ColumnPlan) -> tuple[int, str]:
     if fixed := [model.batch_rows for model in plan.models if model.batch_rows is not None]:
         return max(fixed), "the batch that the model is fixed to"
     sizes = [model.inputs.row_nbytes for model in plan.models]
-    outputs = max(known_row_nbytes(one.spec for one in model.outputs.outputs) for model in plan.models)
+    outputs = max(known_row_nbytes(model.outputs.specs) for model in plan.models)
     return rows_that_fit(None if None in sizes else max(size or 0 for size in sizes), outputs)
 
 

@@ -97,6 +97,7 @@ class JobModel:
                 if getattr(rules, one.name) != getattr(usual, one.name)
             },
             **({"constant": dict(self.columns.constants)} if self.columns.constants else {}),
+            **({"top_k": {one.output: one.record() for one in self.columns.top_k}} if self.columns.top_k else {}),
             **self._record_operations(),
         }
 

@@ -13,10 +13,13 @@ import pyarrow as pa
 from ..columns.constant_inputs import plan_constants
 from ..columns.plan import ColumnChoice, choose_batch_rows, plan_columns, selected, varying_batch
 from ..columns.rules import ColumnRules
+from ..columns.top_k import TopK, parse_top_k, read_labels
 from ..errors import InvalidRequest
+from ..jobs.input_files import absolute_uri
 from ..models.model import Model
 from ..models.spec import Signature, TensorSpec
 from ..output.bad_rows import BadRow
+from ..storage import StoreOptions
 from .bisection import Bisection
 from .devices import Device, least_busy
 from .predictor import Predictor
@@ -41,8 +44,13 @@ def request_batches(
     rules: ColumnRules,
     outputs: Sequence[str] | None = None,
     constants: Mapping[str, Any] | None = None,
+    top_k: Mapping[str, int | str] | None = None,
+    storage: StoreOptions = StoreOptions(),
 ) -> BatchRequest:
-    """The arguments of `Predict` as values. Raises `InvalidRequest` where one is no value of its kind."""
+    """The arguments of `Predict` as values; `storage` is for the labels that `top_k` names.
+
+    Raises `InvalidRequest` where one is no value of its kind.
+    """
     if batch_rows != "auto" and (not isinstance(batch_rows, int) or isinstance(batch_rows, bool) or batch_rows < 1):
         raise InvalidRequest("batch_rows is out of range", expected="1 or more, or 'auto'", found=repr(batch_rows))
     if isinstance(keep, str):
@@ -62,9 +70,15 @@ def request_batches(
         rules=rules,
         outputs=None if outputs is None else tuple(outputs),
         constants=tuple((name, _typed(name, value)) for name, value in (constants or {}).items()),
+        top_k=tuple(_top_k(output, value, storage) for output, value in (top_k or {}).items()),
     )
     rows = batch_rows if isinstance(batch_rows, int) else None
     return BatchRequest(signature, columns, None if keep is None else tuple(keep), rows)
+
+
+def _top_k(output: str, value: int | str, storage: StoreOptions) -> TopK:
+    k, labels = parse_top_k(output, value)
+    return TopK(output, k, None if labels is None else read_labels(absolute_uri(labels), storage))
 
 
 def _typed(name: str, value: Any) -> str:

@@ -36,6 +36,8 @@ def predict(
     keep: Sequence[str] | None = None,
     features: Mapping[str, str | Sequence[str]] | None = None,
     predictions: Mapping[str, str] | None = None,
+    outputs: Sequence[str] | None = None,
+    top_k: Mapping[str, int | str] | None = None,
     cast: Sequence[str] = (),
     fill: Mapping[str, Any] | None = None,
     pad: Mapping[str, Any] | None = None,
@@ -60,7 +62,9 @@ def predict(
     at a time.
 
     `keep` are the columns to pass through (default: all that feed no input). `features` maps an input of the model to
-    its column or columns, `predictions` an output to the name of its column; both default to equal names. `cast` names
+    its column or columns, `predictions` an output to the name of its column; both default to equal names. `outputs` are
+    those that become columns (default: all that have a row for each row). `top_k` asks for an output's best classes in place
+    of its column, as in {"scores": 5} or with labels {"scores": "5:labels.txt"}. `cast` names
     inputs whose column may be converted to the input's dtype, `fill` gives a value for nulls and `pad` one for lists
     that are too short, both by input. `decode_image` gives (height, width) in pixels for inputs that are fed JPEG or
     PNG bytes. `prediction_type` is "auto", "list" or "tensor". `batch_size` is rows per call of the model.
@@ -79,7 +83,9 @@ def predict(
     )
     if isinstance(model, Model):
         signature = model.signature
-    request = request_batches(signature, features, predictions, keep, batch_size, rules)
+    request = request_batches(
+        signature, features, predictions, keep, batch_size, rules, outputs, top_k=top_k, storage=storage
+    )
     predictor = BatchPredictor(
         request, *_loaded(model, signature, weights, custom_objects, unsafe_model, storage, loading)
     )

@@ -1,0 +1,81 @@
+"""What a request says of each model's columns, before any schema is known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from headrace.transforms.columns.inputs import ColumnRules
+from headrace.transforms.columns.plan import ColumnChoice
+from headrace.transforms.columns.struct_paths import known_name
+from headrace.transforms.columns.top_k import TopK, read_labels
+from headrace.transforms.errors import ColumnError
+from headrace.transforms.models.spec import Signature
+
+from ..flags.request import Request
+
+Value = TypeVar("Value")
+
+
+def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[ColumnChoice]:
+    """What the request says of each model's columns: `NAME.TENSOR` of that model, `TENSOR` of every other.
+
+    Raises `ColumnError` where several models are asked for and none has such a tensor; of a single one, planning tells.
+    """
+    names = [model.name for model in request.models]
+    labels = {uri: read_labels(uri, request.storage) for _, uri in request.top_k.values() if uri}
+    inputs, outputs = (set().union(*(getattr(one, what) for one in signatures)) for what in ("inputs", "outputs"))
+
+    def of(name: str, given: Mapping[str, Value], flag: str, own: Iterable[str], every: set[str]) -> dict[str, Value]:
+        general: dict[str, Value] = {}
+        specific: dict[str, Value] = {}
+        for written, value in given.items():
+            key = written if written in every else known_name(written, every)
+            model, dot, tensor = key.partition(".")
+            if dot and model and model in names:
+                specific |= {tensor: value} if model == name else {}
+            elif len(names) == 1 or key in own:
+                general[key] = value
+            elif key not in every:
+                raise ColumnError(
+                    f"{flag} names {key!r}, which no model has",
+                    expected=f"one of {', '.join(sorted(every))}, or NAME.TENSOR of one model",
+                    found=key,
+                )
+        return general | specific
+
+    def choice(name: str, signature: Signature) -> ColumnChoice:
+        features = of(name, request.features, "--feature", signature.inputs, inputs)
+        rules: dict[str, Any] = {
+            flag: tuple(sorted(of(name, getattr(request, flag), f"--{flag}", signature.inputs, inputs).items()))
+            for flag in ("fill", "pad", "decode_image")
+        }
+        named = of(name, every_input(request.cast, names, signature.inputs, name), "--cast", signature.inputs, inputs)
+        whole = {"*", f"{name}.*"} & request.cast.keys()
+        decoded = {tensor for tensor, _ in rules["decode_image"]} if whole else set()
+        cast = tuple(sorted(tensor for tensor in named if tensor not in decoded))
+        predictions = of(name, request.predictions, "--prediction", signature.outputs, outputs)
+        asked = dict.fromkeys(request.outputs or (), True)
+        some = tuple(of(name, asked, "--outputs", signature.outputs, outputs))
+        top_k = of(name, request.top_k, "--top_k", signature.outputs, outputs)
+        constants = of(name, request.constants, "--constant", signature.inputs, inputs)
+        return ColumnChoice(
+            name,
+            tuple(features.items()),
+            tuple(predictions.items()),
+            ColumnRules(cast=cast, prediction_type=request.prediction_type, **rules),
+            some or None,
+            tuple(sorted(constants.items())),
+            tuple(TopK(output, k, labels[uri] if uri else None) for output, (k, uri) in sorted(top_k.items())),
+        )
+
+    return [choice(name, signature) for name, signature in zip(names, signatures, strict=True)]
+
+
+def every_input(given: Mapping[str, bool], models: Sequence[str], own: Iterable[str], name: str) -> dict[str, bool]:
+    """`*` stands for every input of every model, `NAME.*` for those of one, unless an input has that name."""
+    stars = {f"{model}.*" for model in models if model}
+    named = {key: value for key, value in given.items() if key != "*" and key not in stars}
+    if "*" in given or f"{name}.*" in given:
+        named |= {f"{name}.{tensor}" if name else tensor: True for tensor in own}
+    return named
