@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -23,7 +24,6 @@ from headrace.transforms.errors import (
 from headrace.transforms.jobs.input_files import scheme_of
 from headrace.transforms.jobs.job import (
     ASIDE,
-    DEAD_LETTERS_FOLDER,
     JOB_RECORD,
     MANIFEST_FOLDER,
     SUCCESS,
@@ -47,13 +47,13 @@ from headrace.transforms.output.claims import (
     remove_own,
     withdraw_marks,
 )
-from headrace.transforms.output.dead_letters import dead_letters_of
-from headrace.transforms.output.manifest import NamesDigest, each_finished, manifest_outputs, part_claim
+from headrace.transforms.output.manifest import NamesDigest, each_finished, manifest_outputs
 from headrace.transforms.parquet.reader import read_footer
-from headrace.transforms.shards.shard import OutputName, named_output, parse_output_name, source_digest
+from headrace.transforms.shards.shard import OutputName, parse_output_name
 from headrace.transforms.storage import ObjectRef, Store, open_store
 from headrace.transforms.storage.local import check_writable
 
+from .earlier_job import objects_of_earlier_job, written_by_headrace
 from .preflight import Prepared
 
 _NAMES_AT_ONCE = 4096
@@ -256,8 +256,8 @@ def check_overwritten(prepared: Prepared, standing: OutputState, *, overwrite: b
     """Raises `OutputConflict` where `claim_output` would meet what it may not remove, before it removes anything."""
     if overwrite and standing.kept is not None:
         job = prepared.job
-        for _ in _written_by_headrace(open_store(job.output, job.storage), job.output, standing.kept, NO_CLAIM):
-            """It looks at each."""
+        written = written_by_headrace(open_store(job.output, job.storage), job.output, standing.kept, NO_CLAIM)
+        deque(written, maxlen=0)  # it looks at each
 
 
 def claim_output(prepared: Prepared, standing: OutputState, *, overwrite: bool) -> Job:
@@ -347,7 +347,7 @@ def _to_remove(
 ) -> Iterator[tuple[Store, ObjectRef]] | None:
     """What has to go before anything is computed; None where nothing has."""
     if whole and standing.kept is not None:
-        return _earlier_job(prepared.job, standing.kept, store, number)
+        return objects_of_earlier_job(prepared.job, standing.kept, store, number)
     adoptable = Adoptable(store, prepared.job.output, number)
     mine = Claim(number, prepared.job.record(), prepared.inputs.sources, clears=True, overwrites=False, by="")
     refs = []
@@ -356,52 +356,6 @@ def _to_remove(
         if made is not None and mine.owns(made) and made not in adoptable:
             refs.append((store, ref))
     return iter(refs) if refs else None
-
-
-def _earlier_job(job: Job, kept: dict[str, Any], store: Store, number: int) -> Iterator[tuple[Store, ObjectRef]]:
-    folder = kept.get("dead_letters", f"{job.output}/{DEAD_LETTERS_FOLDER}")
-    letters = open_store(folder, job.storage)
-    for ref in dead_letters_of(job.output, letters, folder):
-        yield letters, ref
-    for ref in _written_by_headrace(store, job.output, kept, number):
-        yield store, ref
-
-
-def _written_by_headrace(store: Store, output: str, kept: dict[str, Any], number: int) -> Iterator[ObjectRef]:
-    """What the folder's job wrote, and what another that ran at the same time left; the record comes last.
-
-    Raises `OutputConflict` where a file only looks like that.
-    """
-    mine, record = str(kept["fingerprint"])[:8], None
-    for ref in store.list(f"{output}/"):
-        name = ref.uri.removeprefix(f"{output}/")
-        made = parse_output_name(name)
-        if made is not None and made.job != mine and not _says_its_name(store, ref, name, made.stem):
-            raise OutputConflict(
-                f"{ref.uri} looks like an output of headrace, and is none by its own account",
-                expected="Parquet metadata that lead to that name",
-                cure="Move it away, or name another --output",
-            )
-        if made is not None or (name.startswith(f"{MANIFEST_FOLDER}/part-") and part_claim(name) < number):
-            yield ref
-        elif name == JOB_RECORD:
-            record = ref
-    if record is not None:
-        yield record
-
-
-def _says_its_name(store: Store, ref: ObjectRef, name: str, stem: str) -> bool:
-    """Whether the file's own metadata lead to its name."""
-    said = read_footer(store, ref).key_values
-    try:
-        uri, version, first_row, rows, fingerprint = (
-            said[f"headrace.{key}".encode()].decode()
-            for key in ("input", "input_version", "first_row", "rows", "fingerprint")
-        )
-        digest = int(said.get(b"headrace.joined", b"")[:12] or f"{source_digest(ObjectRef(uri, 0, version)):x}", 16)
-        return name == named_output(stem, int(first_row), int(rows), fingerprint, digest)
-    except (KeyError, ValueError):
-        return False
 
 
 def write_record(store: Store, job: Job) -> None:

@@ -15,6 +15,7 @@ from headrace.transforms.errors import ColumnError, HeadraceError, InvalidReques
 from headrace.transforms.jobs.input_files import Survey, expand_lists, scheme_of, survey_inputs
 from headrace.transforms.jobs.job import JOB_RECORD, FirstInput, Job, JobModel, options_as_begun, stored_object
 from headrace.transforms.jobs.user_functions import AppliedFunction, FunctionRef, find_function
+from headrace.transforms.models.formats import format_of
 from headrace.transforms.models.load import describe_for_job
 from headrace.transforms.models.pin import pin_model, unused_custom_objects
 from headrace.transforms.models.ref import ModelRef
@@ -230,11 +231,11 @@ def check_compilable(request: Request, refs: Sequence[ModelRef], columns: Column
     for model, ref, plan in zip(request.models, refs, columns.models, strict=True):
         specs = [*(one.spec for one in plan.inputs.inputs), *plan.outputs.specs]
         strings = [spec.name for spec in specs if spec.dtype == "string"]
-        if request.jit_compile and (ref.format == "tflite" or strings):
+        if request.jit_compile and (strings or not format_of(ref).compiles):
             raise InvalidRequest(
                 f"--jit_compile cannot compile {model.uri}",
                 expected="a SavedModel or a Keras model of numbers",
-                found=f"strings in {strings[0]!r}" if strings else "TFLite, which has an interpreter of its own",
+                found=f"strings in {strings[0]!r}" if strings else format_of(ref).in_words,
                 cure="Leave --jit_compile out",
             )
 

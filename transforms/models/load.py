@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import InvalidRequest, SignatureNotFound, UnsupportedModel
 from ..storage import StoreOptions, open_store
 from .device_placement import device_name, on, weights_leave_the_host
+from .formats import format_of
 from .gc_pause import old_objects_set_aside
 from .loading import Loading
 from .model import Model
@@ -58,11 +59,11 @@ def load_model(
     import_named(ref.import_modules)
     device = device_name(loading.device)
     away = weights_leave_the_host(device)
-    if device is not None and away and ref.format == "tflite":
+    if device is not None and away and not format_of(ref).runs_on_gpu:
         raise UnsupportedModel(
             f"{ref.uri} runs on the CPU alone",
             expected="a SavedModel or a Keras model for a GPU",
-            found="a TFLite flatbuffer",
+            found=format_of(ref).in_words,
             cure="Choose --device=cpu (loading=Loading(device='cpu')), or export the model again",
         )
     stream = StreamOptions(
@@ -73,7 +74,7 @@ def load_model(
         host_bytes=loading.in_flight_bytes if away else None,
     )
     with _known(custom_objects), on(device):
-        loaded: Model = _format(ref).load(open_store(ref.uri, ref.storage), ref, signature, stream)
+        loaded = format_of(ref).reader.load(open_store(ref.uri, ref.storage), ref, signature, stream)
     loaded.device = device
     loaded.loads_again = not isinstance(custom_objects, Mapping) or not custom_objects
     return loaded
@@ -96,9 +97,8 @@ def describe_model(
     ref = _pin(model, storage, weights, custom_objects, unsafe, import_modules)
     import_named(ref.import_modules)
     store = open_store(ref.uri, ref.storage)
-    named = (signature,) if ref.format == "saved_model" else ()
     with _known(custom_objects):
-        spec: ModelSpec = _format(ref).describe(store, ref, *named)
+        spec = format_of(ref).reader.describe(store, ref, signature)
     if signature is not None and signature not in spec.signatures:
         raise SignatureNotFound(
             f"{ref.uri} has no signature {signature!r}",
@@ -165,19 +165,3 @@ def _place(ref: ModelRef, model_sharing: str, away: bool) -> Any:
         machine_stream.say_once(reason)
         return None
     return functools.partial(machine_stream.MachineStream, identity=machine_stream.machine_identity(ref))
-
-
-def _format(ref: ModelRef) -> Any:
-    if ref.format == "saved_model":
-        from .saved_model import tf2 as saved_model
-
-        return saved_model
-    if ref.format in ("keras", "keras_h5", "keras_config"):
-        from .keras_model import model as keras_model
-
-        return keras_model
-    if ref.format == "tflite":
-        from . import tflite
-
-        return tflite
-    raise ValueError(f"no loader for the format {ref.format!r} of {ref.uri}")

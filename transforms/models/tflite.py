@@ -33,8 +33,8 @@ from .streaming.whole_reads import say_unchecked
 DEFAULT_SIGNATURE = "serving_default"
 
 
-def describe(store: Store, ref: ModelRef) -> ModelSpec:
-    """Reads the whole file, which is graph and weights in one."""
+def describe(store: Store, ref: ModelRef, signature: str | None = None) -> ModelSpec:  # noqa: ARG001 - Reader
+    """Reads the whole file, which is graph and weights in one; all its signatures, whichever is named."""
     flatbuffer = _Flatbuffer(ref, _read(store, ref, StreamOptions()))
     operations = dict.fromkeys(flatbuffer.signatures, flatbuffer.operations)
     for name in flatbuffer.signatures:

@@ -15,6 +15,7 @@ from ..errors import DataError, JobError, UnsupportedModel
 from ..jobs.job import Job
 from ..jobs.user_functions import AppliedFunction
 from ..models.device_placement import on, placed
+from ..models.formats import format_of
 from ..models.loading import Loading
 from ..models.model import Model, said
 from ..models.process_cache import shared_model
@@ -308,7 +309,7 @@ def load_shared(ref: ModelRef, signature: str, loading: Loading = Loading(), dev
 
 def devices_for(models: Sequence[ModelRef], loading: Loading, *, whole_process: bool = False) -> tuple[Device, ...]:
     """Where this process computes with the models: a replica of all of them on each device. `whole_process`: with no others."""
-    cpu_only = loading.device == "auto" and any(ref.format == "tflite" for ref in models)
+    cpu_only = loading.device == "auto" and not all(format_of(ref).runs_on_gpu for ref in models)
     wanted = "cpu" if cpu_only else loading.device
     set_up_tensorflow(wanted, whole_process=whole_process)
     return choose_devices(wanted)

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from headrace.transforms.errors import CorruptModel, HeadraceError, ObjectChanged, StorageError
-from headrace.transforms.models.load import _format
+from headrace.transforms.models.formats import format_of
 from headrace.transforms.models.pin import pin_model
 from headrace.transforms.models.streaming.tensor_stream import StreamOptions
 from headrace.transforms.storage.gcs import GcsStore
@@ -242,7 +242,7 @@ def test_each_load_ends_in_the_right_model_or_a_clear_error(
         # Faults fall upon the pinning too, but for those that its own store would wait for by the minute.
         ref = pin_model(f"{bucket}/{name}/model{ending}")
         chaos.kinds = tuple(kind for kind in KINDS if kind not in without)
-        model = _format(ref).load(GcsStore(policy=POLICY), ref, "serving_default", STREAM)
+        model = format_of(ref).reader.load(GcsStore(policy=POLICY), ref, "serving_default", STREAM)
         return model.predict(inputs_of(name))
 
     with ThreadPoolExecutor(1) as runner:
@@ -303,10 +303,10 @@ def test_each_kind_of_fault_alone(
         try:
             if permanent:
                 with pytest.raises((CorruptModel, ObjectChanged) if kind == "flip" else StorageError):
-                    _format(ref).load(GcsStore(policy=POLICY), ref, "serving_default", STREAM)
+                    format_of(ref).reader.load(GcsStore(policy=POLICY), ref, "serving_default", STREAM)
             else:
                 store = GcsStore(policy=RetryPolicy(30, 0.01, 0.05, 0.1, read_timeout_s=0.3))
-                model = _format(ref).load(store, ref, "serving_default", STREAM)
+                model = format_of(ref).reader.load(store, ref, "serving_default", STREAM)
                 assert_same_bits(model.predict(inputs_of(name)), first.expected)
         finally:
             chaos.on = False

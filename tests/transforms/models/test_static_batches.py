@@ -161,7 +161,7 @@ def test_a_tflite_model_of_a_fixed_batch(job: Job, tmp_path: Path) -> None:
             np.testing.assert_array_equal(scores(found, output) if whole.ndim > 1 else found[output].to_numpy(), whole)
     code, _, err = job(column, "--jit_compile", model=path)
     assert code == 2
-    assert "TFLite, which has an interpreter of its own" in err
+    assert "Found: a TFLite flatbuffer" in err
     assert "Leave --jit_compile out" in err
 
 

@@ -36,6 +36,7 @@ from .hdf5_types import (
     FILTERS,
     LAYOUT,
     VIRTUAL,
+    Dataset,
     Layout,
     Type,
     filters_of,
@@ -60,22 +61,6 @@ _MAX_DATASETS = 1_000_000
 T = TypeVar("T")
 _SAVE_AGAIN = "Save the model again with Keras, which stores weights plainly."
 _COPY_AGAIN = "Copy the file again from where it was saved, or save it again."
-
-
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """`dtype` is TensorFlow's name; `shape` is in elements, `nbytes` its bytes in memory.
-
-    `offset` is that of its little-endian, C-ordered bytes within the HDF5 file, or None where they do not lie in one
-    piece: `Hdf5File.read` gives such a value, from `address`, that of its header.
-    """
-
-    path: str
-    dtype: str
-    shape: tuple[int, ...]
-    nbytes: int
-    offset: int | None
-    address: int
 
 
 @dataclass(frozen=True, slots=True)

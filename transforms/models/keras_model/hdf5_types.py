@@ -24,6 +24,22 @@ _CLASSES = {2: "times", 4: "bit fields", 6: "records", 7: "references", 8: "enum
 
 
 @dataclass(frozen=True, slots=True)
+class Dataset:
+    """`dtype` is TensorFlow's name; `shape` is in elements, `nbytes` its bytes in memory.
+
+    `offset` is that of its little-endian, C-ordered bytes within the HDF5 file, or None where they do not lie in one
+    piece: `Hdf5File.read` gives such a value, from `address`, that of its header.
+    """
+
+    path: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    offset: int | None
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
 class Type:
     """`kind` is "number" (and `name` TensorFlow's name of it), "text", "reference" (to a text), "opaque", or "other".
 

@@ -36,8 +36,8 @@ SIGNATURE = "serving_default"
 _log = logging.getLogger(__name__)
 
 
-def describe(store: Store, ref: ModelRef) -> ModelSpec:
-    """From the configuration and the HDF5 files' metadata; no weight is fetched.
+def describe(store: Store, ref: ModelRef, signature: str | None = None) -> ModelSpec:  # noqa: ARG001 - Reader
+    """From the configuration and the HDF5 files' metadata; no weight is fetched. There is one signature, whichever is named.
 
     Raises `NotAModel`, `CorruptModel` or `UnsupportedModel`, and what the store raises.
     """

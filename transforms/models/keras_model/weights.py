@@ -22,7 +22,8 @@ from ..streaming.composed_crc import CheckedSpan
 from ..streaming.dlpack import aligned_empty, to_tensor
 from ..streaming.ranges import RangeFile, Ranges, Resident
 from ..streaming.tensor_stream import TensorSlot, TensorStream, numpy_dtype, read_of
-from .hdf5 import Dataset, Hdf5File
+from .hdf5 import Hdf5File
+from .hdf5_types import Dataset
 
 _TEXTS = re.compile(r"(layer_names|weight_names)\d*|model_config|keras_version")
 _MODEL_WEIGHTS, _TOP_LEVEL = "model_weights", "top_level_model_weights"

@@ -29,7 +29,8 @@ from ..streaming.tensor_stream import StreamOptions, TensorStream, open_stream
 from ..streaming.whole_reads import Readable
 from .files import RamFolder, reading_graph, unloadable
 from .tensor_bundle import Entry
-from .tf1_graph import Graph, Output, Step
+from .tf1_dead_branches import Output
+from .tf1_graph import Graph, Step
 
 # The copies that reference variables make are as many bytes as are fed at once; to cut out each function costs
 # milliseconds.

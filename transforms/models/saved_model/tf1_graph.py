@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,16 +13,11 @@ from ..spec import Operations, Signature
 from ..streaming.whole_reads import Readable
 from .files import COPY_AGAIN, INIT_OP, no_such_signature, open_bundle, signature_of
 from .tensor_bundle import Bundle, Entry, Region
+from .tf1_dead_branches import DeadBranches, Output, output_named
 
 _TRAIN_OP = "__saved_model_train_op"
 _ASSETS = "saved_model_assets"
 _VARIABLES = ("VarHandleOp", "VariableV2", "Variable")
-
-# The walk that finds dead branches remembers its way; a graph that is deeper counts as alive.
-_DEEPEST = 100_000
-
-Output = tuple[str, int]
-"""An output of a node: the node's name, and which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +90,7 @@ class Graph:
         assets: dict[str, Label] = dict.fromkeys(self._assets(), ASSET)
         label = labels_of(self._nodes.get, assets | {name: None for name, _ in fed})
         calls: list[tuple[str, tuple[Label, ...]]] = []
-        dead = _Dead(self._nodes, label)
+        dead = DeadBranches(self._nodes, label)
         for name in dict.fromkeys(name for name, _ in self._above(outputs, fed, dead=dead)):
             node = self._nodes[name]
             labels = tuple(label(one) for one in node.input if not one.startswith("^"))
@@ -295,7 +290,7 @@ class Graph:
                 yield self._output(variable_pb2.VariableDef.FromString(raw).initializer_name)
 
     def _above(
-        self, outputs: Iterable[Output], fed: Iterable[Output] = (), stop: str = "", dead: _Dead | None = None
+        self, outputs: Iterable[Output], fed: Iterable[Output] = (), stop: str = "", dead: DeadBranches | None = None
     ) -> Iterator[Output]:
         """The outputs themselves and all that they stand on, but nothing above what is fed, `dead`, or an operation `stop`."""
         todo, seen = list(outputs), set(fed)
@@ -323,7 +318,7 @@ class Graph:
         return self._nodes[name]
 
     def _output(self, name: str) -> Output:
-        return _output(name)
+        return output_named(name)
 
     def _strings(self, name: str) -> list[str]:
         import tensorflow as tf
@@ -353,47 +348,6 @@ class Graph:
 
     def _corrupt(self, found: str) -> CorruptModel:
         return CorruptModel(f"{self._ref.uri} is damaged", found=found, cure=COPY_AGAIN)
-
-
-class _Dead:
-    """Outputs that are never computed: what lies behind a `Switch` whose condition is a constant.
-
-    Models that were trained with Keras or slim in TensorFlow 1 hold dropout behind such a condition.
-    """
-
-    def __init__(self, nodes: Mapping[str, Any], label: Callable[[str], Label]) -> None:
-        self._nodes, self._label = nodes, label
-        self._known: dict[Output, bool] = {}
-
-    def __call__(self, output: Output) -> bool:
-        todo, on_the_way = [output], {output}
-        while todo:
-            one = todo[-1]
-            if one in self._known:
-                on_the_way.discard(todo.pop())
-                continue
-            node = self._nodes.get(one[0])
-            inputs = [] if node is None else [_output(name) for name in node.input]
-            if node is not None and node.op in ("Switch", "RefSwitch") and len(inputs) > 1:
-                condition = self._label(node.input[1])
-                if isinstance(condition, bool) and one[1] != int(condition):
-                    self._known[one] = True
-                    continue
-            # A loop leads back to its own `Merge`, which its entry keeps alive.
-            loops = node is not None and node.op in ("Merge", "RefMerge")
-            waiting = next((other for other in inputs if other not in self._known and other not in on_the_way), None)
-            if waiting is not None and len(todo) < _DEEPEST:
-                todo.append(waiting)
-                on_the_way.add(waiting)
-                continue
-            dead = [self._known.get(other, False) for other in inputs]
-            self._known[one] = bool(dead) and (all(dead) if loops else any(dead))
-        return self._known[output]
-
-
-def _output(name: str) -> Output:
-    node, _, i = name.removeprefix("^").partition(":")
-    return node, int(i) if i.isdecimal() else 0
 
 
 def _attr(node: Any, name: str) -> Any:

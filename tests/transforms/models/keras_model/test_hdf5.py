@@ -19,7 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from headrace.transforms.errors import CorruptModel, ModelError, StorageError, UnsupportedModel
-from headrace.transforms.models.keras_model.hdf5 import VALUE_BYTES, Dataset, Hdf5File
+from headrace.transforms.models.keras_model.hdf5 import VALUE_BYTES, Hdf5File
+from headrace.transforms.models.keras_model.hdf5_types import Dataset
 from headrace.transforms.models.streaming.ranges import BLOCK, RangeFile, Ranges, Resident
 from headrace.transforms.storage import open_store
 from headrace.transforms.storage.memory import OBJECTS, put
