@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test faults chaos fuzz lint check venv bench-load constraints clean docs coverage test-pythons pictures picture-report
-.PHONY: schedule venv-airflow test-airflow run-dataflow template template-classic run-flink test-runners
+.PHONY: schedule venv-airflow test-airflow run-dataflow metadata template template-classic run-flink test-runners
 .PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-guard bench-scale bench-tail bench-gpu bench-smoke bench-peers
 .DEFAULT_GOAL := help
 
@@ -42,6 +42,13 @@ else
 run-dataflow:
 	@echo "make run-dataflow lacks $(patsubst %,%=…,$(call lacking,$(DATAFLOW))). docs/dataflow.md has an example." >&2; exit 2
 endif
+
+METADATA := templates/flex/metadata.json templates/classic/metadata.json
+
+metadata: venv ## the templates' parameters, made again from the flags: after a change to a flag or its help
+	$(BIN)/python -m headrace.pipeline.flags.template_parameters metadata > templates/flex/metadata.json
+	$(BIN)/python -m headrace.pipeline.flags.template_parameters classic > templates/classic/metadata.json
+	@git diff --stat -- $(METADATA)
 
 TEMPLATE := BUCKET IMAGE
 
@@ -117,9 +124,10 @@ picture-report: venv ## docs/report-light.png and -dark.png, of a real run; need
 pictures: venv ## docs/terminal.svg anew: a real job on a terminal
 	$(BIN)/python -m tests.support.pictures docs/terminal.svg
 
-lint: venv ## format, lint and types
+lint: venv ## format, lint, plain words and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/python -m tests.support.plain_words
 	$(BIN)/mypy
 
 check: lint ## the same, and who imports whom, and the documents' examples

@@ -3,14 +3,14 @@
     HeadraceError
     ├── StorageError            a store could not do what was asked, for good
     │   ├── ObjectNotFound      no such bucket, folder or object
-    │   ├── AlreadyExists       a create-only write met an object that stands there
+    │   ├── AlreadyExists       a create-only write found an object of that name
     │   ├── ObjectChanged       another generation than the pinned one
-    │   ├── StoreUnavailable    no answer, however often it was asked
+    │   ├── StoreUnavailable    no answer, after all retries
     │   └── AccessDenied        no credentials, or credentials without the permission
     ├── ModelError
-    │   ├── NotAModel           the URI leads to nothing that headrace can load
+    │   ├── NotAModel           nothing at the URI that headrace can load
     │   ├── CorruptModel        truncated, wrong checksum, or sizes that contradict each other
-    │   ├── UnsupportedModel    a sound model with a part that cannot be streamed
+    │   ├── UnsupportedModel    an intact model with a part that cannot be streamed
     │   └── SignatureNotFound
     ├── DataError
     │   ├── NotParquet          not a Parquet file, or a truncated one
@@ -21,11 +21,11 @@
         │   └── InvalidInferenceArgs   arguments that a model handler does not take; a ValueError too
         ├── OutputConflict      the output folder holds another job's output
         ├── ClaimLost           another run has claimed the output folder since
-        ├── OutputIncomplete    a shard of the plan is not accounted for
+        ├── OutputIncomplete    a shard of the plan lacks a result
         ├── WorkerMismatch      a worker has other versions than the launcher
         └── TooManyBadRows      more rows cannot be predicted than --max_bad_rows lets go to dead letters
 
-Each carries what it is about, what was expected, what was found, and the cure; `str()` is one paragraph of the four.
+Each carries what it is about, what was expected, what was found, and the fix (`cure`); `str()` is one paragraph of the four.
 """
 
 from __future__ import annotations
@@ -46,11 +46,16 @@ _WEB_ADDRESS = re.compile(
 _LINES = re.compile(r"\s*\n\s*")
 
 
+def row_span(first: int, end: int) -> str:
+    """Rows from `first` (counted from 0) up to but without `end`, as errors name them: "rows 0-49", "row 7"."""
+    return f"rows {first}-{end - 1}" if end > first + 1 else f"row {first}"
+
+
 class HeadraceError(Exception):
     """Every error that headrace raises on purpose.
 
     `what` is a whole sentence naming the object; `expected`, `found` and `cure` are phrases and may be empty.
-    The whole paragraph is the exception's one argument, since Beam raises a worker's exception anew from that alone.
+    The whole paragraph is the exception's one argument, because Beam rebuilds a worker's exception from that alone.
     Of web addresses it shows neither user nor query, of others no user that has a password; characters that a terminal
     would obey are escapes. `began` is true where a job had claimed its output folder before it failed.
     """
@@ -85,46 +90,47 @@ def _rebuild(kind: type[HeadraceError], what: str, expected: str, found: str, cu
 
 
 class StorageError(HeadraceError):
-    """A store could not do what was asked, for good: what may pass was tried again before.
+    """A store refused a request for good. What may pass by itself was retried first.
 
-    Cure: the text names the object and the service's own answer; most are a network, quota or configuration of the store.
+    Fix: the text names the object and shows the service's own answer. Most are a matter of the network, a quota or the
+    store's configuration.
     """
 
 
 class ObjectNotFound(StorageError):
-    """No such bucket, folder or object; an `--input` that matches nothing.
+    """The bucket, folder or object does not exist, or an `--input` matches nothing.
 
-    Cure: look at the spelling, and quote a glob, so that the shell does not expand it.
+    Fix: check the spelling, and quote a glob to keep the shell from expanding it.
     """
 
 
 class AlreadyExists(StorageError):
-    """A create-only write met an object that stands there.
+    """An object of that name already exists, and headrace never replaces one.
 
-    Cure: another run wrote it meanwhile; start the same command again, which goes on from there.
+    Fix: another run wrote it meanwhile. Start the same command again: it continues from there.
     """
 
 
 class ObjectChanged(StorageError):
-    """An object is no longer at the version that was pinned: somebody replaced the model or an input while the job ran.
+    """The model or an input was replaced while the job ran: the object no longer has the version that the job pinned.
 
-    Cure: start again; leave inputs and models alone while a job runs. `--incremental` where inputs are meant to change between
-    runs.
+    Fix: start again, and do not change inputs or models while a job runs. Where inputs change between runs, use
+    `--incremental`.
     """
 
 
 class StoreUnavailable(StorageError):
-    """A store gave no answer, or none but that it cannot now, however often it was asked.
+    """A store did not answer, or answered that it is not available, after all retries.
 
-    Cure: look at the network and at the store's status; the same command later is right, so that its exit code is 1.
+    Fix: check the network and the store's status, then start the same command again. The exit code is 1.
     """
 
 
 class AccessDenied(StorageError):
     """No credentials, or credentials without the permission.
 
-    Cure: `gcloud auth application-default login` on your own machine; else grant the named principal the named permission:
-    the page on security lists what a job needs.
+    Fix: on your own machine, run `gcloud auth application-default login`. Elsewhere, grant the permission that the text names
+    to the principal that it names. The page on security lists what a job needs.
     """
 
 
@@ -133,33 +139,32 @@ class ModelError(HeadraceError):
 
 
 class NotAModel(ModelError):
-    """The URI leads to nothing that headrace can load.
+    """headrace finds no model that it can load at the URI.
 
-    Cure: name the folder that holds `saved_model.pb`, the `.keras`, `.h5` or `.tflite` file, or a `config.json` with
-    `--weights`. The text names what stands there or beside it.
+    Fix: name the folder that holds `saved_model.pb`, the `.keras`, `.h5` or `.tflite` file, or a `config.json` with
+    `--weights`. The text names what is there, or next to it.
     """
 
 
 class CorruptModel(ModelError):
     """Truncated, a wrong checksum, or sizes that contradict each other.
 
-    Cure: upload or export the model again.
+    Fix: upload or export the model again.
     """
 
 
 class UnsupportedModel(ModelError):
-    """A sound model with a part that cannot be streamed, or that needs what was not given: a class of your own, code of its
-    own.
+    """The model is intact, but a part of it cannot be streamed, or it needs your own class or permission to run its own code.
 
-    Cure: the text names the part. `--custom_objects` for your own classes, `--unsafe_model` for a lambda that you trust, or
-    export the model as a SavedModel.
+    Fix: the text names the part. Use `--custom_objects` for your own classes and `--unsafe_model` for a lambda that you trust,
+    or export the model as a SavedModel.
     """
 
 
 class SignatureNotFound(ModelError):
-    """The model has no signature of that name.
+    """The model lacks a signature of that name.
 
-    Cure: `headrace inspect --model=URI` lists them; `--signature=NAME` chooses one.
+    Fix: `headrace inspect --model=URI` lists them; `--signature=NAME` chooses one.
     """
 
 
@@ -177,22 +182,22 @@ class DataError(HeadraceError):
 class NotParquet(DataError):
     """Not a Parquet file, or a truncated or damaged one.
 
-    Cure: write the file again, or leave it out of `--input`.
+    Fix: write the file again, or leave it out of `--input`.
     """
 
 
 class ColumnError(DataError):
     """A column is missing, or its type or length does not fit the model's input.
 
-    Cure: `--feature TENSOR=COLUMN` names the column; `--cast`, `--pad` or `--decode_image` let a value change on its way. The
-    text names the nearest columns.
+    Fix: name the column by `--feature TENSOR=COLUMN`, or convert its values by `--cast`, `--pad` or `--decode_image`. The
+    text names the most similar columns.
     """
 
 
 class NullFeature(DataError):
     """A null where the model needs a value.
 
-    Cure: `--fill TENSOR=VALUE` says what stands for it, or `--on_error=dead_letter` leaves the row out, with its reason.
+    Fix: `--fill TENSOR=VALUE` replaces nulls, or `--on_error=dead_letter` leaves the row out and records the reason.
     """
 
 
@@ -203,49 +208,49 @@ class JobError(HeadraceError):
 class InvalidRequest(JobError):
     """Flags that are wrong or contradict each other.
 
-    Cure: the text names the flag, and the nearest that there is.
+    Fix: the text names the flag, and the most similar one that exists.
     """
 
 
 class InvalidInferenceArgs(InvalidRequest, ValueError):
     """`RunInference(…, inference_args=…)` with a model handler that takes none; a `ValueError`, as Beam's own handlers raise.
 
-    Cure: leave `inference_args` out, and give everything that the model reads as tensors or columns of the elements.
+    Fix: leave `inference_args` out, and pass everything that the model reads as tensors or columns of the elements.
     """
 
 
 class OutputConflict(JobError):
     """The output folder holds another job's output: of another model, mapping, input or plan.
 
-    Cure: another `--output`; or `--overwrite` replaces it, or `--incremental` where only inputs changed. The text names what
-    differs.
+    Fix: choose another `--output`. `--overwrite` replaces the other job's output; `--incremental` continues where only inputs
+    changed. The text names what differs.
     """
 
 
 class ClaimLost(JobError):
-    """Another run has claimed the output folder since this one began. Nothing of that run's was touched.
+    """Another run claimed the output folder after this one began. This run did not touch that run's files.
 
-    Cure: the text names the other run. Give each job an `--output` of its own, or start one only when the other has ended.
+    Fix: the text names the other run. Give each job an `--output` of its own, or start one only when the other has ended.
     """
 
 
 class OutputIncomplete(JobError):
-    """A shard of the plan is not accounted for.
+    """The job ended without a result for a shard of the plan.
 
-    Cure: start the same command again: it computes what is missing.
+    Fix: start the same command again: it computes only the missing shards.
     """
 
 
 class WorkerMismatch(JobError):
     """A worker has other versions of TensorFlow, Keras, pyarrow, headrace or Python than the launcher.
 
-    Cure: start the job from the image that the workers run (`--sdk_container_image`), or install the launcher's versions on
+    Fix: start the job from the image that the workers run (`--sdk_container_image`), or install the launcher's versions on
     them (`--requirements_file`).
     """
 
 
 class TooManyBadRows(JobError):
-    """More rows cannot be predicted than `--max_bad_rows` lets go to dead letters.
+    """More rows failed than `--max_bad_rows` allows.
 
-    Cure: look at the dead letters' `headrace_error`; mend the data or the flags, or raise the bound.
+    Fix: read `headrace_error` in the dead letters. Fix the data or the flags, or raise the limit.
     """

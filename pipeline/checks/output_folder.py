@@ -138,7 +138,7 @@ class _Folder:
 
 
 def examine_output(prepared: Prepared, *, overwrite: bool) -> OutputState:
-    """Raises `OutputConflict` where the folder holds anything that is no part of this job, unless it may be overwritten, and
+    """Raises `OutputConflict` where the folder holds anything that is not part of this job, unless it may be overwritten, and
     `StorageError` where a local one cannot be written. A job that has left no rows there does not own the folder.
     """
     job = prepared.job
@@ -185,7 +185,7 @@ def read_record(store: Store, ref: ObjectRef | None) -> dict[str, Any] | None:
             raise TypeError("fingerprint and digest are not text")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutputConflict(
-            f"{ref.uri} is no record of a job",
+            f"{ref.uri} is not a record of a job",
             expected="JSON with a model and a fingerprint",
             found=f"{type(error).__name__}: {error}",
             cure="Name another --output",
@@ -199,7 +199,7 @@ def _refuse_changed(prepared: Prepared, store: Store, name: str, output: ObjectR
     assert made is not None
     if made.job != job.fingerprint[:8]:
         raise OutputConflict(
-            f"{job.output}/{name} is the output of another job than the folder's record tells of",
+            f"{job.output}/{name} is the output of another job than the one in the folder's record",
             expected=f"files of job {job.fingerprint[:8]}",
             found=f"one of job {made.job}",
             cure="Name another --output, or add --overwrite to replace all of it",
@@ -338,7 +338,7 @@ def _clear(job: Job, store: Store, doomed: Iterable[tuple[Store, ObjectRef]]) ->
             f"{job.output} is neither the earlier output nor free for this one",
             expected="all that the earlier job wrote to be removed",
             found=f"{removed:,} objects were removed before it failed: {error}",
-            cure="Mend that, and run the same command again",
+            cure="Fix that, and run the same command again",
         ) from error
 
 

@@ -269,7 +269,7 @@ def check_dead_letters(request: Request, columns: pa.Schema) -> None:
         )
         if below and (like or "**" in pattern):
             raise InvalidRequest(
-                f"--dead_letters={folder} lies where --input reads from",
+                f"--dead_letters={folder} is where --input reads from",
                 expected="a folder that no --input matches",
                 found=pattern,
                 cure="Name another folder, or leave --dead_letters out",
@@ -328,7 +328,7 @@ class _OutputApart:
             found = written if written in self._named else next(iter(matching), found)
         if found is not None:
             raise InvalidRequest(
-                f"--output={self._output} lies where --input reads from",
+                f"--output={self._output} is where --input reads from",
                 expected="a folder that no --input matches",
                 found=found,
                 cure="Name another --output, or a narrower --input",

@@ -120,7 +120,7 @@ def _read_records(verdict: Verdict, store: Store, there: dict[str, ObjectRef]) -
         if part not in there or not part.startswith(f"{MANIFEST_FOLDER}/"):
             raise OutputIncomplete(
                 f"{verdict.output}/{part} is missing, a part of the manifest",
-                cure="Run the job's command again: it writes the manifest anew",
+                cure="Run the job's command again: it writes the manifest again",
             )
         data = store.read(there[part])
         digest = hashlib.sha256(data).hexdigest()[:16]

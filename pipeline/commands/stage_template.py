@@ -99,7 +99,7 @@ def stage(argv: Sequence[str]) -> str:
     location = cloud.template_location
     if not is_dataflow(options) or not location:
         raise InvalidRequest(
-            "A classic template is for Dataflow, and lies in a bucket",
+            "A classic template is for Dataflow, and is stored in a bucket",
             expected="--template_location=gs://…",
             found=f"--runner={runner_of(options)}, --template_location={location}",
         )

@@ -190,7 +190,7 @@ def report_inspection(looked: Inspection) -> Answer:
                 if signature not in spec.signatures:
                     lines += [
                         "",
-                        f"There is no signature {signature!r} to hold these columns against: name one with --signature.",
+                        f"There is no signature {signature!r} to check these columns against: name one with --signature.",
                     ]
     return Answer(lines[lines[:1] == [""] :], document)
 

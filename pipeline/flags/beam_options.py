@@ -54,7 +54,7 @@ def parse_flags(argv: Sequence[str]) -> PredictOptions:
                 f"{flag!r} is {'no command' if first else 'no flag'}",
                 expected=f"one of {', '.join(COMMANDS)}, or --flag=value",
                 found=flag,
-                cure=f"Did you mean {near[0]}?" if near else "Quote a glob, so that the shell does not expand it",
+                cure=f"Did you mean {near[0]}?" if near else "Quote a glob to keep the shell from expanding it",
             )
         raise InvalidRequest(
             f"There is no flag {flag}",

@@ -12,7 +12,7 @@ DEFAULT_SIGNATURE = "serving_default"
 DEFAULT_SHARD_BYTES = 128 << 20
 DEFAULT_MAX_BAD_ROWS = "1%"  # stray rows pass; a wrong column or a changed format, which hits most rows, does not
 COMMANDS = ("run", "plan", "inspect", "verify")
-# What each command cannot do without. `inspect` looks at an input too, without a model.
+# The flags that each command needs. `inspect` also takes an input without a model.
 NEEDED = {
     "run": ("model", "input", "output"),
     "plan": ("model", "input", "output"),
@@ -21,30 +21,30 @@ NEEDED = {
 }
 
 _DESCRIPTION = """\
-Predictions of a TensorFlow or Keras model over sharded Parquet.
+Run a TensorFlow or Keras model over Parquet files.
 
 commands:
-  run       does the job (default); the same command again goes on
-  plan      does every check, shows what would be done, and writes nothing
-  inspect   shows a model, an input, or how the one is fed from the other
-  verify    reads a finished output back, and compares it with its inputs
+  run       predict every row (default); run it again to continue after a stop
+  plan      check everything, show what the job would do, write nothing
+  inspect   show a model, an input, and which column feeds which model input
+  verify    read a finished output back and compare it with its inputs
 
 headrace help COMMAND lists the flags of one command; headrace version prints
 the version; headrace completion bash|zsh|fish prints completion for a shell.
 """
 _EXAMPLES = """\
 examples:
-  Does the data fit the model?
+  Check whether the data fits the model:
     headrace inspect --model=gs://b/model --input='gs://b/in/*.parquet'
-  Predict, here, on all cores:
+  Predict on all cores of this machine:
     headrace --model=m.keras --input='in/*.parquet' --output=out --keep=id
-  The same on Dataflow, with a column of another name than the model's input:
+  Predict on Dataflow; column pixels feeds the model's input image:
     headrace --runner=DataflowRunner --project=p --region=europe-west4 \\
       --model=gs://b/model --input='gs://b/in/*.parquet' --output=gs://b/out \\
       --feature=image=pixels --keep=id
 
-Every option of Apache Beam is taken too (--runner, --project, --region, …).
-With no --runner the job runs in this process.
+Every option of Apache Beam works too (--runner, --project, --region, …).
+Without --runner the job runs in this process.
 """
 
 
@@ -58,287 +58,291 @@ class Flags:
             "--model",
             action="append",
             metavar="[NAME=]URI",
-            help="SavedModel folder, .keras, .h5 or .tflite: gs://…, https://… or a path; with names, several models in "
-            "one pass over the rows, each one's columns prefixed NAME_",
+            help="SavedModel folder, .keras, .h5 or .tflite file: gs://…, s3://…, https://… or a path. Repeat it with names to "
+            "run several models in one pass; the columns of each then start with NAME_",
         )
         what.add_argument(
             "--weights",
             action="append",
             metavar="[NAME=]URI",
-            help="the weights of a Keras model of which --model names the config.json",
+            help="weights of a Keras model, where --model is its config.json",
         )
         what.add_argument(
             "--custom_objects",
             action="append",
             metavar="MODULE:NAME",
-            help="a class or function that a Keras model needs, by its import; repeatable",
+            help="class or function that a Keras model needs, by its import name; repeatable",
         )
         what.add_argument(
             "--unsafe_model",
             action="store_true",
-            help="let a Keras model run Python code of its own, such as lambdas, and a SavedModel's graph operations that can "
-            "reach files, the network or other processes (default: they are refused)",
+            help="let a Keras model run its own Python code, such as lambdas, and let a SavedModel's graph run operations that "
+            "can reach files, the network or other processes (default: such models are refused)",
         )
         what.add_argument(
             "--allow_stateful_model",
             action="store_true",
-            help="run a model that changes its own state when it predicts, so that predictions depend on the order of rows "
-            "(default: it is refused)",
+            help="run a model that changes its own state when it predicts; predictions then depend on the order of rows "
+            "(default: such models are refused)",
         )
         what.add_argument(
             "--import_module",
             action="append",
             metavar="MODULE",
-            help="a module whose import registers operations that the model uses, as tensorflow_text; imported where the job "
-            "starts and on the workers, before any model; repeatable",
+            help="module that registers operations that the model uses, such as tensorflow_text; imported before the model, "
+            "where the job starts and on the workers; repeatable",
         )
         what.add_argument(
             "--signature",
             action="append",
             metavar="[NAME=]SIGNATURE",
-            help=f"the model's signature (default: {DEFAULT_SIGNATURE})",
+            help=f"signature of the model (default: {DEFAULT_SIGNATURE})",
         )
         what.add_argument(
             "--input",
             action="append",
             metavar="GLOB",
-            help="Parquet files, as in 'gs://bucket/in/*.parquet', a folder, which means its **/*.parquet, or @FILE: a list "
-            "of files and globs, one on each line; repeatable",
+            help="Parquet files, such as 'gs://bucket/in/*.parquet'; a folder, for all *.parquet files in and below it; or "
+            "@FILE, a list of files and globs, one per line; repeatable",
         )
-        what.add_argument("--output", metavar="URI", help="folder for the predictions, the manifest and _SUCCESS")
+        what.add_argument("--output", metavar="URI", help="folder for predictions, manifest and _SUCCESS")
         what.add_argument(
             "--limit",
             type=int,
             metavar="N",
-            help="only the first N rows of the plan, for a trial; the manifest says so",
+            help="predict only the first N rows, for a trial; the manifest records it",
         )
         what.add_argument(
             "--sample",
             type=int,
             metavar="N",
-            help="verify: compute N random batches again too; give the flags of the job's own command with it",
+            help="verify: also compute N random batches again; add the flags of the job's command",
         )
         columns = parser.add_argument_group("columns")
         columns.add_argument(
             "--feature",
             action="append",
             metavar="TENSOR=COLUMN[,COLUMN…]",
-            help="the column or columns that feed an input of the model, or a field of a struct as in payload.pixels; "
-            "repeatable (default: the column of that name; a model with one input and data with one fitting column need "
-            "none). \\, is a comma in a name, and a name in double quotes is a JSON string; with several models, "
-            "NAME.TENSOR is one model's input",
+            help="column or columns that feed an input of the model, or a struct field such as payload.pixels; repeatable "
+            "(default: the column of that name, or the only column that fits a model with one input). Write \\, for a "
+            "comma in a name, or the name as a JSON string in double quotes; with several models, NAME.TENSOR is the "
+            "input of one model",
         )
         columns.add_argument(
             "--prediction",
             action="append",
             metavar="OUTPUT=COLUMN",
-            help="the column that an output of the model becomes; repeatable (default: the output's name)",
+            help="name of the column for an output of the model; repeatable (default: the output's name)",
         )
         columns.add_argument(
             "--outputs",
             metavar="A,B",
-            help="the outputs that become columns (default: all that have a row for each row of the input)",
+            help="outputs that become columns (default: all with one row per input row)",
         )
         columns.add_argument(
             "--top_k",
             action="append",
             metavar="OUTPUT=K[:LABELS]",
-            help="the K best classes of an output, by their ids or the lines of a text file of labels, and their scores, as "
-            "columns in place of the output's own, as scores=5 or scores=5:gs://b/labels.txt; repeatable",
+            help="K best classes of an output and their scores, instead of the output's own column, such as scores=5, or "
+            "scores=5:gs://b/labels.txt for classes named by the lines of a text file; repeatable",
         )
         columns.add_argument(
             "--constant",
             action="append",
             metavar="TENSOR=VALUE",
-            help="an input that is the same for every row, as temperature=0.7; a JSON list for several values; repeatable",
+            help="value of an input that is the same for every row, such as temperature=0.7; a JSON list for several values; "
+            "repeatable",
         )
         columns.add_argument(
             "--keep",
             metavar="A,B",
-            help="columns that pass through, quoted as in --feature (default: all that are no feature and in the files; "
-            "--keep= for none)",
+            help="columns to copy to the output, quoted as in --feature; --keep= for none (default: all columns of the files "
+            "that are not features)",
         )
         columns.add_argument(
             "--partition_columns",
             choices=("auto", "typed", "none"),
             default="auto",
-            help="key=value folders that every input file lies in are columns too, for --feature and --keep, unless the files "
-            "have a column of that name: text, or numbers where --cast leads them into an input of numbers (auto, default); "
-            "whole numbers, fractions or dates where all values are such (typed); or no columns (none)",
+            help="how key=value folders that contain every input file become columns for --feature and --keep. auto (default): "
+            "text, or numbers where --cast needs them; typed: integers, fractions or dates where all values are; none: "
+            "they do not. A column of that name in the files takes precedence",
         )
         columns.add_argument(
             "--cast",
             action="append",
             metavar="TENSOR[,TENSOR…]",
-            help="let values change on their way into these tensors, as from float64 to float32, or * for all; repeatable "
-            "(default: only casts that change no value)",
+            help="allow casts that can change values for these inputs, such as float64 to float32; * for all inputs; "
+            "repeatable (default: only casts that change no value)",
         )
         columns.add_argument(
             "--fill",
             action="append",
             metavar="TENSOR=VALUE",
-            help="what stands for a null; repeatable (default: an error)",
+            help="value that replaces nulls of this input; repeatable (default: a null is an error)",
         )
         columns.add_argument(
             "--pad",
             action="append",
             metavar="TENSOR=VALUE",
-            help="what makes lists equally long; repeatable (default: lists of unequal length are an error)",
+            help="value that fills short lists of this input; repeatable (default: lists of unequal length are an error)",
         )
         columns.add_argument(
             "--decode_image",
             action="append",
             metavar="TENSOR=HxW",
-            help="decode JPEG or PNG bytes to this height and width, resizing where needed; repeatable",
+            help="decode JPEG or PNG bytes, and resize images to this height and width; repeatable",
         )
         columns.add_argument(
             "--prediction_type",
             choices=("auto", "list", "tensor"),
             default="auto",
-            help="columns of outputs with several values a row: fixed-size lists, arrow.fixed_shape_tensor, or (auto, "
-            "default) lists for one dimension and tensors for more",
+            help="type of output columns with several values per row. auto (default): fixed-size lists for one dimension, "
+            "arrow.fixed_shape_tensor for more; list or tensor: always that type",
         )
         functions = parser.add_argument_group("around the model")
         functions.add_argument(
             "--preprocess",
             metavar="MODULE:FUNCTION",
-            help="a function of a record batch, before the model; it returns a record batch of as many rows",
+            help="function that runs on each record batch before the model, and returns one of the same number of rows",
         )
         functions.add_argument(
-            "--postprocess", metavar="MODULE:FUNCTION", help="the same, on kept columns and predictions"
+            "--postprocess", metavar="MODULE:FUNCTION", help="the same after the model, on kept columns and predictions"
         )
         functions.add_argument(
             "--user_package",
             action="append",
             metavar="DIR|WHEEL|SDIST",
-            help="a package of your own modules, which the workers get: a folder with pyproject.toml or setup.py, or what was "
-            "built of it; built and imported apart before anything is submitted; repeatable",
+            help="package of your own modules, installed on the workers: a folder with pyproject.toml or setup.py, a wheel or "
+            "a source archive; repeatable",
         )
         how = parser.add_argument_group("how to run")
         how.add_argument(
             "--batch_size",
             default="auto",
             metavar="ROWS",
-            help="rows per batch, or auto (default): decided by the schema and the model alone",
+            help="rows per batch, or auto (default), which depends on the schema and the model only",
         )
         how.add_argument(
             "--jit_compile",
             action="store_true",
-            help="compile the model with XLA; its numbers may differ in their last bits. XLA leaves out assertions, as "
-            "of tf.debugging, and clamps indices that are out of range, so that rows which the model itself refuses "
-            "are predicted",
+            help="compile the model with XLA. Predictions may differ in their last bits. XLA drops assertions (tf.debugging) "
+            "and clamps indices that are out of range: rows that the model would refuse are then predicted",
         )
         how.add_argument(
             "--device",
             choices=("auto", "cpu", "gpu"),
             default=Loading().device,
-            help="where workers compute: all GPUs that they have, else the CPU (auto, default); cpu; or gpu, an error without",
+            help="where workers compute. auto (default): on all GPUs, or on the CPU where there is none; cpu; gpu: an error "
+            "where there is none",
         )
         how.add_argument(
             "--worker_accelerator",
             metavar="TYPE:COUNT[:DRIVER]",
-            help="GPUs of each Dataflow worker, as in nvidia-l4:1, with their driver (default: Dataflow's choice, or as in "
-            "nvidia-tesla-t4:1:5xx); --device=gpu follows",
+            help="GPUs of each Dataflow worker, such as nvidia-l4:1, or with a driver nvidia-tesla-t4:1:5xx (default driver: "
+            "Dataflow's choice); sets --device=gpu",
         )
         how.add_argument(
             "--on_error",
             choices=("fail", "dead_letter"),
             default="fail",
-            help="what a row does that cannot be predicted: it fails the job, which names it (default), or it goes to dead "
-            "letters with its reason, and the rest is predicted",
+            help="what happens to a row that cannot be predicted. fail (default): the job fails and names the row; "
+            "dead_letter: the row goes to dead letters with the reason, and all other rows are predicted",
         )
         how.add_argument(
             "--dead_letters",
             metavar="URI",
-            help=f"folder for these rows, in Parquet (default: OUTPUT/{DEAD_LETTERS_FOLDER})",
+            help=f"folder for dead letters, as Parquet (default: OUTPUT/{DEAD_LETTERS_FOLDER})",
         )
         how.add_argument(
             "--max_bad_rows",
             metavar="N|P%",
-            help="how many rows may go there, of each shard and of the job, before it fails (default: "
+            help="how many rows of a shard and of the job may become dead letters before the job fails (default: "
             f"{DEFAULT_MAX_BAD_ROWS.replace('%', '%%')})",
         )
         how.add_argument(
             "--report",
             metavar="URI",
-            help=f"a page that says what became of the run and of its predictions (default: OUTPUT/{REPORT}), or none",
+            help=f"HTML report of the run and its predictions, or none (default: OUTPUT/{REPORT})",
         )
         how.add_argument(
             "--compare",
             metavar="URI",
-            help="an earlier run's report to hold the predictions against (default: the one that --report replaces)",
+            help="report of an earlier run to compare predictions with (default: the one that --report replaces)",
         )
         how.add_argument(
             "--shard_bytes",
             type=int,
             default=DEFAULT_SHARD_BYTES,
             metavar="BYTES",
-            help="files above this many compressed bytes are split, small ones read together up to as many (default: 128 MiB)",
+            help="split files above this many compressed bytes, and read small files together up to it (default: 128 MiB)",
         )
         how.add_argument(
             "--compact",
             action="store_true",
-            help="join the rows of small files of one folder into outputs of up to --shard_bytes of input (default: each file "
-            "has an output of its own)",
+            help="join the rows of small files of a folder into one output per --shard_bytes of input (default: one output per "
+            "file)",
         )
         how.add_argument(
             "--incremental",
             action="store_true",
-            help="go on though inputs changed or vanished: predict what is new or changed, then remove the outputs of the "
-            "others (default: that is refused)",
+            help="continue after inputs changed or disappeared: predict new and changed files, then remove outdated outputs "
+            "(default: a changed input is an error)",
         )
         how.add_argument(
             "--overwrite",
             action="store_true",
-            help="replace another job's output: removes what that job's own records name, and nothing else",
+            help="replace another job's output; removes only files that the records of that job list",
         )
         how.add_argument(
             "--no_wait",
             action="store_true",
-            help="Dataflow: end once the job is submitted, and print its id and its page (default: wait, showing progress)",
+            help="Dataflow: exit once the job is submitted, and print its id and page (default: wait and show progress)",
         )
         how.add_argument(
             "--clean",
             action="store_true",
-            help="first remove what interrupted uploads left hidden in the output folder; only while no other job writes there",
+            help="first remove hidden leftovers of interrupted uploads from the output folder; only while no other job "
+            "writes there",
         )
-        told = parser.add_argument_group("what is told")
-        told.add_argument(
+        messages = parser.add_argument_group("messages")
+        messages.add_argument(
             "--json",
             action="store_true",
-            help="one JSON document on standard output: of run its summary, of plan, inspect and verify what they found",
+            help="print the result as one JSON document on standard output",
         )
-        told.add_argument(
+        messages.add_argument(
             "--log_format",
             choices=("text", "json"),
             default="text",
-            help="json: one JSON object on each line of standard error, progress and errors too; --json follows. text "
-            "(default): a live display on a terminal, else lines",
+            help="text (default): a live display on a terminal, else lines; json: one JSON object per line on standard error, "
+            "progress and errors included; sets --json",
         )
-        told.add_argument("--verbose", action="store_true", help="log more, and show tracebacks")
+        messages.add_argument("--verbose", action="store_true", help="log more, and show tracebacks of errors")
         loading = parser.add_argument_group("how a worker loads the model")
         loading.add_argument(
             "--model_sharing",
             choices=("machine", "process"),
             default=Loading().model_sharing,
-            help="who shares one copy of the weights: the processes of a machine (default), or each has its own",
+            help="machine (default): all processes of a machine share one copy of the weights; process: one copy each",
         )
         loading.add_argument(
             "--connections",
             type=int,
             default=Loading().connections,
             metavar="N",
-            help="connections that fetch the model at once (default: %(default)s)",
+            help="parallel connections that read the model (default: %(default)s)",
         )
         loading.add_argument(
             "--in_flight_bytes",
             type=int,
             default=Loading().in_flight_bytes,
             metavar="BYTES",
-            help="bytes of the model that are asked for at once, at most (default: 256 MiB)",
+            help="most bytes of the model requested at a time (default: 256 MiB)",
         )
         access = parser.add_argument_group("access")
-        access.add_argument("--billing_project", metavar="PROJECT", help="who pays for reading requester-pays buckets")
+        access.add_argument(
+            "--billing_project", metavar="PROJECT", help="project that pays for reading requester-pays buckets"
+        )
         access.add_argument("--kms_key", metavar="KEY", help="Cloud KMS key that encrypts the output")
 
 
@@ -390,19 +394,19 @@ def help_text(command: str = "") -> str:
 _METAVARS = {"model": "URI", "input": "GLOB", "output": "URI"}
 _OF_A_COMMAND = {
     "run": """\
-Predict every row of the input. The same command again goes on from what is
-done.
+Predict every row of the input. Run the same command again to continue after a
+stop: only missing shards are computed.
 """,
     "plan": """\
-Do every check of a job, show what would be done, and write nothing. It takes
-the flags of run.
+Check everything, show what the job would do, and write nothing. It takes the
+flags of run.
 """,
     "inspect": """\
-Show a model, an input, or how the one is fed from the other.
+Show a model, an input, and which column feeds which input of the model.
 """,
     "verify": """\
-Read a finished output back, and compare it with its manifest and its inputs.
-With --sample=N, give the flags of the job's own command too.
+Read a finished output back and compare it with its manifest and its inputs.
+With --sample=N, add the flags of the job's command.
 """,
 }
 

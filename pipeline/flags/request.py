@@ -85,7 +85,7 @@ class Request:
 
 
 def parse_request(options: PredictOptions, command: str) -> Request:
-    """Raises `InvalidRequest` where a flag is missing or is no value of its kind. A template is staged without data."""
+    """Raises `InvalidRequest` where a flag is missing or is not a value of its kind. A template is staged without data."""
     needed: tuple[str, ...] = () if command == "stage" else NEEDED[command]
     if command == "inspect" and options.input:
         needed = ()
@@ -121,7 +121,7 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         )
     output = absolute_uri(options.output or "").rstrip("/")
     if output.endswith(":") or (not output and "output" in needed):  # nothing but a scheme, or the root
-        raise InvalidRequest(f"--output={options.output} is no folder of its own", cure="Name a folder below it")
+        raise InvalidRequest(f"--output={options.output} is not a folder of its own", cure="Name a folder below it")
     if command in ("run", "plan") and output.endswith((".parquet", ".pq")):
         raise InvalidRequest(
             f"--output={options.output} has the name of a file",
@@ -177,7 +177,7 @@ def _on_error(options: PredictOptions, output: str) -> OnError:
         for flag in ("dead_letters", "max_bad_rows"):
             if (value := getattr(options, flag)) is not None:
                 raise InvalidRequest(
-                    f"--{flag}={value} has no meaning where the first bad row fails the job",
+                    f"--{flag}={value} does nothing where the first bad row fails the job",
                     expected=f"--on_error=dead_letter with --{flag}",
                     found="--on_error=fail",
                     cure=f"Add --on_error=dead_letter, or leave --{flag} out",
@@ -186,7 +186,7 @@ def _on_error(options: PredictOptions, output: str) -> OnError:
     most = DEFAULT_MAX_BAD_ROWS if options.max_bad_rows is None else options.max_bad_rows
     if not re.fullmatch(r"\d{1,18}|(100(\.0+)?|\d{1,2}(\.\d{1,9})?)%", most):
         raise InvalidRequest(
-            f"--max_bad_rows={most} is no number of rows",
+            f"--max_bad_rows={most} is not a number of rows",
             expected="a whole number, or a share as 1% or 0.05%",
             found=most,
         )
@@ -196,10 +196,10 @@ def _on_error(options: PredictOptions, output: str) -> OnError:
         inside = folder == output or (folder.startswith(f"{output}/") and folder != f"{output}/{DEAD_LETTERS_FOLDER}")
         if inside or not folder or folder.endswith(":"):
             raise InvalidRequest(
-                f"--dead_letters={options.dead_letters} is no folder of its own",
+                f"--dead_letters={options.dead_letters} is not a folder of its own",
                 expected="a folder outside of --output",
                 found=folder or "/",
-                cure=f"Leave it out, and dead letters lie in {output}/{DEAD_LETTERS_FOLDER}",
+                cure=f"Leave it out, and dead letters go to {output}/{DEAD_LETTERS_FOLDER}",
             )
     return OnError(folder, most)
 
@@ -213,7 +213,7 @@ def _models(options: PredictOptions) -> tuple[ModelRequest, ...]:
             "--model is given several times",
             expected="--model=NAME=URI for each of several models",
             found=f"--model={uris['']} without a name",
-            cure="Name each: its columns are told apart by that.",
+            cure="Name each: the names keep their columns apart.",
         )
     for flag, given in (("--weights", weights), ("--signature", signatures)):
         if strange := sorted(given.keys() - uris.keys() - {""}):
@@ -224,7 +224,7 @@ def _models(options: PredictOptions) -> tuple[ModelRequest, ...]:
             )
     if "" in weights and "" not in uris:
         raise InvalidRequest(
-            f"--weights={weights['']} does not say of which model",
+            f"--weights={weights['']} does not say for which model",
             expected=f"--weights=NAME=URI, with one of {', '.join(map(repr, uris))}",
             found="no name",
             cure="Give it the name that the model has in --model=NAME=URI",
@@ -321,7 +321,7 @@ def _size(tensor: str, value: str) -> tuple[int, int]:
     match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", value)
     if match is None:
         raise InvalidRequest(
-            f"--decode_image {tensor}={value} is no size", expected="TENSOR=HxW, as in image=224x224", found=value
+            f"--decode_image {tensor}={value} is not a size", expected="TENSOR=HxW, as in image=224x224", found=value
         )
     return int(match[1]), int(match[2])
 
@@ -332,7 +332,7 @@ def _batch_rows(value: str) -> int | None:
     if re.fullmatch(r"[1-9]\d{0,8}", value):
         return int(value)
     raise InvalidRequest(
-        f"--batch_size={value} is no number of rows", expected="a whole number from 1, or auto", found=value
+        f"--batch_size={value} is not a number of rows", expected="a whole number from 1, or auto", found=value
     )
 
 
@@ -346,7 +346,7 @@ def _report(options: PredictOptions, output: str) -> str | None:
     if options.report in ("none", ""):
         if options.compare is not None:
             raise InvalidRequest(
-                f"--compare={public_uri(options.compare)} has no meaning without a report",
+                f"--compare={public_uri(options.compare)} does nothing without a report",
                 expected="--report=URI with --compare",
                 found="--report=none",
                 cure="Leave one of them out",
@@ -355,7 +355,7 @@ def _report(options: PredictOptions, output: str) -> str | None:
     place = absolute_uri(options.report)
     if scheme_of(place) not in _WRITABLE or not place.endswith(".html"):
         raise InvalidRequest(
-            f"--report={public_uri(options.report)} is no place for a report",
+            f"--report={public_uri(options.report)} is not a place for a report",
             expected=f"a name that ends in .html, in one of {', '.join(_WRITABLE)}",
             found=public_uri(options.report),
             cure=f"Leave it out, and the report is {output}/{REPORT}",

@@ -85,7 +85,7 @@ def _build(source: str, work: Path) -> UserPackage:
         path = _copied(path, work / "source")
     elif not path.is_file() or not source.endswith(_ARCHIVES):
         raise InvalidRequest(
-            f"--user_package={source} is no package",
+            f"--user_package={source} is not a package",
             expected=f"a folder, or a file that ends in {', '.join(_ARCHIVES)}, on this machine",
             found="a file" if path.is_file() else "nothing there",
         )
@@ -103,7 +103,7 @@ def _build(source: str, work: Path) -> UserPackage:
             f"--user_package={source} cannot be built",
             expected="a package that this environment's build tools make a wheel of, without network",
             found=_reason(run.stdout + run.stderr),
-            cure="Install what its [build-system] requires beside headrace, or build it yourself "
+            cure="Install what its [build-system] requires next to headrace, or build it yourself "
             "(python -m build --wheel) and name the wheel",
         )
     return _unpack(source, wheels[0], work / "site")

@@ -82,7 +82,7 @@ def check_dask(options: PipelineOptions, packages: Sequence[object] = ()) -> Non
     host, _, port = (address or "").rpartition("://")[2].rpartition(":")
     if not host or not port.isdecimal():
         raise InvalidRequest(
-            "--dask_client_address is missing" if not address else f"--dask_client_address={address} is no address",
+            "--dask_client_address is missing" if not address else f"--dask_client_address={address} is not an address",
             expected="tcp://HOST:PORT of a Dask scheduler",
             found=address or "none",
             cure="Start a cluster with `dask scheduler` and `dask worker tcp://HOST:8786`, and name it",

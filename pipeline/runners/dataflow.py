@@ -72,7 +72,7 @@ def check_reachable(options: PredictOptions, request: Request) -> None:
     named += [("--dead_letters=", options.dead_letters)] if options.dead_letters else []
     named += [("--report=", options.report)] if options.report not in (None, "", "none") else []
     named += [("--compare=", options.compare)] if options.compare else []
-    # No list is read here that lies on this machine: that was refused before.
+    # No list is read here that is on this machine: that was refused before.
     listed = (
         (f"--input={one}: ", uri)
         for one in request.inputs
@@ -82,7 +82,7 @@ def check_reachable(options: PredictOptions, request: Request) -> None:
     for flag, uri in chain(named, listed):
         if scheme_of(uri.removeprefix("@")) in _OF_THIS_MACHINE:
             raise InvalidRequest(
-                f"{flag}{uri} lies on this machine, which Dataflow's workers do not see",
+                f"{flag}{uri} is on this machine, which Dataflow's workers do not see",
                 expected="a bucket, as in gs://bucket/…",
                 found=uri,
                 cure=f"gcloud storage cp --recursive {uri.removeprefix('@')} gs://…"
@@ -151,7 +151,7 @@ def not_taken(error: Exception) -> JobError:
         "Dataflow did not take the job",
         expected="a job of that project and region",
         found=f"{type(error).__name__}: {text[0]}",
-        cure=cures.get(getattr(error, "code", 0), "docs/dataflow.md tells what goes wrong, and its cure"),
+        cure=cures.get(getattr(error, "code", 0), "Look the message up in docs/dataflow.md"),
     )
 
 

@@ -59,7 +59,7 @@ def set_up_workers(options: PredictOptions) -> PredictOptions:
             "A resource hint turns on right fitting, which excludes an accelerator as a service option",
             expected="the accelerator as --worker_accelerator, or as --resource_hints=accelerator=…",
             found=f"{by_service[0]} and --resource_hints={hints[0]}",
-            cure="Give it as --worker_accelerator=TYPE:COUNT: beside a hint, that becomes one too",
+            cure="Give it as --worker_accelerator=TYPE:COUNT: next to a hint, it becomes one too",
         )
     if flag:
         # Any resource hint turns on right fitting, which excludes the service option.
@@ -99,7 +99,7 @@ def _accelerator(flag: str) -> str:
     match = _FORM.fullmatch(flag)
     if match is None:
         raise InvalidRequest(
-            f"--worker_accelerator={flag} has no meaning",
+            f"--worker_accelerator={flag} does nothing here",
             expected="TYPE:COUNT or TYPE:COUNT:DRIVER, as in nvidia-l4:1",
             found=flag,
             cure="gcloud compute accelerator-types list shows the types",

@@ -73,7 +73,7 @@ def open_pipeline(
         return beam.Pipeline(runner=FnApiRunner(), options=options)
     except (ValueError, ImportError) as error:
         raise InvalidRequest(
-            "Beam refuses these options", found=str(error), cure="Mend --runner, or what that runner asks for"
+            "Beam refuses these options", found=str(error), cure="Correct --runner, or what that runner asks for"
         ) from error
 
 

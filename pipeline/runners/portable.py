@@ -73,7 +73,7 @@ def _check_answers(endpoint: str) -> None:
     host, _, port = endpoint.rpartition(":")
     if not host or not port.isdecimal():
         raise InvalidRequest(
-            f"--job_endpoint={endpoint} is no address",
+            f"--job_endpoint={endpoint} is not an address",
             expected="HOST:PORT",
             found=endpoint,
             cure="As in localhost:8099",
@@ -85,7 +85,7 @@ def _check_answers(endpoint: str) -> None:
             f"No job service answers at --job_endpoint={endpoint}",
             expected="Beam's job service, for Flink its job server",
             found=str(error),
-            cure="Start it, or mend the address; docs/portable.md and docs/flink.md have the commands",
+            cure="Start it, or correct the address; docs/portable.md and docs/flink.md have the commands",
         ) from error
 
 
@@ -95,7 +95,7 @@ def _check_flink(options: PipelineOptions) -> None:
         raise InvalidRequest(
             f"--flink_job_server_jar={jar} is not there",
             expected="the jar of beam-runners-flink-…-job-server",
-            cure="Leave it out, and Beam fetches it from Maven; docs/flink.md tells how to fetch it by hand",
+            cure="Leave it out, and Beam fetches it from Maven; docs/flink.md shows how to fetch it by hand",
         )
     java = options.view_as(JobServerOptions).job_server_java_launcher
     if shutil.which(java) is None:

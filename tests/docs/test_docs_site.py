@@ -111,7 +111,7 @@ def test_a_reader_s_browser_asks_nobody_else(site: Site, folder: Path) -> None:
     assert not re.findall(r"url\(['\"]?(?:\w+:)?//[^)]*|@import[^;]*//[^;]*", styles)
 
 
-def test_every_flag_is_told(site: Site, folder: Path) -> None:
+def test_every_flag_is_listed(site: Site, folder: Path) -> None:
     flags = set(re.findall(r"^ +(?:-\w, )?(--\w+)", help_text(), re.MULTILINE)) - {"--help"}
     assert flags
     first_cells = re.findall(r"<td><p>(.*?)</p></td>", (folder / "docs/reference/flags.html").read_text("utf-8"))
@@ -119,7 +119,7 @@ def test_every_flag_is_told(site: Site, folder: Path) -> None:
     assert told == flags
 
 
-def test_every_error_is_told_with_its_cure(site: Site, folder: Path) -> None:
+def test_every_error_is_listed_with_its_fix(site: Site, folder: Path) -> None:
     text = site[folder / "docs/reference/errors.html"].text
     kinds = [
         kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.HeadraceError)
@@ -128,16 +128,16 @@ def test_every_error_is_told_with_its_cure(site: Site, folder: Path) -> None:
     for kind in kinds:
         assert kind.__name__ in text
         if not kind.__subclasses__():
-            assert "Cure: " in (kind.__doc__ or ""), f"the docstring of {kind.__name__} tells no cure"
+            assert "Fix: " in (kind.__doc__ or ""), f"the docstring of {kind.__name__} names no fix"
 
 
-def test_every_metric_is_told(site: Site, folder: Path) -> None:
+def test_every_metric_is_listed(site: Site, folder: Path) -> None:
     page = (folder / "docs/reference/metrics.html").read_text("utf-8")
     told = set(re.findall(r'<span class="pre">(\w+)</span></code>', page))
     counted = {*metrics._COUNTERS, *(metric.metric_name.name for metric in metrics._TIMES.values())}
     assert counted <= told
 
 
-def test_every_public_name_is_told(site: Site, folder: Path) -> None:
+def test_every_public_name_is_listed(site: Site, folder: Path) -> None:
     anchors = site[folder / "docs/reference/api.html"].anchors
     assert {f"headrace.{name}" for name in headrace.__all__} <= anchors

@@ -123,7 +123,7 @@ def test_only_outputs_of_this_very_job_give_way(capfd: Capture, place: str) -> N
     capfd.readouterr()
     assert main(flags(place, "--incremental")) == 1
     err = capfd.readouterr().err
-    assert f"{strange} is no part of this job" in err
+    assert f"{strange} is not part of this job" in err
     assert "_SUCCESS" not in names_in(f"{place}/out")
     assert strange in outputs(place)
     assert first in outputs(place)

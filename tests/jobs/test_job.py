@@ -296,7 +296,7 @@ def test_what_an_overwritten_job_still_wrote_is_told_and_overwritten_too(capfd: 
         put(f"{place}/out/{name}", data)
     code, _, err = run(capfd, *flags(place))
     assert code == 2
-    assert "the output of another job than the folder's record tells of" in err
+    assert "the output of another job than the one in the folder's record" in err
     code, _, err = run(capfd, *flags(place, "--overwrite"))
     assert code == 0, err
     assert read_output(f"{place}/out")["id"].to_pylist() == list(range(11))

@@ -77,7 +77,7 @@ ODD: dict[str, tuple[Callable[[], bytes], str]] = {
         "a schema that Arrow",
     ),
     "a decimal for numbers": (lambda: sound(pa.table({"x": pa.nulls(2, pa.decimal256(60, 2))})), "does not fit tensor"),
-    "text": (lambda: b"id,x\n1,2.5\n" * 9, "is no Parquet file"),
+    "text": (lambda: b"id,x\n1,2.5\n" * 9, "is not a Parquet file"),
 }
 
 

@@ -228,7 +228,7 @@ class StoreContract(ListContract):
         assert self.get(f"{root}/mark") is None
         one, other = prepared(b"one"), prepared(b"other")
         assert store.publish(one, f"{root}/mark") == store.stat(f"{root}/mark")
-        with pytest.raises(AlreadyExists, match="/mark stands already"):
+        with pytest.raises(AlreadyExists, match="/mark already exists"):
             store.publish(other, f"{root}/mark")
         for ref in (one, other):
             store.delete(store.stat(ref.uri))
@@ -266,7 +266,7 @@ class StoreContract(ListContract):
                 writer.write(noise(size))
                 writer.commit()
 
-        with pytest.raises(AlreadyExists, match="/x stands already"):
+        with pytest.raises(AlreadyExists, match="/x already exists"):
             create()
         assert self.get(f"{root}/x") == b"first"
 

@@ -12,7 +12,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.pvalue import AsList, AsSingleton
 
-from ..errors import OutputIncomplete
+from ..errors import OutputIncomplete, row_span
 from ..jobs.job import Job
 from ..shards.shard import Shard, ShardResult
 from ..steps.finish import ManifestPart, finish, write_part
@@ -31,7 +31,7 @@ class _Account(beam.DoFn):
         if not results:
             raise OutputIncomplete(
                 f"No worker accounts for {name}",
-                expected=f"rows {planned[0].first_row} to {planned[0].end_row} of {planned[0].where}",
+                expected=f"{row_span(planned[0].first_row, planned[0].end_row)} of {planned[0].where}",
                 cure="Run the same command again; it computes what is missing",
             )
         yield results[0]

@@ -1,18 +1,18 @@
 """Every counter and distribution that a job reports to its runner. A name ends in its unit.
 
-shards_planned, rows_planned    of the plan, those that stood in the output already among them
-shards_started                  handed to a worker; those that are not yet in `shards` are in flight
+shards_planned, rows_planned    of the plan, including those whose output already exists
+shards_started                  given to a worker; in flight until counted in `shards`
 rows, batches, shards           predicted in this run
 bad_rows                        sent to dead letters in this run
-batches_halved                  too large for memory, tried again in halves
+batches_halved                  too large for memory, computed again in halves
 traces                          graphs traced to serve batches: one for each model that is compiled, in each process
-shards_found_done               outputs that stood there already
-rows_found_done                 rows of their inputs, dead letters among them
-model_bytes                     of weights that came into the memory of processes that predict, each process once
+shards_found_done               outputs that already existed
+rows_found_done                 rows of their inputs, dead letters included
+model_bytes                     bytes of weights loaded by processes that predict, once per process
 read_bytes                      compressed bytes of the row groups read
 written_bytes                   bytes of the prediction files
 read_/predict_/write_milliseconds   per shard, time of one thread
-storage_retries                 requests to stores that were tried again, in processes that predict
+storage_retries                 retried requests to stores, in processes that predict
 load_milliseconds               per process, from pinned model to ready
 """
 

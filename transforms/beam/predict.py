@@ -250,7 +250,9 @@ class Predict(beam.PTransform):
             signature, features, predictions, keep, batch_rows, rules, outputs, constants, top_k, storage
         )
         if on_error not in ("fail", "dead_letter"):
-            raise InvalidRequest("on_error has no such value", expected="'fail' or 'dead_letter'", found=repr(on_error))
+            raise InvalidRequest(
+                "on_error does not take this value", expected="'fail' or 'dead_letter'", found=repr(on_error)
+            )
         self._dead_letters = on_error == "dead_letter"
         self._ref = model if isinstance(model, ModelRef) else pin_model(model, storage)
         check_choice(describe_for_job(self._ref, signature).signatures[signature], self._request.columns)

@@ -150,7 +150,7 @@ class Column:
                 f"cannot turn into {self.rule.dtype}",
                 expected="0 or 1" if dtype == np.bool_ else f"a number within the bounds of {self.rule.dtype}",
                 found=error.found,
-                cure="Mend or drop that row before predicting.",
+                cure="Fix or drop that row before predicting.",
             )
             refused.alike = _alike(at, error.wrong, error.values)
             raise refused from None

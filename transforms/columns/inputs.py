@@ -249,8 +249,9 @@ def _column(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule, wh
         name = name.strip()
     if path is None or len(schema.get_all_field_indices(path[0])) != 1:
         found = path is not None
+        amount = "There are several columns" if found else "There is no column"
         raise ColumnError(
-            f"There {'are several columns' if found else 'is no column'} '{name}'{within(where)} for tensor '{spec.name}'",
+            f"{amount} '{name}'{within(where)} for tensor '{spec.name}'",
             expected=described(spec),
             found=listed("columns", schema.names),
             cure="Rename all but one."

@@ -47,7 +47,7 @@ def check_shape(spec: TensorSpec, tensor: tf.Tensor, rows: int) -> tuple[int, ..
             f"The model's output '{spec.name}' has another shape than its rows and its signature say",
             expected=shown(expected),
             found=shown(shape),
-            cure="Export the model so that each row of the input gives one row of this output.",
+            cure="Export the model with an output of one row per row of the input.",
         )
     return shape
 

@@ -98,7 +98,7 @@ def _by_tensor(flag: str, given: Iterable[tuple[str, T]], inputs: Mapping[str, T
     for name, value in given:
         if name not in inputs:
             raise ColumnError(
-                f"{flag} names '{name}', but the model has no such input",
+                f"{flag} names '{name}', but the model lacks that input",
                 found=listed("inputs", inputs),
                 cure=nearest(name, inputs),
             )

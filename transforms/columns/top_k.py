@@ -77,7 +77,7 @@ def parse_top_k(output: str, value: int | str) -> tuple[int, str | None]:
     match = _FORM.fullmatch(str(value))
     if match is None:
         raise InvalidRequest(
-            f"--top_k={output}={value} is no number of classes",
+            f"--top_k={output}={value} is not a number of classes",
             expected="OUTPUT=K or OUTPUT=K:labels.txt, K being 1 or more",
             found=str(value),
             cure=f"Write it as in --top_k={output}=5",
@@ -101,7 +101,7 @@ def read_labels(uri: str, options: StoreOptions) -> Labels:
         labels.data.decode()
     except UnicodeDecodeError as error:
         raise InvalidRequest(
-            f"The labels in {public_uri(uri)} are no text",
+            f"The labels in {public_uri(uri)} are not text",
             expected="UTF-8, one label on each line",
             found=str(error),
             cure="Write the file again as UTF-8",

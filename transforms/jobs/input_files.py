@@ -129,7 +129,7 @@ def _read_list(uri: str, options: StoreOptions) -> Iterator[str]:
         ref = store.stat(uri)
         if ref.size > _LIST_BYTES:
             raise InvalidRequest(
-                f"--input=@{uri} is no list of files",
+                f"--input=@{uri} is not a list of files",
                 expected=f"text of at most {_LIST_BYTES:,} bytes",
                 found=f"{ref.size:,} bytes",
                 cure="Split it into several lists, or name the files by a glob",
@@ -137,7 +137,7 @@ def _read_list(uri: str, options: StoreOptions) -> Iterator[str]:
         text = store.read(ref).decode("utf-8-sig")
         if "\0" in text:
             raise InvalidRequest(
-                f"--input=@{uri} is no list of files",
+                f"--input=@{uri} is not a list of files",
                 expected="UTF-8 text with one URI or glob on each line",
                 found=f"a NUL at byte {text.index(chr(0)):,}",
                 cure="Name a Parquet file itself without the @",
@@ -150,7 +150,7 @@ def _read_list(uri: str, options: StoreOptions) -> Iterator[str]:
         ) from error
     except UnicodeDecodeError as error:
         raise InvalidRequest(
-            f"--input=@{uri} is no list of files",
+            f"--input=@{uri} is not a list of files",
             expected="UTF-8 text with one URI or glob on each line",
             found=str(error),
             cure="Name a Parquet file itself without the @",
@@ -158,7 +158,7 @@ def _read_list(uri: str, options: StoreOptions) -> Iterator[str]:
     lines = [line for raw in text.split("\n") if (line := raw.strip()) and not line.startswith("#")]
     if not lines or any(line.startswith("@") for line in lines):
         raise InvalidRequest(
-            f"--input=@{uri} is no list of files",
+            f"--input=@{uri} is not a list of files",
             expected="one URI or glob on each line",
             found="a list within a list" if lines else "no line",
         )
@@ -201,7 +201,7 @@ def each_input(patterns: tuple[str, ...], options: StoreOptions, passed: PassedO
             expected="at least one Parquet file of more than zero bytes whose name starts with neither '_' nor '.'",
             found=f"{passed.hidden} hidden and {passed.empty} empty files"
             + f", the first of zero bytes {passed.first_empty}" * bool(passed.empty),
-            cure="Mend the pattern, or write the files first",
+            cure="Fix the pattern, or write the files first",
         )
 
 
@@ -246,7 +246,7 @@ def _named(store: Store, uris: list[str]) -> Iterator[tuple[ObjectRef, bool]]:
                 hidden = ref.uri.rpartition("/")[2].startswith((".", "_"))
                 if not (ref.size or hidden):
                     raise NotParquet(
-                        f"{ref.uri} is no Parquet file",
+                        f"{ref.uri} is not a Parquet file",
                         expected="a file of more than zero bytes",
                         found="zero bytes",
                         cure="Write the file again, or leave it out of --input",
@@ -282,8 +282,8 @@ def _check_name(ref: ObjectRef) -> None:
             ref.uri.encode()
     except UnicodeEncodeError as error:
         raise InvalidRequest(
-            f"An input file's name is no UTF-8: {ref.uri!a}",
-            cure="Rename it: its output's name and the manifest could not tell of it",
+            f"An input file's name is not UTF-8: {ref.uri!a}",
+            cure="Rename it: its output's name and the manifest could not hold it",
         ) from error
 
 

@@ -71,7 +71,7 @@ class Tables:
         return InvalidRequest(
             f"--input={self._pattern} matches files of a {kind} table: {file}",
             expected="Parquet files that are rows as they are",
-            found=f"{record}: rows that were deleted or replaced are in the files beside it too",
+            found=f"{record}: rows that were deleted or replaced are in the files next to it too",
             cure=f"List the table's current files with its own library, and name that list: --input=@FILE (for {root} without "
             "rows marked as deleted), or write the table out as plain Parquet",
         )

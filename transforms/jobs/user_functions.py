@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from ..errors import ColumnError, DataError, InvalidRequest
+from ..errors import ColumnError, DataError, InvalidRequest, row_span
 from ..nested_arrow import flat, members
 
 BatchFunction = Callable[[pa.RecordBatch], pa.RecordBatch]
@@ -78,7 +78,7 @@ def _source(module: ModuleType, name: str) -> bytes:
     except (OSError, TypeError):  # compiled: its file is what it is
         path = getattr(module, "__file__", None)
     if path is None:
-        raise InvalidRequest(f"The source of {name} cannot be found", expected="a module that lies in a file")
+        raise InvalidRequest(f"The source of {name} cannot be found", expected="a module in a file")
     with open(path, "rb") as file:
         return file.read()
 
@@ -108,7 +108,7 @@ class AppliedFunction:
 
         `ColumnError` where the batch has other types than `schema`.
         """
-        rows = f"rows {first_row} to {first_row + batch.num_rows} (the end exclusive) of {where}"
+        rows = f"{row_span(first_row, first_row + batch.num_rows)} of {where}"
         if not _nullable(batch.schema).equals(self._schema):
             raise ColumnError(
                 f"{self._name} cannot be given {rows}: the columns are not those that the job was planned with",
@@ -143,14 +143,14 @@ class AppliedFunction:
                 f"{self._name} fails on {rows}",
                 expected="a record batch",
                 found=f"{type(error).__name__}: {error}{_line_of(error)}",
-                cure=f"Mend the function{cure}",
+                cure=f"Fix the function{cure}",
             ) from error
         if isinstance(result, pa.Table):
             arrays = [_one_chunk(column) for column in result.columns]
             result = pa.RecordBatch.from_arrays(arrays, schema=result.schema)
         if not isinstance(result, pa.RecordBatch) or result.num_rows != batch.num_rows:
             raise DataError(
-                f"{self._name} gives something else than a row for each row of {rows}",
+                f"{self._name} must return one row per input row; for {rows} it did not",
                 expected=f"a record batch, rows: {batch.num_rows}",
                 found=f"rows: {result.num_rows}" if isinstance(result, pa.RecordBatch) else type(result).__name__,
                 cure="Return one row for each, in the same order",

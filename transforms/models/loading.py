@@ -31,7 +31,7 @@ class Loading:
     def __post_init__(self) -> None:
         if self.model_sharing not in SHARING:
             raise InvalidRequest(
-                "model_sharing has no such value",
+                "model_sharing does not take this value",
                 expected=" or ".join(map(repr, SHARING)),
                 found=repr(self.model_sharing),
                 cure="Leave model_sharing out",

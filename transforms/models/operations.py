@@ -241,7 +241,7 @@ def check_outside(ref: ModelRef, found: Operations) -> None:
             f"{ref.uri} holds operations that can reach files, the network or other processes: {_some(found.outside)}",
             expected="a graph that only computes, and reads no file but the model's own assets",
             found=_some(found.outside),
-            cure="Export the model without them; if you trust whoever made it, --unsafe_model (unsafe=True) runs them",
+            cure="Export the model without them; if you trust its author, --unsafe_model (unsafe=True) runs them",
         )
 
 
@@ -249,7 +249,7 @@ def check_stateless(ref: ModelRef, found: Operations) -> None:
     """Raises `UnsupportedModel` where predictions depend on the rows before, unless the reference allows that."""
     if found.writes and not ref.allow_stateful:
         raise UnsupportedModel(
-            f"{ref.uri} changes its own state when it predicts ({_some(found.writes)}), so that a row's prediction depends "
+            f"{ref.uri} changes its own state when it predicts ({_some(found.writes)}), and a row's prediction depends "
             "on the rows before it",
             expected="a signature that leaves variables, tables and queues as they are",
             found=_some(found.writes),

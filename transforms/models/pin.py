@@ -65,7 +65,7 @@ def pin_model(
 
 def unused_custom_objects(ref: ModelRef, names: Sequence[str]) -> InvalidRequest:
     return InvalidRequest(
-        f"--custom_objects (custom_objects) has no use with {public_uri(ref.uri)}",
+        f"--custom_objects (custom_objects) does not go with {public_uri(ref.uri)}",
         expected="a Keras model",
         found=f"a model of the format {ref.format}, and custom objects {', '.join(names)}",
         cure="Leave it out; --import_module (import_modules) imports a module that registers TensorFlow operations",
@@ -100,13 +100,13 @@ def _pinned(uri: str, storage: StoreOptions, weights: str | None, extra: dict[st
     if start.lstrip()[:1] == b"{":
         raise NotAModel(
             f"{uri} is a model's configuration at most, without weights",
-            expected="a whole model, or the weights named beside it",
+            expected="a whole model, or the weights named next to it",
             cure="Name its weights too (--weights, weights=…).",
         )
     if (known := other_file(public_uri(uri), file.size, head)) is not None:
         raise known
     raise NotAModel(
-        f"{uri} is no `.keras` file",
+        f"{uri} is not a `.keras` file",
         expected="a zip archive as keras.Model.save writes it, an HDF5 file, or a SavedModel's folder",
         found=f"a file of {file.size} bytes that does not begin like a zip or HDF5",
         cure="Save the model as `.keras`, or name the folder that holds saved_model.pb.",
@@ -142,9 +142,9 @@ def _config(store: Store, uri: str) -> ObjectRef:
         raise other
     if head.lstrip()[:1] != b"{":
         raise NotAModel(
-            f"{uri} is no configuration of a Keras model, whose weights lie apart",
+            f"{uri} is not a configuration of a Keras model with its weights elsewhere",
             expected="JSON, as model.to_json() gives it, or the config.json of a `.keras` file",
-            found=f"a file of {config.size} bytes that is no JSON object",
+            found=f"a file of {config.size} bytes that is not a JSON object",
             cure="Leave the weights out if this file holds the whole model; else name its config.json.",
         )
     return config
@@ -152,7 +152,7 @@ def _config(store: Store, uri: str) -> ObjectRef:
 
 def _unused_weights(uri: str, found: str) -> InvalidRequest:
     return InvalidRequest(
-        f"--weights (weights) has no use with {public_uri(uri)}",
+        f"--weights (weights) does not go with {public_uri(uri)}",
         expected="the config.json of a Keras model, whose weights are elsewhere",
         found=found,
         cure="Leave it out, or name the config.json that the weights belong to",
@@ -197,7 +197,7 @@ def _shards(store: Store, index: ObjectRef) -> list[ObjectRef]:
         shard = _stat(store, f"{folder}/{name}{mark}{query}")
         if shard is None:
             raise CorruptModel(
-                f"{index.uri} names {name}, which is not beside it", cure="Copy all files that save_weights wrote."
+                f"{index.uri} names {name}, which is not next to it", cure="Copy all files that save_weights wrote."
             )
         found.append(shard)
     return found
@@ -271,7 +271,7 @@ def _no_model(store: Store, uri: str) -> NotAModel:
     return NotAModel(
         f"There is no model at {uri}",
         expected="a SavedModel's folder or a `.keras` file",
-        found=f"beside it: {_some(close)}" if close else f"nothing in {parent}/",
+        found=f"next to it: {_some(close)}" if close else f"nothing in {parent}/",
         cure="Look at the spelling.",
     )
 

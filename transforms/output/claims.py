@@ -129,7 +129,7 @@ def read_claim(store: Store, output: str, number: int) -> Claim:
         return Claim(number, record, sources, bool(said["clears"]), bool(said["overwrites"]), str(said["by"]))
     except (ValueError, KeyError, TypeError) as error:
         raise OutputConflict(
-            f"{uri} is no claim of a run",
+            f"{uri} is not a claim of a run",
             expected="a line of JSON, and 8 bytes for each input",
             found=f"{type(error).__name__}: {error}",
             cure="Name another --output",
@@ -151,7 +151,7 @@ def create_claim(
         return claim
     raise StorageError(
         f"The store of {output} replaced an object that it was asked to create only where none exists",
-        expected="a store that heeds If-None-Match: *",
+        expected="a store that honours If-None-Match: *",
         found=f"{uri} written twice",
         cure="Write to another store; in this one, runs could overwrite each other's files.",
     )

@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import ColumnError, DataError, InvalidRequest, OutputIncomplete, TooManyBadRows
+from ..errors import ColumnError, DataError, InvalidRequest, OutputIncomplete, TooManyBadRows, row_span
 from ..jobs.job import ASIDE, Job
 from ..nested_arrow import repeated, schema_of
 from ..parquet.reader import read_footer
@@ -112,7 +112,7 @@ class DeadLetters:
         if len(self._examples) < _EXAMPLES:
             self._examples.append(_example(bad.row, bad.stage, bad.error))
         if self.rows > self._allowed:
-            span = f"rows {self._shard.first_row} to {self._shard.end_row} (the end exclusive)"
+            span = row_span(self._shard.first_row, self._shard.end_row)
             raise too_many_bad_rows(
                 self._job, f"among {span} of {self._shard.where}", self._allowed, self.rows, self._examples
             )
@@ -182,7 +182,7 @@ def too_many_bad_rows(job: Job, among: str, allowed: int | None, found: int, exa
         found=f"{found:,}, as {'; '.join(examples)}",
         cure="Look at these rows first; if they may be left out, run the same command with another --max_bad_rows"
         if allowed is not None
-        else "Mend what all rows fail on: no --max_bad_rows lets a job through that predicts nothing",
+        else "Fix what all rows fail on: no --max_bad_rows lets a job through that predicts nothing",
     )
 
 
@@ -197,7 +197,7 @@ def of_another_schema(shard: Shard) -> ColumnError:
 def rows_of_another_schema(job: Job, shard: Shard, allowed: int) -> TooManyBadRows:
     what, expected, found = shard.drift
     return TooManyBadRows(
-        f"{what}, so that none of its {shard.rows:,} rows can be predicted",
+        f"{what}: none of its {shard.rows:,} rows can be predicted",
         expected=f"{expected}; or {allowed:,} such rows at most (--max_bad_rows={job.on_error.most})",
         found=found,
         cure="Leave this file out of --input, or write it again with the same schema; if its rows may be left out, run the "

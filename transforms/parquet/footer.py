@@ -198,7 +198,7 @@ def footer_of(store: Store, source: ObjectRef) -> ParsedFooter:
 def check_size(source: ObjectRef) -> None:
     if source.size < 12:
         raise NotParquet(
-            f"{source.uri} is no Parquet file",
+            f"{source.uri} is not a Parquet file",
             expected="a Parquet file, of 12 bytes at least",
             found=f"{source.size} bytes",
             cure=cure_of_images(source.uri) or "Leave it out of --input, or write it again",
@@ -267,7 +267,7 @@ def _unreadable(uri: str, raw: bytes, found: str) -> NotParquet:
 
 def _no_parquet(uri: str, found: str) -> NotParquet:
     return NotParquet(
-        f"{uri} is no Parquet file, or is cut short",
+        f"{uri} is not a Parquet file, or is cut short",
         expected="a Parquet file, which ends in its footer and b'PAR1'",
         found=found,
         cure=cure_of_images(uri) or "Leave it out of --input, or write it again",

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..errors import ColumnError, DataError, NotParquet, NullFeature
+from ..errors import ColumnError, DataError, NotParquet, NullFeature, row_span
 from ..nested_arrow import one_batch, python_file, repeated
 from ..shards.partition_types import constant
 from ..shards.shard import Shard
@@ -63,7 +63,7 @@ def read_footer(store: Store, source: ObjectRef) -> Footer:
         raise NotParquet(
             f"{source.uri} has a footer that contradicts itself",
             expected=f"row groups of {metadata.num_rows} rows in all, none of less than 0",
-            found=f"{len(rows)} of {sum(rows)} rows, the least of {min(rows, default=0)}",
+            found=f"{len(rows)} of {sum(rows)} rows, the smallest of {min(rows, default=0)}",
             cure="Leave it out of --input, or write it again",
         )
     # A column chunk's own size would be exact, but pyarrow 25 ends the process on some that are damaged.
@@ -151,7 +151,7 @@ def read_batches(
                 row = shard.first_row - shard.skip + decoded + int(null["index"]) - 1
                 raise _null_list(shard, parsed.columns.schema, stored, row, null["size"]) from error
             raise NotParquet(
-                f"{shard.source.uri} cannot be decoded in rows {shard.first_row} to {shard.end_row}",
+                f"{shard.source.uri} cannot be decoded in {row_span(shard.first_row, shard.end_row)}",
                 expected="Parquet data pages that fit the file's footer",
                 found=str(error),
                 cure="Write that file again",
@@ -361,7 +361,7 @@ def _null_list(shard: Shard, schema: pa.Schema, columns: Sequence[str], row: int
         f"{shard.source.uri} has a null in row {row} (counted from 0) of column {' or '.join(map(repr, lists))}",
         expected=f"a list of {size} values in each row",
         found="null",
-        cure="Arrow cannot read it, so that --fill does not help: write the column as a list of any size, for --fill "
+        cure="Arrow cannot read it, and --fill does not help: write the column as a list of any size, for --fill "
         "and --pad, or filter that row out; where no feature needs the column, leave it out with --keep",
     )
 

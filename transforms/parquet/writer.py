@@ -75,7 +75,7 @@ def check_writable(schema: pa.Schema, whose: str) -> None:
             found=wrong,
             cure="Choose another --signature, or export one without this output"
             if whose == "the model"
-            else "Mend the function, or leave such columns out",
+            else "Fix the function, or leave such columns out",
         )
 
 

@@ -49,7 +49,7 @@ def request_batches(
 ) -> BatchRequest:
     """The arguments of `Predict` as values; `storage` is for the labels that `top_k` names.
 
-    Raises `InvalidRequest` where one is no value of its kind.
+    Raises `InvalidRequest` where one is not a value of its kind.
     """
     if batch_rows != "auto" and (not isinstance(batch_rows, int) or isinstance(batch_rows, bool) or batch_rows < 1):
         raise InvalidRequest("batch_rows is out of range", expected="1 or more, or 'auto'", found=repr(batch_rows))
@@ -89,7 +89,7 @@ def _typed(name: str, value: Any) -> str:
         return value if isinstance(value, str) else json.dumps(value)
     except (TypeError, ValueError) as error:
         raise InvalidRequest(
-            f"constants[{name!r}] is no value",
+            f"constants[{name!r}] is not a value",
             expected="a number, bool, text, array or list of these",
             found=str(error),
         ) from error

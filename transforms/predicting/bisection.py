@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
-from ..errors import DataError
+from ..errors import DataError, row_span
 from ..output.bad_rows import BadRow
 from .predictor import BatchTooLarge, Predictor
 
@@ -190,7 +190,7 @@ def _naming(error: DataError, where: str, row: int) -> DataError:
 
 def _together(error: DataError, where: str, row: int, rows: int) -> DataError:
     again = DataError(
-        f"Rows {row} to {row + rows} (the end exclusive) of {where} fail together, and none of them alone: {error.what}",
+        f"In {where}, {row_span(row, row + rows)} fail together, and none of them alone: {error.what}",
         expected=error.expected,
         found=error.found,
         cure="What differs between them must not: pad lists of unequal length (--pad); where it passes by itself, run "

@@ -120,7 +120,7 @@ def choose_devices(wanted: str) -> tuple[Device, ...]:
             "TensorFlow sees no GPU on this machine",
             expected="a GPU, its driver, and TensorFlow with the CUDA libraries: pip install 'headrace[gpu]'",
             found=", ".join(device.name for device in tf.config.list_physical_devices()),
-            cure="Mend that (on Dataflow, --worker_accelerator attaches GPUs), or choose --device=cpu or auto",
+            cure="Fix that (on Dataflow, --worker_accelerator attaches GPUs), or choose --device=cpu or auto",
         )
     hosts = tf.config.list_logical_devices("CPU")
     return (HOST,) if len(hosts) == 1 and not gpus else tuple(Device(host.name) for host in hosts)

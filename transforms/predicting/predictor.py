@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from .. import progress
 from ..columns.plan import ColumnPlan, ModelPlan, plan_columns
-from ..errors import DataError, JobError, UnsupportedModel
+from ..errors import DataError, JobError, UnsupportedModel, row_span
 from ..jobs.job import Job
 from ..jobs.user_functions import AppliedFunction
 from ..models.device_placement import on, placed
@@ -243,12 +243,12 @@ def _failed(error: Exception, stage: str, rows: int, where: str, first_row: int)
     exhausted = _exhausted(error)
     subject = "The model" if stage == "model" else f"The batch's way from column to column (stage {stage})"
     return (BatchTooLarge if exhausted else DataError)(
-        f"{subject} fails on rows {first_row} to {first_row + rows} (the end exclusive) of {where}",
+        f"{subject} fails on {row_span(first_row, first_row + rows)} of {where}",
         expected="memory for a batch" if exhausted else "values that it can compute with",
         found=_told(error),
         cure="Choose a smaller --batch_size, or run it where there is more memory"
         if exhausted
-        else "Mend these rows, or let them go to dead letters: --on_error=dead_letter",
+        else "Fix these rows, or let them go to dead letters: --on_error=dead_letter",
     )
 
 

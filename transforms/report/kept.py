@@ -44,7 +44,7 @@ def embedded(data: Any) -> str:
 
 
 def read_report(store: Store, ref: ObjectRef) -> Kept:
-    """Raises `InvalidRequest` where the object is no report of headrace."""
+    """Raises `InvalidRequest` where the object is not a report of headrace."""
     try:
         if ref.size > MOST_BYTES:
             raise ValueError(f"{ref.size:,} bytes")
@@ -66,7 +66,7 @@ def read_report(store: Store, ref: ObjectRef) -> Kept:
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InvalidRequest(
-            f"{ref.name} is no report of headrace",
+            f"{ref.name} is not a report of headrace",
             expected="a page that an earlier run wrote",
             found=str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}",
             cure="Name another place with --report or --compare; headrace replaces nothing but its own reports",

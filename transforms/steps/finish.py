@@ -150,7 +150,7 @@ def check_complete(job: Job, parts: Sequence[str]) -> list[ObjectRef]:
         )
     if stray.first is not None:
         raise OutputConflict(
-            f"{job.output}/{stray.first} is no part of this job, or of its input as it is now",
+            f"{job.output}/{stray.first} is not part of this job, or of its input as it is now",
             expected=f"the {both} files of the plan",
             found=f"{stray.count} more",
             cure="Name another --output, or add --overwrite to replace the earlier output",
@@ -256,7 +256,7 @@ def _mark_of_an_equal_job(store: Store, uri: str, summary: dict[str, Any], gone:
             "A part of the manifest has vanished since it was written",
             expected=", ".join(summary["manifest"]),
             found=str(gone),
-            cure="Run the same command again; it computes nothing that stands",
+            cure="Run the same command again; it computes only what is missing",
         ) from gone
     return there
 

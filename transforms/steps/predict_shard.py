@@ -202,7 +202,7 @@ def result_of_existing(job: Job, sink: Store, there: ObjectRef, shard: Shard) ->
     kept = {key.decode(): value.decode() for key, value in footer.key_values.items()}
     if different := [key for key, value in wanted.items() if kept.get(key) != value]:
         raise OutputConflict(
-            f"{there.uri} stands in the way",
+            f"{there.uri} is in the way",
             expected=f"{different[0]} {wanted[different[0]]}, or no such object",
             found=f"{different[0]} {kept.get(different[0])}",
             cure="Name another --output, or remove that object",

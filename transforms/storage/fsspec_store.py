@@ -124,14 +124,14 @@ class FsspecStore(Store):
 
     def create(self, uri: str) -> Writer:
         raise InvalidRequest(
-            f"{uri} cannot be written: {self._scheme}:// has no way here to create an object without replacing another",
+            f"{uri} cannot be written: {self._scheme}:// cannot create an object here without replacing another",
             expected="an output in gs://bucket/folder, s3://bucket/folder or a local folder",
             cure="Write there, and copy it afterwards.",
         )
 
     def delete(self, ref: ObjectRef) -> None:
         raise InvalidRequest(
-            f"{ref.uri} cannot be deleted: {self._scheme}:// has no way here to delete one version and no other"
+            f"{ref.uri} cannot be deleted: {self._scheme}:// cannot delete one version here and no other"
         )
 
     def _filesystem(self, uri: str) -> tuple[Any, str]:
@@ -198,7 +198,7 @@ def _pin(uri: str, info: Mapping[str, Any]) -> ObjectRef:
         times = [str(_seconds(info[key])) for key in _TIMES if info.get(key)]
         if not times or info.get("size") is None:
             raise StorageError(
-                f"{uri} cannot be pinned: its store does not tell one version from another",
+                f"{uri} cannot be pinned: its store does not distinguish one version from another",
                 found=f"no more than {', '.join(sorted(info))}",
                 cure="Copy it to a bucket or a local folder and name that.",
             )

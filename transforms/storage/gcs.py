@@ -116,7 +116,7 @@ class GcsStore(Store):
             if client.emulated and target.exists(
                 timeout=TIMEOUT_S
             ):  # fake-gcs-server 1.x forgets ifGenerationMatch here too
-                raise AlreadyExists(f"{uri} stands already", cure="Delete it, or write under another name.")
+                raise AlreadyExists(f"{uri} already exists", cure="Delete it, or write under another name.")
             token = None
             while True:
                 token, _, _ = target.rewrite(
@@ -143,7 +143,7 @@ class GcsStore(Store):
             raise self._client.refused(error, uri, "write") from error
         if status != 412 and (found.size, found.crc32c) == (source.size, source.crc32c):
             return found
-        raise AlreadyExists(f"{uri} stands already", cure="Delete it, or write under another name.") from error
+        raise AlreadyExists(f"{uri} already exists", cure="Delete it, or write under another name.") from error
 
     def delete(self, ref: ObjectRef) -> None:
         client = self._client

@@ -152,7 +152,7 @@ class GcsClient:
             f"Cannot {verb} {uri}: {who or 'this identity'} lacks the permission {permission}",
             found=reason,
             cure=f"Grant it on gs://{split(uri)[0]}{role}, to whom the workers run as too; or look at the name's spelling: "
-            "who may not list a bucket is not told what is missing in it.",
+            "without the right to list a bucket, a missing object looks the same.",
         )
 
     def missing(self, uri: str) -> ObjectNotFound:

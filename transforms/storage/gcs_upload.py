@@ -165,7 +165,7 @@ class GcsWriter(Writer):
 
     def _as_storage_error(self, error: Exception) -> StorageError:
         if explain(error)[0] == 412:
-            return AlreadyExists(f"{self._uri} stands already", cure="Delete it, or write under another name.")
+            return AlreadyExists(f"{self._uri} already exists", cure="Delete it, or write under another name.")
         told = self._client.refused(error, self._uri, "write")
         if isinstance(told, ObjectNotFound) and "no bucket" not in told.what:
             return StorageError(f"The upload of {self._uri} was ended by the server", found=explain(error)[1])
@@ -184,4 +184,4 @@ class GcsWriter(Writer):
         # fake-gcs-server 1.x forgets ifGenerationMatch in resumable uploads; the real store holds to it atomically.
         if self._client.emulated and self._blob.exists(timeout=TIMEOUT_S):
             self.abort()
-            raise AlreadyExists(f"{self._uri} stands already", cure="Delete it, or write under another name.")
+            raise AlreadyExists(f"{self._uri} already exists", cure="Delete it, or write under another name.")

@@ -70,7 +70,7 @@ class HttpStore(Store):
 
     def list(self, folder: str) -> Iterator[ObjectRef]:
         raise InvalidRequest(
-            f"{public_uri(folder)} cannot be listed: web servers do not tell what a folder holds",
+            f"{public_uri(folder)} cannot be listed: web servers do not list a folder's files",
             expected="the URL of one object",
             cure="Name each file by its own URL.",
         )
@@ -190,7 +190,7 @@ def _parse(uri: str) -> tuple[str, dict[str, str]]:
         host = None
     if not host or parts.scheme not in ("http", "https"):
         # Where nothing can be told apart, all of it may be a password.
-        raise InvalidRequest(f"'{uri.partition('://')[0]}://…' is no URL", expected="https://host/path")
+        raise InvalidRequest(f"'{uri.partition('://')[0]}://…' is not a URL", expected="https://host/path")
     # Bytes as they are stored: packed on the way, ranges and sizes would be another thing's.
     headers = {"Accept-Encoding": "identity"}
     login, _, netloc = parts.netloc.rpartition("@")
@@ -232,7 +232,7 @@ def _pin(uri: str, status: int, answer: Message, body: str) -> tuple[ObjectRef, 
     version = etag if re.fullmatch(r'"[^"]*"', etag) else answer.get("Last-Modified", "")
     if not version:
         raise StorageError(
-            f"The server does not tell one version of {public_uri(uri)} from another",
+            f"The server does not distinguish one version of {public_uri(uri)} from another",
             expected="a strong ETag, or Last-Modified",
             found=f"ETag {etag}" if etag else "neither",
             cure="Copy it to a bucket or a local folder and name that.",
@@ -251,7 +251,7 @@ def _refused(status: int, uri: str, body: str) -> StorageError:
         return AccessDenied(
             f"Cannot read {name}",
             found=found,
-            cure="A signed URL may have expired: sign it anew, for GET, and for longer.",
+            cure="A signed URL may have expired: sign it again, for GET, and for longer.",
         )
     return StorageError(f"Cannot read {name}", found=found)
 

@@ -173,7 +173,7 @@ class LocalStore(Store):
             _sync_folder(os.path.dirname(path))
             return self._pin(uri, os.stat(path))
         except FileExistsError as error:
-            raise AlreadyExists(f"{uri} stands already", cure="Delete it, or write under another name.") from error
+            raise AlreadyExists(f"{uri} already exists", cure="Delete it, or write under another name.") from error
         except FileNotFoundError as error:
             raise ObjectNotFound(f"There is no file {source.uri}") from error
         except OSError as error:
@@ -241,7 +241,7 @@ class _LocalWriter(Writer):
             os.fsync(self._folder)
         except FileExistsError as error:
             raise AlreadyExists(
-                f"{self._uri} stands already", cure="Delete it, or write under another name."
+                f"{self._uri} already exists", cure="Delete it, or write under another name."
             ) from error
         except OSError as error:
             raise _as_storage_error(error, self._uri, "write") from error
@@ -298,7 +298,7 @@ def _nearest(uri: str) -> str:
 def _path(uri: str) -> str:
     path = uri.removeprefix("file://")
     if (path is not uri and not path.startswith("/")) or "\0" in path:
-        raise InvalidRequest(f"{uri!r} is no local file", expected="file:///folder/name or a plain path")
+        raise InvalidRequest(f"{uri!r} is not a local file", expected="file:///folder/name or a plain path")
     return path
 
 

@@ -55,7 +55,7 @@ class MemoryStore(Store):
         with _lock:
             data = _find(source.uri, source)[1]
             if uri in OBJECTS:
-                raise AlreadyExists(f"{uri} stands already", cure="Delete it, or write under another name.")
+                raise AlreadyExists(f"{uri} already exists", cure="Delete it, or write under another name.")
             return put(uri, data)
 
     def delete(self, ref: ObjectRef) -> None:
@@ -86,7 +86,7 @@ class _MemoryWriter(Writer):
         self._data = None
         with _lock:
             if self._uri in OBJECTS:
-                raise AlreadyExists(f"{self._uri} stands already", cure="Delete it, or write under another name.")
+                raise AlreadyExists(f"{self._uri} already exists", cure="Delete it, or write under another name.")
             ref = put(self._uri, data)
         self._store.counters.add(requests=1, bytes_written=len(data))
         return ref

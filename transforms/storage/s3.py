@@ -145,7 +145,7 @@ class S3Store(FsspecStore):
         from_bucket, from_key, _ = filesystem.split_path(self._filesystem(source.uri)[1])
         key_of = self.options.kms_key
         encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key_of} if key_of else {}
-        standing = AlreadyExists(f"{uri} stands already", cure="Delete it, or write under another name.")
+        standing = AlreadyExists(f"{uri} already exists", cure="Delete it, or write under another name.")
         try:
             self.stat(uri)
         except ObjectNotFound:
@@ -307,7 +307,7 @@ class _S3Writer(Writer):
             raise
 
     def _there(self) -> AlreadyExists:
-        return AlreadyExists(f"{self._uri} stands already", cure="Delete it, or write under another name.")
+        return AlreadyExists(f"{self._uri} already exists", cure="Delete it, or write under another name.")
 
     def _stands(self) -> bool:
         try:
@@ -328,7 +328,7 @@ def _check_name(uri: str) -> None:
     if "?versionId=" in uri:
         raise InvalidRequest(
             f"{uri} names a version",
-            expected="an object's key without ?versionId=…: what stands there is pinned as the job starts",
+            expected="an object's key without ?versionId=…: the current version is pinned when the job starts",
             cure="Leave it out; copy another version, or an object whose key holds that text, under another key.",
         )
 

@@ -110,7 +110,7 @@ class Writer(ABC):
 
     @abstractmethod
     def commit(self) -> ObjectRef:
-        """Publishes the object. Raises `AlreadyExists` where one of that name stands already.
+        """Publishes the object. Raises `AlreadyExists` where one of that name already exists.
 
         `write` raises it too, where a store says so before the last byte is sent.
         """
@@ -264,7 +264,7 @@ def check_range(ref: ObjectRef, offset: int, buffers: Sequence[memoryview]) -> i
     if offset < 0 or offset + length > ref.size:
         raise StorageError(
             f"{ref.name} is too short for the bytes asked of it",
-            expected=f"bytes {offset} to {offset + length}, the end exclusive",
+            expected=f"at least {offset + length} bytes",
             found=f"{ref.size} bytes",
         )
     return length
@@ -309,7 +309,7 @@ def glob_regex(pattern: str) -> re.Pattern[str]:
         return re.compile("".join(out), re.DOTALL)
     except re.error as error:
         raise InvalidRequest(
-            f"{pattern!r} is no glob", found=str(error), cure="Write sets as [abc] or [a-z]."
+            f"{pattern!r} is not a glob", found=str(error), cure="Write sets as [abc] or [a-z]."
         ) from error
 
 

@@ -305,14 +305,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [("./**/*.parquet", "out"), ("**/a*.parquet", "out"), ("in/*.parquet", "./in"), ("*/*/../../in/*.parquet", "in")],
 )
 def test_an_output_that_the_next_run_would_read(capfd: Capture, here: Path, pattern: str, output: str) -> None:
-    refused(capfd, [f"--input={pattern}", f"--output={output}", "--model=model"], "lies where --input reads from")
+    refused(capfd, [f"--input={pattern}", f"--output={output}", "--model=model"], "is where --input reads from")
     assert not (here / "out").exists()
 
 
 @pytest.mark.parametrize("output", ["/", "gs://"])
 def test_the_root_is_no_output_folder(capfd: Capture, here: Path, output: str) -> None:
     argv = ["--input=in/a.parquet", f"--output={output}", "--model=model"]
-    refused(capfd, argv, f"--output={output} is no folder of its own")
+    refused(capfd, argv, f"--output={output} is not a folder of its own")
     assert sorted(os.listdir(here)) == ["in", "model"]
 
 

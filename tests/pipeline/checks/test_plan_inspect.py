@@ -122,7 +122,7 @@ def test_inspect_shows_an_input_alone_and_beside_a_model(capfd: Capture, argv: l
     assert re.search("^signature serve$", both, re.MULTILINE)
     assert "function" not in both
     other = shown(capfd, "inspect", model, source, "--signature=predict")
-    assert "There is no signature 'predict' to hold these columns against" in other
+    assert "There is no signature 'predict' to check these columns against" in other
     found = json.loads(shown(capfd, "inspect", model, source, "--json"))
     assert found["input"]["first_rows"] == 20
     assert found["models"][0]["signatures"]["serving_default"]["inputs"][0]["shape"] == [None, 4]

@@ -30,7 +30,7 @@ def test_no_line_is_longer_than_80_columns(monkeypatch: pytest.MonkeyPatch, colu
     assert [line for line in text.splitlines() if len(line) > 80] == []
     groups = re.findall(r"^([a-z][a-z ]+):$", text, re.MULTILINE)
     assert groups == [
-        *("commands", "options", "what to predict", "columns", "around the model", "how to run", "what is told"),
+        *("commands", "options", "what to predict", "columns", "around the model", "how to run", "messages"),
         *("how a worker loads the model", "access", "examples"),
     ]
     assert [word for word in re.findall(r"^  (\w+)   ", text, re.MULTILINE) if word in COMMANDS] == list(COMMANDS)

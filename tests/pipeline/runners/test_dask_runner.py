@@ -123,7 +123,7 @@ class Strange(beam.PTransform):
     ("given", "told"),
     [
         ([], "--dask_client_address is missing"),
-        (["--dask_client_address=here"], "--dask_client_address=here is no address"),
+        (["--dask_client_address=here"], "--dask_client_address=here is not an address"),
         (["--dask_client_address=tcp://127.0.0.1:CLOSED"], "No Dask scheduler answers"),
     ],
 )

@@ -29,16 +29,16 @@ def flags(*more: str, **changed: str) -> list[str]:
     [
         (flags(*RUNNER, "--region=europe-west4"), "--project is missing"),
         (flags(*RUNNER, "--project=my-project"), "--region is missing"),
-        (flags(*RUNNER, *WHERE, model="model.keras"), "--model=.*/model.keras lies on this machine"),
-        (flags(*RUNNER, *WHERE, input="in/*.parquet"), "--input=.* lies on this machine"),
-        (flags(*RUNNER, *WHERE, input="@list.txt"), "--input=@.*/list.txt lies on this machine"),
-        (flags(*RUNNER, *WHERE, output="file:///out"), "--output=.* lies on this machine.*Name a place in a bucket"),
+        (flags(*RUNNER, *WHERE, model="model.keras"), "--model=.*/model.keras is on this machine"),
+        (flags(*RUNNER, *WHERE, input="in/*.parquet"), "--input=.* is on this machine"),
+        (flags(*RUNNER, *WHERE, input="@list.txt"), "--input=@.*/list.txt is on this machine"),
+        (flags(*RUNNER, *WHERE, output="file:///out"), "--output=.* is on this machine.*Name a place in a bucket"),
         (
             flags(*RUNNER, *WHERE, "--on_error=dead_letter", "--dead_letters=bad"),
-            "--dead_letters=.* lies on this machine.*Name a place in a bucket",
+            "--dead_letters=.* is on this machine.*Name a place in a bucket",
         ),
-        (flags(*RUNNER, *WHERE, "--report=r.html"), "--report=.* lies on this machine.*Name a place in a bucket"),
-        (flags(*RUNNER, *WHERE, "--compare=r.html"), "--compare=.* lies on this machine"),
+        (flags(*RUNNER, *WHERE, "--report=r.html"), "--report=.* is on this machine.*Name a place in a bucket"),
+        (flags(*RUNNER, *WHERE, "--compare=r.html"), "--compare=.* is on this machine"),
         (flags("--no_wait"), "--no_wait is for Dataflow alone"),
         (flags("--no_wait", "--runner=FlinkRunner"), "--no_wait is for Dataflow alone"),
     ],
@@ -58,7 +58,7 @@ def test_a_list_in_a_bucket_of_files_on_this_machine(
 ) -> None:
     put(f"{bucket}/list.txt", lines.encode())
     assert main(["plan", *flags(*RUNNER, *WHERE, input=f"@{bucket}/list.txt")]) == 2
-    assert re.search(rf"--input=@{bucket}/list.txt: /data/\S+ lies on this machine", capsys.readouterr().err)
+    assert re.search(rf"--input=@{bucket}/list.txt: /data/\S+ is on this machine", capsys.readouterr().err)
 
 
 def test_what_lies_in_buckets_is_let_through() -> None:

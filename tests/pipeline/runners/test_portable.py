@@ -112,7 +112,7 @@ def test_one_of_two_machines_dies_and_the_same_command_gives_what_a_local_run_gi
     ("given", "told"),
     [
         (("--runner=PortableRunner",), "--job_endpoint is missing"),
-        (("--runner=PortableRunner", "--job_endpoint=8099"), "--job_endpoint=8099 is no address"),
+        (("--runner=PortableRunner", "--job_endpoint=8099"), "--job_endpoint=8099 is not an address"),
         (("--runner=PortableRunner", "--job_endpoint=localhost:CLOSED"), "No job service answers at --job_endpoint"),
         (("--runner=FlinkRunner", "--job_endpoint=localhost:CLOSED"), "docs/flink.md"),
         (("--runner=PrismRunner", "--prism_location=nowhere/prism"), "go install"),

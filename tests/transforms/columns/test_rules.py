@@ -293,11 +293,11 @@ def test_lists_that_need_no_padding_are_lent() -> None:
 @pytest.mark.parametrize(
     ("rules", "dtype", "said"),
     [
-        ({"pad": (("pixls", "0"),)}, "float32", "--pad names 'pixls', but the model has no such input. Found: inputs pixels"),
+        ({"pad": (("pixls", "0"),)}, "float32", "--pad names 'pixls', but the model lacks that input. Found: inputs pixels"),
         ({"pad": (("pixls", "0"),)}, "float32", "Did you mean 'pixels'?"),
-        ({"fill": (("y", "0"),)}, "float32", "--fill names 'y', but the model has no such input"),
-        ({"cast": ("y",)}, "float32", "--cast names 'y', but the model has no such input"),
-        ({"decode_image": (("y", (2, 2)),)}, "float32", "--decode_image names 'y', but the model has no such input"),
+        ({"fill": (("y", "0"),)}, "float32", "--fill names 'y', but the model lacks that input"),
+        ({"cast": ("y",)}, "float32", "--cast names 'y', but the model lacks that input"),
+        ({"decode_image": (("y", (2, 2)),)}, "float32", "--decode_image names 'y', but the model lacks that input"),
         ({"pad": (("pixels", "0"), ("pixels", "1"))}, "float32", "--pad names tensor 'pixels' twice"),
         ({"fill": (("pixels", "x"),)}, "float32", "--fill pixels=x gives no value of tensor 'pixels'"),
         ({"fill": (("pixels", "x"),)}, "float32", "Expected: a value of float32 [None, 2]. Found: 'x'"),

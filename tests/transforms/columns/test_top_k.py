@@ -104,14 +104,14 @@ def test_what_has_no_such_classes_is_refused(spec: TensorSpec, asked: TopK, said
 
 @pytest.mark.parametrize("value", ["0", "-1", "", "many", "5:", "1.5"])
 def test_a_number_of_classes_is_one_or_more(value: str) -> None:
-    with pytest.raises(InvalidRequest, match="no number of classes"):
+    with pytest.raises(InvalidRequest, match="not a number of classes"):
         parse_top_k("s", value)
 
 
 def test_labels_are_small_and_text(tmp_path: Path) -> None:
     path = tmp_path / "labels.txt"
     path.write_bytes(b"\xff\n")
-    with pytest.raises(InvalidRequest, match="no text"):
+    with pytest.raises(InvalidRequest, match="not text"):
         read_labels(str(path), StoreOptions())
     path.write_bytes(b"a\n" * (MOST_LABEL_BYTES // 2 + 1))
     with pytest.raises(InvalidRequest, match="too large"):

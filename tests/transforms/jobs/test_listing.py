@@ -68,7 +68,7 @@ def test_an_empty_file_that_is_named_is_refused(folder: str) -> None:
     assert names(folder, "in/*", "in/_empty.parquet") == ["in/a.parquet"]
     put(f"{folder}/list.txt", b"in/a.parquet\nin/empty.parquet\n")
     for inputs in (["in/empty.parquet"], ["in/*", "in/empty.parquet"], ["@list.txt"]):
-        with pytest.raises(NotParquet, match=rf"{folder}/in/empty\.parquet is no Parquet file.* Found: zero bytes"):
+        with pytest.raises(NotParquet, match=rf"{folder}/in/empty\.parquet is not a Parquet file.* Found: zero bytes"):
             names(folder, *inputs)
 
 
@@ -104,7 +104,7 @@ def test_a_query_is_no_part_of_a_lists_folder(bucket: str, emulator: str) -> Non
     [
         (b"# nothing\n\n", "no line"),
         (b"@other.txt\n", "a list within a list"),
-        (b"PAR1\xff\xfe\n", "is no list of files.*without the @"),
+        (b"PAR1\xff\xfe\n", "is not a list of files.*without the @"),
         (b"gs://b/a.parquet\n/b/c.parquet\n", "several stores"),
     ],
 )

@@ -87,7 +87,7 @@ def test_a_store_that_replaces_what_it_was_to_create_is_refused_before_anything_
         command(folder, ())
     there, mark = in_output(folder), mark_of(f"{folder}/out")
     monkeypatch.setattr(memory, "MemoryStore", ReplacingStore)
-    with pytest.raises(StorageError, match=r"replaced an object.*a store that heeds If-None-Match.*written twice"):
+    with pytest.raises(StorageError, match=r"replaced an object.*a store that honours If-None-Match.*written twice"):
         command(folder, ("overwrite", "other"))
     written = in_output(folder).keys() - there.keys()
     assert {uri.rpartition("/")[2] for uri in written} == {f"{1 + before:08d}.claim"}

@@ -180,7 +180,7 @@ def test_predict_gives_predictions_and_dead_letters_as_two_collections(tmp_path:
     assert dead["id"].to_pylist() == [7, 33]
     assert dead["headrace_row"].to_pylist() == [7, 13]
     assert dead["headrace_stage"].to_pylist() == ["model", "features"]
-    with pytest.raises(InvalidRequest, match="on_error has no such value"):
+    with pytest.raises(InvalidRequest, match="on_error does not take this value"):
         Predict(strict_model(), on_error="ignore")
 
 

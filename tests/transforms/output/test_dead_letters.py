@@ -173,7 +173,7 @@ def test_all_rows_of_a_file_with_another_schema_go_to_dead_letters_with_their_ow
     [
         (
             [],
-            "so that none of its 6 rows can be predicted. Expected: id: int64; or 1 such rows at most (--max_bad_rows=1%)",
+            "none of its 6 rows can be predicted. Expected: id: int64; or 1 such rows at most (--max_bad_rows=1%)",
         ),
         (["--max_bad_rows=6"], "Too many rows cannot be predicted among the job's 106 rows. Expected: 6 at most"),
     ],
@@ -229,10 +229,10 @@ def test_a_share_is_rounded_up_to_a_whole_row(most: str, rows: int, allowed: int
 @pytest.mark.parametrize(
     ("most", "counts", "bad", "told"),
     [
-        ("2", [50], [1, 2, 3], "among rows 0 to 50 (the end exclusive) of {}/in/part-00000.parquet"),
+        ("2", [50], [1, 2, 3], "among rows 0-49 of {}/in/part-00000.parquet"),
         ("2", [20, 20, 20], [1, 21, 41], "among the job's 60 rows"),
         ("2%", [10, 10, 10, 21], [1, 11, 21, 31], "among the job's 51 rows"),
-        (None, [99], [1, 2], "among rows 0 to 99"),
+        (None, [99], [1, 2], "among rows 0-98"),
         ("100%", [3, 2], [0, 1, 2, 3, 4], "among the job's 5 rows"),
         ("100%", [3, 2], [0, 1, 2, 3], None),
     ],
@@ -318,13 +318,13 @@ def test_overwriting_a_job_takes_its_dead_letters_away(capfd: Capture, tmp_path:
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--max_bad_rows=3"], "--max_bad_rows=3 has no meaning where the first bad row fails the job"),
+        (["--max_bad_rows=3"], "--max_bad_rows=3 does nothing where the first bad row fails the job"),
         (["--dead_letters=dead"], "Add --on_error=dead_letter"),
-        (["--on_error=dead_letter", "--max_bad_rows=-1"], "--max_bad_rows=-1 is no number of rows"),
-        (["--on_error=dead_letter", "--max_bad_rows=101%"], "no number of rows"),
-        (["--on_error=dead_letter", "--max_bad_rows=some"], "no number of rows"),
-        (["--on_error=dead_letter", "--dead_letters={}/out/sub"], "no folder of its own"),
-        (["--on_error=dead_letter", "--dead_letters={}/in"], "lies where --input reads from"),
+        (["--on_error=dead_letter", "--max_bad_rows=-1"], "--max_bad_rows=-1 is not a number of rows"),
+        (["--on_error=dead_letter", "--max_bad_rows=101%"], "not a number of rows"),
+        (["--on_error=dead_letter", "--max_bad_rows=some"], "not a number of rows"),
+        (["--on_error=dead_letter", "--dead_letters={}/out/sub"], "not a folder of its own"),
+        (["--on_error=dead_letter", "--dead_letters={}/in"], "is where --input reads from"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_and_nothing_is_written(

@@ -107,7 +107,7 @@ def test_a_file_that_has_vanished_is_named(tmp_path: Path, number: int) -> None:
 def test_a_file_that_is_no_part_of_the_plan_is_named(tmp_path: Path) -> None:
     job = job_in(tmp_path)
     *results, stray = sorted(written(job, 100), key=lambda result: result.shard)
-    with pytest.raises(OutputConflict, match=rf"{stray.shard.output} is no part of this job.*the 99 files.*1 more"):
+    with pytest.raises(OutputConflict, match=rf"{stray.shard.output} is not part of this job.*the 99 files.*1 more"):
         finalize(job, results)
     assert not [ref for ref in open_store(job.output).list(f"{job.output}/") if "_SUCCESS" in ref.uri]
 

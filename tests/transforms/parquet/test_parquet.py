@@ -106,7 +106,7 @@ def test_data_that_contradict_the_footer_name_the_file(tmp_path: Path) -> None:
     data = bytearray(store.read(source))
     data[100:400] = bytes(300)
     broken = put_bytes(f"{tmp_path}/b.parquet", bytes(data))
-    with pytest.raises(NotParquet, match=r"b\.parquet cannot be decoded in rows 0 to 3000"):
+    with pytest.raises(NotParquet, match=r"b\.parquet cannot be decoded in rows 0-2999"):
         list(read_batches(store, whole(broken, 1, 3000), ["id", "name"], 100))
 
 

@@ -204,7 +204,7 @@ def test_another_model_among_them_is_another_job_and_is_named(job: Job, tmp_path
         (["a=model", "b=model"], ["--prediction=a.output_0=id"], ["'a.output_0'", "a kept column", "'id'"]),
         (["a=model", "b=model"], ["--signature=c=most"], ["--signature=c=", "names no model", "'a', 'b'"]),
         (["a=model", "b=model"], ["--weights=c=w.h5"], ["--weights=c=", "names no model"]),
-        (["a=model"], ["--weights=w.h5"], ["does not say of which model", "--weights=NAME=URI", "'a'"]),
+        (["a=model"], ["--weights=w.h5"], ["does not say for which model", "--weights=NAME=URI", "'a'"]),
         (["a=model", "b=model"], ["--fill=c.x=0"], ["--fill names 'c.x'"]),
         (["a=model", "b=modle"], [], ["modle"]),
     ],

@@ -260,7 +260,7 @@ def test_what_is_no_report_is_refused(tmp_path: Path, page: str, found: str) -> 
     if not page.startswith("<"):
         page = f'<script type="application/json" id="headrace-report">{page}</script>'
     ref = put(uri, page.encode())
-    with pytest.raises(InvalidRequest, match=rf"{re.escape(uri)} is no report of headrace.*{found}"):
+    with pytest.raises(InvalidRequest, match=rf"{re.escape(uri)} is not a report of headrace.*{found}"):
         read_report(open_store(uri), ref)
 
 
@@ -281,7 +281,7 @@ def test_what_cannot_be_written_is_told_and_fails_no_job(tmp_path: Path, caplog:
     job = job_in(tmp_path, report=uri)
     assert write_report(job, ["one"], [account_of(job, list(results(1)))]) is None
     assert "The report could not be written" in caplog.text
-    assert "is no report of headrace" in caplog.text
+    assert "is not a report of headrace" in caplog.text
     assert written(job) == "somebody's page"
 
 

@@ -123,11 +123,11 @@ def test_a_report_that_a_finished_output_lacks_is_told_as_lacking(capfd: Capture
 @pytest.mark.parametrize(
     ("more", "told"),
     [
-        (["--report=https://host/report.html"], "--report=https://host/report.html is no place for a report"),
+        (["--report=https://host/report.html"], "--report=https://host/report.html is not a place for a report"),
         (["--report=gs://bucket/folder/"], "a name that ends in .html"),
-        (["--report=none", "--compare=gs://b/report.html"], "--compare=gs://b/report.html has no meaning without"),
+        (["--report=none", "--compare=gs://b/report.html"], "--compare=gs://b/report.html does nothing without"),
         (["--compare={place}/gone.html"], "/gone.html names no report. Expected: the report of an earlier run"),
-        (["--compare={place}/mine.html"], "/mine.html is no report of headrace"),
+        (["--compare={place}/mine.html"], "/mine.html is not a report of headrace"),
         (["--report={place}/mine.html"], "headrace replaces nothing but its own reports"),
     ],
 )

@@ -153,7 +153,7 @@ def test_a_retry_does_not_take_anothers_object_for_its_own(bucket: str, front: F
     writer = store.create(f"{bucket}/x")
     writer.write(b"mine!")
     once(front, "POST", "/upload/", another_was_faster)
-    with pytest.raises(AlreadyExists, match="/x stands already"):
+    with pytest.raises(AlreadyExists, match="/x already exists"):
         writer.commit()
     assert content(f"{bucket}/x") == b"other"
 

@@ -343,7 +343,7 @@ def test_a_redirect_that_has_expired_is_asked_for_again(
     elsewhere.habit = lambda answer: "token=0" in answer.path and answer.say(403, b"<Message>expired</Message>")
     assert store.read(ref) == b"abcdef"
     elsewhere.habit = lambda answer: answer.say(403, b"<Code>AccessDenied</Code><Message>Request has expired</Message>")
-    with pytest.raises(AccessDenied, match=r"/x\. .*403.*sign it anew"):
+    with pytest.raises(AccessDenied, match=r"/x\. .*403.*sign it again"):
         store.read(ref)
 
 
@@ -352,7 +352,7 @@ def test_redirects_without_end_or_out_of_tls_are_refused(server: WebServer, stor
     with pytest.raises(StorageError, match=r"/x leads from redirect to redirect.*10 of them"):
         store.stat(f"{server.url}/x")
     server.habit = lambda answer: answer.say(302, b"", Location="ftp://host/x?again")
-    with pytest.raises(InvalidRequest, match="'ftp://…' is no URL"):
+    with pytest.raises(InvalidRequest, match="'ftp://…' is not a URL"):
         store.stat(f"{server.url}/x")
 
 
@@ -364,7 +364,7 @@ def test_names_are_quoted_where_they_are_not(server: WebServer, store: HttpStore
 
 @pytest.mark.parametrize("uri", ["https://", "http:///x", "http://host:port/x", "http://[::1/x", "https://a..b/x"])
 def test_what_is_no_url(store: HttpStore, uri: str) -> None:
-    with pytest.raises(InvalidRequest, match="is no URL"):
+    with pytest.raises(InvalidRequest, match="is not a URL"):
         store.stat(uri)
 
 

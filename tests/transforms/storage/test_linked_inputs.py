@@ -207,4 +207,4 @@ def test_a_link_into_the_output_is_refused(tmp_path: Path, capfd: pytest.Capture
     (tmp_path / "in/results").symlink_to(tmp_path / "out")
     flags = [f"--model={model_folder()}/saved_model", f"--input={tmp_path}/in/**/*.parquet"]
     assert main(["plan", *flags, f"--output={tmp_path}/out"]) == 2
-    assert "lies where --input reads from" in capfd.readouterr().err
+    assert "is where --input reads from" in capfd.readouterr().err

@@ -154,7 +154,7 @@ def test_a_password_that_is_not_quoted_is_not_shown(scheme: str, password: str) 
         assert "me:" not in text
         assert f"{scheme}://" in text
     if scheme == "https" and "/" in password:
-        with pytest.raises(InvalidRequest, match="'https://…' is no URL"):
+        with pytest.raises(InvalidRequest, match="'https://…' is not a URL"):
             open_store(uri).stat(uri)
 
 

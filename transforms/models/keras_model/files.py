@@ -179,7 +179,7 @@ def weight_map(data: bytes | bytearray, what: str) -> dict[str, list[str]]:
     mapped = described.get("weight_map") if isinstance(described, dict) else None
     if not isinstance(mapped, dict):
         raise NotAModel(
-            f"{what} does not say where weights lie",
+            f"{what} does not say where the weights are",
             expected="a 'weight_map', as model.save_weights('….weights.json', max_shard_size=…) writes it",
             cure="Name the file that save_weights wrote.",
         )
@@ -190,7 +190,7 @@ def weight_map(data: bytes | bytearray, what: str) -> dict[str, list[str]]:
             if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard):
                 raise CorruptModel(
                     f"{what} names a file that no sound one would",
-                    expected="names of files beside it that end in .weights.h5",
+                    expected="names of files next to it that end in .weights.h5",
                     found=repr(shard)[:200],
                     cure="Save the weights again.",
                 )

@@ -254,7 +254,7 @@ def _check_vocabularies(built: Built, uri: str) -> None:
         if hasattr(layer, "load_assets") and layer.get_config().get("vocabulary", ()) is None:
             raise UnsupportedModel(
                 f"{uri} holds no vocabulary for its {type(layer).__name__} {layer.name!r}",
-                expected="a vocabulary in the configuration, or in assets beside it",
+                expected="a vocabulary in the configuration, or in assets next to it",
                 cure="Save the model as a whole `.keras` file, which keeps it.",
             )
 

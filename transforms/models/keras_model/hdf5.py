@@ -321,7 +321,7 @@ class Hdf5File:
         messages = self._structures.header(address)
         if layout.kind == VIRTUAL or any(message.kind == EXTERNAL for message in messages):
             raise UnsupportedModel(
-                f"Dataset {path!r} of {self._what} lies in another file",
+                f"Dataset {path!r} of {self._what} is in another file",
                 expected="data in the file itself",
                 found="a virtual or external dataset",
                 cure=_SAVE_AGAIN,

@@ -202,7 +202,7 @@ class Bundle:
         offset, nbytes = proto.offset, proto.size
         if offset < 0 or nbytes < 0 or offset + nbytes > source.size:
             raise CorruptModel(
-                f"Tensor {name!r} lies outside {source.uri}, which is truncated or another model's",
+                f"Tensor {name!r} is outside {source.uri}, which is truncated or another model's",
                 expected=f"bytes {offset} to {offset + nbytes}",
                 found=f"an object of {source.size} bytes",
                 cure="Copy the model again from where it was exported.",

@@ -340,7 +340,7 @@ def _check(slots: Sequence[TensorSlot]) -> None:
         claimed[slot.source] = claimed.get(slot.source, 0) + slot.nbytes
         if slot.offset < 0 or slot.offset + slot.nbytes > slot.source.size:
             raise CorruptModel(
-                f"Tensor {slot.name!r} lies outside {slot.source.uri}, which is truncated or another model's",
+                f"Tensor {slot.name!r} is outside {slot.source.uri}, which is truncated or another model's",
                 expected=f"bytes {slot.offset} to {slot.offset + slot.nbytes}",
                 found=f"an object of {slot.source.size} bytes",
                 cure="Copy the model again from where it was exported.",

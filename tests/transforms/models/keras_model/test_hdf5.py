@@ -215,7 +215,7 @@ def test_data_outside_the_file_is_refused() -> None:
 
     with opened(written(fill)) as (file, _, _):
         for path in ("external", "virtual"):
-            with pytest.raises(UnsupportedModel, match="lies in another file"):
+            with pytest.raises(UnsupportedModel, match="is in another file"):
                 file.group(path)
 
 

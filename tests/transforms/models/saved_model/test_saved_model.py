@@ -414,12 +414,12 @@ def test_what_else_lies_in_the_folder_is_not_the_models(copied: Callable[[str], 
 @pytest.mark.parametrize(
     ("uri", "message"),
     [
-        ("models/clasifier", "no model at .*clasifier.*beside it: classifier"),
+        ("models/clasifier", "no model at .*clasifier.*next to it: classifier"),
         ("nowhere/at/all", "no model at .*nowhere/at/all.*nothing in"),
         ("models/classifier", r"folder above models.*Found: 2/, 1/\..*Name one of them, e.g. .*classifier/2"),
         ("models/classifier/1/variables", "no SavedModel.*Found: variables.index"),
-        ("models/fake.keras", "no `.keras` file.*Found: a file of 5 bytes"),
-        ("models/classifier/1/saved_model.pb", "no `.keras` file.*name the folder"),
+        ("models/fake.keras", "not a `.keras` file.*Found: a file of 5 bytes"),
+        ("models/classifier/1/saved_model.pb", "not a `.keras` file.*name the folder"),
         ("models/empty.keras", "Found: a file of 0 bytes"),
     ],
 )

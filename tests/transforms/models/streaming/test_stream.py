@@ -219,9 +219,9 @@ def test_an_object_that_changes_is_told() -> None:
         ({"shape": (11,)}, "contradicts its shape"),
         ({"shape": (-1, -10)}, "contradicts its shape"),
         ({"shape": (1 << 62,)}, "contradicts its shape"),
-        ({"shape": (1 << 50,), "nbytes": 1 << 50}, "lies outside"),
-        ({"offset": 91}, "lies outside"),
-        ({"offset": -1}, "lies outside"),
+        ({"shape": (1 << 50,), "nbytes": 1 << 50}, "is outside"),
+        ({"offset": 91}, "is outside"),
+        ({"offset": -1}, "is outside"),
     ],
 )
 def test_a_slot_that_cannot_be_true_is_refused_before_anything_is_allocated(
