@@ -8,7 +8,7 @@ import io
 import sys
 import traceback
 
-from headrace.transforms.errors import ClaimLost, ColumnError, HeadraceError, JobError, NotParquet, StoreUnavailable
+from headrace.transforms.errors import ClaimLost, HeadraceError, JobError, NotParquet, StoreUnavailable
 
 from .commands.checked_request import checked_request
 from .flags.answers_at_once import answer_at_once
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
     set_up_logs(as_json=wants_json(argv), verbose=verbose)
     try:
         with checked_request(argv, command) as (request, options):
-            return _answer(command, request, options)
+            return _answer(command, request, options, argv)
     except HeadraceError as error:
         if error.began:
             return _tell("The job failed", error, verbose, 1)
@@ -55,13 +55,13 @@ def _tell(what: str, error: HeadraceError, verbose: bool, code: int) -> int:
     return code
 
 
-def _answer(command: str, request: Request, options: PredictOptions) -> int:
+def _answer(command: str, request: Request, options: PredictOptions, argv: list[str]) -> int:
     as_json = options.json or is_json()
     if command == "inspect":
         return _inspect(request, as_json)
     if command == "verify":
         return _verify(request, as_json)
-    return _plan(request, options, as_json) if command == "plan" else _run(request, options, as_json)
+    return _plan(request, options, argv, as_json) if command == "plan" else _run(request, options, as_json)
 
 
 def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
@@ -79,16 +79,15 @@ def _show(answer: Answer, as_json: bool) -> int:
     return 0
 
 
-def _plan(request: Request, options: PredictOptions, as_json: bool) -> int:
-
+def _plan(request: Request, options: PredictOptions, argv: list[str], as_json: bool) -> int:
+    from .commands.needs_report import command_line
     from .commands.plan import plan
 
-    try:
-        return _show(plan(request, options).answer, as_json)
-    except ColumnError:
-        # Beside the error, what fits and what does not.
-        _inspect(request, as_json)
-        raise
+    planned = plan(request, options, lambda lacking: command_line(argv, lacking))
+    _show(planned.answer, as_json)
+    if planned.refused is not None:
+        raise planned.refused
+    return 0
 
 
 def _inspect(request: Request, as_json: bool) -> int:

@@ -10,7 +10,7 @@ from headrace.transforms.argument_names import naming_arguments
 from headrace.transforms.jobs.job import SUCCESS, stored_object
 from headrace.transforms.storage import open_store
 
-from .python_arguments import as_flags
+from .python_arguments import as_flags, call_with
 from .python_result import JobResult
 
 Columns = Mapping[str, str | Sequence[str]]
@@ -86,15 +86,19 @@ def run(
 def plan(*, model: str | Sequence[str], input: str | Sequence[str], output: str, **flags: Any) -> Report:  # noqa: A002
     """Every check of `run`, and what it would compute; writes nothing. Arguments are those of `run`.
 
-    Raises what `run` raises before it writes.
+    Raises what `run` raises before it writes, and one error for all inputs of the models that columns cannot feed as they are:
+    types, and nulls and unequal lists in a sample of the rows. Its last sentence is the call that would be let through.
     """
     from .commands.checked_request import checked_request
     from .commands.plan import plan as plan_command
 
-    argv = as_flags({"model": model, "input": input, "output": output, **flags})
-    with checked_request(argv, "plan") as (request, options):
-        answer = plan_command(request, options).answer
-    return Report(answer.text, answer.document)
+    arguments = {"model": model, "input": input, "output": output, **flags}
+    with checked_request(as_flags(arguments), "plan") as (request, options):
+        planned = plan_command(request, options, lambda lacking: call_with("headrace.plan", arguments, lacking))
+    if (refused := planned.refused) is None:
+        return Report(planned.answer.text, planned.answer.document)
+    cure = refused.cure if planned.ready is None else f"Call {planned.ready}"
+    raise type(refused)(refused.what, expected=refused.expected, found=refused.found, cure=cure)
 
 
 @naming_arguments

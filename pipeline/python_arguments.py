@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from headrace.transforms.errors import InvalidRequest
+
+from .flags.names import quote_name, split_names, split_pair
 
 # Flags whose values are one list with commas; of others, each value is a flag of its own.
 _ONE_LIST = ("keep", "outputs")
@@ -20,6 +22,28 @@ def as_flags(arguments: Mapping[str, Any]) -> list[str]:
     ['--model=m', '--keep=a,b', '--fill=age=0', '--compact']
     """
     return [flag for name, value in arguments.items() for flag in _flags(_FLAG.get(name, name), value)]
+
+
+def call_with(function: str, arguments: Mapping[str, Any], lacking: Iterable[tuple[str, str]]) -> str:
+    """The call with flags that it lacks, as it would be typed; what was given stays.
+
+    >>> call_with("headrace.plan", {"model": "m", "fill": {"b": 1}}, [("cast", "a,c"), ("fill", "age=0")])
+    "headrace.plan(model='m', fill={'b': 1, 'age': 0}, cast=['a', 'c'])"
+    """
+    whole = {name: value for name, value in arguments.items() if value is not None}
+    for name, text in lacking:
+        if name == "cast":
+            given = whole.get(name) or []
+            added = [quote_name(one.text) for one in split_names(text)]
+            whole[name] = [*([given] if isinstance(given, str) else given), *added]
+        else:
+            tensor, value = split_pair(text)
+            whole[name] = {**(whole.get(name) or {}), quote_name(tensor.text): _literal(value or "")}
+    return f"{function}({', '.join(f'{name}={value!r}' for name, value in whole.items())})"
+
+
+def _literal(text: str) -> Any:
+    return int(text) if text.isdecimal() else {"false": False}.get(text, text)
 
 
 def _flags(name: str, value: Any) -> Iterator[str]:

@@ -87,7 +87,7 @@ def _of_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice) -> 
         chosen = {name: features.get(name) or (name,)} if features or len(inputs) > 1 else {}
         wanted = chosen.get(name) or (name,)
         try:
-            (one,) = plan_inputs(schema, {name: spec}, chosen, rules=_rules_of(choice.rules, name)).inputs
+            (one,) = plan_inputs(schema, {name: spec}, chosen, rules=rules_of(choice.rules, name)).inputs
         except HeadraceError as error:
             columns = tuple((column, _type(schema, column)) for column in wanted)
             yield Link("feature", choice.name, columns, spec, "", error.what, error.cure)
@@ -125,7 +125,7 @@ def _of_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice) -> 
         yield Link("prediction", choice.name, tuple((field.name, field.type) for field in fields), outputs[name])
 
 
-def _rules_of(rules: ColumnRules, tensor: str) -> ColumnRules:
+def rules_of(rules: ColumnRules, tensor: str) -> ColumnRules:
     def own(pairs: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
         return tuple(pair for pair in pairs if pair[0] == tensor)
 

@@ -2,32 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+from headrace.transforms.errors import ColumnError, DataError, HeadraceError
+from headrace.transforms.parquet.reader import read_footer
 from headrace.transforms.steps.plan_shards import input_files, plan_shards
+from headrace.transforms.storage import open_store
 
+from ..checks.column_needs import Flags, Need, column_needs, flags_of_needs, refusal
+from ..checks.input_sample import InputSample
+from ..checks.inspection import look
 from ..checks.output_folder import OutputState, examine_output
 from ..checks.preflight import Prepared, prepare
 from ..flags.beam_options import PredictOptions, runner_of
 from ..flags.request import Request
 from ..terminal.answer import Answer
-from .summary import report_plan
+from .needs_report import with_needs
+from .summary import report_inspection, report_plan
+
+# Flags that are lacking, to the whole command or call with them.
+Ready = Callable[[Flags], str]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """`standing` is what the output folder holds of the job already."""
-
-    prepared: Prepared
-    standing: OutputState
-    answer: Answer
-
-
-def plan(request: Request, options: PredictOptions) -> Planned:
-    """Raises a `HeadraceError` for all that a run would refuse before it writes; for columns that do not fit, a
-    `ColumnError`, beside which `inspect` shows what does.
+    """`standing` is what the output folder holds of the job already. Where columns do not fit, there is no job: `refused` says
+    why, and `answer` shows what fits and what does not. `ready` is the command or call that would be let through, None where
+    flags alone do not help, or are not needed.
     """
-    prepared = prepare(request)
+
+    prepared: Prepared | None
+    standing: OutputState | None
+    answer: Answer
+    refused: DataError | None = None
+    ready: str | None = None
+
+
+def plan(request: Request, options: PredictOptions, ready: Ready) -> Planned:
+    """Raises a `HeadraceError` for all that a run would refuse before it writes, but for columns that do not fit."""
+    try:
+        prepared = prepare(request)
+    except ColumnError as error:
+        return _refused(request, ready, error)
     standing = examine_output(prepared, overwrite=request.overwrite)
+    needs = () if standing.complete else _needs(request, prepared)
+    # Rows that go to dead letters fail no job, and with a limit it is not known whether any is read.
+    if needs and request.limit is None and request.on_error.dead_letters is None:
+        return _refused(request, ready, None, needs)
     shards = plan_shards(prepared.job, input_files(prepared.job))
-    return Planned(prepared, standing, report_plan(prepared, standing, shards, runner_of(options)))
+    answer = report_plan(prepared, standing, shards, runner_of(options))
+    command = _command(needs, ready)
+    return Planned(prepared, standing, with_needs(answer, needs, command), ready=command)
+
+
+def _needs(request: Request, prepared: Prepared) -> tuple[Need, ...]:
+    job, inputs = prepared.job, prepared.inputs
+    signatures = [spec.signatures[model.signature] for spec, model in zip(prepared.specs, job.models, strict=True)]
+    stored = read_footer(open_store(inputs.first.uri, job.storage), inputs.first).schema
+    return column_needs(request, signatures, InputSample(request, inputs, stored))
+
+
+def _refused(request: Request, ready: Ready, error: ColumnError | None, needs: tuple[Need, ...] = ()) -> Planned:
+    looked = look(request)
+    if error is not None and looked.inputs is not None and looked.first is not None:
+        signatures = [spec.signatures[name] for _, spec, name in looked.models]
+        try:
+            needs = column_needs(request, signatures, InputSample(request, looked.inputs, looked.first.schema))
+        except HeadraceError:  # of another file: the first error is what a run stops at
+            needs = ()
+    another = error is not None and error.what not in {need.error.what for need in needs}
+    command = None if another else _command(needs, ready)
+    answer = with_needs(report_inspection(looked), needs, command)
+    return Planned(None, None, answer, refusal(needs, error), command)
+
+
+def _command(needs: tuple[Need, ...], ready: Ready) -> str | None:
+    return ready(flags_of_needs(needs)) if needs and all(need.flags for need in needs) else None

@@ -25,6 +25,7 @@ from .footer_thrift import (
     index_row_groups,
     malformed,
     nested_too_deep,
+    null_counts,
     refused,
     schema_of,
 )
@@ -138,6 +139,13 @@ class ParsedFooter:
         said = self._said_of(row_group)
         return sum(max(0, said[SAID * column + 1], said[SAID * column + 3]) for column in columns)
 
+    def null_counts(self, row_group: int, columns: Collection[int]) -> dict[int, int]:
+        """Nulls in each of these columns (leaves, by number) of a row group, as far as the footer records it. Lists that are
+        empty may count as one.
+        """
+        with self._lock:
+            return null_counts(self.uri, self.raw, self._group_at(row_group), columns)
+
     def check_plain(self, columns: Collection[str]) -> None:
         """Raises `NotParquet` where one of these columns is encrypted in the first row group, as it is in all."""
         if not self.metadata.num_row_groups:
@@ -153,15 +161,19 @@ class ParsedFooter:
     def _said_of(self, row_group: int) -> array[int]:
         with self._lock:
             if (said := self._said.get(row_group)) is None:
-                if not self._groups:
-                    self._groups = index_row_groups(self.uri, self.raw)
-                if row_group >= len(self._groups):
-                    raise malformed(self.uri)
-                said = self._said[row_group] = column_chunks(self.uri, self.raw, self._groups[row_group])
+                at = self._group_at(row_group)
+                said = self._said[row_group] = column_chunks(self.uri, self.raw, at)
             if len(said) != SAID * len(self.columns.leaves):
                 found = f"{len(said) // SAID} of {len(self.columns.leaves)}"
                 raise refused(self.uri, "row group", "a chunk of each column", found)
             return said
+
+    def _group_at(self, row_group: int) -> int:
+        if not self._groups:
+            self._groups = index_row_groups(self.uri, self.raw)
+        if row_group >= len(self._groups):
+            raise malformed(self.uri)
+        return self._groups[row_group]
 
 
 def _start(chunk: Chunk) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import cache
 from typing import Any
 
@@ -187,6 +187,31 @@ def column_chunks(uri: str, raw: bytes, at: int) -> array[int]:
     except Malformed as error:
         raise malformed(uri) from error
     return said
+
+
+def null_counts(uri: str, raw: bytes, at: int, wanted: Container[int]) -> dict[int, int]:
+    """How many nulls each of the `wanted` columns has, by its number, in the row group whose columns begin at `at`; without
+    those for which no program has recorded it.
+    """
+    found, ordinary = dict[int, int](), _ordinary_column()
+    try:
+        count, at = _structs(raw, at)
+        for column in range(count):
+            if column not in wanted:
+                match = ordinary(raw, at)
+                at = match.end() if match else _column(raw, at)[1]
+                continue
+            chunk, at = fields(raw, at, {(3, STRUCT), (8, STRUCT)})
+            if (3, STRUCT) not in chunk or (8, STRUCT) in chunk:
+                continue
+            about, _ = fields(raw, chunk[3, STRUCT], {(12, STRUCT)})
+            if (12, STRUCT) in about:
+                statistics, _ = fields(raw, about[12, STRUCT], {(3, I64)})
+                if statistics.get((3, I64), -1) >= 0:
+                    found[column] = statistics[3, I64]
+    except Malformed as error:
+        raise malformed(uri) from error
+    return found
 
 
 def _column(raw: Any, at: int) -> tuple[dict[tuple[int, int], int] | None, int]:
