@@ -79,7 +79,8 @@ def run(
     store = open_store(job.output, job.storage)
     mark = stored_object(store, store.stat(f"{job.output}/{SUCCESS}"))
     computed = 0 if ran.done is None else ran.done.computed
-    return JobResult(job.output, mark["rows"], mark["bad_rows"], computed, job.report, text, document, job.storage)
+    told = (job.report, text, document, job.storage)
+    return JobResult(job.output, mark["rows"], mark["bad_rows"], computed, *told, mark.get("filtered_rows", 0))
 
 
 @naming_arguments

@@ -25,9 +25,10 @@ _SHOWN_ROWS = 5
 class JobResult:
     """A finished job, or one that was only submitted.
 
-    `rows` are all that the output accounts for, `bad_rows` those of them in dead letters, `computed_rows` those that this run
-    computed. Each is None where it is not known: for a submitted job, and where the runner does not report it. `report` is
-    the URI of the HTML report, or None. `text` is the summary that the command prints, `document` what `--json` prints.
+    `rows` are all that the output accounts for, `bad_rows` those of them in dead letters, `filtered_rows` those that `where`
+    leaves out, `computed_rows` those that this run computed. Each is None where it is not known: for a submitted job, and
+    where the runner does not report it. `report` is the URI of the HTML report, or None. `text` is the summary that the
+    command prints, `document` what `--json` prints.
     """
 
     output: str
@@ -38,6 +39,7 @@ class JobResult:
     text: str
     document: dict[str, Any] = field(repr=False)
     storage: StoreOptions = field(default=StoreOptions(), repr=False)
+    filtered_rows: int | None = None
 
     @property
     def manifest(self) -> list[str]:

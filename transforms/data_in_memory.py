@@ -18,12 +18,17 @@ from .nested_arrow import flat, lengths, list_size, value_type
 KINDS = "a pandas or polars DataFrame, an Arrow table or record batch, a dict of arrays, or an iterable of these"
 
 
+Rows = np.ndarray[Any, np.dtype[np.bool_]] | None
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
-    """`table` holds the rows; `back` makes of a table of predictions, row for row, what the rows came in."""
+    """`table` holds the rows; `back` makes of a table of predictions what the rows came in. With the predictions it is given
+    which of the rows they are of, True for each, or None for all of them.
+    """
 
     table: pa.Table
-    back: Callable[[pa.Table], Any]
+    back: Callable[[pa.Table, Rows], Any]
 
 
 def is_one(data: Any) -> bool:
@@ -34,18 +39,18 @@ def is_one(data: Any) -> bool:
 def hold(data: Any) -> Held:
     """Raises `DataError` where this is none of `KINDS`, or Arrow cannot take a column."""
     if isinstance(data, pa.Table):
-        return Held(data, lambda table: table)
+        return Held(data, lambda table, _: table)
     if isinstance(data, pa.RecordBatch):
-        return Held(pa.Table.from_batches([data]), lambda table: _one_batch(table))
+        return Held(pa.Table.from_batches([data]), lambda table, _: _one_batch(table))
     if isinstance(data, Mapping):
-        return Held(_of_arrays(data), lambda table: {name: as_array(table[name]) for name in table.column_names})
+        return Held(_of_arrays(data), lambda table, _: {name: as_array(table[name]) for name in table.column_names})
     if _is_from(data, "pandas"):
         return _of_pandas(data)
     if _is_from(data, "polars"):
         import polars
 
         frame = data.collect() if isinstance(data, polars.LazyFrame) else data
-        return Held(frame.to_arrow(), lambda table: polars.from_arrow(table))
+        return Held(frame.to_arrow(), lambda table, _: polars.from_arrow(table))
     raise DataError(
         f"Data of type {type(data).__module__}.{type(data).__qualname__} cannot be predicted",
         expected=KINDS,
@@ -74,9 +79,9 @@ def _of_pandas(frame: Any) -> Held:
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise DataError("Arrow cannot take a column of the DataFrame", found=str(error)) from error
 
-    def back(predicted: pa.Table) -> Any:
+    def back(predicted: pa.Table, rows: Rows) -> Any:
         found = predicted.replace_schema_metadata(None).to_pandas()
-        found.index = frame.index
+        found.index = frame.index if rows is None else frame.index[rows]
         return found
 
     return Held(table.replace_schema_metadata(None), back)

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from headrace.transforms.columns.plan import ColumnChoice, ColumnPlan, choose_batch_rows, plan_columns
+from headrace.transforms.columns.where import RowFilter
 from headrace.transforms.errors import ColumnError, HeadraceError, InvalidRequest
 from headrace.transforms.jobs.input_files import Survey, expand_lists, scheme_of, survey_inputs
 from headrace.transforms.jobs.job import JOB_RECORD, FirstInput, Job, JobModel, options_as_begun, stored_object
@@ -138,6 +139,8 @@ def _hold_together(
     else:
         check_kept(pa.schema([output_schema.field(name) for name in columns.keep]))
         check_writable(pa.schema([field for one in columns.models for field in one.outputs.fields]), "the model")
+    if request.where is not None:
+        RowFilter(request.where, output_schema)
     check_partitions(request, inputs, output_schema)
     check_compilable(request, refs, columns)
     batch_rows, rule = choose_batch_rows(columns, request.batch_rows)
@@ -163,6 +166,7 @@ def _hold_together(
         versions=tuple(sorted(versions().items())),
         preprocess=preprocess,
         postprocess=postprocess,
+        where=request.where,
         user_packages=tuple(sorted((package.name, package.digest) for package in request.packages)),
         jit_compile=request.jit_compile,
         compact=request.compact,

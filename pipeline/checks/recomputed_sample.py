@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from headrace.transforms.parquet.reader import read_batches, read_footer
 from headrace.transforms.predicting.predictor import Predictor, input_columns, load_predictor
 from headrace.transforms.shards.shard import Shard
 from headrace.transforms.steps.plan_shards import shards_of_file
+from headrace.transforms.steps.row_filtering import batches_kept
 from headrace.transforms.storage import ObjectRef, Store, open_store
 
 from .soundness import Verdict, input_spans
@@ -39,28 +40,46 @@ def verify_sample(verdict: Verdict, job: Job, manifest: pa.Table, count: int) ->
     if not rows:
         verdict.notes.append("No file has batches as planned: nothing was computed again.")
         return
-    predictor, close = load_predictor(job), 0
+    predictor, close, passed_over = load_predictor(job), 0, 0
     store, sink = open_store(job.folder, job.storage), open_store(job.output, job.storage)
     for row in random.choices(rows, [row["rows"] for row in rows], k=count):  # noqa: S311 any batch will do
         size = _batch_rows(job, row) or job.batch_rows
-        batch = random.randrange(-(-row["rows"] // size))  # noqa: S311
-        verdict.looked_at["sample"] += 1
         where = f"{job.output}/{row['output']}"
-        first = row["first_row"] + batch * size
+        batch, first = 0, row["first_row"]
         try:
-            expected = _again(job, predictor, store, row, batch, size)
-            found = _standing(sink, where, row, size, batch)
-        except HeadraceError as error:
+            spans = _batches(job, sink, where, row, size)
+            if spans is None:
+                passed_over += 1
+                continue
+            verdict.looked_at["sample"] += 1
+            batch = random.randrange(len(spans))  # noqa: S311
+            first += batch * size
+            predicted = _again(job, predictor, store, row, batch, size)
+            found = _standing(sink, where, *spans[batch])
+        except (HeadraceError, ValueError) as error:
             verdict.add("sample", where, f"rows from {first} on to compute again", error)
             continue
-        if found.schema.names != expected.schema.names:
-            verdict.add("sample", where, f"columns {', '.join(expected.schema.names)}", ", ".join(found.schema.names))
+        if found.schema.names != predicted.schema.names:
+            verdict.add("sample", where, f"columns {', '.join(predicted.schema.names)}", ", ".join(found.schema.names))
             continue
+        expected = predicted if predictor.where is None else predictor.where(predicted)
+        if found.num_rows != expected.num_rows:
+            # Where the last bits differ, so may the condition of a row that lies at its bound.
+            alike, rows_expected = _alike(predicted, found), expected.num_rows
+            if alike is None or all(map(same, alike.columns, found.columns)):
+                wanted = f"{rows_expected} rows of the batch from {first} on"
+                verdict.add("sample", where, wanted, f"{found.num_rows} rows")
+                continue
+            expected = alike
         differing = [name for name in expected.schema.names if not same(expected.column(name), found.column(name))]
         far = [name for name in differing if not near(expected.column(name), found.column(name))]
         if far:
             verdict.add("sample", where, f"column {far[0]!r} of rows from {first} on as computed again", "other values")
         close += bool(differing) and not far
+    if passed_over:
+        verdict.notes.append(
+            f"{passed_over} of {count} batches drawn lie in files that had no such batches: passed over."
+        )
     if close:
         verdict.notes.append(
             f"{close} of {count} batches are not equal to the bit, but within {RELATIVE:g} of each value: so it is on "
@@ -91,12 +110,40 @@ def _shards(job: Job, store: Store, source: ObjectRef) -> Iterator[Shard]:
     return shards_of_file(job, source, read_footer(store, source))
 
 
-def _standing(sink: Store, uri: str, row: dict[str, Any], rows: int, number: int) -> pa.RecordBatch:
+def _batches(job: Job, sink: Store, uri: str, row: dict[str, Any], size: int) -> list[tuple[int, int]] | None:
+    """(rows before, rows) of each batch of the input in its output; None where they are not of that size.
+
+    Raises `ValueError` where the output of a job that leaves rows out does not tell.
+    """
+    sizes = [min(size, row["rows"] - start) for start in range(0, row["rows"], size)]
+    kept = sizes
+    if job.where is not None:
+        said = batches_kept(read_footer(sink, sink.stat(uri)).key_values, row["part"])
+        kept = [stayed for _, stayed in said]
+        if not said or [rows for rows, _ in said] != sizes[: len(said)]:
+            return None
+    return list(zip(accumulate(kept, initial=row["before"]), kept, strict=False))
+
+
+def _standing(sink: Store, uri: str, first: int, rows: int) -> pa.RecordBatch:
     file = sink.stat(uri)
     footer = read_footer(sink, file)
-    skipped = row["before"]
-    whole = Shard("", file, skipped, row["rows"], (0, len(footer.row_group_rows)), file.size, skipped)
-    return next(islice(read_batches(sink, whole, footer.schema.names, rows), number, None))
+    if not rows:
+        return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in footer.schema], schema=footer.schema)
+    whole = Shard("", file, first, rows, (0, len(footer.row_group_rows)), file.size, first)
+    return next(read_batches(sink, whole, footer.schema.names, rows))
+
+
+def _alike(predicted: pa.RecordBatch, found: pa.RecordBatch) -> pa.RecordBatch | None:
+    """Of the rows computed again, those that lie near the rows found, in their order; None where one has no such row."""
+    at, chosen = iter(range(predicted.num_rows)), []
+    for i in range(found.num_rows):
+        row = found.slice(i, 1).columns
+        j = next((j for j in at if all(map(near, predicted.slice(j, 1).columns, row))), None)
+        if j is None:
+            return None
+        chosen.append(j)
+    return predicted.take(pa.array(chosen, pa.int64()))
 
 
 def same(a: pa.Array[Any], b: pa.Array[Any]) -> bool:

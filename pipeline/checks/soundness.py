@@ -20,6 +20,7 @@ from headrace.transforms.output.claims import claim_number, mark_claim, newest_c
 from headrace.transforms.output.manifest import outputs_digest
 from headrace.transforms.parquet.reader import read_footer
 from headrace.transforms.shards.shard import output_name, parse_output_name, sources_sha256
+from headrace.transforms.steps.row_filtering import FILTERED
 from headrace.transforms.storage import ObjectRef, Store, StoreOptions, open_store
 from headrace.transforms.storage.store import HIDDEN
 
@@ -59,6 +60,7 @@ class Verdict:
     notes: list[str] = field(default_factory=list)
     rows: int = 0
     bad_rows: int = 0
+    filtered_rows: int = 0
 
     def add(self, check: str, where: str, expected: object, found: object) -> None:
         self.problems.append(Problem(check, where, str(expected), str(found)))
@@ -97,6 +99,7 @@ def verify(output: str, storage: StoreOptions) -> tuple[Verdict, dict[str, Any],
     _check_dead_letters(verdict, storage, rows)
     verdict.rows = sum(row["rows"] for row in rows)
     verdict.bad_rows = sum(row.get("bad_rows") or 0 for row in rows)
+    verdict.filtered_rows = sum(row.get("filtered_rows") or 0 for row in rows)
     return verdict, record, manifest
 
 
@@ -182,12 +185,19 @@ def _check_presence(verdict: Verdict, there: dict[str, ObjectRef], rows: list[di
 
 
 def input_spans(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The manifest's rows, one for each input of an output: `before` are the output's rows that come before its own."""
+    """The manifest's rows, one for each input of an output: `before` are the output's rows that come before its own, `part` is
+    its number.
+    """
     for row in rows:
         before = 0
-        for part in row.get("joined") or [row]:
-            yield {**row, **part, "before": before}
-            before += part["rows"]
+        for number, part in enumerate(row.get("joined") or [row]):
+            yield {**row, **part, "before": before, "part": number}
+            before += rows_written(part)
+
+
+def rows_written(row: dict[str, Any]) -> int:
+    """Of the input's rows, those in the output; manifests of earlier versions count no others."""
+    return int(row["rows"] - (row.get("bad_rows") or 0) - (row.get("filtered_rows") or 0))
 
 
 def _check_inputs(verdict: Verdict, outputs: Store, rows: list[dict[str, Any]], *, limited: bool) -> None:
@@ -262,7 +272,11 @@ def _check_file(store: Store, ref: ObjectRef, row: dict[str, Any], record: dict[
         made.stem, first, row["first_row"], row["rows"], record["fingerprint"], others
     ):
         verdict.add("identity", ref.uri, "the name that input, rows and job lead to", row["output"])
-    verdict.expect("rows", ref.uri, "rows", row["rows"] - (row.get("bad_rows") or 0), footer.rows)
+    verdict.expect("rows", ref.uri, "rows", rows_written(row), footer.rows)
+    left_out = str(row.get("filtered_rows") or 0)
+    verdict.expect("rows", ref.uri, "filtered rows", left_out, said.get(FILTERED, "0"))
+    if record.get("where") is None and left_out != "0":
+        verdict.add("rows", ref.uri, "every row: the job has no --where", f"{left_out} filtered rows")
     return verdict.problems
 
 
@@ -340,6 +354,7 @@ def verdict_document(verdict: Verdict) -> dict[str, Any]:
         "sound": not verdict.problems,
         "rows": verdict.rows,
         "bad_rows": verdict.bad_rows,
+        "filtered_rows": verdict.filtered_rows,
         "checks": checks,
         "problems": [asdict(problem) for problem in verdict.problems],
         "notes": verdict.notes,
@@ -350,7 +365,8 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     wrong = Counter(problem.check for problem in verdict.problems)
     lines = [
         f"Output   {verdict.output}",
-        f"Rows     {verdict.rows:,}, {verdict.bad_rows:,} of them in dead letters",
+        f"Rows     {verdict.rows:,}, {verdict.bad_rows:,} of them in dead letters"
+        + (f", {verdict.filtered_rows:,} left out by --where" if verdict.filtered_rows else ""),
         "",
     ]
     shown = [(check, what) for check, what in CHECKS.items() if verdict.looked_at[check] or wrong[check]]

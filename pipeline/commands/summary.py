@@ -104,6 +104,7 @@ def report_plan(
         "batch_rule": job.batch_rule,
         "preprocess": functions[0],
         "postprocess": functions[1],
+        "where": job.where,
         "dead_letters": job.on_error.dead_letters,
         "max_bad_rows": job.on_error.most if job.on_error.dead_letters else None,
         "memory_bytes_per_worker": memory_gb * 10**9,
@@ -130,6 +131,7 @@ def report_plan(
         *([f"Bad rows up to {job.on_error.most}, to {job.on_error.dead_letters}"] if job.on_error.dead_letters else []),
         *(line for why in job.differs_from_run_to_run for line in wrapped("Note", f"{why}.")),
         *([f"Around   {', then '.join(filter(None, around))}"] if any(functions) else []),
+        *(wrapped("Where", job.where) if job.where is not None else []),
         "",
         *_drawn(links, [(model["name"], signature.name) for model, signature in zip(models, signatures, strict=True)]),
     ]
@@ -204,6 +206,7 @@ def report_summary(prepared: Prepared, done: Done, seconds: float) -> Answer:
         "rows_computed": done.computed,
         "rows_found_done": found,
         "bad_rows": bad,
+        "filtered_rows": done.filtered_rows,
         "dead_letters": job.on_error.dead_letters if bad else None,
         "shards": done.shards,
         "storage_retries": done.retries,
@@ -213,7 +216,7 @@ def report_summary(prepared: Prepared, done: Done, seconds: float) -> Answer:
         "report": None,
     }
     lines = [
-        f"Predictions of {counted(done.rows - bad, 'row')} are in {job.output}",
+        f"Predictions of {counted(done.rows - bad - done.filtered_rows, 'row')} are in {job.output}",
         f"{counted(done.computed or 0, 'row')} computed in {seconds:.1f} s, {counted(found, 'row')} found done, "
         f"{counted(done.shards, 'shard')}"
         if found is not None
@@ -226,6 +229,9 @@ def report_summary(prepared: Prepared, done: Done, seconds: float) -> Answer:
             1,
             f"{counted(bad, 'row')} could not be predicted and {'is' if bad == 1 else 'are'} in {job.on_error.dead_letters}",
         )
+    if job.where is not None:
+        are = "is" if done.filtered_rows == 1 else "are"
+        lines.insert(1, f"{counted(done.filtered_rows, 'row')} {are} left out: not {job.where}")
     lines += [f"{why}." for why in job.differs_from_run_to_run]
     if done.retries:
         were = "was" if done.retries == 1 else "were"

@@ -209,6 +209,9 @@ class Flags:
             "--postprocess", metavar="MODULE:FUNCTION", help="the same after the model, on kept columns and predictions"
         )
         functions.add_argument(
+            "--where", metavar="CONDITION", help="rows to write, as in 'score > 0.9'; others are counted (default: all)"
+        )
+        functions.add_argument(
             "--user_package",
             action="append",
             metavar="DIR|WHEEL|SDIST",

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from headrace.transforms.columns.top_k import parse_top_k
+from headrace.transforms.columns.where import parse_where
 from headrace.transforms.errors import InvalidRequest
 from headrace.transforms.jobs.input_files import absolute_uri, check_one_store, scheme_of
 from headrace.transforms.jobs.job import DEAD_LETTERS_FOLDER, REPORT, OnError
@@ -60,6 +61,7 @@ class Request:
     partition_columns: str
     preprocess: str | None
     postprocess: str | None
+    where: str | None
     user_packages: tuple[str, ...]
     batch_rows: int | None
     jit_compile: bool
@@ -154,6 +156,7 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         partition_columns=options.partition_columns,
         preprocess=options.preprocess,
         postprocess=options.postprocess,
+        where=None if options.where is None else _where(options.where),
         user_packages=tuple(options.user_package or ()),
         batch_rows=_batch_rows(options.batch_size),
         jit_compile=options.jit_compile,
@@ -286,6 +289,11 @@ def _form_of(flag: str, value: str, equals: bool) -> str:
         return f"headrace help run shows an example of {flag}"
     missing = _FORMS[flag].partition("=")[2]
     return f"Write {flag} {f'TENSOR={value}' if flag == '--feature' else f'{value}={missing}'}"
+
+
+def _where(text: str) -> str:
+    parse_where(text)
+    return text.strip()
 
 
 def _top_k(output: str, value: str) -> tuple[int, str | None]:

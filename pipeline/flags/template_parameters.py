@@ -40,6 +40,7 @@ _FORMS = {
     "import_module": r"[A-Za-z_][\w.]*",
     "preprocess": r"[\w.]+:\w+",
     "postprocess": r"[\w.]+:\w+",
+    "where": ".+",
     "feature": rf"[^;=]+={_PART}+",
     "outputs": rf"{_PART}+",
     "top_k": rf"[^;=]+=[1-9]\d*(:{_PART}+)?",

@@ -41,15 +41,16 @@ REMOTE_LINE_EVERY_SECONDS = 10.0
 @dataclass(frozen=True, slots=True)
 class Done:
     """Rows that are accounted for in the output, those of them that this run computed (None where the runner's counters do not
-    account for all rows), and shards; `bad_rows` are those of them that lie in dead letters. `retries` are requests to stores
-    that were tried again. `by_earlier_attempts` are shards that were committed while this job ran, by an attempt that its
-    runner then repeated, or by another run.
+    account for all rows), and shards; `bad_rows` are those of them that lie in dead letters, `filtered_rows` those that --where
+    leaves out. `retries` are requests to stores that were tried again. `by_earlier_attempts` are shards that were committed
+    while this job ran, by an attempt that its runner then repeated, or by another run.
     """
 
     rows: int
     computed: int | None
     shards: int
     bad_rows: int
+    filtered_rows: int
     retries: int
     by_earlier_attempts: int = 0
 
@@ -105,6 +106,7 @@ def launch(job: Job, pipeline: beam.Pipeline, found_done: int = 0) -> Done:
             computed if complete else None,
             mark["shards"],
             mark["bad_rows"],
+            mark.get("filtered_rows", 0),
             counted["storage_retries"] + take_retries(),
             max(0, counted["shards_found_done"] - found_done),
         )

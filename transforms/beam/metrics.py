@@ -4,6 +4,7 @@ shards_planned, rows_planned    of the plan, including those whose output alread
 shards_started                  given to a worker; in flight until counted in `shards`
 rows, batches, shards           predicted in this run
 bad_rows                        sent to dead letters in this run
+filtered_rows                   of the rows, those that --where removed
 batches_halved                  too large for memory, computed again in halves
 traces                          graphs traced to serve batches: one for each model that is compiled, in each process
 shards_found_done               outputs that already existed
@@ -28,7 +29,7 @@ STAGES = ("read", "predict", "write")
 _COUNTERS = {
     name: Metrics.counter(NAMESPACE, name)
     for name in (
-        *("rows", "bad_rows", "batches", "batches_halved", "traces"),
+        *("rows", "bad_rows", "filtered_rows", "batches", "batches_halved", "traces"),
         *("shards", "shards_found_done", "read_bytes", "written_bytes", "storage_retries"),
         *("shards_planned", "rows_planned", "shards_started", "rows_found_done", "model_bytes"),
     )
@@ -42,7 +43,8 @@ def count_result(result: ShardResult) -> None:
         _COUNTERS["rows_found_done"].inc(result.shard.rows)
         return
     _COUNTERS["shards"].inc()
-    _COUNTERS["rows"].inc(result.predicted_rows)
+    _COUNTERS["rows"].inc(result.predicted_rows + result.filtered_rows)
+    _COUNTERS["filtered_rows"].inc(result.filtered_rows)
     _COUNTERS["bad_rows"].inc(result.bad_rows)
     _COUNTERS["batches"].inc(result.batches)
     _COUNTERS["batches_halved"].inc(result.batches_halved)

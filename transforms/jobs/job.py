@@ -132,6 +132,7 @@ class Job:
     `inputs` are globs, URIs and `@` lists of them; `folder` is the deepest above all of them, with its trailing slash.
     `partitions` are the columns that the folders below it tell. `user_packages` are names and digests of contents.
     `first_input` is what the schema was learned from; no part of what the job is.
+    `where` is the condition for a row to be in the output; the others are counted.
     `compact` joins the rows of small files into outputs of up to `shard_bytes`.
     `incremental` lets outputs of inputs that changed or vanished give way; it is no part of what the job is.
     `claim` is the number of the run's claim on the output; 0 where it has none. It is no part of what the job is.
@@ -153,6 +154,7 @@ class Job:
     versions: tuple[tuple[str, str], ...]
     preprocess: FunctionRef | None = None
     postprocess: FunctionRef | None = None
+    where: str | None = None
     user_packages: tuple[tuple[str, str], ...] = ()
     jit_compile: bool = False
     compact: bool = False
@@ -188,6 +190,7 @@ class Job:
             "versions": dict(self.versions),
             "preprocess": asdict(self.preprocess) if self.preprocess else None,
             "postprocess": asdict(self.postprocess) if self.postprocess else None,
+            **({"where": self.where} if self.where is not None else {}),
             "user_package": dict(self.user_packages),
             "jit_compile": self.jit_compile,
             **self._record_on_error(),

@@ -18,6 +18,7 @@ JOINED = pa.struct(
         ("input_version", pa.string()),
         ("rows", pa.int64()),
         ("bad_rows", pa.int64()),
+        ("filtered_rows", pa.int64()),
         ("batch_splits", pa.list_(pa.struct([("row", pa.int64()), ("rows", pa.int64())]))),
     ]
 )
@@ -35,6 +36,7 @@ MANIFEST_SCHEMA = schema_of(
         "rows": pa.int64(),
         "predicted_rows": pa.int64(),
         "bad_rows": pa.int64(),
+        "filtered_rows": pa.int64(),
         "dead_letters": pa.string(),
         "batch_splits": pa.list_(pa.struct([("row", pa.int64()), ("rows", pa.int64())])),
         "intra_op_threads": pa.int32(),
@@ -50,20 +52,21 @@ MANIFEST_SCHEMA = schema_of(
 def manifest_table(results: Iterable[ShardResult]) -> pa.Table:
     """One row per output, in input order. Times are null where the output stood there before this run.
 
-    `rows` of the input are `predicted_rows` in the output and `bad_rows` in the file `dead_letters`, a URI or null.
+    `rows` of the input are `predicted_rows` in the output, `filtered_rows` that --where leaves out, and `bad_rows` in the file
+    `dead_letters`, a URI or null.
     `batch_splits` tells where batches were of other than the planned size; see
-    `headrace.transforms.predicting.bisection`. Where an output joins files, `input` is the first of them, `rows` and
-    `bad_rows` are of all, and `joined` are all of them in the order of their rows; else it is null.
+    `headrace.transforms.predicting.bisection`. Where an output joins files, `input` is the first of them, `rows`,
+    `bad_rows` and `filtered_rows` are of all, and `joined` are all of them in the order of their rows; else it is null.
     Raises `OutputIncomplete` where rows of a shard are in neither.
     """
     rows = []
     for result in sorted(results, key=lambda result: result.shard):
         shard = result.shard
-        if result.predicted_rows + result.bad_rows != shard.rows:
+        if result.predicted_rows + result.filtered_rows + result.bad_rows != shard.rows:
             raise OutputIncomplete(
                 f"{shard.output} does not account for every row of {shard.where}",
                 expected=f"{shard.rows} rows",
-                found=f"{result.predicted_rows} predicted and {result.bad_rows} bad",
+                found=f"{result.predicted_rows} predicted, {result.filtered_rows} left out and {result.bad_rows} bad",
                 cure="Remove that file, and run the same command again",
             )
         rows.append(
@@ -79,6 +82,7 @@ def manifest_table(results: Iterable[ShardResult]) -> pa.Table:
                 "rows": shard.rows,
                 "predicted_rows": result.predicted_rows,
                 "bad_rows": result.bad_rows,
+                "filtered_rows": result.filtered_rows,
                 "dead_letters": result.dead_letters,
                 "batch_splits": _splits(result.batch_splits),
                 "intra_op_threads": result.intra_op_threads,
@@ -99,9 +103,10 @@ def _joined(result: ShardResult) -> list[dict[str, Any]]:
             "input_version": part.source.version,
             "rows": part.rows,
             "bad_rows": bad,
+            "filtered_rows": left_out,
             "batch_splits": _splits(splits),
         }
-        for part, (bad, splits) in zip(parts, result.of_parts or ((0, ()),) * len(parts), strict=True)
+        for part, (bad, left_out, splits) in zip(parts, result.of_parts or ((0, 0, ()),) * len(parts), strict=True)
     ]
 
 

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from ..argument_names import argument_names, naming_arguments
 from ..columns.rules import ColumnRules
+from ..columns.where import RowFilter, filtered, parse_where
 from ..data_in_memory import KINDS, Held, each, hold, is_one
 from ..errors import InvalidRequest
 from ..models.load import CustomObjects
@@ -38,6 +40,7 @@ def predict(
     predictions: Mapping[str, str] | None = None,
     outputs: Sequence[str] | None = None,
     top_k: Mapping[str, int | str] | None = None,
+    where: str | None = None,
     cast: Sequence[str] = (),
     fill: Mapping[str, Any] | None = None,
     pad: Mapping[str, Any] | None = None,
@@ -50,7 +53,8 @@ def predict(
     storage: StoreOptions = StoreOptions(),
     loading: Loading = Loading(),
 ) -> Any:
-    """The kept columns and the model's predictions, in the kind in which `data` came, one row for each row.
+    """The kept columns and the model's predictions, in the kind in which `data` came, one row for each row; or with `where` for
+    each row of which that condition on these columns is true, as in "score > 0.9".
 
         predictions = headrace.predict("gs://bucket/model", frame, keep=["id"])
 
@@ -89,8 +93,10 @@ def predict(
     predictor = BatchPredictor(
         request, *_loaded(model, signature, weights, custom_objects, unsafe_model, storage, loading)
     )
+    if where is not None:
+        parse_where(where)
     if is_one(data):
-        return _predicted(predictor, hold(data))
+        return _predicted(predictor, hold(data), where)
     if isinstance(data, (str, bytes)) or not hasattr(data, "__iter__"):
         raise InvalidRequest(
             "data is not rows",
@@ -98,16 +104,16 @@ def predict(
             found=type(data).__name__,
             cure="For files, use headrace.run(model=..., input=..., output=...)" if isinstance(data, str) else "",
         )
-    return _each_predicted(predictor, data)
+    return _each_predicted(predictor, data, where)
 
 
-def _each_predicted(predictor: BatchPredictor, data: Any) -> Iterator[Any]:
+def _each_predicted(predictor: BatchPredictor, data: Any, where: str | None) -> Iterator[Any]:
     for held in each(data):
         with argument_names():
-            yield _predicted(predictor, held)
+            yield _predicted(predictor, held, where)
 
 
-def _predicted(predictor: BatchPredictor, held: Held) -> Any:
+def _predicted(predictor: BatchPredictor, held: Held, where: str | None) -> Any:
     """In as many threads as cores, since TensorFlow computes each batch in one."""
     table = held.table
     rows = predictor.rows_per_batch(table.schema)
@@ -125,8 +131,14 @@ def _predicted(predictor: BatchPredictor, held: Held) -> Any:
     else:
         with ThreadPoolExecutor(cores(), "headrace-predict") as pool:
             done = list(pool.map(run, starts))
-    batches = [result for results in done for result in results]
-    return held.back(pa.Table.from_batches(batches, predictor.output_schema(table.schema)))
+    batches, schema = [result for results in done for result in results], predictor.output_schema(table.schema)
+    if where is None:
+        return held.back(pa.Table.from_batches(batches, schema), None)
+    condition = RowFilter(where, schema)
+    masks = [condition.mask(one) for one in batches]
+    stay = [filtered(one, mask) for one, mask in zip(batches, masks, strict=True)]
+    chosen = np.concatenate([mask.fill_null(False).to_numpy(zero_copy_only=False) for mask in masks])
+    return held.back(pa.Table.from_batches(stay, schema), chosen)
 
 
 def _loaded(

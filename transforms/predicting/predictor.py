@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from .. import progress
 from ..columns.plan import ColumnPlan, ModelPlan, plan_columns
+from ..columns.where import RowFilter
 from ..errors import DataError, JobError, UnsupportedModel, row_span
 from ..jobs.job import Job
 from ..jobs.user_functions import AppliedFunction
@@ -53,7 +54,10 @@ class BatchLimit:
 
 
 class Predictor:
-    """Safe for many threads at once. `columns` are what it reads of a batch; `output_schema` is what it gives."""
+    """Safe for many threads at once. `columns` are what it reads of a batch; `output_schema` is what it gives.
+
+    `where` is for what it gives: it tells the rows that the output has, None for all.
+    """
 
     def __init__(
         self,
@@ -62,6 +66,7 @@ class Predictor:
         *,
         preprocess: AppliedFunction | None = None,
         postprocess: AppliedFunction | None = None,
+        where: str | None = None,
         jit_rows: int | None = None,
         device: str = "cpu",
     ) -> None:
@@ -73,6 +78,7 @@ class Predictor:
         self._host = None if all(model.device is None for model in models) else "/device:CPU:0"
         self._plan, self._preprocess, self._postprocess = plan, preprocess, postprocess
         self.output_schema = postprocess.output_schema if postprocess else plan.output_schema
+        self.where = None if where is None else RowFilter(where, self.output_schema)
         self.limit = BatchLimit()
         self._parts = [
             _Part(part, model, jit_rows, self.limit) for part, model in zip(plan.models, models, strict=True)
@@ -351,6 +357,7 @@ def load_predictor(job: Job, device: Device | None = None) -> Predictor:
         models,
         preprocess=preprocess,
         postprocess=postprocess,
+        where=job.where,
         jit_rows=job.batch_rows if job.jit_compile else None,
         device=device.kind,
     )

@@ -116,6 +116,7 @@ class Account:
     shards: int = 0
     rows: int = 0
     bad_rows: int = 0
+    filtered_rows: int = 0
     output_bytes: int = 0
     computed_shards: int = 0
     computed_rows: int = 0
@@ -165,6 +166,7 @@ class Account:
         self.shards += 1
         self.rows += result.shard.rows
         self.bad_rows += result.bad_rows
+        self.filtered_rows += result.filtered_rows
         self.output_bytes += result.output_bytes
         told = result.told
         if (columns := _known_columns(told)) is not None:
@@ -215,7 +217,7 @@ class Account:
 
 _SUMS = (
     *("shards", "rows", "bad_rows", "output_bytes", "computed_shards", "computed_rows", "read_bytes", "written_bytes"),
-    *("batches", "batches_halved", "described", "footers", "bad_looked_at"),
+    *("batches", "batches_halved", "filtered_rows", "described", "footers", "bad_looked_at"),
 )
 
 

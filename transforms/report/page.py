@@ -126,7 +126,10 @@ def _head(run: Run, found: dict[str, list[Drift]]) -> Iterator[str]:
     if differs := job.differs_from_run_to_run:
         yield answer("Is it repeatable?", "No", f"{'. '.join(differs)}.", "warn")
     trial = f" A trial: only the first {job.limit:,} rows (--limit)." if job.limit is not None else ""
-    yield answer("How many rows?", f"{account.rows - account.bad_rows:,}", f"{_done(account)}{trial}", "")
+    left_out = (
+        f" Of these, {account.filtered_rows:,} are left out of the output by --where." if job.where is not None else ""
+    )
+    yield answer("How many rows?", f"{account.rows - account.bad_rows:,}", f"{_done(account)}{left_out}{trial}", "")
     yield answer("Is it like the previous run?", *_like(run, found))
     yield "</dl>"
 
@@ -347,6 +350,7 @@ def _what_ran(run: Run) -> Iterator[str]:
             "Around the model",
             " and ".join(f"{one.name}" for one in (job.preprocess, job.postprocess) if one) or "nothing",
         ),
+        *([("Rows in the output", f"where {job.where}")] if job.where is not None else []),
         ("Input", ", ".join(record["input"][:_NAMES_SHOWN]) + (" …" if len(record["input"]) > _NAMES_SHOWN else "")),
         ("Output", f"{job.output}: {counted(account.shards, 'file')}, {bytes_text(account.output_bytes)}"),
         ("Batches", f"of {job.batch_rows:,} rows ({job.batch_rule}){', compiled with XLA' if job.jit_compile else ''}"),

@@ -80,14 +80,18 @@ WorkUnit = tuple[Shard, ...]
 """What a runner hands to a worker at once: one large shard, or a few small ones."""
 
 
+PartOutcome = tuple[int, int, tuple[tuple[int, int], ...]]
+
+
 @dataclass(frozen=True, slots=True)
 class ShardResult:
     """What became of a shard. `seconds` are of one thread, by stage; unknown where the output stood there already.
 
-    Its rows are `predicted_rows`, and `bad_rows` in the file `dead_letters` (its URI). `batch_splits` tells where batches
-    were of other than the planned size: from row (inclusive), at most so many rows; see
-    `headrace.transforms.predicting.bisection`. Where the shard joins files, `of_parts` are the bad rows and the batch
-    splits of each (() where none has any), and `batch_splits` is empty. `told` is for the report, where one is wanted.
+    Its rows are `predicted_rows` in the output, `filtered_rows` that the job's condition leaves out, and `bad_rows` in the file
+    `dead_letters` (its URI). `batch_splits` tells where batches were of other than the planned size: from row (inclusive), at
+    most so many rows; see `headrace.transforms.predicting.bisection`. Where the shard joins files, `of_parts` are the bad rows,
+    the filtered rows and the batch splits of each (() where none has any), and `batch_splits` is empty. `told` is for the
+    report, where one is wanted.
     """
 
     shard: Shard
@@ -97,9 +101,10 @@ class ShardResult:
     computed: bool
     predicted_rows: int
     bad_rows: int = 0
+    filtered_rows: int = 0
     dead_letters: str | None = None
     batch_splits: tuple[tuple[int, int], ...] = ()
-    of_parts: tuple[tuple[int, tuple[tuple[int, int], ...]], ...] = ()
+    of_parts: tuple[PartOutcome, ...] = ()
     intra_op_threads: int | None = None
     device: str | None = None
     batches: int = 0

@@ -47,6 +47,7 @@ class ManifestPart:
     shards: int
     rows: int
     bad_rows: int
+    filtered_rows: int
     account: Account | None = None
 
 
@@ -61,8 +62,8 @@ def write_part(job: Job, number: int, results: Iterable[ShardResult]) -> Manifes
     name = f"{MANIFEST_FOLDER}/part-{number:05d}-{job.claim:08d}-{hashlib.sha256(data).hexdigest()[:16]}{ASIDE}"
     create_same(open_store(job.output, job.storage), f"{job.output}/{name}", data)
     account = account_or_none(job, results)
-    rows, bad_rows = (pc.sum(table[name]).as_py() for name in ("rows", "bad_rows"))
-    return ManifestPart(number, name, table.num_rows, rows, bad_rows, account)
+    rows, bad_rows, left_out = (pc.sum(table[name]).as_py() for name in ("rows", "bad_rows", "filtered_rows"))
+    return ManifestPart(number, name, table.num_rows, rows, bad_rows, left_out, account)
 
 
 def finish(job: Job, parts: Iterable[ManifestPart]) -> dict[str, Any]:
@@ -80,6 +81,7 @@ def finish(job: Job, parts: Iterable[ManifestPart]) -> dict[str, Any]:
         "shards": sum(part.shards for part in parts),
         "rows": sum(part.rows for part in parts),
         "bad_rows": sum(part.bad_rows for part in parts),
+        "filtered_rows": sum(part.filtered_rows for part in parts),
         "limit": job.limit,
     }
     mark = f"{job.output}/{SUCCESS}"
@@ -300,8 +302,8 @@ def _remove_own_mark(store: Store, uri: str, summary: dict[str, Any]) -> None:
 
 
 def _says_the_same(there: dict[str, Any], summary: dict[str, Any]) -> bool:
-    """Of the same files; the manifest may be another. Earlier versions wrote no claim and no digest."""
-    keys = summary.keys() - {"manifest"}
+    """Of the same files; the manifest may be another. Earlier versions wrote no claim and no digest, nor filtered rows."""
+    keys, there = summary.keys() - {"manifest"}, {"filtered_rows": 0} | there
     if there.get("claim") is None and not summary["claim"]:
         keys -= {"claim", "digest"}
     return all(there.get(key) == summary.get(key) for key in keys if key in summary)

@@ -24,8 +24,9 @@ from ..predicting.devices import intra_op_threads
 from ..predicting.predictor import Predictor, input_columns
 from ..read_ahead import read_ahead
 from ..shards.measuring import STATISTICS, ShardMeasurements, ShardMeasuring
-from ..shards.shard import Shard, ShardResult, sources_sha256
+from ..shards.shard import PartOutcome, Shard, ShardResult, sources_sha256
 from ..storage import ObjectRef, Store, open_store
+from .row_filtering import FILTERED, ShardFiltering
 
 _BATCHES_AHEAD = 2
 
@@ -50,6 +51,7 @@ def predict_shard(
     bisections = [
         Bisection(predictor, part.source.uri, job.batch_rows, on_bad, part.batch_rows) for part in shard.parts
     ]
+    filtering = ShardFiltering(predictor.where, len(shard.parts))
     committed: CommittedDeadLetters | None = None
     beside: list[tuple[Store, ObjectRef]] = []
 
@@ -61,10 +63,11 @@ def predict_shard(
         return iter(())
 
     def predicted() -> Iterator[pa.RecordBatch]:
-        for part, bisection in zip(shard.parts, bisections, strict=True):
-            yield from predicted_of(part, bisection)
+        for number, bisection in enumerate(bisections):
+            yield from predicted_of(number, bisection)
 
-    def predicted_of(part: Shard, bisection: Bisection) -> Iterator[pa.RecordBatch]:
+    def predicted_of(number: int, bisection: Bisection) -> Iterator[pa.RecordBatch]:
+        part = shard.parts[number]
         first_row = part.first_row
         types = None if part.drift else schema
         rows = read_batches(store, part, columns, part.batch_rows or job.batch_rows, types)
@@ -75,9 +78,10 @@ def predict_shard(
                     if cancelled is not None and cancelled.is_set():
                         raise Cancelled
                     progress.add(rows_done=result.num_rows)
+                    kept = filtering(number, result)
                     if telling is not None:
-                        telling.add(result, clock.last)
-                    yield result
+                        telling.add(kept, clock.last)
+                    yield kept
                 if letters is not None:
                     letters.settle()
                 if bad := bisection.bad_rows - bad_before:
@@ -88,19 +92,20 @@ def predict_shard(
         """Before the commit, since what has been committed counts as done."""
         nonlocal committed
         check_claim(job, sink)
-        bad = sum(bisection.bad_rows for bisection in bisections)
-        if written + bad != shard.rows:
+        bad, left_out = sum(bisection.bad_rows for bisection in bisections), sum(filtering.left_out)
+        if written + left_out + bad != shard.rows:
             raise OutputIncomplete(
                 f"{shard.where} gave other rows than planned",
                 expected=f"{shard.rows} rows from row {shard.first_row} on",
-                found=f"{written} predicted and {bad} bad",
+                found=f"{written} predicted, {left_out} left out and {bad} bad",
                 cure="Run the same command again",
             )
         if letters is not None and job.on_error.dead_letters is not None:
             letters_store = open_store(job.on_error.dead_letters, job.storage)
             if (committed := letters.commit(letters_store)) is not None:
                 beside.append((letters_store, committed.ref))
-        return _outcome(bisections, committed) | (telling.key_values() if telling is not None else {})
+        told = telling.key_values() if telling is not None else {}
+        return _outcome(bisections, filtering, committed) | filtering.key_values() | told
 
     started = time.perf_counter()
     try:
@@ -123,9 +128,10 @@ def predict_shard(
         computed=True,
         predicted_rows=rows,
         bad_rows=sum(bisection.bad_rows for bisection in bisections),
+        filtered_rows=sum(filtering.left_out),
         dead_letters=committed.uri if committed else None,
         batch_splits=() if shard.joined else tuple(bisections[0].splits),
-        of_parts=_of_parts(bisections) if shard.joined else (),
+        of_parts=_of_parts(bisections, filtering) if shard.joined else (),
         intra_op_threads=threads,
         device=predictor.device,
         batches=sum(bisection.batches for bisection in bisections),
@@ -145,8 +151,11 @@ def _columns_to_read(job: Job, store: Store, shard: Shard) -> tuple[Sequence[str
     return schema.names, schema
 
 
-def _of_parts(bisections: Sequence[Bisection]) -> tuple[tuple[int, tuple[tuple[int, int], ...]], ...]:
-    return tuple((bisection.bad_rows, tuple(bisection.splits)) for bisection in bisections)
+def _of_parts(bisections: Sequence[Bisection], filtering: ShardFiltering) -> tuple[PartOutcome, ...]:
+    return tuple(
+        (bisection.bad_rows, left_out, tuple(bisection.splits))
+        for bisection, left_out in zip(bisections, filtering.left_out, strict=True)
+    )
 
 
 def _identity(job: Job, shard: Shard) -> dict[str, str]:
@@ -172,15 +181,18 @@ def _key_values(job: Job, shard: Shard, threads: int, device: str) -> dict[str, 
     return _identity(job, shard) | bits | ({CLAIM_KEY: str(job.claim)} if job.claim else {})
 
 
-def _outcome(bisections: Sequence[Bisection], committed: CommittedDeadLetters | None) -> dict[str, str]:
+def _outcome(
+    bisections: Sequence[Bisection], filtering: ShardFiltering, committed: CommittedDeadLetters | None
+) -> dict[str, str]:
     """What is known only at the end: rows left out and where they lie, and batches of other than the planned size."""
     told = {}
     if committed is not None:
         told["headrace.bad_rows"] = str(sum(bisection.bad_rows for bisection in bisections))
         told["headrace.dead_letters"] = committed.uri
         told["headrace.dead_letters_sha256"] = committed.sha256
-    if len(bisections) > 1 and any(bisection.bad_rows or bisection.splits for bisection in bisections):
-        told["headrace.of_parts"] = json.dumps(_of_parts(bisections))
+    unlike = any(bisection.bad_rows or bisection.splits for bisection in bisections) or any(filtering.left_out)
+    if len(bisections) > 1 and unlike:
+        told["headrace.of_parts"] = json.dumps(_of_parts(bisections, filtering))
     elif bisections[0].splits:
         told["headrace.batch_splits"] = json.dumps(bisections[0].splits)
     return told
@@ -221,17 +233,19 @@ def result_of_existing(job: Job, sink: Store, there: ObjectRef, shard: Shard) ->
 
 
 def _kept_outcome(there: ObjectRef, kept: Mapping[str, str]) -> dict[str, Any]:
-    """What a prediction file says of its bad rows. Raises `OutputConflict` where it is damaged."""
+    """What a prediction file says of rows that are not in it. Raises `OutputConflict` where it is damaged."""
     try:
         parts = parse_json(kept.get("headrace.of_parts", "[]"))
         return {
             "bad_rows": int(kept.get("headrace.bad_rows", "0")),
+            "filtered_rows": int(kept.get(FILTERED, "0")),
             "batch_splits": _splits(parse_json(kept.get("headrace.batch_splits", "[]"))),
-            "of_parts": tuple((bad, _splits(splits)) for bad, splits in parts),
+            # Earlier versions left no rows out.
+            "of_parts": tuple((bad, sum(left_out), _splits(splits)) for bad, *left_out, splits in parts),
         }
     except (ValueError, TypeError) as error:
         raise OutputConflict(
-            f"{there.uri} does not say which of its rows are bad",
+            f"{there.uri} does not say which of its rows are left out",
             expected="numbers in its footer, as headrace writes them",
             found=str(error),
             cure="Remove that object: the same command computes it again",
@@ -244,7 +258,7 @@ def _splits(read: Iterable[Sequence[int]]) -> tuple[tuple[int, int], ...]:
 
 def found_result(job: Job, there: ObjectRef, shard: Shard, standing: ListedDeadLetters) -> ShardResult:
     """Of a prediction file that stands in the output: it is read only where it may have left rows out."""
-    if shard.drift or shard.output in standing.by_output:
+    if shard.drift or job.where is not None or shard.output in standing.by_output:
         return result_of_existing(job, open_store(job.output, job.storage), there, shard)
     return ShardResult(shard, there.size, there.version, there.crc32c, computed=False, predicted_rows=shard.rows)
 
