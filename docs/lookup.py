@@ -11,7 +11,9 @@ from importlib import import_module
 from importlib.util import find_spec
 
 import headrace
+from flag_examples import EXAMPLES
 from headrace.pipeline.flags.beam_options import PredictOptions
+from headrace.pipeline.flags.flags import NEEDED
 from headrace.transforms import errors
 from headrace.transforms.errors import HeadraceError
 
@@ -26,16 +28,35 @@ BESIDE = (
 
 
 def flags() -> str:
+    """A section for each flag, so that each has an anchor: its form, meaning, default and an example."""
     parser = argparse.ArgumentParser(add_help=False)
     PredictOptions._add_argparse_args(parser)
     lines: list[str] = []
     for group in parser._action_groups:
         if group._group_actions and group.title not in ("options", "positional arguments"):
-            lines += [f"## {str(group.title).capitalize()}", "", "| flag | meaning |", "|---|---|"]
+            lines += [f"## {str(group.title).capitalize()}", ""]
             for action in group._group_actions:
-                lines.append(f"| {_typed(action)} | {_cell(_help(action))} |")
-            lines.append("")
+                lines += [f"### `--{action.dest}`", "", f"{_sentence(_cell(_help(action)))}", ""]
+                lines += ["| | |", "|---|---|", f"| form | {_typed(action)} |"]
+                lines += [f"| default | {_cell(_default(action))} |"]
+                if example := EXAMPLES.get(action.dest):
+                    lines.append(f"| example | `{example}` |")
+                lines.append("")
     return "\n".join(lines)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}" + ("" if text.endswith(".") else ".")
+
+
+def _default(action: argparse.Action) -> str:
+    if action.dest in NEEDED["run"]:
+        return "required"
+    if action.nargs == 0:
+        return "off"
+    if stated := re.search(r"\(default: ([^()]*(?:\([^()]*\)[^()]*)*)\)", _help(action)):
+        return stated[1]
+    return "none" if action.default is None else str(action.default)
 
 
 def _typed(action: argparse.Action) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -16,6 +18,7 @@ import headrace
 from headrace.pipeline.flags.flags import help_text
 from headrace.transforms import errors
 from headrace.transforms.beam import metrics
+from tests.docs.test_documents import check_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 FETCHED = {
@@ -111,12 +114,25 @@ def test_a_reader_s_browser_asks_nobody_else(site: Site, folder: Path) -> None:
     assert not re.findall(r"url\(['\"]?(?:\w+:)?//[^)]*|@import[^;]*//[^;]*", styles)
 
 
-def test_every_flag_is_listed(site: Site, folder: Path) -> None:
+def test_every_flag_is_listed_with_an_anchor_and_an_example(site: Site, folder: Path) -> None:
     flags = set(re.findall(r"^ +(?:-\w, )?(--\w+)", help_text(), re.MULTILINE)) - {"--help"}
     assert flags
-    first_cells = re.findall(r"<td><p>(.*?)</p></td>", (folder / "docs/reference/flags.html").read_text("utf-8"))
-    told = {flag for cell in first_cells for flag in re.findall(r'^<code.*?<span class="pre">(--\w+)', cell)}
-    assert told == flags
+    page = folder / "docs/reference/flags.html"
+    assert flags <= site[page].anchors
+    cells = re.findall(r"<tr[^>]*><td><p>(form|default|example)</p></td>", page.read_text("utf-8"))
+    assert Counter(cells) == dict.fromkeys(("form", "default", "example"), len(flags))
+
+
+def test_the_examples_of_flags_are_flags() -> None:
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        examples = import_module("flag_examples").EXAMPLES
+    finally:
+        sys.path.remove(str(ROOT / "docs"))
+    for flag, example in examples.items():
+        words = shlex.split(example)
+        assert any(word.partition("=")[0] == f"--{flag}" for word in words)
+        check_flags(words, whole=False)
 
 
 def test_every_error_is_listed_with_its_fix(site: Site, folder: Path) -> None:

@@ -97,10 +97,9 @@ def inputs(folder: Path, run: Run) -> None:
         (ref,) = open_store(BUCKET).list(f"{BUCKET}/{place}/")
         put(f"{BUCKET}/{place}.parquet", open_store(BUCKET).read(ref))
     put(f"{BUCKET}/lists/tonight.txt", f"{BUCKET}/other/part-8.parquet\n".encode())
-    images(folder)
 
 
-def images(folder: Path) -> None:
+def photos(folder: Path, run: Run) -> None:
     import tensorflow as tf
 
     class Brightness(tf.Module):
@@ -146,19 +145,19 @@ def resuming(folder: Path, run: Run) -> None:
     run(f"--model={BUCKET}/model", "--input=in/**/*.parquet", "--output=out")
 
 
-def start(folder: Path, run: Run) -> None:
-    put_model("model.keras", f"{folder}/model.keras")
-    put_inputs(f"{folder}/in", [600, 600])
+def nothing(folder: Path, run: Run) -> None:
+    """The page makes its own model and data."""
 
 
 PREPARE = {
     "columns.md": columns,
     "dead_letters.md": dead_letters,
+    "images.md": photos,
     "inputs.md": inputs,
     "migration.md": migration,
     "report.md": report,
+    "reading.md": resuming,
     "resuming.md": resuming,
-    "start.md": start,
 }
 
 
@@ -174,7 +173,7 @@ def test_every_block_of_a_page_runs(page: Path, bucket: str, warm: Warm, tmp_pat
         log = tmp_path / "log.txt"
         assert warm.wait(warm.start(argv, str(log), os.environ, str(tmp_path))) == 0, f"{argv}\n{log.read_text()}"
 
-    PREPARE[page.name](tmp_path, run)
+    PREPARE.get(page.name, nothing)(tmp_path, run)
     for language, content in unmarked(page):
         if language == "python":
             python(content, folder=str(tmp_path))

@@ -52,7 +52,7 @@ def test_a_full_disk_ends_the_job_and_leaves_whole_files_alone(tmp_path: Path) -
         1,
         1,
         1,
-        "an error that names file and cure, exit code 1; what stands is whole",
+        "an error that names file and fix, exit code 1; finished files are whole",
     )
 
 

@@ -12,9 +12,9 @@ HEAD = "| fault | runs | faults in them | outcome |"
 ABOUT = (
     "# Faults tried, and what came of them",
     "",
-    f"Made by `make chaos RUNS={RUNS} SEED={SEED}`. Jobs are whole ones, each held against an undisturbed one (the same names,",
-    "rows, values and order) and by `headrace verify`; loads are of small models of four kinds, each held against the model as",
-    "TensorFlow or Keras loads it.",
+    f"Made by `make chaos RUNS={RUNS} SEED={SEED}`. Whole jobs, each compared with an undisturbed one (the same names,",
+    "rows, values and order) and by `headrace verify`. Loads are of small models of four kinds, compared with what",
+    "TensorFlow or Keras loads.",
 )
 
 

@@ -23,7 +23,7 @@ INSTEAD = {
     r"\b(has|have|had) no (such|use|meaning|sense|effect|way|place|need|part|say|word|business|counterpart)\b": (
         "lacks, does nothing, cannot"
     ),
-    r"\bneed (not )?be\b|\bneeds? no\b": "you do not need",
+    r"\bneed (not )?be\b": "you do not need",
     r"\b(so that|of which|of whom|as where|for want of|on which)\b": "split the sentence",
     r"(?<!at\s)\bleast\b|\bdeviations?\b": "min, max, std. dev.",
     r"\bsomething else than\b": "say what it is, and what it must be",
@@ -133,6 +133,6 @@ def in_documents() -> Iterator[Hit]:
 
 
 if __name__ == "__main__":
-    found = [*in_code()]
+    found = [*in_documents(), *in_code()]
     print("\n".join(map(str, found)) or "Plain words: no hit.")
     sys.exit(1 if found else 0)
