@@ -54,10 +54,12 @@ _ERRORS = (
     "ObjectNotFound",
     "OutputConflict",
     "OutputIncomplete",
+    "ShardsFailed",
     "SignatureNotFound",
     "StorageError",
     "StoreUnavailable",
     "TooManyBadRows",
+    "TooManyFailedShards",
     "UnsupportedModel",
     "WorkerMismatch",
 )

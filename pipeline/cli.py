@@ -8,7 +8,7 @@ import io
 import sys
 import traceback
 
-from headrace.transforms.errors import ClaimLost, HeadraceError, JobError, NotParquet, StoreUnavailable
+from headrace.transforms.errors import ClaimLost, HeadraceError, JobError, NotParquet, ShardsFailed, StoreUnavailable
 
 from .commands.checked_request import checked_request
 from .flags.answers_at_once import answer_at_once
@@ -68,7 +68,16 @@ def _run(request: Request, options: PredictOptions, as_json: bool) -> int:
     """On standard output; with --log_format=json, also as the last line of the log."""
     from .commands.run import run
 
-    answer = run(request, options).answer
+    try:
+        answer = run(request, options).answer
+    except ShardsFailed as error:
+        if error.document is not None:
+            _summarize(Answer(error.text.splitlines(), error.document), as_json)
+        raise
+    return _summarize(answer, as_json)
+
+
+def _summarize(answer: Answer, as_json: bool) -> int:
     if is_json():
         log_event("summary", answer.text, **answer.document)
     return _show(answer, as_json)

@@ -64,7 +64,7 @@ def run(
     Ctrl-C, or interrupting the kernel, ends the call with `KeyboardInterrupt`; what is finished stays.
 
     Raises `HeadraceError`: `InvalidRequest`, `ColumnError` and others before anything is written, `JobError` and others
-    when the job failed.
+    when the job failed. With `on_error="skip_shard"`, `ShardsFailed` has a summary in its `document`.
     """
     given = {name: value for name, value in locals().items() if name != "flags"}
     from .commands.checked_request import checked_request

@@ -42,7 +42,9 @@ def with_argument_names(error: HeadraceError) -> HeadraceError:
     """
     texts = [_FLAG.sub(_as_argument, text) for text in (error.what, error.expected, error.found, error.cure)]
     what, expected, found, cure = texts
-    return type(error)(what, expected=expected, found=found, cure=cure)
+    again = type(error)(what, expected=expected, found=found, cure=cure)
+    vars(again).update({name: value for name, value in vars(error).items() if name not in vars(again)})
+    return again
 
 
 def _as_argument(match: re.Match[str]) -> str:

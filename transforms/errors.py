@@ -23,7 +23,9 @@
         ├── ClaimLost           another run has claimed the output folder since
         ├── OutputIncomplete    a shard of the plan lacks a result
         ├── WorkerMismatch      a worker has other versions than the launcher
-        └── TooManyBadRows      more rows cannot be predicted than --max_bad_rows lets go to dead letters
+        ├── TooManyBadRows      more rows cannot be predicted than --max_bad_rows lets go to dead letters
+        ├── ShardsFailed        some shards failed, the others are done: --on_error=skip_shard
+        └── TooManyFailedShards  more shards failed than --max_failed_shards allows, or all of them
 
 Each carries what it is about, what was expected, what was found, and the fix (`cure`); `str()` is one paragraph of the four.
 """
@@ -253,4 +255,25 @@ class TooManyBadRows(JobError):
     """More rows failed than `--max_bad_rows` allows.
 
     Fix: read `headrace_error` in the dead letters. Fix the data or the flags, or raise the limit.
+    """
+
+
+class ShardsFailed(JobError):
+    """Some shards failed under `--on_error=skip_shard`. All others are done, and there is no `_SUCCESS`.
+
+    `text` and `document` are the run's summary, as the command prints it and as `--json` does. They are empty if the list
+    could not be read.
+
+    Fix: the text names the list of failed shards, which has the reason of each. Fix these and start the same command again:
+    it computes only the missing shards.
+    """
+
+    text: str = ""
+    document: dict[str, object] | None = None
+
+
+class TooManyFailedShards(JobError):
+    """More shards failed under `--on_error=skip_shard` than `--max_failed_shards` allows, or no shard is done.
+
+    Fix: look at the first reason; fix the data or the flags, or raise the bound.
     """

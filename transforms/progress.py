@@ -18,6 +18,7 @@ class Snapshot:
     shards_done: int = 0
     shards_found: int = 0
     shards_in_flight: int = 0
+    shards_failed: int = 0
     rows_planned: int = 0
     rows_done: int = 0
     rows_found: int = 0

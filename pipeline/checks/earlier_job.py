@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from headrace.transforms.errors import OutputConflict
-from headrace.transforms.jobs.job import DEAD_LETTERS_FOLDER, JOB_RECORD, MANIFEST_FOLDER, Job
+from headrace.transforms.jobs.job import DEAD_LETTERS_FOLDER, JOB_RECORD, Job
 from headrace.transforms.output.dead_letters import dead_letters_of
-from headrace.transforms.output.manifest import part_claim
+from headrace.transforms.output.manifest import is_manifest, part_claim
 from headrace.transforms.parquet.reader import read_footer
 from headrace.transforms.shards.shard import named_output, parse_output_name, source_digest
 from headrace.transforms.storage import ObjectRef, Store, open_store
@@ -40,7 +40,7 @@ def written_by_headrace(store: Store, output: str, kept: dict[str, Any], number:
                 expected="Parquet metadata that lead to that name",
                 cure="Move it away, or name another --output",
             )
-        if made is not None or (name.startswith(f"{MANIFEST_FOLDER}/part-") and part_claim(name) < number):
+        if made is not None or (is_manifest(name) and part_claim(name) < number):
             yield ref
         elif name == JOB_RECORD:
             record = ref

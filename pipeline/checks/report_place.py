@@ -34,11 +34,20 @@ def check_report(place: str | None, compare: str | None, options: StoreOptions) 
 
 def report_written(job: Job) -> bool:
     """Whether the report that stands at the job's place is of the output as it is, and not of a run before."""
-    assert job.report is not None
-    output, store = open_store(job.output, job.storage), open_store(job.report, job.storage)
+    output = open_store(job.output, job.storage)
     try:
         mark = stored_object(output, output.stat(f"{job.output}/{SUCCESS}"))
-        return read_report(store, store.stat(job.report)).manifest == tuple(mark.get("manifest") or ())
+    except ObjectNotFound:
+        return False
+    return report_is_of(job, tuple(mark.get("manifest") or ()))
+
+
+def report_is_of(job: Job, manifest: tuple[str, ...]) -> bool:
+    """Whether the report that stands at the job's place is of the run that wrote these files of the manifest."""
+    assert job.report is not None
+    store = open_store(job.report, job.storage)
+    try:
+        return read_report(store, store.stat(job.report)).manifest == manifest
     except (ObjectNotFound, InvalidRequest):
         return False
 

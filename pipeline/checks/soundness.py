@@ -17,6 +17,7 @@ from headrace.transforms.bounded_json import NotJson, parse_json_object
 from headrace.transforms.errors import HeadraceError, NotParquet, ObjectNotFound, OutputIncomplete
 from headrace.transforms.jobs.job import ASIDE, JOB_RECORD, MANIFEST_FOLDER, SUCCESS, fingerprint_of, options_as_begun
 from headrace.transforms.output.claims import claim_number, mark_claim, newest_claim, read_claim
+from headrace.transforms.output.failed_list import is_failed_list
 from headrace.transforms.output.manifest import outputs_digest
 from headrace.transforms.parquet.reader import read_footer
 from headrace.transforms.shards.shard import output_name, parse_output_name, sources_sha256
@@ -82,7 +83,12 @@ def verify(output: str, storage: StoreOptions) -> tuple[Verdict, dict[str, Any],
         raise OutputIncomplete(
             f"{output} holds no finished job: {missing[0]} is missing",
             expected=f"{JOB_RECORD} and {SUCCESS}",
-            found=f"{len(there)} objects",
+            found=", ".join(
+                [
+                    f"{len(there)} objects",
+                    *(f"failed shards, listed in {name}" for name in there if is_failed_list(name)),
+                ]
+            ),
             cure="Run the job's command again to finish it, or look at the spelling of --output",
         )
     verdict = Verdict(output)

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 
 from headrace.transforms.columns.wording import counted
-from headrace.transforms.errors import HeadraceError
+from headrace.transforms.errors import HeadraceError, ShardsFailed
 from headrace.transforms.storage import open_store
 
 from ..checks.output_folder import OutputState, check_overwritten, claim_output, examine_output
@@ -21,6 +21,7 @@ from ..runners.dataflow_workers import is_dataflow
 from ..runners.launch import Done, detach, launch, open_pipeline
 from ..terminal.answer import Answer
 from ..terminal.log import log_event
+from .failed_summary import report_failed
 from .summary import little_memory, passed_over, report_nothing_to_do, report_summary, travelling_secrets
 
 
@@ -34,7 +35,9 @@ class Ran:
 
 
 def run(request: Request, options: PredictOptions) -> Ran:
-    """Raises a `HeadraceError` for what was refused; its `began` is true where the job had begun and then failed."""
+    """Raises a `HeadraceError` for what was refused; its `began` is true where the job had begun and then failed. One of
+    `ShardsFailed` has the summary.
+    """
     started = time.monotonic()
     prepared = prepare(request)
     standing = examine_output(prepared, overwrite=request.overwrite)
@@ -66,6 +69,11 @@ def _submit(
                 submitted = detach(job, pipeline)
                 return Ran(prepared, None, Answer([submitted], {"output": job.output, "submitted": submitted}))
             done = launch(job, pipeline, standing.done)
+        except ShardsFailed as error:
+            error.began = True
+            if (answer := report_failed(job, error, time.monotonic() - started)) is not None:
+                error.text, error.document = answer.text, answer.document
+            raise
         except HeadraceError as error:
             error.began = True
             raise

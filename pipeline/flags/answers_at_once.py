@@ -10,7 +10,8 @@ from headrace.transforms.printable import printable
 from headrace.transforms.versions import ASKS_FOR_VERSION, __version__
 
 from .completion import SHELLS, completion
-from .flags import COMMANDS, NEEDED, help_text
+from .flags import COMMANDS, NEEDED
+from .help_text import help_text
 
 _HELP = ("--help", "-h")
 

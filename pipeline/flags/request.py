@@ -16,7 +16,7 @@ from headrace.transforms.storage.store import StoreOptions, public_uri
 
 from ..packages.user_package import UserPackage
 from .beam_options import PredictOptions
-from .flags import DEFAULT_MAX_BAD_ROWS, DEFAULT_SIGNATURE, NEEDED
+from .flags import DEFAULT_MAX_BAD_ROWS, DEFAULT_MAX_FAILED_SHARDS, DEFAULT_SIGNATURE, NEEDED
 from .names import split_names, split_pair
 
 
@@ -104,7 +104,7 @@ def parse_request(options: PredictOptions, command: str) -> Request:
                 expected=" ".join(f"--{flag}=…" for flag in needed),
                 cure="Add it; headrace --help shows an example",
             )
-    for name in ("limit", "sample", "shard_bytes", "connections", "in_flight_bytes"):
+    for name in ("limit", "sample", "shard_bytes", "connections", "in_flight_bytes", "max_failed_shards"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise InvalidRequest(f"--{name}={value} is out of range", expected="1 or more", found=str(value))
     inputs = tuple(
@@ -175,17 +175,29 @@ def parse_request(options: PredictOptions, command: str) -> Request:
     )
 
 
+# Flags of one value of --on_error, and what the others do with a row.
+_OF_POLICY = {"dead_letters": "dead_letter", "max_bad_rows": "dead_letter", "max_failed_shards": "skip_shard"}
+_WHERE = {
+    "fail": "where the first bad row fails the job",
+    "dead_letter": "where bad rows go to dead letters",
+    "skip_shard": "where a bad row fails its shard",
+}
+
+
 def _on_error(options: PredictOptions, output: str) -> OnError:
+    for flag, policy in _OF_POLICY.items():
+        if (value := getattr(options, flag)) is not None and options.on_error != policy:
+            raise InvalidRequest(
+                f"--{flag}={value} does nothing {_WHERE[options.on_error]}",
+                expected=f"--on_error={policy} with --{flag}",
+                found=f"--on_error={options.on_error}",
+                cure=f"Add --on_error={policy}, or leave --{flag} out",
+            )
     if options.on_error == "fail":
-        for flag in ("dead_letters", "max_bad_rows"):
-            if (value := getattr(options, flag)) is not None:
-                raise InvalidRequest(
-                    f"--{flag}={value} does nothing where the first bad row fails the job",
-                    expected=f"--on_error=dead_letter with --{flag}",
-                    found="--on_error=fail",
-                    cure=f"Add --on_error=dead_letter, or leave --{flag} out",
-                )
         return OnError()
+    if options.on_error == "skip_shard":
+        most_shards = options.max_failed_shards
+        return OnError(skip_shards=True, most_shards=DEFAULT_MAX_FAILED_SHARDS if most_shards is None else most_shards)
     most = DEFAULT_MAX_BAD_ROWS if options.max_bad_rows is None else options.max_bad_rows
     if not re.fullmatch(r"\d{1,18}|(100(\.0+)?|\d{1,2}(\.\d{1,9})?)%", most):
         raise InvalidRequest(

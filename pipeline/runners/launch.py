@@ -232,7 +232,7 @@ def describe_counts(counted: Counter[str], found_done: int) -> str:
     """One line of what workers elsewhere have counted; the plan's size is known to them alone. `found_done` shards were in the
     output before the job; a runner that starts a job again finds more.
     """
-    if not counted["shards"] + counted["shards_found_done"]:
+    if not counted["shards"] + counted["shards_found_done"] + counted["shards_failed"]:
         return "no shard is done yet"
     parts = [f"{counted['shards']:,} shards", f"{counted['rows']:,} rows predicted"]
     found = counted["shards_found_done"]
@@ -240,6 +240,8 @@ def describe_counts(counted: Counter[str], found_done: int) -> str:
         parts.append(f"{before:,} shards found done")
     if found > found_done:
         parts.append(f"{found - found_done:,} shards committed by an earlier attempt")
+    if failed := counted["shards_failed"]:
+        parts.append(f"{failed:,} shards failed")
     if bad := counted["bad_rows"]:
         parts.append(f"{bad:,} rows to dead letters")
     return ", ".join(parts)

@@ -50,7 +50,7 @@ class Display:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         reading = self._meter.last() if self._ended else self._meter.read()
         lines = [("model", *_model(reading)), ("rows", *_rows(reading))]
-        rest, style = ", ".join(_rest(reading)), "yellow" if reading.bad_rows else "dim"
+        rest, style = ", ".join(_rest(reading)), "yellow" if reading.bad_rows or reading.now.shards_failed else "dim"
         if options.max_width < _BARS_FROM_COLUMNS:
             for label, _, _, *numbers in lines:
                 yield _line(f"{label:<7} {', '.join(filter(None, numbers))}")
@@ -120,7 +120,8 @@ def _rows(reading: Reading) -> tuple[float, float, str, str, str]:
 def _shards(reading: Reading) -> str:
     now = reading.now
     found = f", {now.shards_found:,} of them found done" if now.shards_found else ""
-    return f"{now.shards_done:,} of {now.shards_planned:,} done{found}, {now.shards_in_flight:,} in flight"
+    failed = f", {now.shards_failed:,} failed" if now.shards_failed else ""
+    return f"{now.shards_done:,} of {now.shards_planned:,} done{found}, {now.shards_in_flight:,} in flight{failed}"
 
 
 def _rest(reading: Reading) -> list[str]:

@@ -60,6 +60,7 @@ class Reading:
             "shards": now.shards_done - now.shards_found,
             "shards_found_done": now.shards_found,
             "shards_in_flight": now.shards_in_flight,
+            "shards_failed": now.shards_failed,
             "rows_planned": now.rows_planned,
             "rows": now.rows_done - now.bad_rows,
             "rows_found_done": now.rows_found,
@@ -138,6 +139,8 @@ def describe(reading: Reading) -> str:
         parts.append(f"{now.rows_found:,} found done")
     if reading.bad_rows:
         parts.append(f"{reading.bad_rows:,} to dead letters")
+    if now.shards_failed:
+        parts.append(f"{counted(now.shards_failed, 'shard')} failed")
     if reading.rows_per_second:
         parts.append(f"{reading.rows_per_second:,.0f} rows/s")
         if left := reading.seconds_left:

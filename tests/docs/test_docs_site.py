@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import headrace
-from headrace.pipeline.flags.flags import help_text
+from headrace.pipeline.flags.help_text import help_text
 from headrace.transforms import errors
 from headrace.transforms.beam import metrics
 from tests.docs.test_documents import check_flags

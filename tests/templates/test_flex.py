@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from headrace.pipeline.flags.beam_options import parse_flags
-from headrace.pipeline.flags.flags import help_text
+from headrace.pipeline.flags.help_text import help_text
 from headrace.pipeline.flags.request import parse_request
 from headrace.pipeline.flags.template_parameters import container_spec, launcher_flags, main, parameters
 

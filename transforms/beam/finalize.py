@@ -10,25 +10,34 @@ from itertools import chain
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.pvalue import AsList, AsSingleton
+from apache_beam.pvalue import AsList, AsSingleton, TaggedOutput
 
 from ..errors import OutputIncomplete, row_span
 from ..jobs.job import Job
-from ..shards.shard import Shard, ShardResult
+from ..shards.shard import FailedShard, Shard, ShardResult
 from ..steps.finish import ManifestPart, finish, write_part
+from ..steps.finish_failed import fail_for_shards
 from .plan import GivenJob
 
 _SAMPLE = 10_000
 
 
-class _Account(beam.DoFn):
-    """Of plan and results of one output's name: each planned shard has its result."""
+FAILED = "failed"
 
-    def process(self, element: tuple[str, Iterable[Shard | ShardResult]]) -> Iterator[ShardResult]:
+
+class _Account(beam.DoFn):
+    """Of plan and results of one output's name: each planned shard has its result, or what it failed on."""
+
+    def process(
+        self, element: tuple[str, Iterable[Shard | ShardResult | FailedShard]]
+    ) -> Iterator[ShardResult | TaggedOutput]:
         name, both = element[0], list(element[1])
         planned = [one for one in both if isinstance(one, Shard)]
         results = [one for one in both if isinstance(one, ShardResult)]
         if not results:
+            if failed := [one for one in both if isinstance(one, FailedShard)]:
+                yield TaggedOutput(FAILED, failed[0])
+                return
             raise OutputIncomplete(
                 f"No worker accounts for {name}",
                 expected=f"{row_span(planned[0].first_row, planned[0].end_row)} of {planned[0].where}",
@@ -78,20 +87,24 @@ class _WritePart(beam.DoFn):
 
 
 class _Finish(beam.DoFn):
-    def process(self, _: bytes, parts: list[ManifestPart], job: Job) -> Iterator[dict[str, Any]]:
+    def process(
+        self, _: bytes, parts: list[ManifestPart], failed: list[FailedShard], job: Job
+    ) -> Iterator[dict[str, Any]]:
+        if failed:
+            fail_for_shards(job, parts, failed)
         yield finish(job, parts)
 
 
 class Finalize(beam.PTransform):
-    """(PCollection[Shard], PCollection[ShardResult]) to the one element that `_SUCCESS` holds. No worker holds more of the
-    manifest than one part.
+    """(PCollection[Shard], PCollection[ShardResult | FailedShard]) to the one element that `_SUCCESS` holds. No worker holds
+    more of the manifest than one part. The job fails where a shard has failed, and has no `_SUCCESS` then.
     """
 
     def __init__(self, job: GivenJob, part_rows: int = 50_000) -> None:
         super().__init__()
         self._job, self._part_rows = job, part_rows
 
-    def expand(self, joined: tuple[beam.PCollection[Shard], beam.PCollection[ShardResult]]) -> Any:
+    def expand(self, joined: tuple[beam.PCollection[Shard], beam.PCollection[ShardResult | FailedShard]]) -> Any:
         planned, results = joined
         # Beam's own joins, combinations with a default, and Create are several steps each, of which every one costs a small
         # job some ten milliseconds.
@@ -100,7 +113,8 @@ class Finalize(beam.PTransform):
             results | "ResultsByName" >> beam.Map(lambda result: (result.shard.output, result)),
         )
         joined_by_name = by_name | "Both" >> beam.Flatten() | "Join" >> beam.GroupByKey()
-        accounted = joined_by_name | "Account" >> beam.ParDo(_Account())
+        account = joined_by_name | "Account" >> beam.ParDo(_Account()).with_outputs(FAILED, main="accounted")
+        accounted, failed = account.accounted, account[FAILED]
         names = accounted | "Names" >> beam.Map(lambda result: result.shard.output)
         begins = names | "Begins" >> beam.CombineGlobally(PartBegins(self._part_rows)).without_defaults()
         parts = (
@@ -110,4 +124,4 @@ class Finalize(beam.PTransform):
             | "WritePart" >> beam.ParDo(_WritePart(), self._job)
         )
         once = planned.pipeline | "Once" >> beam.Impulse()
-        return once | "Finish" >> beam.ParDo(_Finish(), AsList(parts), self._job)
+        return once | "Finish" >> beam.ParDo(_Finish(), AsList(parts), AsList(failed), self._job)

@@ -3,6 +3,7 @@
 shards_planned, rows_planned    of the plan, including those whose output already exists
 shards_started                  given to a worker; in flight until counted in `shards`
 rows, batches, shards           predicted in this run
+shards_failed                   attempts at shards whose rows or file could not be predicted
 bad_rows                        sent to dead letters in this run
 filtered_rows                   of the rows, those that --where removed
 batches_halved                  too large for memory, computed again in halves
@@ -30,7 +31,7 @@ _COUNTERS = {
     name: Metrics.counter(NAMESPACE, name)
     for name in (
         *("rows", "bad_rows", "filtered_rows", "batches", "batches_halved", "traces"),
-        *("shards", "shards_found_done", "read_bytes", "written_bytes", "storage_retries"),
+        *("shards", "shards_failed", "shards_found_done", "read_bytes", "written_bytes", "storage_retries"),
         *("shards_planned", "rows_planned", "shards_started", "rows_found_done", "model_bytes"),
     )
 }
@@ -70,6 +71,10 @@ def count_planned(shards: int, rows: int) -> None:
 
 def count_started() -> None:
     _COUNTERS["shards_started"].inc()
+
+
+def count_failed() -> None:
+    _COUNTERS["shards_failed"].inc()
 
 
 def count_model_bytes(nbytes: int) -> None:

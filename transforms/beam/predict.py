@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +21,7 @@ from apache_beam.typehints import with_input_types, with_output_types
 from .. import progress
 from ..columns.plan import check_choice
 from ..columns.rules import ColumnRules
-from ..errors import InvalidRequest
+from ..errors import DataError, InvalidRequest, TooManyFailedShards
 from ..jobs.job import Job
 from ..models.load import describe_for_job
 from ..models.loading import Loading
@@ -33,14 +34,16 @@ from ..predicting.batch_predictor import BatchPredictor, BatchRequest, request_b
 from ..predicting.devices import least_busy
 from ..predicting.predictor import devices_for, load_predictors, load_shared
 from ..shards.measuring import timed_load
-from ..shards.shard import Shard, ShardResult, WorkUnit
+from ..shards.shard import FailedShard, Shard, ShardResult, WorkUnit
 from ..steps.predict_shard import predict_shard
+from ..steps.shard_failures import ShardFailures
 from ..steps.shard_log import mark_log_lines, working_on
 from ..steps.shard_threads import shard_threads
 from ..storage import StoreOptions, open_store
 from ..storage.store import public_uri, take_retries
 from .metrics import (
     count_batch,
+    count_failed,
     count_load,
     count_model_bytes,
     count_result,
@@ -60,14 +63,15 @@ class _PredictShard(beam.DoFn):
     """Runners hand out elements one by one and bundles unevenly; the process-wide pool keeps all cores busy anyway.
 
     `process` returns once the last shard of its element has a place in the pool: the rest of the bundle stays with the
-    runner, which can give it to another worker. Results leave as they come, in whatever order.
+    runner, which can give it to another worker. Results leave as they come, in whatever order, and so do shards that failed by
+    their own rows: the job's last step makes of them what its policy says.
 
     The model is loaded in `setup`, unless the job is found out by an earlier step, as in a template.
     """
 
     def __init__(self, job: Job | None, step: str) -> None:
         self._job, self._step = job, step
-        self._pending: deque[Future[ShardResult]] = deque()
+        self._pending: deque[tuple[Job, Shard, Future[ShardResult]]] = deque()
         self._cancelled = threading.Event()
         self._ready = False
 
@@ -83,17 +87,21 @@ class _PredictShard(beam.DoFn):
         self._abandon()
         self._cancelled = threading.Event()
 
-    def process(self, unit: WorkUnit, job: Job) -> Iterator[ShardResult]:
+    def process(self, unit: WorkUnit, job: Job) -> Iterator[ShardResult | FailedShard]:
         if not self._ready:
             self._load(job)
         for shard in unit:
-            self._pending.append(shard_threads().submit(self._on_a_device, job, shard, self._cancelled))
+            with self._ended_in_order():
+                self._failures.check(job)
+            future = shard_threads().submit(self._on_a_device, job, shard, self._cancelled)
+            self._pending.append((job, shard, future))
             count_started()
             yield from self._done()
 
     def _load(self, job: Job) -> None:
         (self._devices, self._predictors), self._process = timed_load(lambda: load_predictors(job))
         self._traces_told, self._load_told = 0, False
+        self._failures = ShardFailures()
         self._store = open_store(job.folder, job.storage)
         self._sink = open_store(job.output, job.storage)
         self._ready = True
@@ -109,7 +117,7 @@ class _PredictShard(beam.DoFn):
 
     def finish_bundle(self) -> Iterator[Any]:
         while self._pending:
-            yield GlobalWindows.windowed_value(self._result(self._pending.popleft()))
+            yield GlobalWindows.windowed_value(self._result(*self._pending.popleft()))
         if not self._ready:  # an empty bundle
             return
         if not self._load_told:
@@ -124,40 +132,58 @@ class _PredictShard(beam.DoFn):
     def teardown(self) -> None:
         self._abandon()
 
-    def _done(self) -> Iterator[ShardResult]:
-        for future in [future for future in self._pending if future.done()]:
-            self._pending.remove(future)
-            yield self._result(future)
+    def _done(self) -> Iterator[ShardResult | FailedShard]:
+        for one in [one for one in self._pending if one[2].done()]:
+            self._pending.remove(one)
+            yield self._result(*one)
 
-    def _result(self, future: Future[ShardResult]) -> ShardResult:
+    def _result(self, job: Job, shard: Shard, future: Future[ShardResult]) -> ShardResult | FailedShard:
+        with self._ended_in_order():
+            try:
+                result = future.result()
+            except Exception as error:
+                failed = self._failures.add(job, shard, error)
+                count_failed()
+                return failed
+        count_result(result)
+        return result
+
+    @contextmanager
+    def _ended_in_order(self) -> Iterator[None]:
+        """What is raised within ends the bundle: shards that run may be finished, unless what ended it is not of the data."""
         try:
-            result = future.result()
+            yield
+        except (DataError, TooManyFailedShards):
+            with self._ended_in_order():
+                while self._pending:
+                    self._pending.popleft()[2].exception()
+            raise
         except BaseException:
             self._abandon()
             raise
-        count_result(result)
-        return result
 
     def _abandon(self) -> None:
         self._cancelled.set()
         while self._pending:
-            future = self._pending.popleft()
+            future = self._pending.popleft()[2]
             if not future.cancel():
                 future.exception()
 
 
 class PredictShards(beam.PTransform):
-    """PCollection[WorkUnit] to PCollection[ShardResult]: each shard becomes one prediction file in the job's output."""
+    """PCollection[WorkUnit] to PCollection[ShardResult | FailedShard]: each shard becomes one prediction file in the job's
+    output, or fails by its own rows.
+    """
 
     def __init__(self, job: GivenJob) -> None:
         super().__init__()
         self._job = job
 
-    def expand(self, units: beam.PCollection[WorkUnit]) -> beam.PCollection[ShardResult]:
+    def expand(self, units: beam.PCollection[WorkUnit]) -> beam.PCollection[ShardResult | FailedShard]:
         known = self._job if isinstance(self._job, Job) else None
         return units | "Predict" >> beam.ParDo(
             _PredictShard(known, f"{self.label}/Predict"), self._job
-        ).with_output_types(ShardResult)
+        ).with_output_types(ShardResult | FailedShard)
 
     def display_data(self) -> dict[str, Any]:
         if not isinstance(self._job, Job):

@@ -55,11 +55,15 @@ class FirstInput:
 @dataclass(frozen=True, slots=True)
 class OnError:
     """What becomes of rows that cannot be predicted. `dead_letters` is the folder that they go to, without a trailing
-    slash; None fails the job at the first. `most` is how many may: `N`, or `P%`, which is rounded up to a whole row.
+    slash; None fails their shard. `most` is how many may: `N`, or `P%`, which is rounded up to a whole row.
+    A shard that fails fails the job; with `skip_shards`, up to `most_shards` of them are listed at the job's end. That decides
+    no output's content, so it is no part of what the job is.
     """
 
     dead_letters: str | None = None
     most: str = "0"
+    skip_shards: bool = False
+    most_shards: int = 0
 
     def allowed(self, rows: int) -> int:
         """Bad rows (inclusive) that a shard of so many rows may have, or the job."""

@@ -21,12 +21,19 @@ from ..shards.shard import Shard, parse_output_name
 from ..storage import ObjectRef, Store, StoreOptions, open_store
 
 _LISTED_AT_ONCE = _ROWS_AT_ONCE = 1 << 16
-_PART = re.compile(MANIFEST_FOLDER + r"/part-\d+-(?:(?P<claim>\d{8})-)?[0-9a-f]{16}(?:\.pq|\.parquet)")
+_PART = re.compile(MANIFEST_FOLDER + r"/(?:part-\d+|failed)-(?:(?P<claim>\d{8})-)?[0-9a-f]{16}(?:\.pq|\.parquet)")
 _LISTED = schema_of({"name": pa.string(), "size": pa.int64(), "version": pa.string(), "crc32c": pa.uint32()})
 
 
+def is_manifest(name: str) -> bool:
+    """Whether headrace gives that name below the output folder to parts of the manifest and lists of failed shards."""
+    return name.startswith((f"{MANIFEST_FOLDER}/part-", f"{MANIFEST_FOLDER}/failed-"))
+
+
 def part_claim(name: str) -> int:
-    """The claim under which a part of the manifest was written, by its name; 0 where an earlier version wrote it."""
+    """The claim under which a part of the manifest, or a list of failed shards, was written, by its name; 0 where an earlier
+    version wrote it.
+    """
     match = _PART.fullmatch(name)
     return int(match["claim"] or 0) if match else 0
 

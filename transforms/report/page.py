@@ -12,9 +12,11 @@ from typing import Any
 from ..columns.wording import counted
 from ..jobs.job import Job
 from ..shards.column_statistics import ALL_ROWS, EVERY, Column
+from ..shards.shard import FailedShard
 from .account import STAGES, Account
 from .charts import Areas, Bars, column_charts, histogram, number, time_line
 from .drift import GROUPS, MARKED, SLIGHT, Drift, shifts, worst
+from .failed_shards import failed_answer, failed_section
 from .html import (
     answer,
     areas_figure,
@@ -47,6 +49,7 @@ class Run:
     kept: Kept
     before: Kept | None
     compared: str
+    failed: tuple[FailedShard, ...] = ()
 
 
 def page(run: Run) -> str:
@@ -55,6 +58,7 @@ def page(run: Run) -> str:
     body = "\n".join(
         [
             *_head(run, found),
+            *failed_section(run.failed),
             *_predictions(run, found, charts),
             *_time(run, charts),
             *_dead_letters(run),
@@ -111,7 +115,9 @@ def _head(run: Run, found: dict[str, list[Drift]]) -> Iterator[str]:
     yield f"<h1>Predictions in {say(job.output)}</h1>"
     yield "</header>"
     yield '<dl class="answers">'
-    if account.bad_rows:
+    if run.failed:
+        yield failed_answer(run.failed, account)
+    elif account.bad_rows:
         share = account.bad_rows / max(1, account.rows)
         are = "is" if account.bad_rows == 1 else "are"
         yield answer(

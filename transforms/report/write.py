@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from ..errors import AlreadyExists, HeadraceError, InvalidRequest, ObjectNotFound
 from ..jobs.job import Job
 from ..shards.column_statistics import Column
-from ..shards.shard import ShardResult
+from ..shards.shard import FailedShard, ShardResult
 from ..storage import ObjectRef, Store, open_store
 from ..storage.store import public_uri
 from .account import Account, account_of, merged
@@ -21,11 +21,13 @@ _MOST_KEPT_LETTERS = 400_000
 _log = logging.getLogger(__name__)
 
 
-def write_report(job: Job, manifest: Sequence[str], accounts: Iterable[Account]) -> str | None:
+def write_report(
+    job: Job, manifest: Sequence[str], accounts: Iterable[Account], failed: Sequence[FailedShard] = ()
+) -> str | None:
     """Where it lies, or None where it could not be written: what was predicted stands all the same, and the log says why."""
     assert job.report is not None
     try:
-        return _write(job, job.report, tuple(manifest), merged(accounts))
+        return _write(job, job.report, tuple(manifest), merged(accounts), tuple(failed))
     except HeadraceError as error:
         _log.warning("The report could not be written: %s", error)
     except Exception:  # a fault of ours must not fail a job whose predictions are complete
@@ -46,7 +48,7 @@ def account_or_none(job: Job, results: Sequence[ShardResult]) -> Account | None:
     return None
 
 
-def _write(job: Job, place: str, manifest: tuple[str, ...], account: Account) -> str:
+def _write(job: Job, place: str, manifest: tuple[str, ...], account: Account, failed: tuple[FailedShard, ...]) -> str:
     store = open_store(place, job.storage)
     standing, earlier = _standing(store, place)
     if earlier is not None and earlier.manifest == manifest:  # a runner runs the last step again
@@ -66,7 +68,7 @@ def _write(job: Job, place: str, manifest: tuple[str, ...], account: Account) ->
         account.computed_rows / lasted if account.computed_shards and lasted > 0 else None,
         tuple(_few(account.columns)),
     )
-    data = page(Run(job, account, kept, before, compared)).encode()
+    data = page(Run(job, account, kept, before, compared, failed)).encode()
     if standing is not None:
         store.delete(standing)
     try:

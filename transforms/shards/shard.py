@@ -13,6 +13,7 @@ from ..storage.store import ObjectRef, split_glob
 from .partitions import partition_folder, quote_name, visible
 
 if TYPE_CHECKING:
+    from ..errors import DataError
     from .measuring import ShardMeasurements
 
 _OUTPUT_NAME = re.compile(
@@ -24,6 +25,8 @@ _SEGMENT_BYTES = 182
 
 # Stands for what a stem leaves out; in a segment itself it is quoted, so that different inputs have different stems.
 _MARK = "@"
+
+_REASON_LETTERS = 4000
 
 # A reader decodes a row group from its start, so that n spans of one cost (n + 1) / 2 times its decoding: twice, for 3.
 _SPANS_OF_A_ROW_GROUP = 3
@@ -112,6 +115,19 @@ class ShardResult:
     read_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     told: ShardMeasurements | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FailedShard:
+    """A shard that has no output, and what its rows or its file failed on."""
+
+    shard: Shard
+    error: DataError
+
+    @property
+    def reason(self) -> str:
+        """A bounded text: an error may quote what a function of the user's said."""
+        return str(self.error)[:_REASON_LETTERS]
 
 
 def common_folder(patterns: tuple[str, ...]) -> str:

@@ -144,8 +144,11 @@ def plan_shards(job: Job, files: Iterable[ObjectRef]) -> Iterator[Shard]:
 
 
 def _without_drift(job: Job, shards: Iterator[Shard]) -> Iterator[Shard]:
-    """Or with as much of it as may go to dead letters."""
+    """Or with as much of it as may go to dead letters, or may fail as shards of its own."""
     for shard in shards:
+        if shard.drift and job.on_error.skip_shards and not job.compact:
+            yield shard
+            continue
         if shard.drift and (job.on_error.dead_letters is None or job.compact):
             raise _differ(job, [shard, *filter(attrgetter("drift"), islice(shards, _LOOKED_ON))])
         if shard.drift and shard.rows > (allowed := job.on_error.allowed(shard.rows)):

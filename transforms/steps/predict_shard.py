@@ -42,6 +42,8 @@ def predict_shard(
     uri = f"{job.output}/{shard.output}"
     if (found := _already_written(job, sink, uri, shard)) is not None:
         return found
+    if shard.drift and job.on_error.dead_letters is None:
+        raise of_another_schema(shard)
     columns, schema = _columns_to_read(job, store, shard)
     clock, threads = _Clock(), intra_op_threads()
     telling = ShardMeasuring(predictor.output_schema, predictor.predictions) if job.report is not None else None

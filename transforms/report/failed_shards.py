@@ -1,0 +1,44 @@
+"""What the report says of shards that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from ..columns.wording import counted
+from ..errors import row_span
+from ..shards.shard import FailedShard
+from ..storage.store import public_uri
+from .account import Account
+from .html import answer, cut, rows_text, table_html, tail
+
+_NAMED = 50
+_LETTERS = 500
+
+
+def failed_answer(failed: Sequence[FailedShard], account: Account) -> str:
+    rows = sum(one.shard.rows for one in failed)
+    shards = account.shards + len(failed)
+    said = (
+        f"{len(failed):,} of {counted(shards, 'shard')} failed: {rows_text(rows)} have no predictions, and there is no "
+        "_SUCCESS. The same command computes only the missing shards."
+    )
+    return answer("Did it work?", "Not all", said, "bad")
+
+
+def failed_section(failed: Sequence[FailedShard]) -> Iterator[str]:
+    if not failed:
+        return
+    yield "<section>"
+    yield "<h2>Shards that failed</h2>"
+    if len(failed) > _NAMED:
+        yield f"<p>The first {_NAMED} of {len(failed):,}. The list in the folder of the manifest has all of them.</p>"
+    rows = [
+        [
+            tail(public_uri(one.shard.source.uri)),
+            row_span(one.shard.first_row, one.shard.end_row),
+            cut(one.reason, _LETTERS),
+        ]
+        for one in failed[:_NAMED]
+    ]
+    yield table_html(["file", "rows", "reason"], rows, "cnc")
+    yield "</section>"
