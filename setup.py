@@ -33,6 +33,7 @@ S3 = ["s3fs>=2025.2"]
 READERS = ["duckdb>=1.3", "pandas>=2.2", "polars>=1.30"]  # with which tests read the output as users do
 NOTEBOOKS = ["ipykernel>=6.29", "ipython>=8.18", "nbclient>=0.10"]  # with which tests run examples/notebook.ipynb
 DASK = ["dask>=2026.1", "distributed>=2026.1"]
+KERAS_HUB = ["keras-hub>=0.32"]
 DEV = [
     "build>=1.2",
     "flask>=3.0",  # moto's server
@@ -93,8 +94,9 @@ setup(
         "hf": ["huggingface-hub>=0.30", "fsspec>=2025.2"],
         "tflite": ["ai-edge-litert>=2.1"],  # where TensorFlow has no interpreter of its own any more
         "dask": DASK,  # for --runner=DaskRunner
+        "keras_hub": KERAS_HUB,  # presets of KerasHub; it brings tensorflow-text
         "demo": DEMO,
         "bench": ["py-spy>=0.4"],  # says who holds the interpreter's lock
-        "dev": DEV + DEMO + S3 + READERS + DASK + NOTEBOOKS,
+        "dev": DEV + DEMO + S3 + READERS + DASK + NOTEBOOKS + KERAS_HUB,
     },
 )

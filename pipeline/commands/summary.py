@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -264,19 +264,27 @@ def _model_lines(model: dict[str, Any]) -> Iterator[str]:
     yield f"Model    {name}{model['uri']}"
     yield f"         {model['format']}, signature {model['signature']}"
     yield f"         {counted(model['bytes'], 'byte')} to stream, {counted(model['parameters'], 'parameter')}"
+    yield from _parts_lines(model.get("parts", {}), "         ")
     if model["graph_bytes"] >= LARGE_GRAPH:
         yield f"         {counted(model['graph_bytes'], 'byte')} of graph, with the constants that it holds"
 
 
 def _model_document(ref: ModelRef, spec: ModelSpec) -> dict[str, Any]:
     counted = {"parameters": spec.parameters, "bytes": spec.nbytes, "graph_bytes": spec.graph_nbytes}
-    return {"uri": public_uri(ref.uri), "format": spec.format, "digest": ref.digest} | counted
+    parts = {"parts": dict(spec.parts)} if spec.parts else {}
+    return {"uri": public_uri(ref.uri), "format": spec.format, "digest": ref.digest} | counted | parts
+
+
+def _parts_lines(parts: Mapping[str, str], margin: str) -> Iterator[str]:
+    """What a KerasHub preset is made of."""
+    yield from (f"{margin}{name} {what}" for name, what in parts.items())
 
 
 def _looked_model_lines(ref: ModelRef, spec: ModelSpec, drawn_below: str | None) -> Iterator[str]:
     yield public_uri(ref.uri)
     yield f"{spec.format}, {counted(spec.parameters, 'parameter')}, {counted(spec.nbytes, 'byte')} to stream"
     yield f"{counted(len(ref.objects), 'object')} of {sum(part.size for part in ref.objects):,} bytes"
+    yield from _parts_lines(spec.parts, "")
     for signature in spec.signatures.values():
         if signature.name != drawn_below:
             rows = [("input", name, *tensor_cells(tensor)) for name, tensor in signature.inputs.items()]

@@ -40,6 +40,7 @@ FORMATS = {
     "keras": ModelFormat("keras_model.model", "a Keras model"),
     "keras_h5": ModelFormat("keras_model.model", "a Keras model in an HDF5 file"),
     "keras_config": ModelFormat("keras_model.model", "a Keras configuration with weights apart"),
+    "keras_hub": ModelFormat("keras_model.model", "a KerasHub preset", compiles=False),
     "tflite": ModelFormat("tflite", "a TFLite flatbuffer", runs_on_gpu=False, compiles=False),
 }
 

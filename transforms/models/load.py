@@ -41,7 +41,8 @@ def load_model(
 ) -> Model:
     """Streams the model into memory; no byte of it touches a disk.
 
-    `model` is the URI of a SavedModel's folder, of a `.keras` file or the folder of its members, of a legacy HDF5 file, or,
+    `model` is the URI of a SavedModel's folder, of a `.keras` file or the folder of its members, of a KerasHub preset's
+    folder, of a legacy HDF5 file, or,
     with `weights`, of a Keras model's config.json whose weights lie at that URI; or it is a `ModelRef`, which carries its
     own `storage`, `weights`, custom objects by name, and `unsafe`. `custom_objects` are classes and functions by name, or
     a list of `module:name`, that a Keras model needs; `unsafe` lets it run Python code of its own, such as lambdas, and lets

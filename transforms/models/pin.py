@@ -39,9 +39,10 @@ def pin_model(
 ) -> ModelRef:
     """The model at `uri`, each of its objects at the version seen now.
 
-    That is a SavedModel's folder, a `.keras` file or the folder of its members, an HDF5 file that holds a whole model, or a
-    TFLite flatbuffer. With `weights`, `uri` is a Keras model's config.json (or a folder that holds one), and `weights` a
-    file of its weights: `….weights.h5`, `….weights.json` with its shards beside it, `.h5`, or a `.keras` file.
+    That is a SavedModel's folder, a `.keras` file or the folder of its members, a KerasHub preset's folder, an HDF5 file that
+    holds a whole model, or a TFLite flatbuffer. With `weights`, `uri` is a Keras model's config.json (or a folder that holds
+    one), and `weights` a file of its weights: `….weights.h5`, `….weights.json` with its shards beside it, `.h5`, or
+    a `.keras` file.
 
     Raises `NotAModel` where no such model stands there, `InvalidRequest` for weights or custom objects that its format has no
     use for, `AccessDenied`, `ObjectNotFound` for a missing bucket.
@@ -122,10 +123,32 @@ def _folder(store: Store, uri: str) -> tuple[str, tuple[ObjectRef, ...]] | None:
         if (weights := _stat(store, f"{uri}/{name}")) is not None and config is not None:
             shards = _shards(store, weights) if name.endswith(".json") else []
             metadata = _stat(store, f"{uri}/metadata.json")
-            assets = [] if uri.startswith(_WEB) else store.list(f"{uri}/assets/")
-            objects = (config, weights, *shards, *assets, *([metadata] if metadata is not None else []))
-            return "keras", tuple(sorted(objects, key=lambda ref: ref.uri))
+            task = _of_hub_task(store, uri)
+            if not uri.startswith(_WEB):
+                assets = list(store.list(f"{uri}/assets/"))
+            else:
+                assets = _hub_assets(store, uri, task[0]) if task else []
+            objects = (config, weights, *shards, *task, *assets, *([metadata] if metadata is not None else []))
+            return "keras_hub" if task else "keras", tuple(sorted(objects, key=lambda ref: ref.uri))
     return None
+
+
+def _of_hub_task(store: Store, uri: str) -> list[ObjectRef]:
+    """What makes a folder of a backbone one of a KerasHub task: its description, and the weights of its own layers, if any."""
+    task = _stat(store, f"{uri}/task.json")
+    weights = None if task is None else _stat(store, f"{uri}/task.weights.h5")
+    return [ref for ref in (task, weights) if ref is not None]
+
+
+def _hub_assets(store: Store, uri: str, task: ObjectRef) -> list[ObjectRef]:
+    """The vocabularies of a KerasHub task, where a store lists no folders."""
+    from .keras_model.files import CONFIG_BYTES
+    from .keras_model.hub_assets import asset_names
+
+    if task.size > CONFIG_BYTES:
+        raise CorruptModel(f"{task.uri} is too large", expected=f"at most {CONFIG_BYTES} bytes")
+    found = (_stat(store, f"{uri}/{name}") for name in asset_names(store.read(task)))
+    return [ref for ref in found if ref is not None]
 
 
 def _config(store: Store, uri: str) -> ObjectRef:

@@ -56,7 +56,7 @@ class ModelSpec:
 
     `parameters` counts the numbers, `nbytes` the bytes, that loading `signatures` would stream; `graph_nbytes` are those of
     the graph and its constants, which are read whole. `operations` are by signature, where they are known. `functions` are
-    names beside the signatures by which the model can be called.
+    names beside the signatures by which the model can be called. `parts` says what a KerasHub preset is made of.
     """
 
     format: str
@@ -66,6 +66,7 @@ class ModelSpec:
     graph_nbytes: int = 0
     operations: Mapping[str, Operations] = field(default_factory=dict)
     functions: tuple[str, ...] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def graph_memory(self) -> int:

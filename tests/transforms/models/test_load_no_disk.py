@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -139,7 +140,13 @@ def test_loading_local_models_writes_no_file(tmp_path: Path) -> None:
     _keras_in_pieces(tmp_path)
     models = [str(tmp_path / name) for name in ("saved", "mlp.keras", "whole.h5", "unzipped")]
     models.append(f"{tmp_path}/unzipped/config.json {tmp_path}/apart.weights.h5")
-    found, printed = writes(_LOAD, models, tmp_path / "trace")
+    hub = ""
+    if importlib.util.find_spec("keras_hub") is not None:
+        from tests.support import hub_presets
+
+        hub = "import keras_hub\n"
+        models.append(str(hub_presets.preset(hub_presets.word_pieces)))
+    found, printed = writes(hub + _LOAD, models, tmp_path / "trace")
     assert [line.partition(" {")[0] for line in printed.splitlines() if line.startswith("/")] == models
     assert found == []
 

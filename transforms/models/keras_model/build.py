@@ -29,12 +29,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 from ...bounded_json import parse_json
 from ...errors import CorruptModel, HeadraceError, InvalidRequest, NotAModel, UnsupportedModel
 from ...storage.store import public_uri
-from . import keras2_config, keras2_meanings
+from . import hub_safe_mode, keras2_config, keras2_meanings
 from . import refusals as keras_refusals
 from . import safe_mode as keras_safe_mode
 from .unrolled import bound_steps
@@ -64,11 +64,25 @@ class Recipe:
     unsafe: bool = False
 
 
+class Preprocessing(Protocol):
+    """What a model's inputs are made by: `signature` are its arguments as `tf.TensorSpec`."""
+
+    def signature(self) -> list[Any]: ...
+
+    def check(self, uri: str) -> None: ...
+
+    def __call__(self, *arguments: Any) -> Any: ...
+
+
 class Built:
-    """A model without weights. `helpers` are its variables that no file holds, such as the states of random generators."""
+    """A model without weights. `helpers` are its variables that no file holds, such as the states of random generators.
+
+    `preprocessing` is what the model is called through, where it has such.
+    """
 
     def __init__(self, model: Any, pending: list[weakref.ref[Any]]) -> None:
         self.model, self._pending = model, pending
+        self.preprocessing: Preprocessing | None = None
 
     @property
     def helpers(self) -> list[Any]:
@@ -100,7 +114,7 @@ def build(recipe: Recipe) -> Built:
     rebuild,
     `CorruptModel` where the config is not JSON, and `InvalidRequest` for custom objects that cannot be imported.
     """
-    keras = _keras(recipe.uri)
+    keras = keras_on_tensorflow(recipe.uri)
     from keras.src.backend.common import global_state
 
     uri = recipe.uri
@@ -115,7 +129,7 @@ def build(recipe: Recipe) -> Built:
         ) from error
     keras_safe_mode.check_nesting(described, uri)
     _recognise(described, uri)
-    described, legacy = _in_one_form(described, recipe)
+    described, legacy = _in_one_form(hub_safe_mode.without_training(described), recipe)
     # A scope hides the one around it, which a caller may have entered.
     around = global_state.get_global_attribute("custom_objects_scope_dict", {})
     own = {**around, **custom_objects(recipe.custom_objects)}
@@ -144,13 +158,13 @@ def _built(make: Callable[[str], Any], text: str, has_own: bool, uri: str) -> Bu
     except Exception as error:
         # A custom layer may make a variable from an array, and a stateful one does: not within such a scope.
         if "stateless scope" not in str(error) or not (has_own or _STATEFUL in text):
-            raise _cannot_build(error, uri) from error
+            raise cannot_build(error, uri) from error
     try:
         if not has_own:
             _check_size(_build(lambda: make(text.replace(_STATEFUL, _STATELESS)), stateless=True), uri)
         return _build(lambda: make(text), stateless=False)
     except Exception as error:
-        raise _cannot_build(error, uri) from error
+        raise cannot_build(error, uri) from error
 
 
 def _check_size(built: Built, uri: str) -> None:
@@ -165,7 +179,7 @@ def _check_size(built: Built, uri: str) -> None:
         )
 
 
-def _keras(uri: str) -> Any:
+def keras_on_tensorflow(uri: str) -> Any:
     """Keras, on TensorFlow. Raises `UnsupportedModel` where the environment chooses another backend for it."""
     chosen = os.environ.get("KERAS_BACKEND")
     try:
@@ -363,7 +377,7 @@ def _adapted(config: Any) -> Any:
     return adapted
 
 
-def _cannot_build(error: Exception, uri: str) -> HeadraceError:
+def cannot_build(error: Exception, uri: str) -> HeadraceError:
     if isinstance(error, HeadraceError):
         return error
     unknown = re.search(r"(?:Could not locate (?:class|function)|Unknown [\w ]+:) '([^']+)'", str(error))

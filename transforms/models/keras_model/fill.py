@@ -17,27 +17,31 @@ What it uses of Keras that is private, each held by tests/transforms/models/kera
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ...errors import CorruptModel, HeadraceError, UnsupportedModel
+from ..streaming.tensor_stream import TensorStream
 from .asset_files import AssetFiles, AssetFolder
 from .build import Built, brief, uninitialized
+from .weights import SavedWeights
 
 _SAVE_AGAIN = "Save the model again with the Keras that wrote it."
 
 
-def saved_paths(model: Any) -> list[str]:
+def saved_paths(model: Any, but: Collection[int] = ()) -> list[str]:
     """The HDF5 groups, in the order in which Keras fills them, in which the model's variables may lie.
 
-    A plan of what to fetch, not of what goes where: a path too many costs bytes, one too few a round trip.
+    `but` are ids of parts that are saved elsewhere. A plan of what to fetch, not of what goes where: a path too many costs
+    bytes, one too few a round trip.
     """
     from keras.src.saving import saving_lib
     from keras.src.saving.keras_saveable import KerasSaveable
 
     paths: list[str] = []
-    visited = _not_for_inference(model)
+    visited = _not_for_inference(model) | set(but)
     containers: set[int] = set()
 
     def walk(saveable: Any, path: str) -> None:
@@ -92,18 +96,41 @@ class Weights:
         return self._tensor(name)
 
 
-def fill(
-    built: Built,
-    weights: Callable[[str], Weights | None],
-    has_group: Callable[[str], bool],
-    assets: Mapping[str, bytes | bytearray],
-    uri: str,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one set of HDF5 groups fills: `model` without what the ids in `but` name. `weights` answers for a group."""
+
+    model: Any
+    weights: Callable[[str], Weights | None]
+    has_group: Callable[[str], bool]
+    but: frozenset[int] = frozenset()
+
+
+def part_of(model: Any, saved: SavedWeights, tensors: TensorStream, but: frozenset[int] = frozenset()) -> Part:
+    """The model as it lies in files of the layout of Keras 3."""
+
+    def group(path: str) -> Weights | None:
+        found = saved.group(path)
+        return None if found is None else Weights(path, found, lambda name: saved.take(found[name], tensors))
+
+    return Part(model, group, saved.has, but)
+
+
+def fill(built: Built, parts: Sequence[Part], assets: Mapping[str, bytes | bytearray], uri: str) -> None:
     """Gives every variable its saved value through the layers' own `load_own_variables` and `load_assets`.
 
-    `weights` answers for an HDF5 group, `assets` holds vocabulary files by their path below `assets/`. Raises
-    `CorruptModel` naming a variable that stays without a value, or whose shape differs, and whatever `weights` raises.
+    `assets` holds vocabulary files by their path below `assets/`. Raises `CorruptModel` naming a variable that stays without
+    a value, or whose shape differs, and whatever the parts' `weights` raise.
     """
+    with uninitialized(), AssetFiles(assets) as files, _filling() as filled:
+        for part in parts:
+            _fill_part(part, files if assets else None, uri)
+    _check_complete(built, filled, uri)
+    if not assets:
+        _check_vocabularies(built, uri)
+
+
+def _fill_part(part: Part, files: AssetFiles | None, uri: str) -> None:
     from keras.src.saving import saving_lib
 
     class WeightsStore(saving_lib.H5IOStore):
@@ -114,11 +141,11 @@ def fill(
             return True
 
         def get(self, path: str) -> Any:
-            found = weights(f"{path}/vars".lstrip("/"))
+            found = part.weights(f"{path}/vars".lstrip("/"))
             return {} if found is None else found
 
         def has_path(self, path: str) -> bool:
-            return has_group(path)
+            return part.has_group(path)
 
     class AssetStore(saving_lib.DiskIOStore):
         def __init__(self, files: AssetFiles) -> None:
@@ -132,21 +159,17 @@ def fill(
 
     errors: dict[int, tuple[Any, Exception]] = {}
     failed: set[int] = set()
-    with uninitialized(), AssetFiles(assets) as files, _filling() as filled:
-        saving_lib._load_state(
-            built.model,
-            weights_store=WeightsStore(),
-            assets_store=AssetStore(files) if assets else None,
-            inner_path="",
-            visited_saveables=_not_for_inference(built.model),
-            failed_saveables=failed,
-            error_msgs=errors,
-        )
+    saving_lib._load_state(
+        part.model,
+        weights_store=WeightsStore(),
+        assets_store=AssetStore(files) if files is not None else None,
+        inner_path="",
+        visited_saveables=_not_for_inference(part.model) | part.but,
+        failed_saveables=failed,
+        error_msgs=errors,
+    )
     if failed:
         raise _failure(errors, uri)
-    _check_complete(built, filled, uri)
-    if not assets:
-        _check_vocabularies(built, uri)
 
 
 def allocate(built: Built) -> bool:

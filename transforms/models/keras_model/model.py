@@ -1,4 +1,5 @@
-"""Keras models from their configuration and their weights: `.keras` files and folders, legacy HDF5, config.json and weights.
+"""Keras models from their configuration and their weights: `.keras` files and folders, legacy HDF5, config.json and weights,
+presets of KerasHub.
 
 The graph comes from the configuration; each tensor from its place in an HDF5 file; only what inference uses is fetched.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,13 +22,15 @@ from ..direct_call import direct
 from ..model import Model
 from ..ref import ModelRef, file_name
 from ..spec import ModelSpec, Signature, TensorSpec
+from ..streaming.composed_crc import CheckedSpan
 from ..streaming.ranges import Ranges
-from ..streaming.tensor_stream import StreamOptions, TensorStream, open_stream
+from ..streaming.tensor_stream import StreamOptions, TensorSlot, TensorStream, open_stream
 from . import files as keras_files
 from . import operations as keras_operations
 from . import signature as keras_signature
 from .build import Built, Recipe, build, cause
-from .fill import Weights, allocate, fill, legacy_fill, legacy_pairs, saved_paths
+from .fill import allocate, fill, legacy_fill, legacy_pairs, part_of, saved_paths
+from .hub_preset import Preset, open_preset
 from .unrolled import release
 from .weights import SavedWeights, Tensor, open_weights
 
@@ -42,23 +45,28 @@ def describe(store: Store, ref: ModelRef, signature: str | None = None) -> Model
     Raises `NotAModel`, `CorruptModel` or `UnsupportedModel`, and what the store raises.
     """
     with _open(store, ref) as saved:
-        built = build(saved.recipe)
+        built = saved.build()
         tensors = saved.plan(built)
         arguments = keras_signature.input_signature(built.model, ref.uri)
         outputs = keras_signature.name_outputs(keras_signature.output_struct(built.model, arguments), ref.uri)
         operations = {SIGNATURE: keras_operations.operations(built.model, arguments)}
+        given = arguments
+        if built.preprocessing is not None:
+            built.preprocessing.check(ref.uri)
+            given = built.preprocessing.signature()
     return ModelSpec(
         ref.format,
         {
             SIGNATURE: Signature(
                 SIGNATURE,
-                keras_signature.input_specs(keras_signature.trace(lambda *args: list(args), arguments)),
+                keras_signature.input_specs(keras_signature.trace(lambda *args: list(args), given)),
                 {name: TensorSpec(name, output.dtype, tuple(output.shape)) for name, output in outputs.items()},
             )
         },
         _parameters(built.model),
         sum(tensor.dataset.nbytes for tensor in tensors),
         operations=operations,
+        parts=saved.parts(built),
     )
 
 
@@ -77,29 +85,29 @@ def load(store: Store, ref: ModelRef, signature: str = SIGNATURE, stream: Stream
     with _open(store, ref) as saved:
 
         def fetch(opened: ExitStack) -> TensorStream:
-            slots = saved.weights.slots(saved.weights.guess())
-            return opened.enter_context(open_stream(saved.store, slots, stream, saved.weights.spans(slots)))
+            slots = saved.slots()
+            return opened.enter_context(open_stream(saved.store, slots, stream, saved.spans(slots)))
 
         # Keras takes as long over a large model's graph as its weights take to come. They are asked for first: tracing
         # holds the interpreter's lock, which made the index of the weights take more than twice as long.
         with ExitStack() as opened, ThreadPoolExecutor(1, "headrace-index") as pool:
             arriving = pool.submit(fetch, opened)
-            built = build(saved.recipe)
+            built = saved.build()
             tensors = arriving.result()
-            traced = _trace(built.model, ref) if allocate(built) else None
+            traced = _trace(built, ref) if allocate(built) else None
             saved.fill(built, tensors)
-        nbytes = saved.weights.nbytes
-    return _serve(built.model, ref, nbytes, traced or _trace(built.model, ref))
+        nbytes = saved.nbytes
+    return _serve(built, ref, nbytes, traced or _trace(built, ref))
 
 
-def _trace(model: Any, ref: ModelRef) -> tuple[Any, Any]:
+def _trace(built: Built, ref: ModelRef) -> tuple[Any, Any]:
     """The graph whose inputs and outputs are the model's, and the function to call.
 
     Raises `UnsupportedModel` where the model cannot be called on what it says it takes.
     """
     try:
-        traced = _graph(model, ref)
-        release(model)
+        traced = _graph(built, ref)
+        release(built.model)
         return traced
     except HeadraceError:
         raise
@@ -112,16 +120,19 @@ def _trace(model: Any, ref: ModelRef) -> tuple[Any, Any]:
         ) from error
 
 
-def _graph(model: Any, ref: ModelRef) -> tuple[Any, Any]:
+def _graph(built: Built, ref: ModelRef) -> tuple[Any, Any]:
     import tensorflow as tf
 
+    model, preprocessing = built.model, built.preprocessing
     # As Keras' own predict_step does.
     options = {"training": False} if "training" in inspect.signature(model.call).parameters else {}
 
     def serve(*args: Any) -> dict[str, Any]:
-        return keras_signature.name_outputs(model(*args, **options), ref.uri)
+        given = args if preprocessing is None else (preprocessing(*args),)
+        return keras_signature.name_outputs(model(*given, **options), ref.uri)
 
-    concrete = keras_signature.trace(serve, keras_signature.input_signature(model, ref.uri))
+    arguments = keras_signature.input_signature(model, ref.uri) if preprocessing is None else preprocessing.signature()
+    concrete = keras_signature.trace(serve, arguments)
     if not keras_signature.needs_static_shapes(model):
         return concrete, concrete
     _log.info(
@@ -130,9 +141,10 @@ def _graph(model: Any, ref: ModelRef) -> tuple[Any, Any]:
     return concrete, tf.function(serve, autograph=False)
 
 
-def _serve(model: Any, ref: ModelRef, nbytes: int, traced: tuple[Any, Any]) -> Model:
+def _serve(built: Built, ref: ModelRef, nbytes: int, traced: tuple[Any, Any]) -> Model:
     import tensorflow as tf
 
+    model = built.model
     concrete, function = traced
     arguments = concrete.structured_input_signature[0]
     inputs = keras_signature.input_specs(concrete)
@@ -148,7 +160,7 @@ def _serve(model: Any, ref: ModelRef, nbytes: int, traced: tuple[Any, Any]) -> M
         direct(concrete, list(inputs), call) if function is concrete else call,
         parameters=_parameters(model),
         nbytes=nbytes,
-        keep=(model, concrete, function),
+        keep=(model, built.preprocessing, concrete, function),
         operations=keras_operations.operations(model, keras_signature.input_signature(model, ref.uri)),
     )
 
@@ -167,6 +179,22 @@ class _Saved:
     files: keras_files.Files | None = None
     """Where its assets lie."""
 
+    @property
+    def nbytes(self) -> int:
+        return self.weights.nbytes
+
+    def build(self) -> Built:
+        return build(self.recipe)
+
+    def parts(self, _: Built) -> dict[str, str]:
+        return {}
+
+    def slots(self) -> list[TensorSlot]:
+        return self.weights.slots(self.weights.guess())
+
+    def spans(self, slots: Sequence[TensorSlot]) -> list[CheckedSpan]:
+        return self.weights.spans(slots)
+
     def plan(self, built: Built) -> list[Tensor]:
         """What inference needs, in the order in which Keras asks for it."""
         if self.weights.legacy_root is not None:
@@ -181,14 +209,8 @@ class _Saved:
             legacy_fill(built, pairs, lambda tensor: self.weights.take(tensor, tensors), self.recipe.uri)
             return
 
-        def group(path: str) -> Weights | None:
-            found = self.weights.group(path)
-            if found is None:
-                return None
-            return Weights(path, found, lambda name: self.weights.take(found[name], tensors))
-
         assets = {} if self.files is None else keras_files.assets(self.files)
-        fill(built, group, self.weights.has, assets, self.recipe.uri)
+        fill(built, [part_of(built.model, self.weights, tensors)], assets, self.recipe.uri)
 
     def _legacy_pairs(self, built: Built) -> Any:
         layers, top = self.weights.legacy_layers()
@@ -201,8 +223,11 @@ class _Saved:
 
 
 @contextmanager
-def _open(store: Store, ref: ModelRef) -> Iterator[_Saved]:
+def _open(store: Store, ref: ModelRef) -> Iterator[_Saved | Preset]:
     with ExitStack() as opened:
+        if ref.format == "keras_hub":
+            yield open_preset(store, ref, opened)
+            return
         if ref.format == "keras_h5":
             yield _open_legacy(store, ref, opened)
             return

@@ -4,7 +4,8 @@ Keras' own safe mode is a block-list over names that it resolves as it goes. Her
 first, in the form in which Keras will read it, and each name in it must be
 
 - one of `allow_list`, which holds what is pure among Keras' names, in the module that the configuration gives; or
-- what the user named with `--custom_objects`, or what code of the user's process registered with Keras.
+- what the user named with `--custom_objects`, or what code of the user's process registered with Keras; of KerasHub,
+  which registers all it has, only what `hub_allow_list` holds.
 
 What stands for a function must be one, and what stands for a class must be one. No path to a file may stand where a layer would
 read it. Numbers that would make Keras work or take memory out of all proportion to the file are refused too.
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import hub_safe_mode
 from . import refusals as keras_refusals
 from .allow_list import CLASSES, FUNCTIONS
 
@@ -77,6 +79,8 @@ class _Walk:
     """Whether anything of the user's own was named."""
     shared: dict[int, int] = field(default_factory=dict)
     """How many calls an object makes that others refer to by number."""
+    repeats: int = 0
+    """How often KerasHub's classes repeat parts of the model."""
 
 
 def check(config: Any, uri: str, known: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
@@ -91,6 +95,7 @@ def check(config: Any, uri: str, known: Mapping[str, Any], ours: Mapping[str, An
         raise keras_refusals.too_much(
             uri, "calls its layers too often", f"at most {_MOST_CALLS:,} calls of layers", f"{calls:,}"
         )
+    hub_safe_mode.check_repeats(uri, walk.repeats)
     return walk.custom
 
 
@@ -120,6 +125,8 @@ def _value(walk: _Walk, value: Any, place: str, key: str | None) -> int:
         return sum(_value(walk, inner, f"{place}.{name}", name) for name, inner in value.items())
     if isinstance(value, str) and walk.known.get(value) is not None:
         walk.custom = True
+    if hub_safe_mode.is_of_hub(value):
+        raise keras_refusals.unknown(walk.uri, str(value), place, None)
     _check_number(walk, value, place, key)
     return 0
 
@@ -181,6 +188,8 @@ def _function(walk: _Walk, described: dict[str, Any], place: str, key: str | Non
         raise keras_refusals.malformed(walk.uri, f"{place}.config", "a function's name", name)
     if key in _LAYERS:
         raise keras_refusals.refused(walk.uri, repr(name), place, "a class", "a function")
+    if name in hub_safe_mode.FUNCTIONS:
+        return
     # Keras up to 3.6 saved functions by their own name alone, as if of this module.
     own = walk.known.get(name)
     if own is None and module == "builtins":
@@ -205,6 +214,8 @@ def _function(walk: _Walk, described: dict[str, Any], place: str, key: str | Non
 
 def _instance(walk: _Walk, described: dict[str, Any], name: str, config: Any, place: str) -> int:
     kind = _kind(walk, described, name, place)
+    if hub_safe_mode.is_of_hub(described.get("registered_name")):
+        walk.repeats += hub_safe_mode.check_arguments(walk.uri, config, f"{place}.config")
     if kind in _LOOKUPS and isinstance(config, dict):
         for key in _VOCABULARIES:
             if isinstance(config.get(key), str):
@@ -325,6 +336,8 @@ def _kind(walk: _Walk, described: dict[str, Any], name: str, place: str) -> str:
             raise keras_refusals.refused(walk.uri, f"{name!r} registered as {registered!r}", place, own.__name__, name)
         walk.custom = True
         return next((k.__name__ for k in own.__mro__ if k.__name__ in _LOOKUPS), own.__name__)
+    if hub_safe_mode.is_of_hub(registered) and hub_safe_mode.allows(registered, name):
+        return name
     if module is None and name in _SHORT_CLASSES:
         return name
     if not isinstance(module, str) or name not in CLASSES.get(module, ()):
@@ -390,8 +403,8 @@ def _shape(walk: _Walk, shape: Any, place: str) -> None:
 
 
 def registered() -> Mapping[str, Any]:
-    """What code of this process registered with Keras, by `Package>Name`."""
+    """What code of this process registered with Keras, by `Package>Name`, but for KerasHub's classes."""
     from keras.src.saving import object_registration
 
     found: Mapping[str, Any] = object_registration.GLOBAL_CUSTOM_OBJECTS
-    return found
+    return {name: thing for name, thing in found.items() if not hub_safe_mode.is_of_hub(name)}
