@@ -34,6 +34,8 @@ READERS = ["duckdb>=1.3", "pandas>=2.2", "polars>=1.30"]  # with which tests rea
 NOTEBOOKS = ["ipykernel>=6.29", "ipython>=8.18", "nbclient>=0.10"]  # with which tests run examples/notebook.ipynb
 DASK = ["dask>=2026.1", "distributed>=2026.1"]
 KERAS_HUB = ["keras-hub>=0.32"]
+DELTA = ["deltalake>=1.6"]
+ICEBERG = ["pyiceberg>=0.12"]
 DEV = [
     "build>=1.2",
     "flask>=3.0",  # moto's server
@@ -50,6 +52,7 @@ DEV = [
     "pyarrow-stubs>=20.0",
     "pygohcl>=1.2",  # HashiCorp's own parser, which reads templates/terraform
     "pyte>=0.8.2",  # a terminal to draw on
+    "pyiceberg[sql-sqlite]>=0.12",  # with a catalog, writes the tables that tests read
     "pytest>=9.0",
     "pytest-cov>=7.0",
     "pytest-timeout>=2.4",
@@ -95,8 +98,10 @@ setup(
         "tflite": ["ai-edge-litert>=2.1"],  # where TensorFlow has no interpreter of its own any more
         "dask": DASK,  # for --runner=DaskRunner
         "keras_hub": KERAS_HUB,  # presets of KerasHub; it brings tensorflow-text
+        "delta": DELTA,  # for --input=delta+…
+        "iceberg": ICEBERG,  # for --input=iceberg+…
         "demo": DEMO,
         "bench": ["py-spy>=0.4"],  # says who holds the interpreter's lock
-        "dev": DEV + DEMO + S3 + READERS + DASK + NOTEBOOKS + KERAS_HUB,
+        "dev": DEV + DEMO + S3 + READERS + DASK + DELTA + ICEBERG + NOTEBOOKS + KERAS_HUB,
     },
 )

@@ -49,7 +49,7 @@ class _File:
 
 
 class InputSample:
-    """`stored` is the schema of the first file, and `where` names what columns are looked for in."""
+    """`stored` is the schema of the first file, or of the table, and `where` names what columns are looked for in."""
 
     def __init__(self, request: Request, inputs: Survey, stored: pa.Schema) -> None:
         self.stored = stored
@@ -71,10 +71,10 @@ class InputSample:
     def count_nulls(self, columns: Iterable[str]) -> None:
         """Reads the footers of the sample for these columns."""
         names, storage = frozenset(columns), self._request.storage
-        patterns, step = expand_lists(self._request.inputs, storage), -(-self._inputs.files // SAMPLED_FILES)
-        self._store = open_store(patterns[0], storage)
+        step = -(-self._inputs.files // SAMPLED_FILES)
+        self._store = open_store(self._inputs.first.uri, storage)
         left = _MOST_CHUNKS
-        for ref in islice(each_input(patterns, storage, PassedOver()), 0, None, step):
+        for ref in islice(self._listed(), 0, None, step):
             footer = footer_of(self._store, ref)
             leaves: dict[str, list[tuple[int, str]]] = {}
             for i, (name, _) in enumerate(footer.columns.leaves):
@@ -87,6 +87,13 @@ class InputSample:
             left -= len(sampled) * len(wanted)
             nulls = {group: footer.null_counts(group, wanted) for group in sampled}
             self._files.append(_File(ref, footer, leaves, nulls))
+
+    def _listed(self) -> Iterator[ObjectRef]:
+        """Of a table, files without deleted rows: footers count the nulls of these too."""
+        storage, table = self._request.storage, self._inputs.table
+        if table is not None:
+            return (ref for ref in table.refs() if not len(table.deleted(ref.uri)))
+        return each_input(expand_lists(self._request.inputs, storage), storage, PassedOver())
 
     def nulls_of(self, path: Sequence[str]) -> NullCount:
         """Of the column or member of a struct that `path` leads to."""

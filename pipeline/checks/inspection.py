@@ -18,6 +18,7 @@ from ..flags.request import Request
 from .column_choices import choose_columns
 from .column_links import Link, fit
 from .preflight import pin_requested, with_partitions
+from .table_input import patterns_of, requested_table
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,16 @@ def look(request: Request) -> Inspection:
     models = tuple((ref, describe_model(ref), model.signature) for ref, model in zip(refs, request.models, strict=True))
     if not request.inputs:
         return Inspection(models, None, None, None, ())
-    inputs = survey_inputs(expand_lists(request.inputs, request.storage), request.storage, _anywhere)
+    table = requested_table(request, None)
+    patterns = expand_lists(request.inputs, request.storage) if table is None else patterns_of(table)
+    inputs = survey_inputs(patterns, request.storage, _anywhere, table=table)
     first = read_footer(open_store(inputs.first.uri, request.storage), inputs.first)
+    stored = first.schema if table is None else table.columns()
     signatures = [spec.signatures.get(name) for _, spec, name in models]
     known = [signature for signature in signatures if signature is not None]
     fitting = bool(models) and len(known) == len(models)
     choices = choose_columns(request, known) if fitting else []
-    schema, partitions = with_partitions(request, inputs, first.schema, list(zip(known, choices, strict=False)))
+    schema, partitions = with_partitions(request, inputs, stored, list(zip(known, choices, strict=False)))
     if request.preprocess is not None:
         function = find_function(request.preprocess, "--preprocess")
         schema = AppliedFunction(function.load(), function.name, schema).output_schema

@@ -49,12 +49,14 @@ from headrace.transforms.output.claims import (
 )
 from headrace.transforms.output.manifest import NamesDigest, each_finished, manifest_outputs
 from headrace.transforms.parquet.reader import read_footer
+from headrace.transforms.shards.deleted_rows import stored_version
 from headrace.transforms.shards.shard import OutputName, parse_output_name
 from headrace.transforms.storage import ObjectRef, Store, open_store
 from headrace.transforms.storage.local import check_writable
 
 from .earlier_job import objects_of_earlier_job, written_by_headrace
 from .preflight import Prepared
+from .table_input import check_same_version
 
 _NAMES_AT_ONCE = 4096
 # Tries to be the newest: more runs than that do not start on one folder in the same second.
@@ -164,6 +166,7 @@ def examine_output(prepared: Prepared, *, overwrite: bool) -> OutputState:
         return OutputState(kept, folder.record, folder.mark, claim=folder.claim)
     try:
         check_same_job(job.output, kept, job.record())
+        check_same_version(kept, job)
     except OutputConflict:
         if folder.holds_outputs or folder.mark is not None:
             raise
@@ -217,8 +220,8 @@ def _refuse_changed(prepared: Prepared, store: Store, name: str, output: ObjectR
     try:
         now = open_store(job.folder, job.storage).stat(was_uri).version
     except ObjectNotFound:
-        now = was_version
-    rewritten = now != was_version
+        now = stored_version(was_version)
+    rewritten = now != stored_version(was_version)
     raise OutputConflict(
         f"{job.output}/{name} was made from an input that has {'been rewritten' if rewritten else 'gone'} since: {was_uri}",
         expected=f"version {was_version} of it",
@@ -370,7 +373,7 @@ def write_record(store: Store, job: Job) -> None:
                 kept = read_record(store, there) or {}
             except (ObjectNotFound, ObjectChanged):
                 continue
-            if all(kept.get(key) == wanted.get(key) for key in ("fingerprint", "on_error", "dead_letters")):
+            if all(kept.get(key) == wanted.get(key) for key in ("fingerprint", "on_error", "dead_letters", "table")):
                 return
             if not job.claim:
                 check_same_job(job.output, kept, wanted)

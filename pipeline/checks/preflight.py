@@ -35,6 +35,7 @@ from headrace.transforms.versions import versions
 from ..flags.request import Request
 from .column_choices import choose_columns
 from .report_place import check_report
+from .table_input import patterns_of, requested_table
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,17 @@ def prepare(request: Request) -> Prepared:
     )
     refs = pin_requested(request)
     specs = tuple(describe_for_job(ref, model.signature) for ref, model in zip(refs, request.models, strict=True))
-    patterns = expand_lists(request.inputs, request.storage)
+    table = requested_table(request, kept)
+    patterns = expand_lists(request.inputs, request.storage) if table is None else patterns_of(table)
     apart = _OutputApart(request, patterns)
-    inputs = survey_inputs(patterns, request.storage, apart.check, request.shard_bytes if request.compact else None)
-    if (said := _kept_schema(kept, inputs.first)) is not None:
+    joined_bytes = request.shard_bytes if request.compact else None
+    inputs = survey_inputs(patterns, request.storage, apart.check, joined_bytes, table)
+    if table is None and (said := _kept_schema(kept, inputs.first)) is not None:
         prepared = _hold_together(request, around, refs, specs, patterns, inputs, said[0])
         if prepared.job.fingerprint == said[1]:
             return prepared
     store = open_store(inputs.first.uri, request.storage)
-    stored = read_footer(store, inputs.first).schema
+    stored = read_footer(store, inputs.first).schema if table is None else table.columns()
     if not stored.names:
         raise ColumnError(
             f"{inputs.first.uri} has no columns",
@@ -153,7 +156,7 @@ def _hold_together(
             JobModel(ref, model.signature, plan.resolved(choice), spec.operations.get(model.signature, Operations()))
             for ref, model, plan, choice, spec in zip(refs, request.models, columns.models, choices, specs, strict=True)
         ),
-        inputs=request.inputs,
+        inputs=request.inputs if inputs.table is None else (inputs.table.name,),
         folder=common_folder(patterns),
         partitions=tuple(key for key in partitions if key in read),
         output=request.output,
@@ -171,6 +174,7 @@ def _hold_together(
         jit_compile=request.jit_compile,
         compact=request.compact,
         first_input=FirstInput(first.uri, first.version, stored.serialize().to_pybytes()),
+        table=inputs.table,
         incremental=request.incremental,
         storage=request.storage,
         loading=request.loading,

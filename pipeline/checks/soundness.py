@@ -20,6 +20,7 @@ from headrace.transforms.output.claims import claim_number, mark_claim, newest_c
 from headrace.transforms.output.failed_list import is_failed_list
 from headrace.transforms.output.manifest import outputs_digest
 from headrace.transforms.parquet.reader import read_footer
+from headrace.transforms.shards.deleted_rows import deleted_count
 from headrace.transforms.shards.shard import output_name, parse_output_name, sources_sha256
 from headrace.transforms.steps.row_filtering import FILTERED
 from headrace.transforms.storage import ObjectRef, Store, StoreOptions, open_store
@@ -229,7 +230,7 @@ def _check_inputs(verdict: Verdict, outputs: Store, rows: list[dict[str, Any]], 
     def footer_rows(key: tuple[str, str]) -> int | None:
         source = ObjectRef(key[0], sizes[key[0]], key[1])
         try:
-            return read_footer(store, source).rows
+            return read_footer(store, source).rows - deleted_count(source.version)
         except HeadraceError:
             return None
 

@@ -59,7 +59,10 @@ def plan(request: Request, options: PredictOptions, ready: Ready) -> Planned:
 def _needs(request: Request, prepared: Prepared) -> tuple[Need, ...]:
     job, inputs = prepared.job, prepared.inputs
     signatures = [spec.signatures[model.signature] for spec, model in zip(prepared.specs, job.models, strict=True)]
-    stored = read_footer(open_store(inputs.first.uri, job.storage), inputs.first).schema
+    if inputs.table is not None:
+        stored = inputs.table.columns()
+    else:
+        stored = read_footer(open_store(inputs.first.uri, job.storage), inputs.first).schema
     return column_needs(request, signatures, InputSample(request, inputs, stored))
 
 
@@ -67,8 +70,10 @@ def _refused(request: Request, ready: Ready, error: ColumnError | None, needs: t
     looked = look(request)
     if error is not None and looked.inputs is not None and looked.first is not None:
         signatures = [spec.signatures[name] for _, spec, name in looked.models]
+        table = looked.inputs.table
+        stored = looked.first.schema if table is None else table.columns()
         try:
-            needs = column_needs(request, signatures, InputSample(request, looked.inputs, looked.first.schema))
+            needs = column_needs(request, signatures, InputSample(request, looked.inputs, stored))
         except HeadraceError:  # of another file: the first error is what a run stops at
             needs = ()
     another = error is not None and error.what not in {need.error.what for need in needs}

@@ -95,6 +95,7 @@ def report_plan(
             "shards": count,
             "rows": rows,
             "bytes": size,
+            "table": inputs.table and inputs.table.record(),
         },
         "output": job.output,
         "shards_found_done": standing.done,
@@ -117,7 +118,8 @@ def report_plan(
     around = [functions[0], "the models" if len(models) > 1 else "the model", functions[1]]
     lines = [
         *(line for model in models for line in _model_lines(model)),
-        f"Input    {counted(inputs.files, 'file')}{aside}",
+        *([f"Input    {inputs.table}"] if inputs.table else []),
+        f"{'Input    ' if inputs.table is None else ' ' * 9}{counted(inputs.files, 'file')}{aside}",
         *(f"         {said}" for said in passed_over(inputs.passed)),
         f"         {counted(count, 'shard')}, {counted(rows, 'row')}, {counted(size, 'byte')} of Parquet",
         f"Output   {job.output}",
@@ -173,9 +175,11 @@ def report_inspection(looked: Inspection) -> Answer:
             "first_rows": first.rows,
             "first_row_groups": len(first.row_group_rows),
             "columns": [{"name": field.name, "type": str(field.type)} for field in looked.schema],
+            "table": inputs.table and inputs.table.record(),
         }
         lines += [
             "",
+            *([str(inputs.table)] if inputs.table else []),
             f"{counted(inputs.files, 'file')} of Parquet; the first of them:"
             if inputs.files > 1
             else "1 file of Parquet:",

@@ -75,8 +75,9 @@ class Flags:
             "--input",
             action="append",
             metavar="GLOB",
-            help="Parquet files, such as 'gs://bucket/in/*.parquet'; a folder, for all *.parquet files in and below it; or "
-            "@FILE, a list of files and globs, one per line; repeatable",
+            help="Parquet files, such as 'gs://bucket/in/*.parquet'; a folder, for all *.parquet files in and below it; "
+            "@FILE, a list of files and globs, one per line; repeatable; or one table, delta+URI[@VERSION] or "
+            "iceberg+URI[@SNAPSHOT]",
         )
         what.add_argument("--output", metavar="URI", help="folder for predictions, manifest and _SUCCESS")
         what.add_argument(

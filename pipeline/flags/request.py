@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from headrace.transforms.columns.top_k import parse_top_k
 from headrace.transforms.columns.where import parse_where
@@ -13,6 +13,7 @@ from headrace.transforms.jobs.input_files import absolute_uri, check_one_store, 
 from headrace.transforms.jobs.job import DEAD_LETTERS_FOLDER, REPORT, OnError
 from headrace.transforms.models.loading import Loading
 from headrace.transforms.storage.store import StoreOptions, public_uri
+from headrace.transforms.tables.snapshot import parse_table
 
 from ..packages.user_package import UserPackage
 from .beam_options import PredictOptions
@@ -107,10 +108,8 @@ def parse_request(options: PredictOptions, command: str) -> Request:
     for name in ("limit", "sample", "shard_bytes", "connections", "in_flight_bytes", "max_failed_shards"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise InvalidRequest(f"--{name}={value} is out of range", expected="1 or more", found=str(value))
-    inputs = tuple(
-        f"@{absolute_uri(pattern[1:])}" if pattern.startswith("@") else absolute_uri(pattern)
-        for pattern in options.input or ()
-    )
+    inputs = tuple(map(_input, options.input or ()))
+    _check_tables(inputs)
     check_one_store(pattern for pattern in inputs if not pattern.startswith("@"))
     if options.incremental and options.overwrite:
         raise InvalidRequest("--incremental and --overwrite contradict each other", cure="Leave one of them out")
@@ -182,6 +181,22 @@ _WHERE = {
     "dead_letter": "where bad rows go to dead letters",
     "skip_shard": "where a bad row fails its shard",
 }
+
+
+def _input(given: str) -> str:
+    if (table := parse_table(given)) is not None:
+        return str(replace(table, uri=absolute_uri(table.uri)))
+    return f"@{absolute_uri(given[1:])}" if given.startswith("@") else absolute_uri(given)
+
+
+def _check_tables(inputs: tuple[str, ...]) -> None:
+    if len(inputs) > 1 and any(map(parse_table, inputs)):
+        raise InvalidRequest(
+            "--input names a table and something else",
+            expected="one table alone: all files of a job have that table's columns",
+            found=", ".join(inputs),
+            cure="Run a job for each",
+        )
 
 
 def _on_error(options: PredictOptions, output: str) -> OnError:

@@ -35,6 +35,7 @@ FOLDERS = (
     "headrace.transforms.report",
     "headrace.transforms.output",
     "headrace.transforms.jobs",
+    "headrace.transforms.tables",
     "headrace.transforms.columns",
     "headrace.transforms.parquet",
     "headrace.transforms.shards",

@@ -21,6 +21,7 @@ from ..shards.partitions import long_partitions, partition_values
 from ..shards.shard import common_folder, source_digest
 from ..storage import ObjectRef, Store, StoreOptions, open_store
 from ..storage.store import HIDDEN, public_uri, split_glob
+from ..tables.snapshot import TableSnapshot
 from .table_formats import Tables
 
 _STATS_AT_ONCE = 32
@@ -56,6 +57,7 @@ class Survey:
     `first` is the first by URI. `sources` are the `source_digest`s of all files, or of those that are joined together, uint64,
     sorted. `partitions` are the keys of the folders `key=value` that every file lies in, in that order. `too_long` are keys of
     folders that the output cannot have as `key=value`, each with a file in such a folder. `types` are of folders' values.
+    `table` is what the files are of, where they are of a table.
     """
 
     first: ObjectRef
@@ -65,6 +67,7 @@ class Survey:
     partitions: tuple[str, ...]
     too_long: Mapping[str, str] = field(default_factory=dict)
     types: PartitionTypes = field(default_factory=PartitionTypes)
+    table: TableSnapshot | None = None
 
     def includes(self, sources: Iterable[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Whether each `source_digest` is that of one of the files."""
@@ -324,8 +327,11 @@ def survey_inputs(
     options: StoreOptions,
     check: Callable[[ObjectRef], None],
     joined_bytes: int | None = None,
+    table: TableSnapshot | None = None,
 ) -> Survey:
-    """Lists the input once; `check` is called with each file. `joined_bytes` as in `together`."""
+    """Lists the input once; `check` is called with each file. `joined_bytes` as in `together`. A table's folders are no
+    partitions.
+    """
     folder, passed = common_folder(patterns), PassedOver()
     first: ObjectRef | None = None
     keys: tuple[str, ...] = ()
@@ -334,17 +340,18 @@ def survey_inputs(
     too_long: dict[str, str] = {}
     types = PartitionTypes()
     sources, files = array("Q"), 0
-    for refs in together(each_input(patterns, options, passed), joined_bytes):
+    listed = each_input(patterns, options, passed) if table is None else table.refs()
+    for refs in together(listed, joined_bytes):
         for ref in refs:
             check(ref)
             if place is not None and ref.uri.startswith(place) and ref.uri.find("/", len(place)) < 0:
                 continue
             place = ref.uri[: ref.uri.rfind("/") + 1]
-            values = partition_values(ref.uri, folder)
+            values = partition_values(ref.uri, folder) if table is None else ()
             own = tuple(key for key, _ in values)
             for key, value in values:
                 types.add(key, value)
-            for key in long_partitions(ref.uri, folder):
+            for key in long_partitions(ref.uri, folder) if table is None else ():
                 too_long.setdefault(key, ref.uri)
             if first is None:
                 first, keys = ref, own
@@ -355,4 +362,4 @@ def survey_inputs(
     assert first is not None  # else each_input has raised
     digests = np.frombuffer(sources, np.uint64)
     digests.sort()
-    return Survey(first, files, passed, digests, keys, too_long, types)
+    return Survey(first, files, passed, digests, keys, too_long, types, table)

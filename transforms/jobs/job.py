@@ -21,6 +21,7 @@ from ..models.ref import ModelRef
 from ..models.spec import Operations
 from ..storage import ObjectRef, Store
 from ..storage.store import StoreOptions, public_uri
+from ..tables.snapshot import TableSnapshot
 from .job_defaults import DEAD_LETTERS_FOLDER as DEAD_LETTERS_FOLDER
 from .job_defaults import REPORT as REPORT
 from .user_functions import FunctionRef
@@ -134,6 +135,7 @@ class Job:
 
     `input_schema` is the Arrow IPC form of the columns that are read, in the order in which they are read.
     `inputs` are globs, URIs and `@` lists of them; `folder` is the deepest above all of them, with its trailing slash.
+    `table` is the version of a Delta or Iceberg table that is all of the input; its number is no part of what the job is.
     `partitions` are the columns that the folders below it tell. `user_packages` are names and digests of contents.
     `first_input` is what the schema was learned from; no part of what the job is.
     `where` is the condition for a row to be in the output; the others are counted.
@@ -163,6 +165,7 @@ class Job:
     jit_compile: bool = False
     compact: bool = False
     first_input: FirstInput | None = None
+    table: TableSnapshot | None = None
     incremental: bool = False
     storage: StoreOptions = StoreOptions()
     loading: Loading = Loading()
@@ -199,6 +202,7 @@ class Job:
             "jit_compile": self.jit_compile,
             **self._record_on_error(),
             **({"first_input": self.first_input.record()} if self.first_input else {}),
+            **({"table": self.table.record()} if self.table else {}),
         }
         record = json.loads(json.dumps(record))  # tuples become lists, as in the file
         record["fingerprint"] = fingerprint_of(record)
@@ -255,9 +259,9 @@ def _job(size: int, data: bytes, values: dict[str, Any]) -> Job:
 
 def fingerprint_of(record: dict[str, Any]) -> str:
     """Where a model lies is not part of what it is; its digest is. What becomes of bad rows decides none of the others, nor
-    does which file told the schema.
+    does which file told the schema. Of a table, versions have files in common, whose outputs stay.
     """
-    no_part = {"fingerprint", "max_bad_rows", "first_input"}
+    no_part = {"fingerprint", "max_bad_rows", "first_input", "table"}
     if record.get("headrace_format") != FORMAT_1:
         no_part |= {"on_error", "dead_letters"}
     what = {key: value for key, value in record.items() if key not in no_part}
@@ -314,7 +318,7 @@ def _goes_on(kept: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
     """Each field by the name that a person knows it by; a model is its digest, and lies wherever it lies."""
-    flat = {key: value for key, value in record.items() if key not in ("fingerprint", "models", "first_input")}
+    flat = {key: value for key, value in record.items() if key not in ("fingerprint", "models", "first_input", "table")}
     models: dict[str, dict[str, Any]] = record.get("models", {})
     if models.keys() == {""}:
         (one,) = models.values()

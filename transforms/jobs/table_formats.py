@@ -17,6 +17,7 @@ _MARKS = (
     ("Iceberg", re.compile(r"metadata/[^/]*\.metadata\.json(?:\.gz)?")),
     ("Hudi", re.compile(r"\.hoodie/hoodie\.properties")),
 )
+_READ = {"Delta": "delta", "Iceberg": "iceberg"}
 _FOLDERS = ("_delta_log", "metadata", ".hoodie")
 
 
@@ -72,8 +73,9 @@ class Tables:
             f"--input={self._pattern} matches files of a {kind} table: {file}",
             expected="Parquet files that are rows as they are",
             found=f"{record}: rows that were deleted or replaced are in the files next to it too",
-            cure=f"List the table's current files with its own library, and name that list: --input=@FILE (for {root} without "
-            "rows marked as deleted), or write the table out as plain Parquet",
+            cure=(f"Name it as a table: --input={_READ[kind]}+{root.rstrip('/')}. Or: " if kind in _READ else "")
+            + "List its current files with its own library, and name that list: --input=@FILE (for a table without rows marked "
+            "as deleted), or write it out as plain Parquet",
         )
 
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from ..errors import NotParquet
 from ..image_names import cure_of_images
+from ..shards.deleted_rows import stored_object
 from ..storage.bounded_cache import Recent
 from ..storage.store import ObjectRef, Store
 from .arrow_types import StoredColumns, as_read, depth, leaves
@@ -204,7 +205,8 @@ footers = Footers(_KEPT_BYTES)
 
 def footer_of(store: Store, source: ObjectRef) -> ParsedFooter:
     """From the object's end, in one request where the footer is not unusually long; or as it was parsed before."""
-    return footers.get(source, lambda start, length: store.read(source, start, length))
+    stored = stored_object(source)
+    return footers.get(source, lambda start, length: store.read(stored, start, length))
 
 
 def check_size(source: ObjectRef) -> None:

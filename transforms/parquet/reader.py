@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 
 from ..errors import ColumnError, DataError, NotParquet, NullFeature, row_span
 from ..nested_arrow import one_batch, python_file, repeated
+from ..shards.deleted_rows import drop_rows, stored_object, unpack_positions
 from ..shards.partition_types import constant
 from ..shards.shard import Shard
 from ..storage.store import ObjectRef, Store
@@ -98,8 +99,9 @@ def read_batches(
     holds what its type in `types` cannot; `NotParquet` where the data contradict the footer, or claim to be more than
     such bytes can hold; `DataError` where a batch does not fit into memory.
     """
-    constants = dict(shard.partitions)
-    stored = [name for name in columns if name not in constants]
+    constants, renamed = dict(shard.partitions), dict(shard.renamed)
+    asked = {renamed.get(name, name): name for name in columns if name not in constants}
+    stored = list(asked)
     with _open(store, shard.source) as (parsed, opened):
         schema = parsed.columns.schema
         if missing := sorted(set(stored) - set(schema.names)):
@@ -114,7 +116,7 @@ def read_batches(
         if len(schema) > len(wanted):
             raise repeated_columns(shard.source.uri, schema.names)
         if types is not None:
-            schema = pa.schema([field.with_type(types.field(field.name).type) for field in schema])
+            schema = pa.schema([field.with_type(types.field(asked[field.name]).type) for field in schema])
         left, decoded = shard.rows, 0
 
         def count(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -127,13 +129,14 @@ def read_batches(
                 yield batch if as_read else _cast(shard, batch, schema)
 
         try:
-            in_order = not constants and schema.names == list(columns)
-            for batch in _full(
-                count(_decoded(_Wanted.of(parsed, shard, stored), opened, batch_rows)), shard.skip, batch_rows
-            ):
+            in_order = not (constants or renamed) and schema.names == list(columns)
+            batches = count(_decoded(_Wanted.of(parsed, shard, stored), opened, batch_rows))
+            if shard.deleted:
+                batches = drop_rows(batches, unpack_positions(shard.deleted))
+            for batch in _full(batches, shard.skip, batch_rows):
                 part = batch if batch.num_rows <= left else batch.slice(0, left)
                 left -= part.num_rows
-                yield part if in_order else _with_constants(part, columns, constants, types)
+                yield part if in_order else _with_constants(_renamed(part, asked), columns, constants, types)
                 if not left:
                     return
         except MemoryError as error:
@@ -163,6 +166,11 @@ def read_batches(
             found=f"{shard.rows - left} rows",
             cure="Write that file again",
         )
+
+
+def _renamed(batch: pa.RecordBatch, asked: dict[str, str]) -> pa.RecordBatch:
+    names = [asked.get(name, name) for name in batch.schema.names]
+    return batch if names == batch.schema.names else batch.rename_columns(names)
 
 
 def _cast(shard: Shard, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -392,7 +400,7 @@ def _full(batches: Iterable[pa.RecordBatch], skip: int, rows: int) -> Iterator[p
 def _open(store: Store, source: ObjectRef) -> Iterator[tuple[ParsedFooter, pa.NativeFile]]:
     """Closes the source too, which `ParquetFile` leaves open: a local file tells only then that it was rewritten."""
     check_size(source)
-    with closing(store.open_arrow(source)) as opened:
+    with closing(store.open_arrow(stored_object(source))) as opened:
 
         def read(start: int, length: int) -> pa.Buffer:
             opened.seek(start)

@@ -19,8 +19,14 @@ def fits(value: str | None, kind: pa.DataType) -> bool:
 
 
 def constant(value: str | None, kind: pa.DataType) -> pa.Scalar[Any]:
-    """Of text that `fits`."""
-    return pa.scalar(value if value is None or pa.types.is_string(kind) else _parsed(value, kind), kind)
+    """Of text that `fits`, or, for other types, that Arrow made of a value."""
+    if value is None or pa.types.is_string(kind):
+        return pa.scalar(value, kind)
+    parsed = _parsed(value, kind)
+    if parsed is not None:
+        return pa.scalar(parsed, kind)
+    made: Any = pa.scalar(value, pa.string())
+    return made.cast(kind)
 
 
 def _parsed(text: str, kind: pa.DataType) -> int | float | date | None:

@@ -38,6 +38,8 @@ class Shard:
 
     `row_groups` is (first inclusive, end exclusive), of `nbytes` compressed bytes; `skip` rows of the first row group
     come before `first_row`. `partitions` are the columns that the input's folders tell: name and value, null as None.
+    `renamed` are columns of a table that the file has under another name: the table's and the file's.
+    `deleted` are packed numbers of rows, from the first row group's first, that are not read and count nowhere else.
     `batch_rows` are rows per batch where these are fewer than the job's, for rows that are large.
     `drift` says how the file's schema differs from the job's: a sentence, expected, found; () where it does not.
     `joined` are whole files whose rows follow in the same output: `rows` and `nbytes` count theirs too.
@@ -55,6 +57,8 @@ class Shard:
     drift: tuple[str, ...] = ()
     joined: tuple[Shard, ...] = ()
     batch_rows: int | None = None
+    renamed: tuple[tuple[str, str], ...] = ()
+    deleted: bytes = b""
 
     @property
     def end_row(self) -> int:

@@ -12,17 +12,19 @@ from operator import attrgetter
 import pyarrow as pa
 
 from ..columns.plan import MOST_READ_BYTES, is_auto, rows_within
-from ..errors import ColumnError
+from ..errors import ColumnError, NotParquet
 from ..jobs.input_files import PassedOver, each_input, expand_lists, join_small, together
 from ..jobs.job import Job
 from ..nested_arrow import read_schema
 from ..output.dead_letters import rows_of_another_schema
 from ..parquet.arrow_types import read_alike
 from ..parquet.reader import Footer, most_row_bytes, read_footer, repeated_columns
+from ..shards.deleted_rows import NONE, Positions, deleted_in, live_rows, pack_positions
 from ..shards.partition_types import fits
 from ..shards.partitions import partition_values
 from ..shards.shard import Shard, WorkUnit, join_shards, output_name, relative_stem, split_file
 from ..storage import ObjectRef, open_store
+from ..tables.columns import TableColumns
 
 _FOOTERS_AT_ONCE = 16
 # Enough to make little of what a runner spends on an element, and few enough to keep many workers busy.
@@ -36,10 +38,21 @@ def input_files(job: Job) -> Iterator[ObjectRef]:
     """In the order of their URIs; where the job is limited to its first rows, in the order of their outputs, which needs
     the whole listing at once.
     """
-    files = each_input(expand_lists(job.inputs, job.storage), job.storage, PassedOver())
+    files = _listed(job)
     if job.limit is None:
         return files
-    return iter(sorted(files, key=lambda ref: (f"{relative_stem(ref.uri, job.folder)}-{0:012d}-", ref)))
+    return iter(sorted(files, key=lambda ref: (f"{_stem(job, ref.uri)}-{0:012d}-", ref)))
+
+
+def _listed(job: Job) -> Iterator[ObjectRef]:
+    if job.table is not None:
+        return iter(job.table.refs())
+    return each_input(expand_lists(job.inputs, job.storage), job.storage, PassedOver())
+
+
+def _stem(job: Job, uri: str) -> str:
+    """A table's folders say nothing that its columns do not, and where they do, readers would find a column twice."""
+    return relative_stem(uri, job.folder if job.table is None else uri[: uri.rfind("/") + 1])
 
 
 class _Splitter:
@@ -52,19 +65,30 @@ class _Splitter:
         self._store = open_store(job.folder, job.storage)
         self._columns = frozenset(schema.names)
         self._fields = [field for field in schema if field.name not in job.partitions]
+        self._table = TableColumns(job.table) if job.table is not None else None
         self._kinds = {field.name: field.type for field in schema if field.name in job.partitions}
 
     def shards(self, source: ObjectRef, footer: Footer) -> Iterator[Shard]:
         told = dict(partition_values(source.uri, self._job.folder)) if self._job.partitions else {}
         drift = self._drift_of_columns(source, footer.schema) or self._drift_of_partitions(source, footer.schema, told)
-        stem = relative_stem(source.uri, self._job.folder)
-        rows, sizes = footer.row_group_rows, footer.row_group_bytes
+        stem = _stem(self._job, source.uri)
+        deleted = self._deleted(source, footer)
+        rows, sizes = live_rows(footer.row_group_rows, deleted), footer.row_group_bytes
         # Of a file that drifts, those that it has.
         keys = [key for key in self._job.partitions if key in told and key not in footer.schema.names]
-        partitions = tuple((key, told[key]) for key in keys)
+        partitions = tuple((key, told[key]) for key in keys) or self._lacking(source, footer.schema)
+        if drift:  # all that the file has is read then, under its own names
+            partitions = tuple(one for one in partitions if one[0] not in footer.schema.names)
         batch_rows = self._batch_rows(source, footer)
+        renamed = self._renamed(footer.schema) if not drift else ()
         for shard in split_file(source, stem, rows, sizes, self._job.shard_bytes, self._fingerprint, partitions, drift):
-            yield shard if batch_rows is None else replace(shard, batch_rows=batch_rows)
+            gone = deleted_in(footer.row_group_rows, shard.row_groups, deleted) if len(deleted) else deleted
+            special = batch_rows is not None or renamed or len(gone)
+            yield (
+                replace(shard, batch_rows=batch_rows, renamed=renamed, deleted=pack_positions(gone))
+                if special
+                else shard
+            )
 
     def _batch_rows(self, source: ObjectRef, footer: Footer) -> int | None:
         """Rows per batch of a file with rows so large that the job's would hold too many bytes; None where they do not."""
@@ -76,17 +100,44 @@ class _Splitter:
         recorded = sum(footer.row_group_unpacked) > sum(footer.row_group_bytes)
         if recorded and all(nbytes * job.batch_rows <= MOST_READ_BYTES * rows for nbytes, rows in groups):
             return None
-        fits = rows_within(most_row_bytes(self._store, source, footer, self._columns))
+        names = self._columns.union(stored for _, stored in self._renamed(footer.schema))
+        fits = rows_within(most_row_bytes(self._store, source, footer, names))
         return fits if fits < job.batch_rows else None
 
     def joined(self, parts: list[Shard]) -> Shard:
-        return join_shards(parts, relative_stem(parts[0].source.uri, self._job.folder), self._fingerprint)
+        return join_shards(parts, _stem(self._job, parts[0].source.uri), self._fingerprint)
 
     def first_rows(self, shard: Shard, rows: int) -> Shard:
         """Named by what is left of it."""
-        stem = relative_stem(shard.source.uri, self._job.folder)
+        stem = _stem(self._job, shard.source.uri)
         name = output_name(stem, shard.source, shard.first_row, rows, self._fingerprint)
         return replace(shard, output=name, rows=rows)
+
+    def _deleted(self, source: ObjectRef, footer: Footer) -> Positions:
+        deleted = self._job.table.deleted(source.uri) if self._job.table is not None else NONE
+        if len(deleted) and (deleted[0] < 0 or deleted[-1] >= footer.rows):
+            raise NotParquet(
+                f"{source.uri} lacks rows that its table marks as deleted",
+                expected=f"rows {deleted[0]} to {deleted[-1]}",
+                found=f"{footer.rows} rows",
+                cure="Fix the table: this is not the file that it names",
+            )
+        return deleted
+
+    def _lacking(self, source: ObjectRef, schema: pa.Schema) -> tuple[tuple[str, str | None], ...]:
+        """Columns of a table that the file lacks: partitions, whose values the log tells, and later ones, null there."""
+        if self._job.table is None or self._table is None:
+            return ()
+        if not (names := self._columns.difference(self._table.stored_in(schema) or schema.names)):
+            return ()
+        told = self._job.table.values(source.uri)
+        return tuple((name, told.get(name)) for name in sorted(names))
+
+    def _renamed(self, schema: pa.Schema) -> tuple[tuple[str, str], ...]:
+        if self._table is None:
+            return ()
+        stored = self._table.stored_in(schema) or {}
+        return tuple((name, stored[name]) for name in sorted(self._columns & stored.keys()) if stored[name] != name)
 
     def _drift_of_columns(self, source: ObjectRef, schema: pa.Schema) -> tuple[str, ...]:
         """Columns may come in another order, of another type that is read alike, and others may be there too.
@@ -95,14 +146,23 @@ class _Splitter:
         """
         if schema is self._sound:  # `read_footer` gives the same one again for files that are alike
             return ()
+        table = self._table
+        stored_in = None if table is None else table.stored_in(schema)
+        if table is not None and stored_in is None:
+            return f"{source.uri} does not say which columns of the table it has", "field ids", "names alone"
         for field in self._fields:
-            where = schema.get_all_field_indices(field.name)
+            name = field.name if stored_in is None else stored_in.get(field.name)
+            if name is None:
+                continue  # it is a constant there
+            where = schema.get_all_field_indices(name)
             if len(where) > 1:
                 raise repeated_columns(source.uri, schema.names)
             found = schema.field(where[0]).type if where else None
-            if found is None or not read_alike(found, field.type):
+            same = table is None or table.has_same_members(field.name, schema.field(where[0]))
+            if found is None or not read_alike(found, field.type) or not same:
+                than = "the first input file" if table is None else "the table's schema"
                 return (
-                    f"{source.uri} differs from the first input file in column {field.name!r}",
+                    f"{source.uri} differs from {than} in column {field.name!r}",
                     f"{field.name}: {field.type}",
                     f"{field.name}: {found}" if found else f"columns {', '.join(schema.names)}",
                 )

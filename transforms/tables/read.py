@@ -1,0 +1,31 @@
+"""A table's version, by the library of its format."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..errors import InvalidRequest
+from ..storage import StoreOptions, open_store
+from .delta import read_delta
+from .iceberg import read_iceberg
+from .snapshot import TableInput, TableSnapshot, pin_snapshot
+
+_READERS = {"delta": read_delta, "iceberg": read_iceberg}
+
+
+def read_snapshot(table: TableInput, options: StoreOptions) -> TableSnapshot:
+    """Raises a `HeadraceError` where the version cannot be had, or its rows are others than its files hold."""
+    store = open_store(table.uri, options)
+    live = _READERS[table.format](table, store)
+    if strange := {scheme_of(uri) for uri in live.uris} - {scheme_of(table.uri)}:
+        raise InvalidRequest(
+            f"{table.name} has files in another store",
+            expected=scheme_of(table.uri),
+            found=", ".join(sorted(strange)),
+            cure="Copy the table into one store by its own library: its log names its files where they were written",
+        )
+    return pin_snapshot(replace(table, uri=table.root), live, store)
+
+
+def scheme_of(uri: str) -> str:
+    return uri.partition("://")[0] if "://" in uri else "file"
