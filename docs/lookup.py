@@ -19,6 +19,8 @@ from headrace.transforms.errors import HeadraceError
 
 # Not public names, but what these take and return.
 BESIDE = (
+    "headrace.pipeline.checks.forecast.Forecast",
+    "headrace.pipeline.checks.trial.Trial",
     "headrace.transforms.models.spec.ModelSpec",
     "headrace.transforms.models.spec.Signature",
     "headrace.transforms.storage.store.Store",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from headrace.transforms.argument_names import naming_arguments
 from headrace.transforms.jobs.job import SUCCESS, stored_object
@@ -13,15 +13,21 @@ from headrace.transforms.storage import open_store
 from .python_arguments import as_flags, call_with
 from .python_result import JobResult
 
+if TYPE_CHECKING:
+    from .checks.forecast import Forecast
+
 Columns = Mapping[str, str | Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a command reports: `text` as it prints it, `document` as `--json` prints it."""
+    """What a command reports: `text` as it prints it, `document` as `--json` prints it. `forecast` is of `plan(trial=…)`:
+    what was measured, and what the whole plan will take.
+    """
 
     text: str = field(repr=False)
     document: dict[str, Any]
+    forecast: Forecast | None = None
 
     def __str__(self) -> str:
         return self.text
@@ -84,20 +90,34 @@ def run(
 
 
 @naming_arguments
-def plan(*, model: str | Sequence[str], input: str | Sequence[str], output: str, **flags: Any) -> Report:  # noqa: A002
+def plan(
+    *,
+    model: str | Sequence[str],
+    input: str | Sequence[str],  # noqa: A002
+    output: str,
+    trial: int | None = None,
+    within: str | None = None,
+    price_per_core_hour: float | None = None,
+    **flags: Any,
+) -> Report:
     """Every check of `run`, and what it would compute; writes nothing. Arguments are those of `run`.
 
     Raises what `run` raises before it writes, and one error for all inputs of the models that columns cannot feed as they are:
     types, and nulls and unequal lists in a sample of the rows. Its last sentence is the call that would be let through.
+
+    `trial=N` runs about N rows here for a minute at most, keeping nothing, and the result's `forecast` has what was measured
+    (`forecast.trial`) and what the whole plan will take: core hours, memory, workers and machines to be done `within` such a
+    time as "2h", and the cost where a price is given. Raises at a row that cannot be predicted, as `run` does.
     """
     from .commands.checked_request import checked_request
     from .commands.plan import plan as plan_command
 
-    arguments = {"model": model, "input": input, "output": output, **flags}
+    measure = {"trial": trial, "within": within, "price_per_core_hour": price_per_core_hour}
+    arguments = {"model": model, "input": input, "output": output, **measure, **flags}
     with checked_request(as_flags(arguments), "plan") as (request, options):
         planned = plan_command(request, options, lambda lacking: call_with("headrace.plan", arguments, lacking))
     if (refused := planned.refused) is None:
-        return Report(planned.answer.text, planned.answer.document)
+        return Report(planned.answer.text, planned.answer.document, planned.forecast)
     cure = refused.cure if planned.ready is None else f"Call {planned.ready}"
     raise type(refused)(refused.what, expected=refused.expected, found=refused.found, cure=cure)
 

@@ -11,13 +11,17 @@ from headrace.transforms.steps.plan_shards import input_files, plan_shards
 from headrace.transforms.storage import open_store
 
 from ..checks.column_needs import Flags, Need, column_needs, flags_of_needs, refusal
+from ..checks.forecast import Forecast, forecast
 from ..checks.input_sample import InputSample
 from ..checks.inspection import look
 from ..checks.output_folder import OutputState, examine_output
 from ..checks.preflight import Prepared, prepare
+from ..checks.trial import EvenSample, run_trial
 from ..flags.beam_options import PredictOptions, runner_of
 from ..flags.request import Request
 from ..terminal.answer import Answer
+from ..terminal.log import log_event
+from .forecast_report import with_forecast
 from .needs_report import with_needs
 from .summary import report_inspection, report_plan
 
@@ -29,7 +33,7 @@ Ready = Callable[[Flags], str]
 class Planned:
     """`standing` is what the output folder holds of the job already. Where columns do not fit, there is no job: `refused` says
     why, and `answer` shows what fits and what does not. `ready` is the command or call that would be let through, None where
-    flags alone do not help, or are not needed.
+    flags alone do not help, or are not needed. `forecast` is of --trial.
     """
 
     prepared: Prepared | None
@@ -37,6 +41,7 @@ class Planned:
     answer: Answer
     refused: DataError | None = None
     ready: str | None = None
+    forecast: Forecast | None = None
 
 
 def plan(request: Request, options: PredictOptions, ready: Ready) -> Planned:
@@ -50,10 +55,29 @@ def plan(request: Request, options: PredictOptions, ready: Ready) -> Planned:
     # Rows that go to dead letters fail no job, and with a limit it is not known whether any is read.
     if needs and request.limit is None and request.on_error.dead_letters is None:
         return _refused(request, ready, None, needs)
-    shards = plan_shards(prepared.job, input_files(prepared.job))
-    answer = report_plan(prepared, standing, shards, runner_of(options))
-    command = _command(needs, ready)
-    return Planned(prepared, standing, with_needs(answer, needs, command), ready=command)
+    shards, sample = plan_shards(prepared.job, input_files(prepared.job)), EvenSample()
+    answer = report_plan(prepared, standing, sample.watch(shards), runner_of(options))
+    command, made = _command(needs, ready), None
+    answer = with_needs(answer, needs, command)
+    if request.trial is not None:
+        made = _forecast(request, request.trial, prepared, sample, answer)
+        answer = with_forecast(answer, made)
+    return Planned(prepared, standing, answer, None, command, made)
+
+
+def _forecast(request: Request, rows: int, prepared: Prepared, sample: EvenSample, answer: Answer) -> Forecast:
+    """Raises what a run raises at a row that cannot be predicted."""
+    planned = answer.document["input"]
+    log_event("note", f"Running about {rows:,} rows here, for a minute at most, to measure what the plan will take.")
+    return forecast(
+        run_trial(prepared.job, sample.shards, rows),
+        rows=planned["rows"],
+        shards=planned["shards"],
+        input_bytes=planned["bytes"],
+        min_memory=answer.document["memory_bytes_per_worker"],
+        within=request.within,
+        price_per_core_hour=request.price_per_core_hour,
+    )
 
 
 def _needs(request: Request, prepared: Prepared) -> tuple[Need, ...]:

@@ -92,6 +92,14 @@ class Flags:
             metavar="N",
             help="verify: also compute N random batches again; add the flags of the job's command",
         )
+        trial = (
+            "plan: run about N rows here, keeping nothing, for a minute at most, and show what the whole plan will take"
+        )
+        what.add_argument("--trial", type=int, metavar="N", help=trial)
+        within = "plan: how long the job may take, as 2h or 90min, for which --trial counts the workers (default: 1h)"
+        what.add_argument("--within", metavar="TIME", help=within)
+        price = "plan: what an hour of one core costs, for which --trial shows the cost of the whole plan"
+        what.add_argument("--price_per_core_hour", type=float, metavar="PRICE", help=price)
         columns = parser.add_argument_group("columns")
         columns.add_argument(
             "--feature",
@@ -333,6 +341,7 @@ class Flags:
 # Flags of a job that say nothing to a command that does not run it.
 _ONLY_RUN = {"no_wait", "clean"}
 _ONLY_VERIFY = {"sample"}
+_ONLY_PLAN = {"trial", "within", "price_per_core_hour"}
 _INSPECT = {
     *("model", "weights", "custom_objects", "unsafe_model", "signature", "input"),
     *("feature", "prediction", "keep", "partition_columns", "cast", "fill", "pad", "decode_image", "prediction_type"),
@@ -348,7 +357,7 @@ def flags_of(command: str) -> list[argparse.Action]:
     every = {action.dest for action in parser._actions}
     of = {
         "": every,
-        "run": every - _ONLY_VERIFY,
+        "run": every - _ONLY_VERIFY - _ONLY_PLAN,
         "plan": every - _ONLY_VERIFY - _ONLY_RUN,
         "inspect": _INSPECT,
         "verify": _VERIFY,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from headrace.transforms.tables.snapshot import parse_table
 
 from ..packages.user_package import UserPackage
 from .beam_options import PredictOptions
+from .duration import seconds_of
 from .flags import DEFAULT_MAX_BAD_ROWS, DEFAULT_MAX_FAILED_SHARDS, DEFAULT_SIGNATURE, NEEDED
 from .names import split_names, split_pair
 
@@ -35,7 +37,7 @@ class ModelRequest:
 class Request:
     """What a person asked for, parsed. `keep=None` and `batch_rows=None` leave the choice to headrace.
 
-    `packages` are `user_packages` built, for as long as they are on the path.
+    `within` is in seconds. `packages` are `user_packages` built, for as long as they are on the path.
 
     Keys of `features`, `predictions`, `top_k`, `cast`, `fill`, `pad` and `decode_image` are tensors, or `NAME.TENSOR` of a
     named model. `top_k` are numbers of classes, each with the URI of their labels where there are any.
@@ -69,6 +71,9 @@ class Request:
     shard_bytes: int
     limit: int | None
     sample: int | None
+    trial: int | None
+    within: float | None
+    price_per_core_hour: float | None
     compact: bool
     incremental: bool
     overwrite: bool
@@ -105,7 +110,8 @@ def parse_request(options: PredictOptions, command: str) -> Request:
                 expected=" ".join(f"--{flag}=…" for flag in needed),
                 cure="Add it; headrace --help shows an example",
             )
-    for name in ("limit", "sample", "shard_bytes", "connections", "in_flight_bytes", "max_failed_shards"):
+    _check_trial(options, command)
+    for name in ("limit", "sample", "trial", "shard_bytes", "connections", "in_flight_bytes", "max_failed_shards"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise InvalidRequest(f"--{name}={value} is out of range", expected="1 or more", found=str(value))
     inputs = tuple(map(_input, options.input or ()))
@@ -162,6 +168,9 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         shard_bytes=options.shard_bytes,
         limit=options.limit,
         sample=options.sample,
+        trial=options.trial,
+        within=None if options.within is None else seconds_of("within", options.within),
+        price_per_core_hour=options.price_per_core_hour,
         compact=options.compact,
         incremental=options.incremental,
         overwrite=options.overwrite,
@@ -196,6 +205,20 @@ def _check_tables(inputs: tuple[str, ...]) -> None:
             expected="one table alone: all files of a job have that table's columns",
             found=", ".join(inputs),
             cure="Run a job for each",
+        )
+
+
+def _check_trial(options: PredictOptions, command: str) -> None:
+    for name in ("trial", "within", "price_per_core_hour"):
+        if getattr(options, name) is not None and (command != "plan" or options.trial is None):
+            raise InvalidRequest(
+                f"--{name} is for plan" + (" --trial" if name != "trial" else ""),
+                cure="headrace plan --trial=N and the flags of the job's command",
+            )
+    price = options.price_per_core_hour
+    if price is not None and not 0 < price < math.inf:
+        raise InvalidRequest(
+            f"--price_per_core_hour={price} is not a price", expected="a number above 0", found=str(price)
         )
 
 

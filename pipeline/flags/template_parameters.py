@@ -19,9 +19,9 @@ from .beam_options import PredictOptions
 
 IMAGE_VARIABLE = "HEADRACE_IMAGE"
 _NEEDED = ("model", "input", "output")
-# verify's own; always given; what nobody reads; and a folder of the launcher's machine, which has nobody's files: bake modules
-# into the image.
-_NOT_OFFERED = ("sample", "no_wait", "json", "user_package")
+# verify's own and plan's own; always given; what nobody reads; and a folder of the launcher's machine, which has nobody's
+# files: bake modules into the image.
+_NOT_OFFERED = ("sample", "trial", "within", "price_per_core_hour", "no_wait", "json", "user_package")
 # What kind of machines, and how much is told by the command that stages.
 _STAGED = ("worker_accelerator", "log_format", "verbose")
 # A semicolon within a value has a backslash before it.

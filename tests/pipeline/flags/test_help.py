@@ -82,6 +82,7 @@ def test_each_command_shows_its_own_flags(capsys: Capture, command: str) -> None
     shown = re.findall(r"^  (?:-h, )?--(\w+)", texts[0], re.MULTILINE)
     assert shown == ["help", *(action.dest for action in flags_of(command))]
     assert ("sample" in shown) == (command == "verify")
+    assert ("trial" in shown) == (command == "plan")
     assert ("overwrite" in shown) == (command in ("run", "plan"))
     assert set(NEEDED[command]) <= set(shown)
 
