@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test faults chaos fuzz lint check venv bench-load constraints clean docs coverage test-pythons pictures picture-report
 .PHONY: schedule venv-airflow test-airflow run-dataflow metadata template template-classic run-flink test-runners
-.PHONY: bench-throughput bench-images bench-startup bench-memory bench-gil bench-guard bench-scale bench-tail bench-gpu bench-forecast bench-smoke bench-peers
+.PHONY: bench-throughput bench-images bench-examples bench-startup bench-memory bench-gil bench-guard bench-scale bench-tail bench-gpu bench-forecast bench-smoke bench-peers
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -139,7 +139,7 @@ docs: venv ## the documents as a site, with no warning, into build/site
 
 PEERS ?= .venv-peers
 IN_WORK = $(if $(WORK),--work=$(call quoted,WORK))
-BENCHES := throughput images startup memory gil guard scale tail gpu forecast
+BENCHES := throughput images examples startup memory gil guard scale tail gpu forecast
 
 bench-throughput: venv ## rows per second beside six peers; [WORK=folder] [RUNS=5] [ARGS=--svg=FILE]; half an hour
 	-@$(MAKE) --no-print-directory bench-peers
@@ -147,6 +147,9 @@ bench-throughput: venv ## rows per second beside six peers; [WORK=folder] [RUNS=
 
 bench-images: venv ## images per second through ResNet50, beside a bare loop; [WORK=folder] [RUNS=3]
 	$(BIN)/python -m benchmarks.images $(IN_WORK) --runs=$(or $(RUNS),3) $(ARGS)
+
+bench-examples: venv ## rows per CPU second that become tf.train.Example, beside a function row by row; [RUNS=9]
+	$(BIN)/python -m benchmarks.examples --runs=$(or $(RUNS),9) $(ARGS)
 
 bench-startup: venv ## seconds of a job of 1,000 rows, beside the imports and the model alone; [RUNS=7]
 	$(BIN)/python -m benchmarks.startup $(IN_WORK) --runs=$(or $(RUNS),7) $(ARGS)

@@ -23,6 +23,7 @@ _DICTS = {
     "fill": "fill",
     "pad": "pad",
     "prediction": "predictions",
+    "tf_example": "tf_example",
     "top_k": "top_k",
 }
 _LISTS = ("cast", "custom_objects", "input", "keep", "outputs")

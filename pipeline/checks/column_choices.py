@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
+from headrace.transforms.columns.example_inputs import row_inputs
 from headrace.transforms.columns.inputs import ColumnRules
 from headrace.transforms.columns.plan import ColumnChoice
 from headrace.transforms.columns.struct_paths import known_name
@@ -24,7 +26,7 @@ def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[Co
     """
     names = [model.name for model in request.models]
     labels = {uri: read_labels(uri, request.storage) for _, uri in request.top_k.values() if uri}
-    inputs, outputs = (set().union(*(getattr(one, what) for one in signatures)) for what in ("inputs", "outputs"))
+    tensors, outputs = (set().union(*(getattr(one, what) for one in signatures)) for what in ("inputs", "outputs"))
 
     def of(name: str, given: Mapping[str, Value], flag: str, own: Iterable[str], every: set[str]) -> dict[str, Value]:
         general: dict[str, Value] = {}
@@ -44,13 +46,20 @@ def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[Co
                 )
         return general | specific
 
-    def choice(name: str, signature: Signature) -> ColumnChoice:
-        features = of(name, request.features, "--feature", signature.inputs, inputs)
+    encoded = [
+        ColumnRules(tf_example=tuple(sorted(of(name, request.tf_example, "--tf_example", one.inputs, tensors).items())))
+        for name, one in zip(names, signatures, strict=True)
+    ]
+    rows = [row_inputs(one.inputs, some) for one, some in zip(signatures, encoded, strict=True)]
+    inputs = set().union(*rows)
+
+    def choice(name: str, signature: Signature, own: Iterable[str], encoding: ColumnRules) -> ColumnChoice:
+        features = of(name, request.features, "--feature", own, inputs)
         rules: dict[str, Any] = {
-            flag: tuple(sorted(of(name, getattr(request, flag), f"--{flag}", signature.inputs, inputs).items()))
+            flag: tuple(sorted(of(name, getattr(request, flag), f"--{flag}", own, inputs).items()))
             for flag in ("fill", "pad", "decode_image")
         }
-        named = of(name, every_input(request.cast, names, signature.inputs, name), "--cast", signature.inputs, inputs)
+        named = of(name, every_input(request.cast, names, own, name), "--cast", own, inputs)
         whole = {"*", f"{name}.*"} & request.cast.keys()
         decoded = {tensor for tensor, _ in rules["decode_image"]} if whole else set()
         cast = tuple(sorted(tensor for tensor in named if tensor not in decoded))
@@ -58,18 +67,18 @@ def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[Co
         asked = dict.fromkeys(request.outputs or (), True)
         some = tuple(of(name, asked, "--outputs", signature.outputs, outputs))
         top_k = of(name, request.top_k, "--top_k", signature.outputs, outputs)
-        constants = of(name, request.constants, "--constant", signature.inputs, inputs)
+        constants = of(name, request.constants, "--constant", signature.inputs, tensors)
         return ColumnChoice(
             name,
             tuple(features.items()),
             tuple(predictions.items()),
-            ColumnRules(cast=cast, prediction_type=request.prediction_type, **rules),
+            replace(encoding, cast=cast, prediction_type=request.prediction_type, **rules),
             some or None,
             tuple(sorted(constants.items())),
             tuple(TopK(output, k, labels[uri] if uri else None) for output, (k, uri) in sorted(top_k.items())),
         )
 
-    return [choice(name, signature) for name, signature in zip(names, signatures, strict=True)]
+    return [choice(*one) for one in zip(names, signatures, rows, encoded, strict=True)]
 
 
 def every_input(given: Mapping[str, bool], models: Sequence[str], own: Iterable[str], name: str) -> dict[str, bool]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from headrace.transforms.columns.example_inputs import ExampleInput, encoded_features, row_inputs
 from headrace.transforms.columns.inputs import Input, plan_inputs, plan_outputs
 from headrace.transforms.columns.plan import ColumnChoice, of_whole_batch, selected, varying_batch
 from headrace.transforms.columns.rules import ColumnRules
@@ -24,8 +25,8 @@ class Link:
     without a column: a constant, or an output that becomes none.
 
     `model` is its name, "" of the only one. `columns` are names and types, the type None of one that is not there. `how` is
-    "" where values stay as they are, else "widened", "cast", "decoded", "packed", or why a tensor has no column. `problem`
-    says why it does not fit, "" where it does, and `cure` what to do.
+    "" where values stay as they are, else "widened", "cast", "decoded", "packed", "encoded", or why a tensor has no column.
+    `problem` says why it does not fit, "" where it does, and `cure` what to do.
     """
 
     kind: str
@@ -78,22 +79,31 @@ def _of_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice) -> 
     inputs, outputs = varying_batch(choice.fed(signature))
     features, predictions = dict(choice.features), dict(choice.predictions)
     best = {one.output: one for one in choice.top_k}
+    fed = row_inputs(inputs, choice.rules)
     for tensor in [*features, *predictions]:
-        if tensor not in inputs and tensor not in outputs:
-            kind, known = ("feature", inputs) if tensor in features else ("prediction", outputs)
+        if tensor not in fed and tensor not in outputs:
+            kind, known = ("feature", fed) if tensor in features else ("prediction", outputs)
             problem = f"The model has no {'input' if tensor in features else 'output'} {tensor!r}"
             yield Link(kind, choice.name, (), TensorSpec(tensor, "", ()), "", problem, nearest(tensor, known))
+    encoded = encoded_features(inputs, choice.rules)
+    try:
+        planned = {one.spec.name: one for one in plan_inputs(schema, inputs, features, rules=choice.rules).inputs}
+    except HeadraceError:  # each is then looked at alone
+        planned = {}
     for name, spec in inputs.items():
-        chosen = {name: features.get(name) or (name,)} if features or len(inputs) > 1 else {}
-        wanted = chosen.get(name) or (name,)
+        if name in planned:
+            yield _fed(planned[name], choice.name)
+            continue
+        tensors = encoded.get(name) or (name,)
+        chosen = {one: features.get(one) or (one,) for one in tensors} if features or len(inputs) > 1 else {}
+        wanted = [column for one in tensors for column in chosen.get(one) or (one,)]
         try:
-            (one,) = plan_inputs(schema, {name: spec}, chosen, rules=rules_of(choice.rules, name)).inputs
+            (one,) = plan_inputs(schema, {name: spec}, chosen, rules=rules_of(choice.rules, name, *tensors)).inputs
         except HeadraceError as error:
             columns = tuple((column, _type(schema, column)) for column in wanted)
             yield Link("feature", choice.name, columns, spec, "", error.what, error.cure)
             continue
-        columns = tuple((column.name, member_type(column.type, column.path)) for column in one.columns)
-        yield Link("feature", choice.name, columns, spec, _how(one))
+        yield _fed(one, choice.name)
     for name, spec in constants.items():
         yield Link("aside", choice.name, (), spec, f"constant {dict(choice.constants)[name]}")
     try:
@@ -125,15 +135,24 @@ def _of_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice) -> 
         yield Link("prediction", choice.name, tuple((field.name, field.type) for field in fields), outputs[name])
 
 
-def rules_of(rules: ColumnRules, tensor: str) -> ColumnRules:
+def _fed(one: Input | ExampleInput, model: str) -> Link:
+    columns = tuple((column.name, member_type(column.type, column.path)) for column in one.columns)
+    return Link("feature", model, columns, one.spec, _how(one))
+
+
+def rules_of(rules: ColumnRules, *tensors: str) -> ColumnRules:
     def own(pairs: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
-        return tuple(pair for pair in pairs if pair[0] == tensor)
+        return tuple(pair for pair in pairs if pair[0] in tensors)
 
-    cast = tuple(name for name in rules.cast if name == tensor)
-    return replace(rules, pad=own(rules.pad), fill=own(rules.fill), decode_image=own(rules.decode_image), cast=cast)
+    of_pairs: dict[str, Any] = {
+        flag: own(getattr(rules, flag)) for flag in ("pad", "fill", "decode_image", "tf_example")
+    }
+    return replace(rules, cast=tuple(name for name in rules.cast if name in tensors), **of_pairs)
 
 
-def _how(one: Input) -> str:
+def _how(one: Input | ExampleInput) -> str:
+    if isinstance(one, ExampleInput):
+        return "encoded"
     if any(column.rule.image is not None for column in one.columns):
         return "decoded"
     if any(column.leaf.dtype != one.spec.dtype or not column.leaf.exact for column in one.columns):

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from headrace.transforms.columns.casts import casts_exactly
 from headrace.transforms.columns.column import Column
+from headrace.transforms.columns.example_inputs import ExampleInput, encoded_features
 from headrace.transforms.columns.inputs import Input, plan_inputs
 from headrace.transforms.columns.nesting import FixedLists, Member
 from headrace.transforms.columns.plan import ColumnChoice, varying_batch
@@ -58,7 +59,9 @@ def column_needs(request: Request, signatures: Sequence[Signature], sample: Inpu
     tensors: list[_Tensor] = []
     for signature, choice in zip(signatures, choose_columns(request, signatures), strict=True):
         inputs, _ = varying_batch(choice.fed(signature))
-        tensors += (_Tensor(sample, signature, inputs, name, choice) for name in inputs)
+        # Of those that are encoded, the run names the first column that does not fit.
+        encoded = encoded_features(inputs, choice.rules)
+        tensors += (_Tensor(sample, signature, inputs, name, choice) for name in inputs if name not in encoded)
     planned = [(tensor, columns) for tensor in tensors if (columns := tensor.columns())]
     if request.preprocess is None:
         sample.count_nulls({column.path[0] for _, columns in planned for column in columns})
@@ -105,7 +108,7 @@ class _Tensor:
         if unsure := [column for column in stored if not self._settled_by_footers(column) or bounded]:
             self._look_at_rows(unsure)
 
-    def _planned(self, rules: ColumnRules) -> Input:
+    def _planned(self, rules: ColumnRules) -> Input | ExampleInput:
         schema = self._sample.schema(
             self._signature, replace(self._choice, rules=rules), self._chosen.get(self._name, ())
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from headrace.transforms.columns.example_inputs import row_inputs
 from headrace.transforms.columns.plan import ColumnChoice, ColumnPlan, choose_batch_rows, plan_columns
 from headrace.transforms.columns.where import RowFilter
 from headrace.transforms.errors import ColumnError, HeadraceError, InvalidRequest
@@ -34,6 +35,7 @@ from headrace.transforms.versions import versions
 
 from ..flags.request import Request
 from .column_choices import choose_columns
+from .held_examples import check_examples
 from .report_place import check_report
 from .table_input import patterns_of, requested_table
 
@@ -85,6 +87,7 @@ def prepare(request: Request) -> Prepared:
         )
     prepared = _hold_together(request, around, refs, specs, patterns, inputs, stored)
     check_plain(store, inputs.first, input_columns(prepared.job))
+    check_examples(request, prepared.job, prepared.columns, inputs.first)
     return prepared
 
 
@@ -202,8 +205,9 @@ def with_partitions(
     cast = {
         column
         for signature, choice in models
-        for tensor, columns in ({name: (name,) for name in signature.inputs} | dict(choice.features)).items()
-        if tensor in choice.rules.cast and tensor in signature.inputs and signature.inputs[tensor].dtype != "string"
+        for fed in [row_inputs(signature.inputs, choice.rules)]
+        for tensor, columns in ({name: (name,) for name in fed} | dict(choice.features)).items()
+        if tensor in choice.rules.cast and tensor in fed and fed[tensor].dtype != "string"
         for column in columns
     }
     kinds = {

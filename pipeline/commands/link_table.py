@@ -17,6 +17,7 @@ _MOST_COLUMNS = 40
 _ARROWS = {
     ("feature", ""): "───────▶",
     ("feature", "packed"): "───────▶",
+    ("feature", "encoded"): "───────▶",
     ("feature", "widened"): "─widen─▶",
     ("feature", "cast"): "─ cast ▶",
     ("feature", "decoded"): "─image─▶",

@@ -13,7 +13,15 @@ from headrace.transforms.container_limits import usable_memory
 from headrace.transforms.jobs.input_files import PassedOver
 from headrace.transforms.jobs.job import Job
 from headrace.transforms.models.ref import ModelRef
-from headrace.transforms.models.spec import GRAPH_FACTOR, LARGE_GRAPH, ModelSpec, Operations, Signature, TensorSpec
+from headrace.transforms.models.spec import (
+    GRAPH_FACTOR,
+    LARGE_GRAPH,
+    ExampleFormat,
+    ModelSpec,
+    Operations,
+    Signature,
+    TensorSpec,
+)
 from headrace.transforms.shards.shard import Shard
 from headrace.transforms.storage.store import public_uri
 
@@ -300,6 +308,7 @@ def _looked_model_lines(ref: ModelRef, spec: ModelSpec, drawn_below: str | None)
             ]
             kind = "function" if signature.name in spec.functions else "signature"
             yield from ("", f"{kind} {signature.name}", *table(("", "tensor", "dtype", "shape"), rows, WIDTH))
+        yield from _example_lines(signature)
         yield from _operations_lines(spec, signature.name)
     if spec.functions:
         found = "no signature, but" if not (spec.signatures.keys() - set(spec.functions)) else "beside its signatures"
@@ -307,6 +316,21 @@ def _looked_model_lines(ref: ModelRef, spec: ModelSpec, drawn_below: str | None)
             f"The model has {found} functions to call, as --signature={spec.functions[0]}: {', '.join(spec.functions)}"
         )
         yield from ("", *wrapped("", text))
+
+
+def _example_lines(signature: Signature) -> Iterator[str]:
+    for name, tensor in signature.inputs.items():
+        if tensor.example is not None:
+            why = (
+                f"; {tensor.example.problem}"
+                if tensor.example.problem
+                else f"; --tf_example={name} makes them of columns"
+            )
+            yield from wrapped("", f"{name} takes {tensor.example}{why}")
+
+
+def _example_document(example: ExampleFormat) -> dict[str, Any]:
+    return asdict(example) | {"features": [asdict(one) | {"shape": list(one.shape)} for one in example.features]}
 
 
 _OPERATIONS = {
@@ -329,6 +353,7 @@ def _signature_document(signature: Signature, spec: ModelSpec) -> dict[str, Any]
     def specs(tensors: Iterable[TensorSpec]) -> list[dict[str, Any]]:
         return [
             {"name": one.name, "dtype": one.dtype, "shape": None if one.shape is None else list(one.shape)}
+            | ({} if one.example is None else {"example": _example_document(one.example)})
             for one in tensors
         ]
 

@@ -175,6 +175,13 @@ class Flags:
             help="decode JPEG or PNG bytes, and resize images to this height and width; repeatable",
         )
         columns.add_argument(
+            "--tf_example",
+            action="append",
+            metavar="TENSOR[=A,B…]",
+            help="encode columns as the serialized tf.train.Example that an input takes, of all features that it parses or of "
+            "those named; each is then a tensor to --feature, --fill and --cast; repeatable",
+        )
+        columns.add_argument(
             "--prediction_type",
             choices=("auto", "list", "tensor"),
             default="auto",
@@ -345,7 +352,7 @@ _ONLY_PLAN = {"trial", "within", "price_per_core_hour"}
 _INSPECT = {
     *("model", "weights", "custom_objects", "unsafe_model", "signature", "input"),
     *("feature", "prediction", "keep", "partition_columns", "cast", "fill", "pad", "decode_image", "prediction_type"),
-    *("preprocess", "user_package", "json", "log_format", "verbose", "billing_project"),
+    *("tf_example", "preprocess", "user_package", "json", "log_format", "verbose", "billing_project"),
 }
 _VERIFY = {"output", "sample", "json", "log_format", "verbose", "billing_project"}
 

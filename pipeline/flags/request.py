@@ -39,8 +39,8 @@ class Request:
 
     `within` is in seconds. `packages` are `user_packages` built, for as long as they are on the path.
 
-    Keys of `features`, `predictions`, `top_k`, `cast`, `fill`, `pad` and `decode_image` are tensors, or `NAME.TENSOR` of a
-    named model. `top_k` are numbers of classes, each with the URI of their labels where there are any.
+    Keys of `features`, `predictions`, `top_k`, `cast`, `fill`, `pad`, `decode_image` and `tf_example` are tensors, or
+    `NAME.TENSOR` of a named model. `top_k` are numbers of classes, each with the URI of their labels where there are any.
     """
 
     models: tuple[ModelRequest, ...]
@@ -59,6 +59,7 @@ class Request:
     fill: dict[str, str]
     pad: dict[str, str]
     decode_image: dict[str, tuple[int, int]]
+    tf_example: dict[str, tuple[str, ...]]
     prediction_type: str
     keep: tuple[str, ...] | None
     partition_columns: str
@@ -156,6 +157,7 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         decode_image={
             tensor: _size(tensor, value.strip()) for tensor, value in _pairs("--decode_image", options.decode_image)
         },
+        tf_example=_tf_examples(options.tf_example),
         prediction_type=options.prediction_type,
         keep=None if options.keep is None else tuple(dict.fromkeys(_names(options.keep))),
         partition_columns=options.partition_columns,
@@ -356,6 +358,23 @@ def _outputs(value: str) -> tuple[str, ...]:
     if not names:
         raise InvalidRequest("--outputs names no output", expected="--outputs=A,B", found=repr(value))
     return names
+
+
+def _tf_examples(values: list[str] | None) -> dict[str, tuple[str, ...]]:
+    """Features by input; none where all of them are meant."""
+    found: dict[str, tuple[str, ...]] = {}
+    for value in values or ():
+        name, rest = split_pair(value)
+        features = () if rest is None else tuple(dict.fromkeys(_names(rest)))
+        if not name or (rest is not None and not features):
+            raise InvalidRequest(
+                f"--tf_example needs TENSOR or TENSOR=A,B; got {value!r}",
+                cure="Write --tf_example=TENSOR to encode every feature that the model parses",
+            )
+        if name.trimmed in found:
+            raise InvalidRequest(f"--tf_example names {name.trimmed!r} twice", expected="each input once", found=value)
+        found[name.trimmed] = features
+    return found
 
 
 _VALUES = ("--fill", "--pad", "--constant", "--top_k")

@@ -49,6 +49,7 @@ _FORMS = {
     "fill": rf"[^;=]+={_PART}*",
     "pad": rf"[^;=]+={_PART}*",
     "decode_image": r"[^;=]+=[1-9]\d*x[1-9]\d*",
+    "tf_example": rf"[^;=]+(={_PART}+)?",
     "batch_size": r"auto|[1-9]\d*",
     "max_bad_rows": r"\d+(\.\d+)?%?",
     "worker_accelerator": r"[a-z0-9-]+:[1-9]\d?(:[\w.]+)?",

@@ -13,10 +13,11 @@ _LEAST_CELL = 8
 
 
 def tensor_cells(spec: TensorSpec) -> tuple[str, str]:
+    dtype = spec.dtype if spec.example is None else spec.example.message
     if spec.shape is None:
-        return spec.dtype, "any shape"
+        return dtype, "any shape"
     dims = ("batch" if i == 0 and dim is None else str(dim or "?") for i, dim in enumerate(spec.shape))
-    return spec.dtype, f"[{', '.join(dims)}]"
+    return dtype, f"[{', '.join(dims)}]"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:

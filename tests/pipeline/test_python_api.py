@@ -95,6 +95,8 @@ def test_what_is_shown_is_escaped() -> None:
         ({"features": {"x": ["a", "b"]}}, ["--feature=x=a,b"]),
         ({"cast": ["x", "y"]}, ["--cast=x", "--cast=y"]),
         ({"decode_image": {"x": (224, 200)}}, ["--decode_image=x=224x200"]),
+        ({"tf_example": ["x"]}, ["--tf_example=x"]),
+        ({"tf_example": {"x": ["a", "b,c"]}}, ["--tf_example=x=a,b\\,c"]),
         ({"overwrite": True, "incremental": False, "limit": None}, ["--overwrite"]),
         ({"input": ["a", Path("b")]}, ["--input=a", "--input=b"]),
         ({"fill": {"t": b"\xff"}}, ["--fill=t=\udcff"]),

@@ -6,6 +6,7 @@ whole batches, never on a row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,18 @@ from .wording import of
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+
+@dataclass(frozen=True, slots=True)
+class RowValues:
+    """What rows hold, one after the other: `counts` values each, numbers or an Arrow array of strings or binary.
+
+    `kept` are the rows of the batch that hold anything, None for all of them.
+    """
+
+    values: np.ndarray[Any, Any] | pa.Array[Any]
+    counts: int | np.ndarray[Any, Any]
+    kept: np.ndarray[Any, Any] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +87,18 @@ class Column:
             return self.leaf.numpy(at.array)
         return self._numbers(at, where, first_row)
 
+    def row_values(self, batch: pa.RecordBatch, where: str, first_row: int) -> RowValues:
+        """The values in the rule's dtype, lists as long as they are where the rule is ragged. Raises as `tensor`."""
+        at = self._open(batch, where, first_row)
+        numbers = isinstance(self.leaf, Numbers)
+        if at.present is None or not self.rule.ragged:
+            values = self._numbers(at, where, first_row) if numbers else self._bytes(at)
+            return RowValues(values, math.prod(at.dims), at.kept)
+        rows = batch.num_rows if at.kept is None else len(at.kept)
+        counts = np.count_nonzero(at.present.reshape(rows, -1), axis=1)
+        values = self._cast(at, where, first_row) if numbers else self._filled(at.array)
+        return RowValues(values, counts, at.kept)
+
     def _open(self, batch: pa.RecordBatch, where: str, first_row: int) -> Opened:
         array = batch.column(self.path[0])
         if array.type != self.type and not self._reads(array.type):
@@ -85,6 +110,8 @@ class Column:
             )
         at = Opened(array)
         for level in self.levels:
+            if self.rule.optional and not at.dims and not isinstance(level, Member):
+                at.leave_out_nulls()
             # A member is null where its struct is, so that its nulls are told with those of the next level.
             fills = isinstance(level, Member) or (level.fills_nulls and self.rule.fill is not None)
             if at.array.null_count and not fills:
@@ -105,6 +132,8 @@ class Column:
                     refused.alike = _alike(at, np.flatnonzero(error.wrong), error.lengths, "{} values")
                 raise refused from None
         at.array = self.leaf.plain(at.array)
+        if self.rule.optional and not at.dims:
+            at.leave_out_nulls()
         if at.array.null_count and self.rule.fill is None:
             self._refuse_nulls(batch, at, where, first_row)
         return at
@@ -113,7 +142,11 @@ class Column:
         """The file's row of the value at this index, which fails; raises the error of an earlier row that fails deeper."""
         row = at.row(index)
         if row:
-            self.tensor(batch.slice(0, row), None, where, first_row)
+            before = batch.slice(0, row)
+            if self.rule.optional:
+                self.row_values(before, where, first_row)
+            else:
+                self.tensor(before, None, where, first_row)
         return first_row + row
 
     def _lends(self, at: Opened) -> bool:
@@ -135,6 +168,15 @@ class Column:
             ) from None
 
     def _numbers(self, at: Opened, where: str, first_row: int) -> np.ndarray[Any, Any]:
+        read = self._cast(at, where, first_row)
+        if at.present is None:
+            return read
+        padded = np.full(len(at.present), np.asarray(self.rule.pad, read.dtype))
+        padded[at.present] = read
+        return padded
+
+    def _cast(self, at: Opened, where: str, first_row: int) -> np.ndarray[Any, Any]:
+        """Nulls filled, nothing padded."""
         assert isinstance(self.leaf, Numbers)
         dtype = numpy_dtype(self.rule.dtype)
         values = self.leaf.numpy(at.array)
@@ -154,18 +196,13 @@ class Column:
             )
             refused.alike = _alike(at, error.wrong, error.values)
             raise refused from None
-        if missing is not None:
-            read = np.where(missing, np.asarray(self.rule.fill, dtype), read)
-        if at.present is None:
-            return read
-        padded = np.full(len(at.present), np.asarray(self.rule.pad, dtype))
-        padded[at.present] = read
-        return padded
+        return read if missing is None else np.where(missing, np.asarray(self.rule.fill, dtype), read)
+
+    def _filled(self, array: pa.Array[Any]) -> pa.Array[Any]:
+        return array.fill_null(_scalar(self.rule.fill, array.type)) if array.null_count else array
 
     def _bytes(self, at: Opened) -> pa.Array[Any]:
-        array = at.array
-        if array.null_count:
-            array = array.fill_null(_scalar(self.rule.fill, array.type))
+        array = self._filled(at.array)
         if at.present is not None:
             places = pa.array(np.cumsum(at.present) - 1, mask=~at.present)
             array = array.take(places).fill_null(_scalar(self.rule.pad, array.type))

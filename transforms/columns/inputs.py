@@ -9,7 +9,7 @@ name is that wins. Casts happen only where no value can change, bool becomes 0 a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,20 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import ColumnError, DataError, NullFeature, UnsupportedModel
-from ..models.spec import TensorSpec
+from ..models.spec import ExampleFeature, TensorSpec
 from ..models.streaming.dlpack import to_tensor
 from ..nested_arrow import numbers_in
 from .casts import NUMERIC, can_cast, casts_exactly, is_float, numpy_dtype
 from .column import Column, column_of
+from .example_inputs import (
+    ExampleInput,
+    check_feature_column,
+    check_held_examples,
+    encoded_features,
+    example_cure,
+    feature_rule,
+    row_inputs,
+)
 from .nesting import EqualLists, Level, PaddedLists
 from .outputs import Output, OutputPlan, output_plan
 from .rules import ColumnRules, TensorRule, tensor_rules
@@ -41,6 +50,18 @@ class Input:
     spec: TensorSpec
     columns: tuple[Column, ...]
     inner: tuple[int, ...] | None
+
+    @property
+    def mapping(self) -> dict[str, tuple[str, ...]]:
+        return {self.spec.name: tuple(column.name for column in self.columns)}
+
+    @property
+    def row_nbytes(self) -> int | None:
+        inner = self.inner if self.inner is not None else self.columns[0].dims
+        if self.spec.dtype == "string" or None in inner:
+            return None
+        itemsize = 2 if self.spec.dtype == "bfloat16" else np.dtype(self.spec.dtype).itemsize
+        return itemsize * math.prod(dim or 0 for dim in inner)
 
     def tensor(self, batch: pa.RecordBatch, where: str, first_row: int) -> tf.Tensor:
         if len(self.columns) > 1:
@@ -67,12 +88,12 @@ class Input:
 class InputPlan:
     """Which columns become which tensors, and how; survives pickling."""
 
-    inputs: tuple[Input, ...]
+    inputs: tuple[Input | ExampleInput, ...]
 
     @property
     def mapping(self) -> Mapping[str, tuple[str, ...]]:
-        """Tensor name to its column or columns, members of structs by their path."""
-        return {one.spec.name: tuple(column.name for column in one.columns) for one in self.inputs}
+        """Name of a tensor, or of a feature that is encoded, to its column or columns, members of structs by their path."""
+        return {name: columns for one in self.inputs for name, columns in one.mapping.items()}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -91,14 +112,19 @@ class InputPlan:
     @property
     def row_nbytes(self) -> int | None:
         """Bytes that one row takes in the tensors; None where strings or lists vary."""
-        total = 0
-        for one in self.inputs:
-            inner = one.inner if one.inner is not None else one.columns[0].dims
-            if one.spec.dtype == "string" or None in inner:
-                return None
-            itemsize = 2 if one.spec.dtype == "bfloat16" else np.dtype(one.spec.dtype).itemsize
-            total += itemsize * math.prod(dim or 0 for dim in inner)
-        return total
+        sizes = [one.row_nbytes for one in self.inputs]
+        return None if None in sizes else sum(size or 0 for size in sizes)
+
+    def unasked_examples(self, named: Collection[str]) -> list[Input]:
+        """Inputs of serialized messages that a column feeds as it is, though they are not `named`."""
+        return [
+            one for one in self.inputs if isinstance(one, Input) and one.spec.example and one.spec.name not in named
+        ]
+
+    def check_held_examples(self, named: Collection[str], batch: pa.RecordBatch, where: str) -> None:
+        """Raises `ColumnError` where such a column holds something else in the batch's first rows."""
+        for one in self.unasked_examples(named):
+            check_held_examples(one.spec, one.columns[0], batch, where)
 
     def tensors(self, batch: pa.RecordBatch, *, where: str = "", first_row: int = 0) -> dict[str, tf.Tensor]:
         """One tensor per input, its first dimension the rows of the batch, in Arrow's own memory where that is aligned.
@@ -126,7 +152,9 @@ class InputPlan:
         return found
 
 
-def _unfit(one: Input, batch: pa.RecordBatch, rows: np.ndarray[Any, Any], where: str, first_row: int) -> dict[int, str]:
+def _unfit(
+    one: Input | ExampleInput, batch: pa.RecordBatch, rows: np.ndarray[Any, Any], where: str, first_row: int
+) -> dict[int, str]:
     """Some of the rows that fail, all of them in the same way, if any does; `rows` are the batch's by their numbers."""
     try:
         one.tensor(batch, where, first_row)
@@ -150,7 +178,7 @@ def _unfit(one: Input, batch: pa.RecordBatch, rows: np.ndarray[Any, Any], where:
     }
 
 
-def _told_alone(one: Input, batch: pa.RecordBatch, index: int, where: str, row: int) -> DataError | None:
+def _told_alone(one: Input | ExampleInput, batch: pa.RecordBatch, index: int, where: str, row: int) -> DataError | None:
     try:
         one.tensor(batch.slice(index, 1), where, row)
     except (ColumnError, NullFeature) as error:
@@ -172,28 +200,46 @@ def plan_inputs(
     the only column that fits it, times and structs aside. Raises `ColumnError`.
     """
     ruled = check_inputs(inputs, features, rules)
-    names = {tensor: tuple(features.get(tensor) or (tensor,)) for tensor in inputs}
-    if len(inputs) == 1 and not features and path_of(schema, next(iter(inputs))) is None:
+    encoded = encoded_features(inputs, rules)
+    names = {tensor: tuple(features.get(tensor) or (tensor,)) for tensor in ruled}
+    if len(inputs) == 1 and not features and not encoded and path_of(schema, next(iter(inputs))) is None:
         ((tensor, spec),) = inputs.items()
         names = {tensor: (_only_fit(schema, spec, ruled[tensor], where),)}
-    return InputPlan(
-        tuple(_input(schema, inputs[tensor], columns, ruled[tensor], where) for tensor, columns in names.items())
-    )
+
+    def plan(tensor: str, spec: TensorSpec) -> Input | ExampleInput:
+        if tensor not in encoded:
+            return _input(schema, spec, names[tensor], ruled[tensor], where)
+        found = encoded[tensor]
+        columns = tuple(
+            _of_feature(schema, tensor, one, names[name], ruled[name], where) for name, one in found.items()
+        )
+        return ExampleInput(spec, tuple(found.values()), tuple(found), columns)
+
+    return InputPlan(tuple(plan(tensor, spec) for tensor, spec in inputs.items()))
 
 
 def check_inputs(
     inputs: Mapping[str, TensorSpec], features: Iterable[str], rules: ColumnRules
 ) -> dict[str, TensorRule]:
     """What is to be done to each tensor's values. Raises `ColumnError` for a name or value that does not suit the model."""
+    rows, encoded = row_inputs(inputs, rules), encoded_features(inputs, rules)
     for tensor in features:
-        if tensor not in inputs:
+        if tensor in encoded:
+            raise ColumnError(
+                f"--feature and --tf_example both name '{tensor}'",
+                expected=f"a column for a feature of its examples: {', '.join(encoded[tensor])}",
+                found=f"a column for '{tensor}' itself",
+                cure="Leave --tf_example out if that column holds serialized examples.",
+            )
+        if tensor not in rows:
             raise ColumnError(
                 f"The model has no input '{tensor}'",
                 expected="the name of one of its inputs",
-                found=listed("inputs", inputs),
-                cure=nearest(tensor, inputs) or "Name one of these instead.",
+                found=listed("inputs", rows),
+                cure=nearest(tensor, rows) or "Name one of these instead.",
             )
-    return tensor_rules(rules, inputs)
+    ruled = tensor_rules(rules, rows)
+    return ruled | {name: feature_rule(ruled[name], one) for some in encoded.values() for name, one in some.items()}
 
 
 def plan_outputs(
@@ -242,6 +288,15 @@ def _input(schema: pa.Schema, spec: TensorSpec, names: tuple[str, ...], rule: Te
     return Input(spec, tuple(columns), fit[1])
 
 
+def _of_feature(
+    schema: pa.Schema, tensor: str, feature: ExampleFeature, names: tuple[str, ...], rule: TensorRule, where: str
+) -> Column:
+    """The column of one feature of the examples that feed `tensor`; one value is as good as a list of it."""
+    spec = TensorSpec(rule.tensor, feature.dtype, (None, *feature.shape))
+    check_feature_column(schema, tensor, feature, spec, names, where)
+    return _input(schema, spec, names, rule, where).columns[0]
+
+
 def _column(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule, where: str) -> Column:
     """The handlers for a column whose values can become the tensor's; shapes are not looked at."""
     path = path_of(schema, name)
@@ -256,7 +311,7 @@ def _column(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule, wh
             found=listed("columns", schema.names),
             cure="Rename all but one."
             if found
-            else nearest(name, path_names(schema)) + f" Say --feature {spec.name}=COLUMN.",
+            else nearest(name, path_names(schema)) + f" Say --feature {spec.name}=COLUMN." + example_cure(spec),
         )
     kind = schema.field(path[0]).type
     column = column_of(name, path, kind, rule)
@@ -297,7 +352,7 @@ def _only_fit(schema: pa.Schema, spec: TensorSpec, rule: TensorRule, where: str)
         f"{'Several columns fit' if fitting else 'No column fits'} the model's only input '{spec.name}'{within(where)}",
         expected=f"one column for {described(spec)}",
         found=", ".join(fitting) or ", ".join(f"{field.name}: {field.type}" for field in schema),
-        cure=f"Name the column: --feature {spec.name}=COLUMN.",
+        cure=f"Name the column: --feature {spec.name}=COLUMN." + example_cure(spec),
     )
 
 

@@ -23,12 +23,20 @@ from .values import nulls, offsets
 class Opened:
     """The values of `array` stand, in order, at the places where `present` is true, or everywhere where that is None.
 
-    `dims` is what the levels so far make of one row: places are row-major.
+    `dims` is what the levels so far make of one row: places are row-major. `kept` are the batch's rows that are not left
+    out, None for all.
     """
 
     array: pa.Array[Any]
     present: np.ndarray[Any, Any] | None = None
     dims: tuple[int, ...] = ()
+    kept: np.ndarray[Any, Any] | None = None
+
+    def leave_out_nulls(self) -> None:
+        """Before any list is opened."""
+        if self.array.null_count:
+            there = ~nulls(self.array)
+            self.array, self.kept = self.array.filter(pa.array(there)), np.flatnonzero(there)
 
     def row(self, index: int) -> int:
         """The row of the batch that the value at this index of the array belongs to."""
@@ -37,7 +45,8 @@ class Opened:
     def rows(self, indices: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """`row` of each."""
         places = indices if self.present is None else np.flatnonzero(self.present)[indices]
-        return places // math.prod(self.dims)
+        rows = places // math.prod(self.dims)
+        return rows if self.kept is None else self.kept[rows]
 
 
 # One long list makes all of a batch long; this many values of eight bytes are 2 GiB.

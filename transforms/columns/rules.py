@@ -43,19 +43,24 @@ _PIXELS = (
 class ColumnRules:
     """What a person allows beyond what never changes a value. Keys are tensor names; survives pickling; hashable.
 
-    `pad` and `fill` hold values as typed, `decode_image` (height, width) in pixels.
+    `pad` and `fill` hold values as typed, `decode_image` (height, width) in pixels, `tf_example` the features that are encoded
+    into serialized tf.train.Example for an input, none for all of them: these then count as tensors too.
     """
 
     pad: tuple[tuple[str, str], ...] = ()
     fill: tuple[tuple[str, str], ...] = ()
     cast: tuple[str, ...] = ()
     decode_image: tuple[tuple[str, tuple[int, int]], ...] = ()
+    tf_example: tuple[tuple[str, tuple[str, ...]], ...] = ()
     prediction_type: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRule:
-    """The rules of one tensor of `dtype`; `image` is (height, width, channels)."""
+    """The rules of one tensor of `dtype`; `image` is (height, width, channels).
+
+    `optional` leaves rows out that are null, and `ragged` lists as long as they are, both for a parser that takes that.
+    """
 
     tensor: str
     dtype: str
@@ -63,14 +68,16 @@ class TensorRule:
     fill: Value | None = None
     cast: bool = False
     image: tuple[int, int, int] | None = None
+    optional: bool = False
+    ragged: bool = False
 
 
 def tensor_rules(rules: ColumnRules, inputs: Mapping[str, TensorSpec]) -> dict[str, TensorRule]:
     """One rule for each input. Raises `ColumnError` for names that are no input, and values that are not its dtype's."""
-    pads = _by_tensor("--pad", rules.pad, inputs)
-    fills = _by_tensor("--fill", rules.fill, inputs)
-    images = _by_tensor("--decode_image", rules.decode_image, inputs)
-    casts = _by_tensor("--cast", ((tensor, True) for tensor in dict.fromkeys(rules.cast)), inputs)
+    pads = by_tensor("--pad", rules.pad, inputs)
+    fills = by_tensor("--fill", rules.fill, inputs)
+    images = by_tensor("--decode_image", rules.decode_image, inputs)
+    casts = by_tensor("--cast", ((tensor, True) for tensor in dict.fromkeys(rules.cast)), inputs)
     found = {}
     for name, spec in inputs.items():
         image = _image(spec, images[name]) if name in images else None
@@ -93,7 +100,7 @@ def tensor_rules(rules: ColumnRules, inputs: Mapping[str, TensorSpec]) -> dict[s
     return found
 
 
-def _by_tensor(flag: str, given: Iterable[tuple[str, T]], inputs: Mapping[str, TensorSpec]) -> dict[str, T]:
+def by_tensor(flag: str, given: Iterable[tuple[str, T]], inputs: Mapping[str, TensorSpec]) -> dict[str, T]:
     found: dict[str, T] = {}
     for name, value in given:
         if name not in inputs:

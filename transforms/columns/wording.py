@@ -7,8 +7,12 @@ from collections.abc import Iterable
 
 from ..models.spec import TensorSpec
 
+_MOST_FEATURES = 12
+
 
 def described(spec: TensorSpec) -> str:
+    if spec.example is not None:
+        return spec.example.shown(_MOST_FEATURES)
     if spec.shape is None:
         return f"{spec.dtype} of any shape"
     return f"{spec.dtype} {shown(spec.shape)}"

@@ -110,7 +110,7 @@ class Model:
                     for word, names in (("missing", missing), ("unknown", unknown))
                     if names
                 ),
-                cure="Pass one array for each input, under its name.",
+                cure="Pass one array for each input, under its name." + self._encoding(),
             )
         self.check_process()
         tensors = {name: self._tensor(spec, arrays[name]) for name, spec in self.inputs.items()}
@@ -120,6 +120,10 @@ class Model:
             raise DataError(
                 f"Signature {self.signature!r} of {self.ref.uri} fails on these inputs", found=said(error)
             ) from error
+
+    def _encoding(self) -> str:
+        names = [name for name, spec in self.inputs.items() if spec.example is not None and not spec.example.problem]
+        return f" Columns are encoded by headrace.predict(model, data, tf_example={names})." if names else ""
 
     def _of_columns(self, table: pa.Table) -> dict[str, Any]:
         """A column holds one value for each row, where an input may want [rows, 1]."""

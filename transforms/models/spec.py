@@ -14,16 +14,59 @@ LARGE_GRAPH = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class ExampleFeature:
+    """What a model's own parser takes under one key of a serialized message.
+
+    `shape` is that of one row's values; its first dimension is None where rows may differ in it. Parsing fails for rows
+    without a `required` one.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    required: bool
+
+    @property
+    def varies(self) -> bool:
+        return self.shape[:1] == (None,)
+
+    def __str__(self) -> str:
+        dims = f" [{', '.join('?' if dim is None else str(dim) for dim in self.shape)}]" if self.shape else ""
+        return f"{self.name} {self.dtype}{dims}"
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleFormat:
+    """The serialized messages that an input of strings takes, as its graph parses them; features in the order of their keys.
+
+    `problem` says why columns cannot be encoded as such; "" where they can.
+    """
+
+    features: tuple[ExampleFeature, ...]
+    message: str = "tf.train.Example"
+    problem: str = ""
+
+    def __str__(self) -> str:
+        return self.shown(len(self.features))
+
+    def shown(self, most: int) -> str:
+        names = ", ".join(map(str, self.features[:most])) or "features that the graph does not name"
+        more = f" and {len(self.features) - most} more" if len(self.features) > most else ""
+        return f"serialized {self.message} of {names}{more}"
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """`dtype` is TensorFlow's name ("float32", "bfloat16", "string", …). `shape` includes the batch dimension.
 
     `None` for a dimension means that it varies, in a ragged output from row to row; `None` for the whole shape, that even
-    the rank is not known.
+    the rank is not known. `example` is what the strings of an input are parsed as, None where they are not.
     """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...] | None
+    example: ExampleFormat | None = None
 
 
 @dataclass(frozen=True, slots=True)

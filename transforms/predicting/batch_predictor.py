@@ -102,6 +102,7 @@ class BatchPredictor:
         self.devices, self.models = tuple(devices), tuple(models)
         self._request = request
         self._predictors: dict[bytes, tuple[list[Predictor], int]] = {}
+        self._sampled: set[int] = set()
 
     def rows_per_batch(self, schema: pa.Schema) -> int:
         """Rows per call of the model for batches of this schema. Raises `ColumnError` where it does not fit."""
@@ -126,6 +127,9 @@ class BatchPredictor:
         `ColumnError` where the schema does not fit, and what a `Predictor` raises.
         """
         predictors, rows = self._planned(batch.schema)
+        if batch.num_rows and id(predictors) not in self._sampled:
+            predictors[0].check_held_examples(dict(self._request.columns.features), batch, where)
+            self._sampled.add(id(predictors))
         for start in range(0, batch.num_rows, rows) or [0]:
             with least_busy(self.devices) as i:
                 bisection = Bisection(predictors[i], where, rows, on_bad)

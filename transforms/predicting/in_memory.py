@@ -45,6 +45,7 @@ def predict(
     fill: Mapping[str, Any] | None = None,
     pad: Mapping[str, Any] | None = None,
     decode_image: Mapping[str, tuple[int, int]] | None = None,
+    tf_example: Mapping[str, str | Sequence[str]] | str | Sequence[str] = (),
     prediction_type: str = "auto",
     batch_size: int | str = "auto",
     weights: str | None = None,
@@ -71,7 +72,8 @@ def predict(
     of its column, as in {"scores": 5} or with labels {"scores": "5:labels.txt"}. `cast` names
     inputs whose column may be converted to the input's dtype, `fill` gives a value for nulls and `pad` one for lists
     that are too short, both by input. `decode_image` gives (height, width) in pixels for inputs that are fed JPEG or
-    PNG bytes. `prediction_type` is "auto", "list" or "tensor". `batch_size` is rows per call of the model.
+    PNG bytes. `tf_example` names inputs for which columns are encoded as serialized tf.train.Example; as a dict, with the
+    features to encode. `prediction_type` is "auto", "list" or "tensor". `batch_size` is rows per call of the model.
 
     Of a dict of arrays, numeric predictions of one size come back as arrays of shape [rows, ...].
 
@@ -83,6 +85,7 @@ def predict(
         fill=_texts(fill),
         cast=(cast,) if isinstance(cast, str) else tuple(cast),
         decode_image=tuple((decode_image or {}).items()),
+        tf_example=_encoded(tf_example),
         prediction_type=prediction_type,
     )
     if isinstance(model, Model):
@@ -166,6 +169,15 @@ def _loaded(
     )
     devices = devices_for([ref], loading)
     return devices, [shared_model(ref, signature, loading.on(device.name)) for device in devices]
+
+
+def _encoded(
+    given: Mapping[str, str | Sequence[str]] | str | Sequence[str],
+) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The features by input, none where all are meant."""
+    if not isinstance(given, Mapping):
+        return tuple((name, ()) for name in ((given,) if isinstance(given, str) else given))
+    return tuple((name, (keys,) if isinstance(keys, str) else tuple(keys)) for name, keys in given.items())
 
 
 def _texts(values: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -105,6 +105,11 @@ class Predictor:
             return self._predict(batch, where, first_row)
         with on(self._host):
             return self._predict(batch, where, first_row)
+
+    def check_held_examples(self, named: Collection[str], batch: pa.RecordBatch, where: str) -> None:
+        """As `InputPlan.check_held_examples`, for each model."""
+        for part in self._parts:
+            part.plan.inputs.check_held_examples(named, batch, where)
 
     def unfit(self, batch: pa.RecordBatch, where: str, first_row: int) -> dict[int, str]:
         """Rows of the batch, from 0, that no model can be fed with, and why: nulls, lists of another length, values that no

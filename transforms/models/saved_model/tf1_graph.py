@@ -11,6 +11,7 @@ from ..operations import ASSET, Found, Label, Library, labels_of
 from ..ref import ModelRef
 from ..spec import Operations, Signature
 from ..streaming.whole_reads import Readable
+from .example_parsers import ExampleParsers
 from .files import COPY_AGAIN, INIT_OP, no_such_signature, open_bundle, signature_of
 from .tensor_bundle import Bundle, Entry, Region
 from .tf1_dead_branches import DeadBranches, Output, output_named
@@ -49,9 +50,11 @@ class Graph:
         }
         self.signatures: dict[str, Signature] = {}
         self._refused: dict[str, UnsupportedModel] = {}
+        parsers = ExampleParsers(self.graph_def)
         for name, definition in self._definitions.items():
             try:
-                self.signatures[name] = signature_of(name, definition, ref)
+                signature = signature_of(name, definition, ref)
+                self.signatures[name] = parsers.told(signature, definition)
             except UnsupportedModel as error:
                 self._refused[name] = error
         self._bundle: Bundle | None = None

@@ -27,6 +27,7 @@ from ..streaming.dlpack import to_tensor
 from ..streaming.tensor_stream import StreamOptions, TensorStream, open_stream
 from ..streaming.whole_reads import Readable
 from . import tf1 as saved_model_v1
+from .example_parsers import ExampleParsers
 from .files import (
     COPY_AGAIN,
     INIT_OP,
@@ -143,8 +144,9 @@ class _Graph:
         self._objects = metas[0].object_graph_def
         self.graph_def = metas[0].graph_def
         self.nbytes = proto.ByteSize()
+        self._parsers = ExampleParsers(self.graph_def)
         self.signatures = {
-            name: signature_of(name, definition, ref, ragged=True)
+            name: self._parsers.told(signature_of(name, definition, ref, ragged=True), definition)
             for name, definition in sorted(metas[0].signature_def.items())
             if name != INIT_OP
         }
@@ -156,7 +158,7 @@ class _Graph:
     def take_proto(self) -> Any:
         """The whole message, for the loader: it holds every constant of the graph, so nothing here keeps it."""
         proto, self._proto = self._proto, None
-        del self.graph_def
+        del self.graph_def, self._parsers
         return proto
 
     @property
@@ -170,15 +172,16 @@ class _Graph:
         if name in self.signatures:
             return self.signatures[name]
         if name in self.functions:
-            return self.functions[name].signature(self._ref)
+            function = self.functions[name]
+            return self._parsers.told_of_function(function.signature(self._ref), function.chosen(self._ref).name)
         raise no_such_signature(self._ref, name, list(self.signatures), list(self.functions))
 
     def called_functions(self) -> dict[str, Signature]:
         """What the functions take and give that stand in for signatures, where each has one form."""
         found = {}
-        for name, function in self.functions.items():
+        for name in self.functions:
             with suppress(UnsupportedModel):
-                found[name] = function.signature(self._ref)
+                found[name] = self.signature(name)
         return found
 
     def function(self, signature: str) -> TracedFunction | None:

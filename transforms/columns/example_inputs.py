@@ -1,0 +1,201 @@
+"""Inputs of serialized tf.train.Example that are encoded from columns, and whether a column holds such messages itself."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import ColumnError, UnsupportedModel
+from ..models.spec import ExampleFeature, TensorSpec
+from .column import Column
+from .example_wire import encode_examples
+from .rules import ColumnRules, TensorRule, by_tensor
+from .struct_paths import path_names, path_of
+from .values import Bytes
+from .wording import described, listed, nearest, within
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_SAMPLED_ROWS = 16
+_SHOWN_BYTES = 40
+
+
+@dataclass(frozen=True, slots=True)
+class ExampleInput:
+    """How one input is encoded: each of `columns` is a feature of the row's Example. `names` are the features' as tensors."""
+
+    spec: TensorSpec
+    features: tuple[ExampleFeature, ...]
+    names: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+    @property
+    def mapping(self) -> dict[str, tuple[str, ...]]:
+        return {name: (column.name,) for name, column in zip(self.names, self.columns, strict=True)}
+
+    @property
+    def row_nbytes(self) -> int | None:
+        """Bytes that one row's Example takes at most; None where strings or lists vary."""
+        total = 0
+        for feature in self.features:
+            if feature.varies or feature.dtype == "string":
+                return None
+            values = math.prod(size or 0 for size in feature.shape)
+            total += 16 + len(feature.name) + values * (4 if feature.dtype == "float32" else 10)
+        return total
+
+    def tensor(self, batch: pa.RecordBatch, where: str, first_row: int) -> tf.Tensor:
+        """Strings, of one dimension or as many of one as the tensor has."""
+        values = [column.row_values(batch, where, first_row) for column in self.columns]
+        told = [(one.name, one.dtype, found) for one, found in zip(self.features, values, strict=True)]
+        rows = batch.num_rows
+        shape = (rows, *(1 for _ in (self.spec.shape or (None,))[1:]))
+        return Bytes("string").tensor(encode_examples(rows, told), shape)
+
+
+def encoded_features(inputs: Mapping[str, TensorSpec], rules: ColumnRules) -> dict[str, dict[str, ExampleFeature]]:
+    """Of each input that is to be encoded, the features by the names that they have as tensors: their keys, or `TENSOR.KEY`
+    where several have that key. Raises `ColumnError` where one cannot be encoded so.
+    """
+    chosen = {
+        tensor: _chosen(inputs[tensor], keys)
+        for tensor, keys in by_tensor("--tf_example", rules.tf_example, inputs).items()
+    }
+    known = Counter(name for name in inputs if name not in chosen)
+    known.update(one.name for some in chosen.values() for one in some)
+    return {
+        tensor: {one.name if known[one.name] == 1 else f"{tensor}.{one.name}": one for one in some}
+        for tensor, some in chosen.items()
+    }
+
+
+def row_inputs(inputs: Mapping[str, TensorSpec], rules: ColumnRules) -> dict[str, TensorSpec]:
+    """What columns feed, by the names that flags use: inputs, and features in the place of those that are encoded."""
+    encoded = encoded_features(inputs, rules)
+    found: dict[str, TensorSpec] = {}
+    for tensor, spec in inputs.items():
+        if tensor in encoded:
+            found |= {name: TensorSpec(name, one.dtype, (None, *one.shape)) for name, one in encoded[tensor].items()}
+        else:
+            found[tensor] = spec
+    return found
+
+
+def feature_rule(rule: TensorRule, feature: ExampleFeature) -> TensorRule:
+    """What the parser takes besides. Raises `ColumnError` for what has no meaning."""
+    for flag, given in (("--decode_image", rule.image), ("--pad", rule.pad if feature.varies else None)):
+        if given is not None:
+            raise ColumnError(
+                f"{flag} names the feature '{rule.tensor}' of serialized examples, which needs none",
+                expected=f"a feature of other values than {feature}",
+                cure=f"Leave {flag} for '{rule.tensor}' out.",
+            )
+    optional = not feature.required and rule.fill is None
+    if not feature.varies:
+        return replace(rule, optional=optional)
+    return replace(rule, optional=optional, ragged=True, pad=b"" if feature.dtype == "string" else 0)
+
+
+def check_feature_column(
+    schema: pa.Schema, tensor: str, feature: ExampleFeature, spec: TensorSpec, names: Sequence[str], where: str
+) -> None:
+    """Raises `ColumnError` where several columns are named for the feature, or where it has none and the parser needs none."""
+    if len(names) > 1:
+        raise ColumnError(
+            f"Several columns are named for the feature '{spec.name}' of '{tensor}'",
+            expected="one column",
+            found=", ".join(names),
+            cure="Put the values into one column of lists.",
+        )
+    if not feature.required and path_of(schema, names[0].strip()) is None:
+        raise ColumnError(
+            f"There is no column '{names[0]}'{within(where)} for the feature '{spec.name}' of '{tensor}'",
+            expected=described(spec),
+            found=listed("columns", schema.names),
+            cure=f"{nearest(names[0], path_names(schema))} Say --feature {spec.name}=COLUMN; or, to do without it, name the "
+            "features to encode in --tf_example.".strip(),
+        )
+
+
+def _chosen(spec: TensorSpec, keys: Sequence[str]) -> tuple[ExampleFeature, ...]:
+    found = spec.example
+    if found is None:
+        raise ColumnError(
+            f"--tf_example names '{spec.name}', which no parser of the model takes serialized tf.train.Example from",
+            expected="an input whose strings the model's graph parses",
+            found=described(spec),
+            cure="Leave --tf_example out.",
+        )
+    if found.problem:
+        raise UnsupportedModel(
+            f"Columns cannot be encoded for the input '{spec.name}'",
+            expected="tf.train.Example of features that the graph names",
+            found=f"{found}: {found.problem}",
+            cure="Encode the rows with --preprocess=MODULE:FUNCTION, and name its column with --feature.",
+        )
+    known = {one.name: one for one in found.features}
+    for key in keys:
+        if key not in known:
+            raise ColumnError(
+                f"--tf_example names a feature '{key}' that the model does not parse from '{spec.name}'",
+                expected="one of its features",
+                found=listed("features", known),
+                cure=nearest(key, known) or "Name some of these instead.",
+            )
+    needed = [one.name for one in found.features if one.required and keys and one.name not in keys]
+    if needed:
+        raise ColumnError(
+            f"--tf_example leaves out the feature '{needed[0]}' of '{spec.name}', for which the model has no default",
+            expected=listed("features", [*keys, *needed]),
+            found=listed("features", keys),
+            cure=f"Add {needed[0]} to it.",
+        )
+    return tuple(one for one in found.features if not keys or one.name in keys)
+
+
+def example_cure(spec: TensorSpec) -> str:
+    """What else may be done where no column fits an input that takes serialized examples; "" for any other."""
+    if spec.example is None or spec.example.problem:
+        return ""
+    return f" To encode columns as {spec.example.message}, say --tf_example={spec.name}."
+
+
+def check_held_examples(spec: TensorSpec, column: Column, batch: pa.RecordBatch, where: str) -> None:
+    """Raises `ColumnError` where a value among the batch's first rows is no message that the input takes."""
+    array: Any = batch.column(column.path[0]).slice(0, _SAMPLED_ROWS)
+    for member in column.path[1:]:
+        array = pc.struct_field(array, [array.type.get_field_index(member)])
+    for row, value in enumerate(array.to_pylist()):
+        data = value.encode() if isinstance(value, str) else value
+        if data is not None and not _is_message(data, spec):
+            raise ColumnError(
+                f"Column '{column.name}'{within(where)} holds no serialized messages for the input '{spec.name}'",
+                expected=described(spec),
+                found=f"{value[:_SHOWN_BYTES]!r} in row {row}",
+                cure=f"If it feeds the input all the same, say --feature={spec.name}={column.name}."
+                + example_cure(spec),
+            )
+
+
+def _is_message(data: bytes, spec: TensorSpec) -> bool:
+    """Any text may be a message of unknown fields, so that at least one feature must be there."""
+    import tensorflow as tf
+    from google.protobuf.message import DecodeError
+
+    assert spec.example is not None
+    if not data:
+        return not any(one.required for one in spec.example.features)
+    try:
+        if spec.example.message == "tf.train.SequenceExample":
+            sequence = tf.train.SequenceExample.FromString(data)
+            return bool(sequence.context.feature or sequence.feature_lists.feature_list)
+        return bool(tf.train.Example.FromString(data).features.feature)
+    except DecodeError:
+        return False

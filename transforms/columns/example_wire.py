@@ -1,0 +1,176 @@
+"""Columns to serialized tf.train.Example: protobuf's wire format, written for all rows of a batch at once.
+
+What rows hold is made side by side in matrices of bytes, and joined by Arrow: no row is a Python object. Keys are in their
+order, and the bytes those of protobuf's own deterministic serialization. Formats: https://protobuf.dev/programming-guides/encoding/,
+tensorflow/core/example/example.proto and feature.proto.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..nested_arrow import buffer_of
+from .column import RowValues
+from .values import offsets
+
+Part = bytes | tuple[np.ndarray[Any, Any], "np.ndarray[Any, Any] | None"]
+"""Bytes that are the same for every row; or a matrix of a line for each row, and how many of its bytes count (all for None)."""
+
+_FIELD_1 = b"\x0a"
+_VALUE = b"\x12"
+"""Of an entry of a map, whose key is field 1."""
+_LISTS = {"string": b"\x0a", "float32": b"\x12", "int64": b"\x1a"}
+"""The field of a `Feature` that holds values of a dtype."""
+_KIND = pa.large_binary()
+
+
+def encode_examples(rows: int, features: Sequence[tuple[str, str, RowValues]]) -> pa.Array[Any]:
+    """A serialized Example for each of `rows`; `features` are keys, dtypes and what rows hold of each."""
+    pieces = [
+        _for_every_row(rows, piece, values.kept)
+        for key, dtype, values in sorted(features, key=lambda one: one[0].encode())
+        for piece in _entry(key, dtype, values, rows if values.kept is None else len(values.kept))
+    ]
+    size = np.zeros(rows, np.int64)
+    for piece in pieces:
+        size += np.diff(offsets(piece)) if rows else 0
+    return _joined([_side_by_side(rows, [_FIELD_1, _varints(size)]), *pieces])
+
+
+def _entry(key: str, dtype: str, values: RowValues, rows: int) -> list[pa.Array[Any]]:
+    """One feature of each row, as an entry of the map of features, in pieces that follow one another."""
+    if isinstance(values.values, np.ndarray):
+        if isinstance(values.counts, int) and values.counts == 1:
+            payload = _numbers(values.values)
+            lengths = np.full(rows, payload[0].shape[1]) if payload[1] is None else payload[1]
+            return [_side_by_side(rows, [*_headers(key, dtype, lengths), payload])]
+        listed = _by_row(_binaries(*_numbers(values.values)), values.counts, rows)
+    else:
+        own = _lengths(values.values)
+        texts = _joined([_side_by_side(len(own), [_FIELD_1, _varints(own)]), values.values.cast(_KIND)])
+        listed = _by_row(texts, values.counts, rows)
+    return [_side_by_side(rows, _headers(key, dtype, _lengths(listed))), listed]
+
+
+def _headers(key: str, dtype: str, lengths: np.ndarray[Any, Any]) -> list[Part]:
+    """What stands before the values of a feature, which take up so many bytes: a field in a field in a field."""
+    name = key.encode()
+    parts: list[Part] = []
+    if dtype != "string":
+        # Numbers are packed into one field, which is not there where there are none.
+        line, used = _varints(lengths)
+        packed = np.empty((len(lengths), 1 + line.shape[1]), np.uint8)
+        packed[:, :1], packed[:, 1:] = np.frombuffer(_FIELD_1, np.uint8), line
+        sizes = np.where(lengths > 0, 1 + (line.shape[1] if used is None else used), 0)
+        parts = [(packed, None if sizes.all() and used is None else sizes)]
+        lengths = lengths + sizes
+    for before in (_LISTS[dtype], _FIELD_1 + _varint(len(name)) + name + _VALUE, _FIELD_1):
+        number = _varints(lengths)
+        lengths = lengths + len(before) + (number[0].shape[1] if number[1] is None else number[1])
+        parts = [before, number, *parts]
+    return parts
+
+
+def _numbers(values: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
+    if values.dtype.kind == "f":
+        little = np.ascontiguousarray(values, "<f4")
+        return little.view(np.uint8).reshape(len(values), 4), None
+    return _varints(np.ascontiguousarray(values, np.int64).view(np.uint64))
+
+
+def _varints(values: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any] | None]:
+    """Whole numbers from 0 as varints, a line each, and how many bytes of it count; None for all."""
+    top = int(values.max(initial=0))
+    width = max(1, -(-top.bit_length() // 7))
+    if width == 1:
+        return values.astype(np.uint8).reshape(-1, 1), None
+    lines, used = np.empty((len(values), width), np.uint8), np.ones(len(values), np.int64)
+    rest: Any = values.astype(np.uint64 if top >> 32 else np.uint32)
+    for at in range(width):
+        low, rest = rest.astype(np.uint8), rest >> 7
+        if at < width - 1:
+            more = rest != 0
+            low = (low & 0x7F) | (more.view(np.uint8) << 7)
+            used += more
+        lines[:, at] = low
+    return lines, used
+
+
+def _varint(number: int) -> bytes:
+    lines, _ = _varints(np.array([number]))
+    return lines.tobytes()
+
+
+def _side_by_side(rows: int, parts: Sequence[Part]) -> pa.Array[Any]:
+    widths = [len(part) if isinstance(part, bytes) else part[0].shape[1] for part in parts]
+    lines = np.empty((rows, sum(widths)), np.uint8)
+    lines[:] = np.frombuffer(
+        b"".join(part if isinstance(part, bytes) else bytes(part[0].shape[1]) for part in parts), np.uint8
+    )
+    used: np.ndarray[Any, Any] | None = None
+    keep = np.ones(lines.shape, np.bool_) if any(not isinstance(p, bytes) and p[1] is not None for p in parts) else None
+    at = 0
+    for part, width in zip(parts, widths, strict=True):
+        if not isinstance(part, bytes):
+            line, own = part
+            lines[:, at : at + width] = line
+            if own is not None and keep is not None:
+                keep[:, at : at + width] = np.arange(width) < own[:, None]
+                used = (np.full(rows, lines.shape[1]) if used is None else used) + own - width
+        at += width
+    return _binaries(lines, used, keep)
+
+
+def _binaries(
+    lines: np.ndarray[Any, Any], used: np.ndarray[Any, Any] | None, keep: np.ndarray[Any, Any] | None = None
+) -> pa.Array[Any]:
+    """A binary value for each line; `keep` says which of its bytes, else the first so many that are `used`."""
+    rows, width = lines.shape
+    if used is None:
+        return _of_buffers(np.arange(rows + 1) * width, lines)
+    if keep is None:
+        keep = np.arange(width) < used[:, None]
+    return _of_buffers(_edges(used), lines[keep])
+
+
+def _by_row(items: pa.Array[Any], counts: int | np.ndarray[Any, Any], rows: int) -> pa.Array[Any]:
+    """So many items after one another become the value of each row."""
+    edges = np.arange(rows + 1) * counts if isinstance(counts, int) else _edges(counts)
+    ends = offsets(items) if len(items) else np.zeros(1, np.int64)
+    return pa.LargeBinaryArray.from_buffers(_KIND, rows, [None, buffer_of(ends[edges]), items.buffers()[2]])
+
+
+def _for_every_row(rows: int, piece: pa.Array[Any], kept: np.ndarray[Any, Any] | None) -> pa.Array[Any]:
+    """Nothing for the rows that are not kept."""
+    if kept is None:
+        return piece
+    lengths = np.zeros(rows, np.int64)
+    lengths[kept] = _lengths(piece)
+    return pa.LargeBinaryArray.from_buffers(_KIND, rows, [None, buffer_of(_edges(lengths)), piece.buffers()[2]])
+
+
+def _joined(pieces: Sequence[pa.Array[Any]]) -> pa.Array[Any]:
+    parts: list[Any] = [*pieces, pa.scalar(b"", _KIND)]
+    joined: Any = pc.binary_join_element_wise(*parts)
+    return joined
+
+
+def _lengths(array: pa.Array[Any]) -> np.ndarray[Any, Any]:
+    return np.diff(offsets(array)).astype(np.int64) if len(array) else np.zeros(0, np.int64)
+
+
+def _edges(lengths: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    edges = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=edges[1:])
+    return edges
+
+
+def _of_buffers(edges: np.ndarray[Any, Any], data: np.ndarray[Any, Any]) -> pa.Array[Any]:
+    return pa.LargeBinaryArray.from_buffers(
+        _KIND, len(edges) - 1, [None, buffer_of(edges), buffer_of(np.ascontiguousarray(data))]
+    )
