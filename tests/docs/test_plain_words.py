@@ -59,12 +59,14 @@ def test_error_and_help_texts_are_found_and_other_literals_are_not() -> None:
 raise DataError(f"{name} tells {what['lies']}", cure="Mend " + row)
 later(cure="Mend it")
 log("it lies")
-parser.add_argument("--x", help="what stands for it")
+helped = "what stands for it"
+parser.add_argument("--x", help=helped)
 """
     tree = ast.parse(code)
     texts = [str(text.value) for text in error_texts(tree, {"DataError"})]
     assert sorted(texts) == [" tells ", "Mend ", "Mend it", "lies"]
-    assert [text.value for text in help_texts(tree)] == ["what stands for it", "--x"]
+    assert "what stands for it" in [text.value for text in help_texts(tree)]
+    assert "--x" not in [text.value for text in help_texts(tree)]
 
 
 def test_help_and_errors_of_this_repository_are_plain() -> None:

@@ -38,7 +38,8 @@ DOCUMENTS = ("*.md", "docs/**/*.md", "examples/*.md", "templates/*/*.md")
 # Their docstrings are pages of the site.
 SHOWN = ("transforms/errors.py", "transforms/beam/metrics.py")
 CODE = ("headrace", "pipeline", "transforms")
-FLAGS = "pipeline/flags/flags.py"
+# Every text of these is help.
+HELP = ("pipeline/flags/flags.py", "pipeline/flags/help_text.py")
 _FENCED = re.compile(r"^( *)(```+|~~~+).*?^\1\2 *$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"(`+)(?!`).+?(?<!`)\1(?!`)|\]\([^)]*\)|https?://\S+|<!--.*?-->", re.DOTALL)
 
@@ -95,10 +96,8 @@ def error_texts(tree: ast.AST, names: set[str]) -> Iterator[ast.Constant]:
 
 
 def help_texts(tree: ast.AST) -> Iterator[ast.Constant]:
-    for call in ast.walk(tree):
-        if isinstance(call, ast.Call) and getattr(call.func, "attr", "") in ("add_argument", "add_argument_group"):
-            for part in [*(keyword.value for keyword in call.keywords if keyword.arg == "help"), *call.args]:
-                yield from literals(part)
+    """Every text of more than a word, since help is also passed by a variable."""
+    yield from (text for text in literals(tree) if " " in str(text.value).strip())
 
 
 def docstrings(tree: ast.AST) -> Iterator[ast.Constant]:
@@ -119,7 +118,7 @@ def in_code() -> Iterator[Hit]:
         name = str(path.relative_to(ROOT))
         tree = ast.parse(path.read_text("utf-8"))
         texts = [*error_texts(tree, names)]
-        if name == FLAGS:
+        if name in HELP:
             texts += help_texts(tree)
         if name in SHOWN:
             texts += docstrings(tree)
