@@ -119,7 +119,7 @@ def test_a_web_server_which_lists_no_folder(server: WebServer, make: Callable[[]
 def test_jobs_from_a_bucket(bucket: str, tmp_path: Path) -> None:
     """One of texts and one of images, from what is on the bucket to Parquet."""
     pixels = pictures(5)
-    nested: pa.Array = pa.array(pixels.ravel())
+    nested: pa.Array[Any] = pa.array(pixels.ravel())
     for size in (3, 24, 20):
         nested = pa.FixedSizeListArray.from_arrays(nested, size)
     columns = {"text": pa.array(TEXTS), "images": nested}

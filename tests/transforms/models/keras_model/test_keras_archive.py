@@ -89,6 +89,7 @@ def test_variables_are_the_streamed_buffers_themselves(trained: Path, monkeypatc
 def test_the_index_takes_few_round_trips(trained: Path) -> None:
     store, ref = stored(trained.read_bytes())
     with keras_model._open(store, ref) as saved_model:
+        assert isinstance(saved_model, keras_model._Saved)
         saved_model.weights.guess()
         assert saved_model.weights.round_trips <= 4
         saved_model.plan(keras_build.build(saved_model.recipe))

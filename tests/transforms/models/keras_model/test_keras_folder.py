@@ -153,6 +153,7 @@ def test_shards_are_pinned_and_their_indexes_read_side_by_side(tmp_path: Path) -
     assert len([o for o in ref.objects if o.uri.endswith(".weights.h5")]) >= 8
     store = FaultyStore(open_store(ref.uri))
     with keras_model._open(store, ref) as saved:
+        assert isinstance(saved, keras_model._Saved)
         saved.weights.guess()
         assert saved.weights.round_trips <= 6
 

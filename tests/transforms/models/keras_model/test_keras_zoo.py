@@ -63,6 +63,7 @@ class TestZoo:
     ) -> None:
         store, ref = stored(exhibit[0].read_bytes())
         with keras_model._open(store, ref) as opened:
+            assert isinstance(opened, keras_model._Saved)
             planned = {tensor.dataset.path for tensor in opened.plan(keras_build.build(opened.recipe))}
             guessed = {tensor.dataset.path for tensor in opened.weights.guess()}
         asked: set[str] = set()
