@@ -28,6 +28,9 @@ LEFT_OUT = {
     "python -m examples.": "tests/docs/test_examples.py runs these",
     "--device=gpu": "there may be no GPU",
     "--runner=DataflowRunner": "tests/pipeline/runners/test_dataflow.py submits these",
+    "--on_error=skip_shard": "it ends with exit code 1, as tests/jobs/test_poison.py shows",
+    "--input=delta+gs://": "tests/jobs/test_delta.py and test_iceberg.py read such tables",
+    "gs://bucket/presets/": "tests/transforms/models/keras_model/test_hub_preset.py runs such presets",
     "RunInference(": "what it replaces, which reads from a true bucket alone",
     "import ray": "what it replaces, which is not installed",
     "from pyspark": "what it replaces, which is not installed",
@@ -75,9 +78,30 @@ def columns(folder: Path, run: Run) -> None:
     module = Health()
     tf.saved_model.save(module, str(folder / "model"), signatures=module.__call__.get_concrete_function())
     upload(folder / "model", "model")
+
+    class Taxi(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "examples")])
+        def __call__(self, examples: Any) -> dict[str, Any]:
+            features = {
+                "age": tf.io.FixedLenFeature([], tf.int64),
+                "height": tf.io.FixedLenFeature([], tf.float32),
+                "words": tf.io.VarLenFeature(tf.string),
+            }
+            parsed = tf.io.parse_example(examples, features)
+            return {"tip": tf.cast(parsed["age"], tf.float32) + parsed["height"]}
+
+    taxi = Taxi()
+    tf.saved_model.save(taxi, str(folder / "taxi"), signatures=taxi.__call__.get_concrete_function())
+    upload(folder / "taxi", "models/taxi")
     pixels = pa.array([[1.0, 2.0, 3.0, 4.0]] * 9, pa.list_(pa.float32()))
     numbers = {name: pa.array([1.5] * 9, pa.float32()) for name in ("age", "height", "weight")}
-    table = {"id": range(9), "day": ["Monday"] * 9, "payload": pa.StructArray.from_arrays([pixels], ["pixels"])}
+    table = {
+        "id": range(9),
+        "day": ["Monday"] * 9,
+        "payload": pa.StructArray.from_arrays([pixels], ["pixels"]),
+        "customer": pa.StructArray.from_arrays([pa.array(range(9), pa.int64())], ["age"]),
+        "words": [["a", "b"]] * 9,
+    }
     put_table(f"{BUCKET}/in/part-0.parquet", pa.table({**table, **numbers}))
 
 
@@ -117,6 +141,15 @@ def photos(folder: Path, run: Run) -> None:
     put_table(f"{BUCKET}/photos/part-0.parquet", table)
 
 
+def dataflow(folder: Path, run: Run) -> None:
+    import keras
+
+    features = keras.Input((64,), name="features")
+    keras.Model(features, keras.layers.Dense(10)(features)).save(folder / "model.keras")
+    rows = pa.array([[0.5] * 64] * 900, pa.list_(pa.float32(), 64))
+    put_table(f"{folder}/in/part-0.parquet", pa.table({"id": range(900), "features": rows}))
+
+
 def migration(folder: Path, run: Run) -> None:
     import keras
 
@@ -151,6 +184,7 @@ def nothing(folder: Path, run: Run) -> None:
 
 PREPARE = {
     "columns.md": columns,
+    "dataflow.md": dataflow,
     "dead_letters.md": dead_letters,
     "images.md": photos,
     "inputs.md": inputs,

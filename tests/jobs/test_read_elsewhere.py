@@ -19,7 +19,7 @@ from headrace.transforms.storage import StoreOptions
 from tests.support.jobs import put_table
 from tests.support.strict import mixed, put_mixed, strict_model
 
-PAGE = Path(__file__).resolve().parents[2] / "docs/resuming.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs/reading.md"
 BLOCKS = re.findall(r"^```python\n(import \w+.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 BAD = {7: "value", 30: "null"}
 

@@ -231,7 +231,7 @@ def test_an_output_folder_that_the_input_matches(capfd: Capture, place: str) -> 
 
 def test_a_record_that_is_none(capfd: Capture, place: str) -> None:
     put(f"{place}/out/_headrace/job.json", b"{}")
-    refused(capfd, command(place), f"{place}/out/_headrace/job.json", "no record of a job")
+    refused(capfd, command(place), f"{place}/out/_headrace/job.json", "not a record of a job")
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_the_root_is_no_output_folder(capfd: Capture, here: Path, output: str) -
 
 def test_a_name_that_is_no_text(capfd: Capture, here: Path) -> None:
     os.link(b"in/a.parquet", b"in/\xff.parquet")
-    refused(capfd, ["--input=in/*", "--output=out", "--model=model"], "no UTF-8", "udcff.parquet", "Rename")
+    refused(capfd, ["--input=in/*", "--output=out", "--model=model"], "not UTF-8", "udcff.parquet", "Rename")
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_values_that_the_model_cannot_compute_with_name_file_and_rows(capfd: Cap
     argv = ["--input=words_in/*", "--output=out", "--model=words", "--batch_size=4"]
     assert main(argv) == 1
     told = capfd.readouterr().err.splitlines()[-1]
-    assert "Row 9 (counted from 0) of " in told
+    assert "fails on row 9 of " in told
     assert "words_in/a.parquet" in told
     assert "77 is not in [0, 10)" in told
     assert told.endswith("let them go to dead letters: --on_error=dead_letter.")

@@ -152,7 +152,7 @@ def test_completion_names_every_flag_of_a_command() -> None:
         ("headrace pl", {"plan"}),
         ("headrace verify --sa", {"--sample="}),
         ("headrace plan --sa", set()),
-        ("headrace --model=m --on_e", {"--on_error=fail", "--on_error=dead_letter"}),
+        ("headrace --model=m --on_e", {"--on_error=fail", "--on_error=dead_letter", "--on_error=skip_shard"}),
         ("headrace run --on_error=d", {"dead_letter"}),
     ],
 )
