@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -33,22 +33,34 @@ def flags(uri: str, output: str, *more: str, model: str = "m") -> list[str]:
 
 
 class Uploads:
-    """The shards that a worker hands to its store, each a little late, so that every worker has some; `at` the second one,
-    something is done first.
+    """The shards that a worker hands to its store. The first waits at the `meeting` until each worker has one, however late
+    it started; then `at` is done, and nothing is answered.
     """
 
-    def __init__(self, at: Callable[[], None] | None = None) -> None:
-        self.count, self._at = 0, at
+    def __init__(self, meeting: threading.Barrier, at: Callable[[], None] | None = None) -> None:
+        self.count, self._at, self._meeting = 0, at, meeting
 
     def __call__(self, gate: Gate) -> bool:
         if gate.command != "POST" or "/upload/" not in gate.path:
             return False
         self.count += 1
-        time.sleep(0.3)
-        if self.count == 2 and self._at is not None:
-            self._at()
-            return True  # with no answer
-        return False
+        if self.count > 1:
+            return False
+        with suppress(threading.BrokenBarrierError):  # then a worker has none, which the tests assert
+            self._meeting.wait(100)
+        if self._at is None:
+            return False
+        self._at()
+        return True
+
+
+def watched(stores: list[Front], number: int = 0, at: Callable[[], None] | None = None) -> list[Uploads]:
+    """The uploads of each worker; `at` the first one of that `number`, something is done."""
+    meeting = threading.Barrier(WORKERS)
+    uploads = [Uploads(meeting, at if i == number else None) for i in range(len(stores))]
+    for store, fault in zip(stores, uploads, strict=True):
+        store.faults[:] = [fault]
+    return uploads
 
 
 @contextmanager
@@ -93,19 +105,17 @@ def test_three_workers_give_what_a_local_run_gives_also_where_one_is_killed(
     capfd.readouterr()
     with fronts(emulator) as stores, cluster_of(warm, tmp_path, stores) as cluster:
         dask = ("--runner=DaskRunner", f"--dask_client_address={cluster.address}")
-        uploads = [Uploads() for _ in stores]
-        for store, fault in zip(stores, uploads, strict=True):
-            store.faults.append(fault)
+        uploads = watched(stores)
         assert main(flags(place, "out", *dask, model="unloaded")) == 0
         assert read_output(f"{place}/out").equals(local)
         # The checkpoint's object graph, which names the weights, is read by each.
         assert reads_of_weights(stores) == [1, WORKERS]
         assert all(one.count for one in uploads)
         assert f"{sum(COUNTS)} rows computed" in capfd.readouterr().out
-        killed = Uploads(lambda: cluster.kill(cluster.workers[0]))
-        stores[0].faults[:] = [killed]
+        uploads = watched(stores, 0, lambda: cluster.kill(cluster.workers[0]))
         assert main(flags(place, "one-killed", *dask)) == 0
-        assert killed.count == 2
+        assert uploads[0].count == 1
+        assert all(one.count for one in uploads)
         assert read_output(f"{place}/one-killed").equals(local)
 
 
@@ -116,12 +126,14 @@ def test_where_the_scheduler_is_killed_the_same_command_finishes(
     with fronts(emulator) as stores:
         with cluster_of(warm, tmp_path / "first", stores) as cluster:
             dask = ("--runner=DaskRunner", f"--dask_client_address={cluster.address}")
-            stores[1].faults.append(Uploads(lambda: cluster.kill(cluster.scheduler)))
+            uploads = watched(stores, 1, lambda: cluster.kill(cluster.scheduler))
             assert main(flags(place, "out", *dask)) == 1
             told = capfd.readouterr().err
             assert "The Dask scheduler was lost" in told
             assert "Traceback" not in told
-        stores[1].faults.clear()
+            assert all(one.count for one in uploads)
+        for store in stores:
+            store.faults.clear()
         with cluster_of(warm, tmp_path / "second", stores) as cluster:
             assert main(flags(place, "out", "--runner=DaskRunner", f"--dask_client_address={cluster.address}")) == 0
     assert read_output(f"{place}/out").equals(read_output(f"{place}/local"))
