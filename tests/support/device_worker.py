@@ -100,7 +100,7 @@ def placed(make: Callable[[Path], Any], folder: Path) -> dict[str, Any]:
 def variables(model: Any) -> list[str]:
     """Where the variables that the model's function captures lie."""
     kept = model._keep if isinstance(model._keep, tuple) else (model._keep,)
-    function = kept[1] if len(kept) == 3 else kept[0].signatures[model.signature]
+    function = kept[2] if len(kept) == 4 else kept[0].signatures[model.signature]
     return [variable.handle.device for variable in function.graph.variables]
 
 
