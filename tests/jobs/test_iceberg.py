@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -19,6 +20,10 @@ from pyiceberg.typedef import Record
 from pyiceberg.types import LongType, StringType
 
 from headrace.pipeline.cli import main
+from headrace.transforms.errors import HeadraceError
+from headrace.transforms.storage import StoreOptions
+from headrace.transforms.tables.read import read_snapshot
+from headrace.transforms.tables.snapshot import TableInput
 from tests.support.jobs import put_table
 from tests.support.lake_tables import batch, check_predictions, flags, read_predictions, run
 
@@ -229,3 +234,27 @@ def test_rows_that_delete_files_mark_are_left_out_or_refused(
     assert run(uri_of(made), f"{tmp_path}/out") == 2
     assert "no equality deletes" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_damaged_metadata_is_an_error_of_ours(tmp_path: Path) -> None:
+    made = new_table(tmp_path, batch(0, 10))
+    made.append(batch(0, 10))
+    folder = Path(made.location().removeprefix("file://"))
+    asked = TableInput("iceberg", str(folder))
+    assert read_snapshot(asked, StoreOptions()).version == newest(made)
+    files = sorted(folder.glob("metadata/*.avro")) + sorted(folder.glob("metadata/*.json"))[-1:]
+    refused = 0
+    for number in range(150):
+        rng = random.Random(number)
+        file = rng.choice(files)
+        sound = file.read_bytes()
+        damaged = bytearray(sound[: rng.randrange(len(sound))] if rng.random() < 0.5 else sound)
+        for _ in range(rng.randrange(4)):
+            damaged[rng.randrange(len(damaged) + 1) :] = rng.randbytes(rng.randrange(8)) or b"{"
+        file.write_bytes(damaged)
+        try:
+            read_snapshot(asked, StoreOptions())
+        except HeadraceError:
+            refused += 1
+        file.write_bytes(sound)
+    assert refused > 100

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from ..errors import InvalidRequest, ObjectNotFound
+from ..errors import HeadraceError, InvalidRequest, ObjectNotFound
 from ..nested_arrow import map_of
 from ..shards.deleted_rows import Positions
 from ..storage import Store
@@ -35,7 +35,7 @@ def read_iceberg(table: TableInput, store: Store) -> LiveFiles:
     where it has no such snapshot.
     """
     try:
-        from pyiceberg.exceptions import ValidationError
+        import pyiceberg  # noqa: F401
     except ImportError as error:
         raise InvalidRequest(
             f"--input={table} needs pyiceberg", found=str(error), cure="pip install 'headrace[iceberg]'"
@@ -54,7 +54,11 @@ def read_iceberg(table: TableInput, store: Store) -> LiveFiles:
         uris = [_SCHEME.sub("/", task.file.file_path) for task in tasks]
         values, deleted = _values(opened, schema, tasks), _deleted(opened, tasks)
         return LiveFiles(snapshot.snapshot_id, _arrow_schema(opened, schema), uris, values, deleted)
-    except (ValidationError, ValueError, NotImplementedError, KeyError, TypeError, pa.ArrowException) as error:
+    except HeadraceError:
+        raise
+    except (
+        Exception
+    ) as error:  # damaged manifests lead the library to whatever its decoders raise, SystemError among them
         raise InvalidRequest(
             f"{table.uri} cannot be read as an Iceberg table",
             expected="metadata and manifests that the library pyiceberg reads, and no equality deletes",
