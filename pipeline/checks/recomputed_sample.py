@@ -98,7 +98,8 @@ def _batch_rows(job: Job, row: dict[str, Any]) -> int | None:
 
 def _again(job: Job, predictor: Predictor, store: Store, row: dict[str, Any], number: int, size: int) -> pa.RecordBatch:
     source = ObjectRef(row["input"], row["input_bytes"], row["input_version"])
-    shard = next(shard for shard in _shards(job, store, source) if shard.first_row == row["first_row"])
+    # Row groups whose rows are all deleted are shards without rows, which begin where the next one does.
+    shard = next(one for one in _shards(job, store, source) if one.rows and one.first_row == row["first_row"])
     shard = replace(shard, rows=row["rows"])  # of a job with a limit, the last one is cut
     types = read_schema(job.input_schema)
     batches = read_batches(store, shard, input_columns(job), size, types)

@@ -241,7 +241,7 @@ def test_rows_that_a_deletion_vector_marks_are_left_out(tmp_path: Path, capfd: C
     for given in ("--compact",), ("--shard_bytes=1",):
         assert run(f"delta+{folder}", f"{tmp_path}/1{given}", *given) == 0
         check_predictions(tmp_path / f"1{given}", own)
-        assert main(["verify", *flags(f"delta+{folder}", f"{tmp_path}/1{given}", "--sample=9", *given)]) == 0
+        assert main(["verify", *flags(f"delta+{folder}", f"{tmp_path}/1{given}", "--sample=99", *given)]) == 0
     capfd.readouterr()
     assert run(f"delta+{folder}", f"{out}", "--shard_bytes=1", "--incremental") == 0
     printed = capfd.readouterr()
