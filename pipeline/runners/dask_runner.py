@@ -12,7 +12,8 @@ this runner is free of it, and Beam's own still has it. When all are gone from B
 
 Each step's bundle is a Dask task, run by Beam's own `DoFnRunner`. After a Reshuffle there is a task for each element, up to a
 bound, and Dask moves tasks to workers that are idle. What a lost worker held, Dask computes again; a shard that is committed is
-found done then.
+found done then. What a Reshuffle was given is kept here, since a step that is computed again may give something else: the output
+is listed anew, and holds more.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from apache_beam.version import __version__ as beam_version
 from headrace.transforms.errors import InvalidRequest, JobError
 
 from ..flags.beam_options import DaskClientOptions, runner_of
-from .dask_worker import Step, by_key, counted, dealt, grouped, impulse, item_of, joined, output_of, run_bundle
+from .dask_worker import Step, by_key, counted, grouped, impulse, item_of, joined, kept, output_of, run_bundle
 
 TRIED = ("2.77",)
 # So many tasks for each of the cluster's threads after a Reshuffle: enough that a slow worker holds up little.
@@ -237,14 +238,12 @@ class DaskResult(PipelineResult):
         return [self._submit(grouped, *[self._submit(item_of, one, i) for one in split]) for i in range(count)]
 
     def _deal(self, parts: list[Any]) -> list[Any]:
-        """Only what is there tells how many tasks there are to be."""
-        lengths = [self._submit(len, part) for part in parts]
-        self._await(lengths)
+        """In turn, so that neighbours, which are of one size more often than not, go to different tasks."""
+        self._await(parts)
         with _scheduler_answers():
-            elements = sum(self._client.gather(lengths))
-        count = min(elements, _TASKS_PER_THREAD * self._threads)
-        hands = self._submit(dealt, parts, count)
-        return [self._submit(item_of, hands, i) for i in range(count)]
+            elements = [*chain.from_iterable(self._client.gather(parts))]
+        count = min(len(elements), _TASKS_PER_THREAD * self._threads)
+        return [self._submit(kept, elements[i::count]) for i in range(count)]
 
     def _submit(self, work: Any, *given: Any) -> Any:
         # Not pure: equal arguments are no reason to take an earlier job's result.

@@ -118,10 +118,9 @@ def joined(*parts: list[WindowedValue]) -> list[WindowedValue]:
     return list(chain.from_iterable(parts))
 
 
-def dealt(parts: Sequence[list[WindowedValue]], count: int) -> list[list[WindowedValue]]:
-    """In turn, so that neighbours, which are of one size more often than not, go to different tasks."""
-    every = list(chain.from_iterable(parts))
-    return [every[i::count] for i in range(count)]
+def kept(elements: list[WindowedValue]) -> list[WindowedValue]:
+    """The elements are part of the task, which the scheduler has: that it is run again does not change them."""
+    return elements
 
 
 def by_key(part: list[WindowedValue], count: int) -> list[list[tuple[bytes, WindowedValue]]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +13,7 @@ from typing import Any
 
 import apache_beam as beam
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.pvalue import AsSingleton
 
 from headrace.pipeline.flags.beam_options import parse_flags
@@ -173,3 +176,63 @@ def test_a_scheduler_lost_while_it_is_asked_is_named(monkeypatch: pytest.MonkeyP
     finally:
         cluster.kill()
         cluster.communicate()
+
+
+WORKERS = """
+import sys, time
+import distributed
+
+how = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None, "protocol": "tcp"}
+if __name__ == "__main__":
+    cluster = distributed.LocalCluster(**how)
+    print(cluster.scheduler_address, flush=True)
+    time.sleep(200)
+"""
+
+
+class Draw(beam.DoFn):
+    """Gives something else each time: here, in another number too."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def process(self, _: object) -> Iterator[tuple[int, int]]:
+        drawn = len([*self._folder.glob("drawn-*")])
+        (self._folder / f"drawn-{drawn}").write_text(str(os.getpid()))
+        yield from ((drawn, i) for i in range(2 if drawn else 12))
+
+
+class DieOnce(beam.DoFn):
+    """Where `Draw` was run, the process ends with the first element."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def process(self, one: tuple[int, int]) -> Iterator[tuple[int, int]]:
+        if (self._folder / "drawn-0").read_text() == str(os.getpid()) and not (self._folder / "died").exists():
+            (self._folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        (self._folder / f"used-{one[0]}-{one[1]}").touch()
+        yield one
+
+
+@pytest.mark.timeout(240)
+def test_what_a_reshuffle_was_given_stays_where_the_worker_that_gave_it_is_lost(tmp_path: Path) -> None:
+    """A second listing of the output, which then holds more, once lost a shard that neither listing counted as its own."""
+    (tmp_path / "workers.py").write_text(WORKERS)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(tmp_path / "workers.py")]
+    cluster = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    try:
+        assert cluster.stdout is not None
+        address = cluster.stdout.readline().strip()
+        options = PipelineOptions([f"--dask_client_address={address}"])
+        pipeline = beam.Pipeline(runner=DaskRunner(), options=options)
+        drawn = pipeline | beam.Impulse() | "Draw" >> beam.ParDo(Draw(tmp_path))
+        drawn | beam.Reshuffle() | "Use" >> beam.ParDo(DieOnce(tmp_path))
+        pipeline.run().wait_until_finish()
+    finally:
+        os.killpg(cluster.pid, signal.SIGKILL)
+        cluster.communicate()
+    assert (tmp_path / "died").exists()
+    assert {path.name for path in tmp_path.glob("used-*")} == {f"used-0-{i}" for i in range(12)}
