@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test faults chaos fuzz lint check venv bench-load constraints clean docs coverage test-pythons pictures picture-report
 .PHONY: schedule venv-airflow test-airflow run-dataflow metadata template template-classic run-flink test-runners
-.PHONY: bench-throughput bench-images bench-examples bench-startup bench-memory bench-gil bench-guard bench-scale bench-tail bench-gpu bench-forecast bench-smoke bench-peers
+.PHONY: bench-throughput bench-images bench-examples bench-startup bench-memory bench-gil bench-guard bench-scale bench-edges bench-tail bench-gpu bench-forecast bench-smoke bench-peers
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -139,7 +139,7 @@ docs: venv ## the documents as a site, with no warning, into build/site
 
 PEERS ?= .venv-peers
 IN_WORK = $(if $(WORK),--work=$(call quoted,WORK))
-BENCHES := throughput images examples startup memory gil guard scale tail gpu forecast
+BENCHES := throughput images examples startup memory gil guard scale edges tail gpu forecast
 
 bench-throughput: venv ## rows per second beside six peers; [WORK=folder] [RUNS=5] [ARGS=--svg=FILE]; half an hour
 	-@$(MAKE) --no-print-directory bench-peers
@@ -165,6 +165,9 @@ bench-guard: venv ## CPU of reading checked Parquet, beside pyarrow; [WORK=folde
 
 bench-scale: venv ## planning at 10^6 files, memory and files per second; [RUNS=1]; half an hour
 	$(BIN)/python -m benchmarks.scale $(IN_WORK) --runs=$(or $(RUNS),1) $(ARGS)
+
+bench-edges: venv ## all but predicting at 10^6 shards of 50 columns, seconds and memory; [RUNS=1] [ARGS=--only parts]; half an hour
+	$(BIN)/python -m benchmarks.edges $(IN_WORK) --runs=$(or $(RUNS),1) $(ARGS)
 
 bench-tail: venv ## simulation: how much longer a job takes when one worker is five times slower; [ARGS=--cores 2 16]
 	$(BIN)/python -m benchmarks.tail $(ARGS)

@@ -39,7 +39,7 @@ from headrace.transforms.models.ref import ModelRef
 from headrace.transforms.nested_arrow import schema_of
 from headrace.transforms.shards.shard import ShardResult, common_folder
 from headrace.transforms.steps.finish import finish, write_part
-from headrace.transforms.steps.plan_shards import input_files, plan_units
+from headrace.transforms.steps.plan_shards import input_files, plan_shards
 from headrace.transforms.storage import ObjectRef, StoreOptions, open_store
 from headrace.transforms.storage.memory import MemoryStore
 
@@ -89,7 +89,7 @@ def job(folder: str = FOLDER) -> Job:
         partitions=("dt",),
         output=OUTPUT,
         keep=(),
-        input_schema=SCHEMA.serialize().to_pybytes(),
+        input_schema=SCHEMA.append(pa.field("dt", pa.string())).serialize().to_pybytes(),
         batch_rows=1024,
         batch_rule="given",
         shard_bytes=128 << 20,
@@ -113,7 +113,7 @@ def launcher(files: int) -> None:
 
 def planning(files: int) -> None:
     """What the workers do, on one."""
-    count = sum(len(unit) for unit in plan_units(job(), input_files(job())))
+    count = sum(1 for _ in plan_shards(job(), input_files(job())))
     assert count == files
 
 
@@ -127,13 +127,10 @@ def transform(_: int) -> None:
 def finished(files: int) -> Callable[[], None]:
     """A job that is done, run again: what its output holds is written before the clock starts."""
     store, results = open_store(OUTPUT), []
-    for unit in plan_units(job(), input_files(job())):
-        for shard in unit:
-            with store.create(f"{OUTPUT}/{shard.output}") as writer:
-                ref = writer.commit()
-            results.append(
-                ShardResult(shard, ref.size, ref.version, ref.crc32c, computed=False, predicted_rows=shard.rows)
-            )
+    for shard in plan_shards(job(), input_files(job())):
+        with store.create(f"{OUTPUT}/{shard.output}") as writer:
+            ref = writer.commit()
+        results.append(ShardResult(shard, ref.size, ref.version, ref.crc32c, computed=False, predicted_rows=shard.rows))
     write_record(store, job())
     finish(job(), [write_part(job(), 0, results)])
 
@@ -189,7 +186,7 @@ def _beside_a_bare_loop(files: int) -> dict[str, float]:
     with ThreadPoolExecutor(16) as threads:
         for _ in range(3):
             start = time.perf_counter()
-            assert sum(len(unit) for unit in plan_units(job(folder), input_files(job(folder)))) == files
+            assert sum(1 for _ in plan_shards(job(folder), input_files(job(folder)))) == files
             spent["plan"].append(time.perf_counter() - start)
             start = time.perf_counter()
             assert all(threads.map(lambda ref: bool(store.read(ref)), list(store.list(folder))))

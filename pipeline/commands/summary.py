@@ -31,6 +31,7 @@ from ..checks.output_folder import OutputState
 from ..checks.preflight import Prepared
 from ..checks.report_place import report_line, report_written
 from ..runners.dataflow import memory_nbytes, min_ram_gb
+from ..runners.graph import LOCAL_SHARD_BYTES
 from ..runners.launch import Done
 from ..terminal.answer import Answer
 from ..terminal.tables import WIDTH, table, tensor_cells, wrapped
@@ -83,7 +84,9 @@ def report_plan(
     for shard in shards:
         count, rows, size = count + 1, rows + shard.rows, size + shard.nbytes
     hidden, empty = inputs.passed.hidden, inputs.passed.empty
-    memory_gb = min_ram_gb(memory_nbytes(prepared.specs))
+    elements = count * LOCAL_SHARD_BYTES if runner is None else 0
+    large = count >= _MANY_SHARDS and elements
+    memory_gb = min_ram_gb(memory_nbytes(prepared.specs), elements)
     graphs = sum(spec.graph_memory for spec in prepared.specs)
     signatures = [spec.signatures[model.signature] for spec, model in zip(prepared.specs, job.models, strict=True)]
     chosen = [(signature, model.columns) for signature, model in zip(signatures, job.models, strict=True)]
@@ -137,6 +140,7 @@ def report_plan(
             "Memory",
             f"{memory_gb} GB a worker: the weights, half of them again while they load, "
             + (f"{graphs:,} bytes ({GRAPH_FACTOR} times its own) for the graph, " if graphs else "")
+            + (f"{elements:,} bytes for the shards, which Beam's local runner keeps in memory, " if large else "")
             + "3 GiB for all else",
         ),
         *([f"Bad rows up to {job.on_error.most}, to {job.on_error.dead_letters}"] if job.on_error.dead_letters else []),
@@ -333,6 +337,8 @@ def _example_document(example: ExampleFormat) -> dict[str, Any]:
     return asdict(example) | {"features": [asdict(one) | {"shape": list(one.shape)} for one in example.features]}
 
 
+# From so many on, what a runner keeps of each is a share of its memory that is worth a line.
+_MANY_SHARDS = 10_000
 _OPERATIONS = {
     "random": "draws random numbers, so that predictions differ from run to run",
     "writes": "changes its own state, so that predictions depend on the rows before; a job needs --allow_stateful_model",

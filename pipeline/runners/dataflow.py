@@ -21,6 +21,7 @@ from apache_beam.options.pipeline_options import (
 from headrace.transforms.errors import InvalidRequest, JobError
 from headrace.transforms.jobs.input_files import expand_lists, scheme_of
 from headrace.transforms.models.spec import ModelSpec
+from headrace.transforms.steps.finish import FINISHING_BYTES
 from headrace.transforms.versions import __version__
 
 from ..flags.beam_options import PredictOptions, runner_of
@@ -28,8 +29,9 @@ from ..flags.request import Request
 from .dataflow_workers import accelerators_by_service, is_dataflow
 
 LABEL = "headrace"
-# TensorFlow, Beam, the runner's own process and some batches; beside it the weights, and half of them again while they load.
-_BASE_BYTES = 3 << 30
+# TensorFlow, Beam, the runner's own process and some batches, and what the last steps need, however many shards there are;
+# beside it the weights, and half of them again while they load.
+_BASE_BYTES = (5 << 29) + FINISHING_BYTES
 _OF_THIS_MACHINE = ("file", "memory")
 _MIN_RAM = re.compile(r"(min_?ram|beam:resources:min_ram_bytes:v1)=", re.IGNORECASE)
 
@@ -121,9 +123,9 @@ def memory_nbytes(specs: Sequence[ModelSpec]) -> int:
     return sum(spec.nbytes + spec.graph_memory * 2 // 3 for spec in specs)
 
 
-def min_ram_gb(model_bytes: int) -> int:
-    """Gigabytes (10⁹ bytes) of a worker that has one process, rounded up."""
-    return -(-(_BASE_BYTES + model_bytes * 3 // 2) // 10**9)
+def min_ram_gb(model_bytes: int, elements_bytes: int = 0) -> int:
+    """Gigabytes (10⁹ bytes) of a worker that has one process, rounded up. `elements_bytes` are what its runner holds, too."""
+    return -(-(_BASE_BYTES + model_bytes * 3 // 2 + elements_bytes) // 10**9)
 
 
 def version_label() -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeAlias
 
 import apache_beam as beam
-from apache_beam.pvalue import AsSingleton, TaggedOutput
+from apache_beam.pvalue import TaggedOutput
+from apache_beam.transforms.window import GlobalWindows
 
 from headrace.transforms import progress
 from headrace.transforms.beam.finalize import Finalize
@@ -13,52 +15,84 @@ from headrace.transforms.beam.metrics import count_result
 from headrace.transforms.beam.plan import GivenJob, PlanShards
 from headrace.transforms.beam.predict import PredictShards
 from headrace.transforms.jobs.job import Job
-from headrace.transforms.output.dead_letters import ListedDeadLetters, list_dead_letters
-from headrace.transforms.output.manifest import Finished, list_finished
-from headrace.transforms.shards.shard import WorkUnit
+from headrace.transforms.output.dead_letters import list_dead_letters
+from headrace.transforms.output.manifest import each_finished
+from headrace.transforms.shards.shard import Shard, WorkUnit
+from headrace.transforms.steps.plan_shards import MOST_FILES_A_UNIT
 from headrace.transforms.steps.predict_shard import found_result
+from headrace.transforms.storage import ObjectRef
+
+# An output that was listed: its size, version and checksum. Shorter than its reference, since one is made of each.
+_Listed: TypeAlias = tuple[int, str, int | None]
+_HAS_DEAD_LETTERS = True
+
+# Beam's local runner holds all elements of a job in this process. Of one shard that many bytes: `make bench-edges`.
+LOCAL_SHARD_BYTES = 12_000
 
 
 def build_graph(pipeline: beam.Pipeline, job: GivenJob) -> beam.PCollection[dict[str, object]]:
-    """Plan, drop what stands in the output already, predict the rest, account for all of it."""
-    units = pipeline | "Plan" >> PlanShards(job)
-    shards = units | "Shards" >> beam.FlatMap(iter)
-    finished = pipeline | "Output" >> beam.Impulse() | "ListOutput" >> beam.Map(_finished, job)
-    # After the outputs: a shard's dead letters are committed before its output is, so that those of every output that was
-    # listed are found, though another run commits shards meanwhile.
-    dead = finished | "ListDeadLetters" >> beam.Map(_dead_letters, job)
-    drop = beam.ParDo(_DropDone(), job, AsSingleton(finished), AsSingleton(dead))
-    split = units | "Resume" >> drop.with_outputs("done", main="todo")
+    """Plan, drop what stands in the output already, predict the rest, account for all of it.
+
+    What is planned and what stands meet by their names: no worker holds the whole listing, and footers are read meanwhile.
+    """
+    shards = pipeline | "Plan" >> PlanShards(job)
+    by_name = (
+        shards | "PlanByName" >> beam.Map(_by_name),
+        pipeline | "Output" >> beam.Impulse() | "ListOutput" >> beam.ParDo(_ListOutput(), job),
+    )
+    joined = by_name | "PlanAndOutput" >> beam.Flatten() | "JoinByName" >> beam.GroupByKey()
+    split = joined | "Resume" >> beam.ParDo(_DropDone(), job).with_outputs("done", main="todo")
     computed = split.todo | "Spread" >> beam.Reshuffle() | "Predict" >> PredictShards(job)
-    results = (split.done, computed) | "Results" >> beam.Flatten()
-    return (shards, results) | "Finalize" >> Finalize(job)
+    return (shards, split.done, computed) | "Finalize" >> Finalize(job)
 
 
-def _finished(_: bytes, job: Job) -> Finished:
-    return list_finished(job.output, job.storage)
+def _by_name(shard: Shard) -> tuple[str, Shard]:
+    return shard.output, shard
 
 
-def _dead_letters(_: Finished, job: Job) -> ListedDeadLetters:
-    return list_dead_letters(job)
+class _ListOutput(beam.DoFn):
+    """Each output that stands, and then each that has dead letters: a shard's dead letters are committed before its output
+    is, so that those of every output that was listed are found, though another run commits shards meanwhile.
+    """
+
+    def process(self, _: bytes, job: Job) -> Iterator[tuple[str, _Listed | bool]]:
+        for name, there in each_finished(job.output, job.storage):
+            yield name, (there.size, there.version, there.crc32c)
+        for name, _letters in list_dead_letters(job):
+            yield name, _HAS_DEAD_LETTERS
 
 
 class _DropDone(beam.DoFn):
     """A name says which rows of which version under which job it holds: what stands there is not read again, but for
-    the footers of files whose shards have dead letters.
+    the footers of files whose shards have dead letters. What is left is put together in units of work.
     """
 
+    def start_bundle(self) -> None:
+        self._unit: list[Shard] = []
+
     def process(
-        self, unit: WorkUnit, job: Job, finished: Finished, dead_letters: ListedDeadLetters
+        self, named: tuple[str, Iterable[Shard | _Listed | bool]], job: Job
     ) -> Iterator[WorkUnit | TaggedOutput]:
-        left = []
-        for shard in unit:
-            there = finished.find(shard.output)
+        name, known = named[0], list(named[1])
+        for shard in (one for one in known if isinstance(one, Shard)):
+            there = next((one for one in known if isinstance(one, tuple)), None)
             if there is None:
-                left.append(shard)
+                yield from self._to_do(shard, job)
                 continue
-            result = found_result(job, there, shard, dead_letters)
+            ref = ObjectRef(f"{job.output}/{name}", *there)
+            result = found_result(job, ref, shard, _HAS_DEAD_LETTERS in known)
             progress.add(shards_done=1, shards_found=1, rows_found=shard.rows, bad_rows_found=result.bad_rows)
             count_result(result)
             yield TaggedOutput("done", result)
-        if left:
-            yield tuple(left)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        if self._unit:
+            yield GlobalWindows.windowed_value(tuple(self._unit))
+        self._unit = []
+
+    def _to_do(self, shard: Shard, job: Job) -> Iterator[WorkUnit]:
+        nbytes = sum(one.nbytes for one in self._unit)
+        if self._unit and (nbytes + shard.nbytes > job.shard_bytes or len(self._unit) == MOST_FILES_A_UNIT):
+            yield tuple(self._unit)
+            self._unit = []
+        self._unit.append(shard)

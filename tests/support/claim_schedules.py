@@ -27,7 +27,7 @@ from headrace.transforms.jobs.job import SUCCESS, Job, JobModel
 from headrace.transforms.models.ref import ModelRef
 from headrace.transforms.output.claims import check_claim
 from headrace.transforms.output.dead_letters import list_dead_letters
-from headrace.transforms.output.manifest import list_finished, manifest_versions
+from headrace.transforms.output.manifest import each_finished, manifest_versions
 from headrace.transforms.predicting.predictor import Predictor
 from headrace.transforms.shards.shard import parse_output_name
 from headrace.transforms.steps.finish import finish, write_part
@@ -200,13 +200,14 @@ def command(folder: str, flags: Sequence[str]) -> Job:
     job = claim_output(prepared, standing, overwrite=overwrite)
     sink, source = open_store(output), open_store(job.folder)
     shards = list(plan_shards(job, input_files(job)))
-    found, letters = list_finished(output, StoreOptions()), list_dead_letters(job)
+    found = dict(each_finished(output, StoreOptions()))
+    letters = {name for name, _ in list_dead_letters(job)}
     predictor = Predictor(plan(), [])
     results = []
     for shard in shards:
-        there = found.find(shard.output)
+        there = found.get(shard.output)
         if there is not None:
-            results.append(found_result(job, there, shard, letters))
+            results.append(found_result(job, there, shard, shard.output in letters))
         else:
             results.append(predict_shard(job, predictor, source, sink, shard))
     finish(job, [write_part(job, 0, results)])

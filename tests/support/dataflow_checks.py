@@ -41,7 +41,7 @@ OUR_DOFNS = {
     "headrace.pipeline.runners.graph._DropDone",
     "headrace.transforms.beam.finalize._Account",
 }
-STAGES = {"Plan", "Shards", "Output", "ListOutput", "ListDeadLetters", "Resume", "Spread", "Predict"}
+STAGES = {"Plan", "PlanByName", "Output", "ListOutput", "JoinByName", "Resume", "Spread", "Predict"}
 
 
 def faults(job: Any, flags: Sequence[str], staged: Sequence[Path]) -> list[str]:

@@ -1,80 +1,157 @@
-"""The graph's last step: plan and results joined, the manifest written in parts, and then what `finish` does."""
+"""The graph's last step: plan and results joined, the manifest written in parts, and then what `finish` does.
+
+What a shard tells for the report, tens of kilobytes where it has many columns, is added up where the shard was predicted: no
+runner moves it. What is joined and sorted is a result without it.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import heapq
+import zlib
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
-from typing import Any
+from typing import Any, TypeAlias
 
 import apache_beam as beam
 from apache_beam.pvalue import AsList, AsSingleton, TaggedOutput
+from apache_beam.transforms.window import GlobalWindows
 
 from ..errors import OutputIncomplete, row_span
 from ..jobs.job import Job
+from ..report.account import Account, add_safely
 from ..shards.shard import FailedShard, Shard, ShardResult
-from ..steps.finish import ManifestPart, finish, write_part
+from ..steps.finish import ManifestPart, finish, held_bytes, write_part
 from ..steps.finish_failed import fail_for_shards
 from .plan import GivenJob
 
+PART_BYTES = 64 << 20
 _SAMPLE = 10_000
-
-
 FAILED = "failed"
+_ACCOUNTS = "accounts"
+# So many accounts are left to the last step.
+_KEYS = 16
+
+# Bytes in all, and some of the outputs: the digest of each name, the name, and its bytes.
+_Drawn: TypeAlias = tuple[int, list[tuple[bytes, str, int]]]
+
+# What is left of a planned shard: its input, and its rows from first (inclusive) to end (exclusive).
+_Planned: TypeAlias = tuple[str, int, int]
+
+
+def _planned_by_name(shard: Shard) -> tuple[str, _Planned]:
+    return shard.output, (shard.where, shard.first_row, shard.end_row)
+
+
+def _result_by_name(result: ShardResult | FailedShard) -> tuple[str, ShardResult | FailedShard]:
+    return result.shard.output, result
 
 
 class _Account(beam.DoFn):
     """Of plan and results of one output's name: each planned shard has its result, or what it failed on."""
 
     def process(
-        self, element: tuple[str, Iterable[Shard | ShardResult | FailedShard]]
+        self, element: tuple[str, Iterable[_Planned | ShardResult | FailedShard]]
     ) -> Iterator[ShardResult | TaggedOutput]:
         name, both = element[0], list(element[1])
-        planned = [one for one in both if isinstance(one, Shard)]
         results = [one for one in both if isinstance(one, ShardResult)]
         if not results:
             if failed := [one for one in both if isinstance(one, FailedShard)]:
                 yield TaggedOutput(FAILED, failed[0])
                 return
+            where, first_row, end_row = next(one for one in both if isinstance(one, tuple))
             raise OutputIncomplete(
                 f"No worker accounts for {name}",
-                expected=f"{row_span(planned[0].first_row, planned[0].end_row)} of {planned[0].where}",
+                expected=f"{row_span(first_row, end_row)} of {where}",
                 cure="Run the same command again; it computes what is missing",
             )
         yield results[0]
 
 
-class PartBegins(beam.CombineFn):
-    """Names of outputs to those that begin the second and later parts, so that each part has about as many outputs: by a
-    sample, which is always the same since the names' digests draw it.
+class _AddUp(beam.DoFn):
+    """Results without what they tell for the report, and one account of a bundle's. Its key is any of a few, so that several
+    workers add up accounts.
     """
 
-    def __init__(self, part_rows: int) -> None:
-        self._part_rows = part_rows
+    def start_bundle(self) -> None:
+        self._account, self._key = Account(), 0
 
-    def create_accumulator(self) -> tuple[int, list[tuple[bytes, str]]]:
+    def process(self, result: ShardResult | FailedShard) -> Iterator[ShardResult | FailedShard]:
+        if isinstance(result, FailedShard):
+            yield result
+            return
+        add_safely(self._account, result)
+        self._key = zlib.crc32(result.shard.output.encode(errors="surrogateescape")) % _KEYS
+        yield replace(result, told=None)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        if self._account.shards:
+            self._account.settle()
+            yield TaggedOutput(_ACCOUNTS, GlobalWindows.windowed_value((self._key, self._account)))
+        self._account = Account()
+
+
+class Accounts(beam.CombineFn):
+    """Accounts of bundles to that of all of them, which is the same in whatever order they come."""
+
+    def create_accumulator(self) -> Account:
+        return Account()
+
+    def add_input(self, account: Account, more: Account) -> Account:
+        account.merge(more)
+        return account
+
+    def merge_accumulators(self, accounts: Iterable[Account]) -> Account:
+        whole = Account()
+        for one in accounts:
+            whole.merge(one)
+        return whole
+
+    def compact(self, account: Account) -> Account:
+        account.settle()
+        return account
+
+    def extract_output(self, account: Account) -> Account:
+        return self.compact(account)
+
+
+class PartBegins(beam.CombineFn):
+    """Names of outputs, each with a number of bytes, to those names that begin the second and later parts, so that parts
+    come to about as many bytes: by a sample, which is always the same since the names' digests draw it.
+    """
+
+    def __init__(self, part_bytes: int) -> None:
+        self._part_bytes = part_bytes
+
+    def create_accumulator(self) -> _Drawn:
         return 0, []
 
-    def add_input(self, accumulator: tuple[int, list[tuple[bytes, str]]], name: str) -> Any:
-        count, drawn = accumulator
-        drawn.append((hashlib.sha256(name.encode()).digest(), name))
-        return count + 1, drawn if len(drawn) < 2 * _SAMPLE else self.compact((count, drawn))[1]
+    def add_input(self, accumulator: _Drawn, named: tuple[str, int]) -> _Drawn:
+        (name, nbytes), (total, drawn) = named, accumulator
+        drawn.append((hashlib.sha256(name.encode(errors="surrogateescape")).digest(), name, nbytes))
+        total += nbytes
+        return (total, drawn) if len(drawn) < 2 * _SAMPLE else self.compact((total, drawn))
 
-    def merge_accumulators(self, accumulators: Iterable[tuple[int, list[tuple[bytes, str]]]]) -> Any:
-        counts, samples = zip(*accumulators, strict=True)
-        return self.compact((sum(counts), list(chain.from_iterable(samples))))
+    def merge_accumulators(self, accumulators: Iterable[_Drawn]) -> _Drawn:
+        totals, samples = zip(*accumulators, strict=True)
+        return self.compact((sum(totals), list(chain.from_iterable(samples))))
 
-    def compact(self, accumulator: tuple[int, list[tuple[bytes, str]]]) -> Any:
-        count, drawn = accumulator
-        return count, heapq.nsmallest(_SAMPLE, drawn)
+    def compact(self, accumulator: _Drawn) -> _Drawn:
+        total, drawn = accumulator
+        return total, heapq.nsmallest(_SAMPLE, drawn)
 
-    def extract_output(self, accumulator: tuple[int, list[tuple[bytes, str]]]) -> list[str]:
-        count, drawn = self.compact(accumulator)
-        names = sorted(name for _, name in drawn)
-        parts = -(-count // self._part_rows)
-        return [names[i * len(names) // parts] for i in range(1, parts)]
+    def extract_output(self, accumulator: _Drawn) -> list[str]:
+        total, drawn = self.compact(accumulator)
+        parts, sampled = -(-total // self._part_bytes), sum(nbytes for _, _, nbytes in drawn)
+        begins, until, part = list[str](), 0, 0
+        for name, nbytes in sorted((name, nbytes) for _, name, nbytes in drawn):
+            begun, until = part, until + nbytes
+            part = (until * parts - 1) // sampled
+            if part > begun and until > nbytes:
+                begins.append(name)
+        return begins
 
 
 def _to_part(result: ShardResult, begins: list[str]) -> tuple[int, ShardResult]:
@@ -88,35 +165,43 @@ class _WritePart(beam.DoFn):
 
 class _Finish(beam.DoFn):
     def process(
-        self, _: bytes, parts: list[ManifestPart], failed: list[FailedShard], job: Job
+        self,
+        _: bytes,
+        parts: list[ManifestPart],
+        failed: list[FailedShard],
+        accounts: list[tuple[int, Account]],
+        job: Job,
     ) -> Iterator[dict[str, Any]]:
+        added_up = [account for _, account in accounts]
         if failed:
-            fail_for_shards(job, parts, failed)
-        yield finish(job, parts)
+            fail_for_shards(job, parts, failed, added_up)
+        yield finish(job, parts, added_up)
 
 
 class Finalize(beam.PTransform):
-    """(PCollection[Shard], PCollection[ShardResult | FailedShard]) to the one element that `_SUCCESS` holds. No worker holds
-    more of the manifest than one part. The job fails where a shard has failed, and has no `_SUCCESS` then.
+    """(PCollection[Shard], and any number of PCollection[ShardResult | FailedShard]) to the one element that `_SUCCESS` holds.
+    No worker holds more of the results than about `part_bytes`, and what they tell for the report in accounts of a bounded
+    size. The job fails where a shard has failed, and has no `_SUCCESS` then.
     """
 
-    def __init__(self, job: GivenJob, part_rows: int = 50_000) -> None:
+    def __init__(self, job: GivenJob, part_bytes: int = PART_BYTES) -> None:
         super().__init__()
-        self._job, self._part_rows = job, part_rows
+        self._job, self._part_bytes = job, part_bytes
 
-    def expand(self, joined: tuple[beam.PCollection[Shard], beam.PCollection[ShardResult | FailedShard]]) -> Any:
-        planned, results = joined
+    def expand(self, joined: tuple[beam.PCollection[Any], ...]) -> Any:
+        planned, *told = joined
+        results, accounts = self._added_up(told)
         # Beam's own joins, combinations with a default, and Create are several steps each, of which every one costs a small
         # job some ten milliseconds.
         by_name = (
-            planned | "PlannedByName" >> beam.Map(lambda shard: (shard.output, shard)),
-            results | "ResultsByName" >> beam.Map(lambda result: (result.shard.output, result)),
+            planned | "PlannedByName" >> beam.Map(_planned_by_name),
+            *(one | f"ResultsByName{i}" >> beam.Map(_result_by_name) for i, one in enumerate(results)),
         )
         joined_by_name = by_name | "Both" >> beam.Flatten() | "Join" >> beam.GroupByKey()
         account = joined_by_name | "Account" >> beam.ParDo(_Account()).with_outputs(FAILED, main="accounted")
         accounted, failed = account.accounted, account[FAILED]
-        names = accounted | "Names" >> beam.Map(lambda result: result.shard.output)
-        begins = names | "Begins" >> beam.CombineGlobally(PartBegins(self._part_rows)).without_defaults()
+        sizes = accounted | "Sizes" >> beam.Map(lambda result: (result.shard.output, held_bytes(result)))
+        begins = sizes | "Begins" >> beam.CombineGlobally(PartBegins(self._part_bytes)).without_defaults()
         parts = (
             accounted
             | "ToPart" >> beam.Map(_to_part, AsSingleton(begins, default_value=[]))
@@ -124,4 +209,15 @@ class Finalize(beam.PTransform):
             | "WritePart" >> beam.ParDo(_WritePart(), self._job)
         )
         once = planned.pipeline | "Once" >> beam.Impulse()
-        return once | "Finish" >> beam.ParDo(_Finish(), AsList(parts), AsList(failed), self._job)
+        return once | "Finish" >> beam.ParDo(_Finish(), AsList(parts), AsList(failed), accounts, self._job)
+
+    def _added_up(self, told: Sequence[beam.PCollection[ShardResult | FailedShard]]) -> tuple[Sequence[Any], Any]:
+        """Each of these collections where it is made, before anything that a runner may move."""
+        if isinstance(self._job, Job) and self._job.report is None:
+            return told, []
+        split = [
+            one | f"AddUp{i}" >> beam.ParDo(_AddUp()).with_outputs(_ACCOUNTS, main="results")
+            for i, one in enumerate(told)
+        ]
+        bundles = [one[_ACCOUNTS] for one in split] | "Bundles" >> beam.Flatten()
+        return [one.results for one in split], AsList(bundles | "Accounts" >> beam.CombinePerKey(Accounts()))

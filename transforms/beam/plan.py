@@ -11,8 +11,8 @@ from apache_beam.pvalue import AsSingleton
 from .. import progress
 from ..jobs.input_files import join_small, together
 from ..jobs.job import Job
-from ..shards.shard import WorkUnit
-from ..steps.plan_shards import MOST_FILES_A_UNIT, input_files, plan_units
+from ..shards.shard import Shard
+from ..steps.plan_shards import MOST_FILES_A_UNIT, input_files, plan_shards
 from ..storage import ObjectRef
 from .metrics import count_planned
 
@@ -34,22 +34,21 @@ class _ListInputs(beam.DoFn):
 
 
 class _ReadFooters(beam.DoFn):
-    def process(self, files: tuple[ObjectRef, ...], job: Job) -> Iterator[WorkUnit]:
-        for unit in plan_units(job, files):
-            rows = sum(shard.rows for shard in unit)
-            progress.add(shards_planned=len(unit), rows_planned=rows)
-            count_planned(len(unit), rows)
-            yield unit
+    def process(self, files: tuple[ObjectRef, ...], job: Job) -> Iterator[Shard]:
+        for shard in plan_shards(job, files):
+            progress.add(shards_planned=1, rows_planned=shard.rows)
+            count_planned(1, shard.rows)
+            yield shard
 
 
 class PlanShards(beam.PTransform):
-    """PBegin to PCollection[WorkUnit], each a tuple of Shards: lists once, then reads the footers in parallel."""
+    """PBegin to PCollection[Shard]: lists once, then reads the footers in parallel."""
 
     def __init__(self, job: GivenJob) -> None:
         super().__init__()
         self._job = job
 
-    def expand(self, begin: Any) -> beam.PCollection[WorkUnit]:
+    def expand(self, begin: Any) -> beam.PCollection[Shard]:
         return (
             begin
             | "Start" >> beam.Impulse()

@@ -11,11 +11,12 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -40,7 +41,7 @@ COLUMNS = schema_of(
 # Up to version 0.1 they ended in `.parquet`.
 _NAME = re.compile(r"(?P<output>.*-\d{12}-\d{12}-(?P<job>[0-9a-f]{8})[0-9a-f]{12})-[0-9a-f]{16}\.(?:pq|parquet)")
 _BYTES_HELD = 1 << 20
-_EXAMPLES = 3
+EXAMPLES = 3
 _EXAMPLE_LETTERS = 400
 
 
@@ -109,7 +110,7 @@ class DeadLetters:
     def add(self, bad: BadRow) -> None:
         """Raises `TooManyBadRows` as soon as there are more than the job's bound lets a shard of that size have."""
         self.rows += 1
-        if len(self._examples) < _EXAMPLES:
+        if len(self._examples) < EXAMPLES:
             self._examples.append(_example(bad.row, bad.stage, bad.error))
         if self.rows > self._allowed:
             span = row_span(self._shard.first_row, self._shard.end_row)
@@ -211,8 +212,8 @@ def _example(row: int, stage: str, error: str) -> str:
 
 def first_examples(store: Store, uris: Sequence[str]) -> Iterator[str]:
     """Of the first rows in these files, three at most, each with its file."""
-    left = _EXAMPLES
-    for uri in uris[:_EXAMPLES]:
+    left = EXAMPLES
+    for uri in uris[:EXAMPLES]:
         source = store.open_arrow(store.stat(uri))
         try:
             table = pq.ParquetFile(source).read_row_group(0, columns=COLUMNS.names).slice(0, left)
@@ -225,25 +226,17 @@ def first_examples(store: Store, uris: Sequence[str]) -> Iterator[str]:
             return
 
 
-@dataclass(frozen=True, slots=True)
-class ListedDeadLetters:
-    """The one listing of the folder: files of dead letters by the name of the prediction file that they belong to."""
-
-    by_output: dict[str, tuple[ObjectRef, ...]]
-
-
-def list_dead_letters(job: Job) -> ListedDeadLetters:
-    """Of this job's fingerprint alone; several outputs may share a folder."""
+def list_dead_letters(job: Job) -> Iterator[tuple[str, ObjectRef]]:
+    """One listing of the folder: the prediction file that each file of dead letters belongs to, by its name, and that file. Of
+    this job's fingerprint alone; several outputs may share a folder.
+    """
     folder = job.on_error.dead_letters
     if folder is None:
-        return ListedDeadLetters({})
-    found: dict[str, tuple[ObjectRef, ...]] = {}
+        return
     for ref in open_store(folder, job.storage).list(f"{folder}/"):
         match = _NAME.fullmatch(ref.uri.removeprefix(f"{folder}/"))
         if match is not None and match["job"] == job.fingerprint[:8]:
-            output = f"{match['output']}.parquet"
-            found[output] = (*found.get(output, ()), ref)
-    return ListedDeadLetters(found)
+            yield f"{match['output']}.parquet", ref
 
 
 def dead_letters_of(output: str, store: Store, folder: str) -> Iterator[ObjectRef]:
@@ -258,27 +251,53 @@ def _output_of(store: Store, ref: ObjectRef) -> str:
     return read_footer(store, ref).key_values.get(b"headrace.output", b"").decode()
 
 
-def check_dead_letters(job: Job, named: dict[str, str]) -> None:
-    """Raises `OutputIncomplete` where a file that a prediction file names (output to URI) is gone."""
-    there = {ref.uri for refs in list_dead_letters(job).by_output.values() for ref in refs}
-    if gone := sorted(set(named.values()) - there):
-        raise OutputIncomplete(
-            f"{gone[0]} has vanished since it was written",
-            expected=f"{len(named)} files of dead letters",
-            found=f"{len(named) - len(gone)}",
-            cure="Put it back, or predict everything again with --overwrite",
-        )
+class UriDigests:
+    """Any number of URIs, by 64 bits of the SHA-256 of each: eight bytes for one."""
+
+    def __init__(self, uris: Iterable[str]) -> None:
+        self._sorted = np.unique(np.fromiter(map(self._digest, uris), np.uint64))
+
+    def __len__(self) -> int:
+        return len(self._sorted)
+
+    def __contains__(self, uri: str) -> bool:
+        digest = np.uint64(self._digest(uri))
+        at = int(np.searchsorted(self._sorted, digest))
+        return at < len(self._sorted) and bool(self._sorted[at] == digest)
+
+    def includes(self, other: UriDigests) -> bool:
+        return bool(np.isin(other._sorted, self._sorted, assume_unique=True).all())
+
+    @staticmethod
+    def _digest(uri: str) -> int:
+        return int.from_bytes(hashlib.sha256(uri.encode(errors="surrogateescape")).digest()[:8], "big")
 
 
-def unnamed_dead_letters(job: Job, named: dict[str, str]) -> Iterator[ObjectRef]:
+def check_dead_letters(job: Job, named: Callable[[], Iterable[str]]) -> None:
+    """`named` gives the files that prediction files name, anew each time. Raises `OutputIncomplete` where one is gone."""
+    wanted, there = UriDigests(named()), UriDigests(ref.uri for _, ref in list_dead_letters(job))
+    if there.includes(wanted):
+        return
+    first, gone = None, 0
+    for uri in named():
+        if uri not in there:
+            first, gone = min(uri, first or uri), gone + 1
+    raise OutputIncomplete(
+        f"{first} has vanished since it was written",
+        expected=f"{len(wanted)} files of dead letters",
+        found=f"{len(wanted) - gone}",
+        cure="Put it back, or predict everything again with --overwrite",
+    )
+
+
+def unnamed_dead_letters(job: Job, named: UriDigests) -> Iterator[ObjectRef]:
     """What no prediction file names, of attempts that came to nothing and of outputs that are no more; and of that only what
     says itself that it is of this output folder, and of no later claim.
     """
-    for output, refs in list_dead_letters(job).by_output.items():
-        for ref in refs:
-            if ref.uri == named.get(output):
-                continue
-            said = read_footer(open_store(ref.uri, job.storage), ref).key_values
-            ours = said.get(b"headrace.output", b"").decode() == f"{job.output}/{output}"
-            if ours and int(said.get(CLAIM_KEY.encode(), b"0")) <= job.claim:
-                yield ref
+    for output, ref in list_dead_letters(job):
+        if ref.uri in named:
+            continue
+        said = read_footer(open_store(ref.uri, job.storage), ref).key_values
+        ours = said.get(b"headrace.output", b"").decode() == f"{job.output}/{output}"
+        if ours and int(said.get(CLAIM_KEY.encode(), b"0")) <= job.claim:
+            yield ref

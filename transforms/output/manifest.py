@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import re
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
 
 from ..errors import DataError, NotParquet
 from ..jobs.job import MANIFEST_FOLDER
-from ..nested_arrow import schema_of
 from ..parquet.reader import read_batches, read_footer
 from ..shards.shard import Shard, parse_output_name
 from ..storage import ObjectRef, Store, StoreOptions, open_store
 
-_LISTED_AT_ONCE = _ROWS_AT_ONCE = 1 << 16
+_ROWS_AT_ONCE = 1 << 16
 _PART = re.compile(MANIFEST_FOLDER + r"/(?:part-\d+|failed)-(?:(?P<claim>\d{8})-)?[0-9a-f]{16}(?:\.pq|\.parquet)")
-_LISTED = schema_of({"name": pa.string(), "size": pa.int64(), "version": pa.string(), "crc32c": pa.uint32()})
 
 
 def is_manifest(name: str) -> bool:
@@ -118,36 +113,6 @@ class NamesDigest:
         return isinstance(other, NamesDigest) and self._sha.digest() == other._sha.digest()
 
     __hash__ = None  # type: ignore[assignment]
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """The prediction files that one listing of an output folder tells: columns sorted by name, some 150 bytes for each."""
-
-    folder: str
-    columns: pa.Table
-
-    def __len__(self) -> int:
-        return int(self.columns.num_rows)
-
-    def find(self, name: str) -> ObjectRef | None:
-        """The output of that name."""
-        names: Any = self.columns["name"]
-        at = bisect_left(range(len(self)), name, key=lambda i: names[i].as_py())
-        if at == len(self) or names[at].as_py() != name:
-            return None
-        row = self.columns.slice(at, 1).to_pylist()[0]
-        return ObjectRef(f"{self.folder}/{name}", row["size"], row["version"], row["crc32c"])
-
-
-def list_finished(folder: str, options: StoreOptions) -> Finished:
-    listed = each_finished(folder, options)
-    batches = []
-    while some := list(islice(listed, _LISTED_AT_ONCE)):
-        columns = zip(*((name, ref.size, ref.version, ref.crc32c) for name, ref in some), strict=True)
-        arrays = [pa.array(column, kind) for column, kind in zip(columns, _LISTED.types, strict=True)]
-        batches.append(pa.RecordBatch.from_arrays(arrays, schema=_LISTED))
-    return Finished(folder, pa.Table.from_batches(batches, _LISTED).combine_chunks())
 
 
 def each_finished(folder: str, options: StoreOptions) -> Iterator[tuple[str, ObjectRef]]:

@@ -1,86 +1,91 @@
-"""What became of a run's shards, in little: accounts of any of them merge. Its size does not grow with their number."""
+"""What became of a run's shards, in little: accounts of any of them merge, in whatever order, to the same to the bit. The
+size of one does not grow with the number of shards.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import heapq
+import logging
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from ..errors import NotParquet, ObjectChanged, ObjectNotFound
-from ..jobs.job import Job
-from ..output.dead_letters import COLUMNS as DEAD_LETTER_COLUMNS
-from ..parquet.reader import read_footer
-from ..shards.column_statistics import Column, decode, merge
-from ..shards.measuring import STATISTICS, Process, ShardMeasurements
+from ..shards.column_statistics import Column, merge
+from ..shards.measuring import Process, ShardMeasurements
 from ..shards.number_bins import Numbers
 from ..shards.shard import ShardResult
-from ..storage import ObjectRef, Store, open_store
-from ..storage.store import public_uri
 
 STAGES = ("load", "read", "predict", "write")
 SLOWEST = 40
 MOST_FOOTERS = 1000
 MOST_DEAD_LETTER_FILES = 50
-EXAMPLES = 5
 _SPANS = 400
 _MOST_PROCESSES = 1000
-_MOST_REASONS = 50
-_ROWS_OF_A_FILE = 10_000
-_FOOTERS_AT_ONCE = 8
-_REASON_LETTERS = 200
-_URL = re.compile(r"https?://[^\s'\"]+")
+_NANOSECONDS = 10**9
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class TimeLine:
-    """Seconds of threads by stage, in spans of `width` seconds (a power of two) by their number since 1970."""
+    """Nanoseconds of threads by stage, in spans of `width` seconds (a power of two) by their number since 1970."""
 
     width: float = 2.0**-6
-    spans: dict[int, list[float]] = field(default_factory=dict)
+    nanoseconds: dict[int, list[int]] = field(default_factory=dict)
+
+    @property
+    def spans(self) -> dict[int, list[float]]:
+        """The same in seconds."""
+        return {span: [one / _NANOSECONDS for one in stages] for span, stages in self.nanoseconds.items()}
 
     def add(self, began: float, ended: float, seconds: Sequence[float]) -> None:
         """`seconds` of each of `STAGES` between two times, spread evenly."""
         lasted = max(ended - began, 1e-6)
         while lasted / self.width > _SPANS:
             self._widen()
+        whole = [_whole_nanoseconds(one) for one in seconds]
+
+        def until(span: int) -> list[int]:
+            """What was spent before the span begins: differences of it add up, however wide spans are."""
+            share = min(1.0, max(0.0, (span * self.width - began) / lasted))
+            return [round(one * share) for one in whole]
+
         first, last = math.floor(began / self.width), math.floor((began + lasted) / self.width)
+        before = [0] * len(STAGES)
         for span in range(first, last + 1):
-            inside = min(began + lasted, (span + 1) * self.width) - max(began, span * self.width)
-            held = self.spans.setdefault(span, [0.0] * len(STAGES))
-            for i, one in enumerate(seconds):
-                held[i] += one * inside / lasted
+            after = whole if span == last else until(span + 1)
+            self._add(span, [more - less for more, less in zip(after, before, strict=True)])
+            before = after
         self._bound()
+
+    def _add(self, span: int, stages: Sequence[int]) -> None:
+        held = self.nanoseconds.setdefault(span, [0] * len(STAGES))
+        for i, one in enumerate(stages):
+            held[i] += one
 
     def merge(self, other: TimeLine) -> None:
         while self.width < other.width:
             self._widen()
         scale = round(self.width / other.width)
-        for span, seconds in other.spans.items():
-            held = self.spans.setdefault(span // scale, [0.0] * len(STAGES))
-            for i, one in enumerate(seconds):
-                held[i] += one
+        for span, stages in other.nanoseconds.items():
+            self._add(span // scale, stages)
         self._bound()
 
     def _bound(self) -> None:
-        while len(self.spans) > 1 and max(self.spans) - min(self.spans) >= _SPANS:
+        while len(self.nanoseconds) > 1 and max(self.nanoseconds) - min(self.nanoseconds) >= _SPANS:
             self._widen()
 
     def _widen(self) -> None:
         self.width *= 2
-        wider: dict[int, list[float]] = {}
-        for span, seconds in self.spans.items():
-            held = wider.setdefault(span // 2, [0.0] * len(STAGES))
-            for i, one in enumerate(seconds):
-                held[i] += one
-        self.spans = wider
+        narrow, self.nanoseconds = self.nanoseconds, {}
+        for span, stages in narrow.items():
+            self._add(span // 2, stages)
+
+
+def _whole_nanoseconds(seconds: float) -> int:
+    return round(seconds * _NANOSECONDS)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -105,11 +110,22 @@ class Bad:
     error: str
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Unread:
+    """A prediction file that was found done, in an order that is as good as chance."""
+
+    digest: bytes
+    output: str
+    nbytes: int
+    version: str
+
+
 @dataclass(slots=True)
 class Account:
     """Shards and rows, those of them that this run computed, and what these took.
 
-    `columns` are of `described` shards, of which `footers` were found done, and told by their own files.
+    `columns` are of `described` shards, of which `footers` were found done, and told by their own files; `unlike` are names of
+    columns that are not of one type. `unread` and `dead_letters` (output and URI) are files to look into, a bounded number.
     `reasons` count rows of `bad_looked_at` by stage and what is said of them; `began` and `ended` are since 1970.
     """
 
@@ -126,7 +142,7 @@ class Account:
     batches_halved: int = 0
     began: float = math.inf
     ended: float = -math.inf
-    seconds: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    nanoseconds: list[int] = field(default_factory=lambda: [0, 0, 0])
     batch_seconds: Numbers = field(default_factory=Numbers)
     devices: Counter[str] = field(default_factory=Counter)
     processes: dict[str, tuple[Process, int]] = field(default_factory=dict)
@@ -135,6 +151,9 @@ class Account:
     described: int = 0
     footers: int = 0
     columns: list[Column] = field(default_factory=list)
+    unlike: set[str] = field(default_factory=set)
+    unread: list[Unread] = field(default_factory=list)
+    dead_letters: list[tuple[str, str]] = field(default_factory=list)
     bad_looked_at: int = 0
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
     examples: list[Bad] = field(default_factory=list)
@@ -143,16 +162,50 @@ class Account:
         for name in _SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.began, self.ended = min(self.began, other.began), max(self.ended, other.ended)
-        self.seconds = [mine + more for mine, more in zip(self.seconds, other.seconds, strict=True)]
+        self.nanoseconds = [mine + more for mine, more in zip(self.nanoseconds, other.nanoseconds, strict=True)]
         self.batch_seconds.merge(other.batch_seconds)
         self.devices += other.devices
         for process, retries in other.processes.values():
             self._note_process(process, retries)
         self.time_line.merge(other.time_line)
-        self.slowest = heapq.nlargest(SLOWEST, [*self.slowest, *other.slowest])
-        merge(self.columns, other.columns)
-        self.reasons = Counter(dict((self.reasons + other.reasons).most_common(_MOST_REASONS)))
-        self.examples = [*self.examples, *other.examples][:EXAMPLES]
+        self.unlike |= other.unlike | merge(self.columns, other.columns)
+        self.slowest += other.slowest
+        self.unread += other.unread
+        self.dead_letters += other.dead_letters
+        self._bound()
+
+    def settle(self) -> None:
+        """Puts all in the order and the size that it has whatever was added first."""
+        self._bound(1)
+        self.columns = [column for column in self.columns if column.name not in self.unlike]
+        self.devices = Counter(dict(sorted(self.devices.items())))
+        self.processes = dict(sorted(self.processes.items()))
+        for numbers in (
+            self.batch_seconds,
+            *(one for column in self.columns for one in (column.numbers, column.largest)),
+        ):
+            if numbers is not None:
+                numbers.settle()
+        for column in self.columns:
+            column.values = None if column.values is None else dict(sorted(column.values.items()))
+
+    def _bound(self, times: int = 2) -> None:
+        """Bounded lists may grow to some `times` of their bounds before they are cut. What is cut is never among the first of
+        more, so that it does not matter when.
+        """
+        if len(self.slowest) > times * SLOWEST or times == 1:
+            self.slowest = heapq.nlargest(SLOWEST, self.slowest)
+        if len(self.unread) > times * MOST_FOOTERS or times == 1:
+            self.unread = heapq.nsmallest(MOST_FOOTERS, self.unread)
+        if len(self.dead_letters) > times * MOST_DEAD_LETTER_FILES or times == 1:
+            self.dead_letters = heapq.nsmallest(MOST_DEAD_LETTER_FILES, self.dead_letters)
+        if len(self.processes) > times * _MOST_PROCESSES:
+            self.processes = {name: self.processes[name] for name in heapq.nsmallest(_MOST_PROCESSES, self.processes)}
+
+    @property
+    def seconds(self) -> list[float]:
+        """Of read, predict and write."""
+        return [one / _NANOSECONDS for one in self.nanoseconds]
 
     @property
     def retries(self) -> int:
@@ -168,13 +221,27 @@ class Account:
         self.bad_rows += result.bad_rows
         self.filtered_rows += result.filtered_rows
         self.output_bytes += result.output_bytes
+        if result.dead_letters is not None:
+            self.dead_letters.append((result.shard.output, result.dead_letters))
         told = result.told
-        if (columns := _known_columns(told)) is not None:
+        if told is not None:
+            self.describe(told.columns, found_done=not result.computed)
+        elif not result.computed:
+            name = result.shard.output
+            digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8]
+            self.unread.append(Unread(digest, name, result.output_bytes, result.output_version))
+        if result.computed and told is not None:
+            self._add_computed(result, told)
+        self._bound()
+
+    def describe(self, columns: Sequence[Column] | None, *, found_done: bool) -> None:
+        """Adds what a shard's predictions are; nothing where that is not known."""
+        if columns is not None:
             self.described += 1
-            self.footers += not result.computed
-            merge(self.columns, columns)
-        if not result.computed or told is None:
-            return
+            self.footers += found_done
+            self.unlike |= merge(self.columns, columns)
+
+    def _add_computed(self, result: ShardResult, told: ShardMeasurements) -> None:
         self.computed_shards += 1
         self.computed_rows += result.shard.rows
         self.read_bytes += result.read_bytes
@@ -183,36 +250,35 @@ class Account:
         self.batches_halved += result.batches_halved
         self.devices[result.device or "cpu"] += 1
         read, predict, write = (result.seconds[stage] for stage in STAGES[1:])
-        self.seconds = [mine + more for mine, more in zip(self.seconds, (read, predict, write), strict=True)]
+        self.nanoseconds = [
+            mine + _whole_nanoseconds(more) for mine, more in zip(self.nanoseconds, (read, predict, write), strict=True)
+        ]
         self.batch_seconds.merge(told.batch_seconds)
         self.began, self.ended = min(self.began, told.began), max(self.ended, told.ended)
         self.time_line.add(told.began, told.ended, (0.0, read, predict, write))
         if told.process is not None:
             self._note_process(told.process, told.retries)
-        slow = Slow(
-            told.ended - told.began,
-            result.shard.output,
-            told.began,
-            result.shard.rows,
-            told.process.name if told.process else "",
-            (read, predict, write),
+        self.slowest.append(
+            Slow(
+                told.ended - told.began,
+                result.shard.output,
+                told.began,
+                result.shard.rows,
+                told.process.name if told.process else "",
+                (read, predict, write),
+            )
         )
-        if len(self.slowest) < SLOWEST:
-            heapq.heappush(self.slowest, slow)
-        else:
-            heapq.heappushpop(self.slowest, slow)
 
     def _note_process(self, process: Process, retries: int) -> None:
         """Several threads of it may have waited for one load."""
         known, last = self.processes.get(process.name, (process, 0))
-        if process.name in self.processes or len(self.processes) < _MOST_PROCESSES:
-            longest = max(known.load_seconds, process.load_seconds)
-            before = min(known.retries_before, process.retries_before)
-            began = min(known.began, process.began)
-            self.processes[process.name] = (
-                replace(known, began=began, load_seconds=longest, retries_before=before),
-                max(last, retries),
-            )
+        longest = max(known.load_seconds, process.load_seconds)
+        before = min(known.retries_before, process.retries_before)
+        began = min(known.began, process.began)
+        self.processes[process.name] = (
+            replace(known, began=began, load_seconds=longest, retries_before=before),
+            max(last, retries),
+        )
 
 
 _SUMS = (
@@ -221,96 +287,31 @@ _SUMS = (
 )
 
 
-def account_of(job: Job, results: Iterable[ShardResult]) -> Account:
-    """Of shards that this run found done, the footers of `MOST_FOOTERS` at most are read, evenly spread over them."""
-    account, results = Account(), sorted(results, key=lambda result: result.shard)
-    asked = _spread([result for result in results if result.told is None and not result.computed], MOST_FOOTERS)
-    store = open_store(job.output, job.storage)
-    with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as threads:
-        read = list(threads.map(lambda result: _with_footer(job, store, result), asked))
-    known = {result.shard.output: result for result in read}
+def account_of(results: Iterable[ShardResult]) -> Account:
+    """Of results that were not merged before."""
+    account = Account()
     for result in results:
-        account.add(known.get(result.shard.output, result))
-    account.slowest = heapq.nlargest(SLOWEST, account.slowest)
-    _look_at_dead_letters(job, account, [result.dead_letters for result in results if result.dead_letters])
+        add_safely(account, result)
+    account.settle()
     return account
 
 
+def add_safely(account: Account, result: ShardResult) -> None:
+    """A fault of ours in counting must not fail a job whose predictions are sound: the log says what the report lacks."""
+    try:
+        account.add(result)
+    except Exception:
+        _log.warning("The report lacks some of %s", result.shard.output, exc_info=True)
+
+
 def merged(accounts: Iterable[Account]) -> Account:
+    """Of all of a run's, with the time that loading models took."""
     whole = Account()
     for one in accounts:
         whole.merge(one)
+    whole.settle()
     for process in whole.loads():
         ended = process.began + process.load_seconds
         whole.time_line.add(process.began, ended, (process.load_seconds, 0.0, 0.0, 0.0))
         whole.began = min(whole.began, process.began)
     return whole
-
-
-def _spread(results: Sequence[ShardResult], most: int) -> Sequence[ShardResult]:
-    if len(results) <= most:
-        return results
-    return [results[i * len(results) // most] for i in range(most)]
-
-
-def _with_footer(job: Job, store: Store, result: ShardResult) -> ShardResult:
-    """Where a file has gone since it was found, or was never whole, the job's own account of its files says so."""
-    there = ObjectRef(f"{job.output}/{result.shard.output}", result.output_bytes, result.output_version)
-    try:
-        kept = read_footer(store, there).key_values.get(STATISTICS.encode())
-    except (ObjectNotFound, ObjectChanged, NotParquet):
-        return result
-    return replace(result, told=ShardMeasurements(None if kept is None else kept.decode(errors="replace")))
-
-
-def _known_columns(told: ShardMeasurements | None) -> list[Column] | None:
-    """None also where a file holds something else under that name."""
-    if told is None or told.columns is None:
-        return None
-    try:
-        return decode(told.columns)
-    except ValueError:
-        return None
-
-
-def _look_at_dead_letters(job: Job, account: Account, uris: Sequence[str]) -> None:
-    folder = job.on_error.dead_letters
-    if folder is None:
-        return
-    store = open_store(folder, job.storage)
-    for uri in uris[:MOST_DEAD_LETTER_FILES]:
-        for bad in _bad_rows(store, uri):
-            account.bad_looked_at += 1
-            account.reasons[bad.stage, _reason(bad.error)] += 1
-            if len(account.examples) < EXAMPLES:
-                account.examples.append(bad)
-    account.reasons = Counter(dict(account.reasons.most_common(_MOST_REASONS)))
-
-
-def _bad_rows(store: Store, uri: str) -> Iterator[Bad]:
-    """Of one file, the first `_ROWS_OF_A_FILE` at most; none where it has gone."""
-    try:
-        with closing(store.open_arrow(store.stat(uri))) as opened:
-            left = _ROWS_OF_A_FILE
-            for batch in pq.ParquetFile(opened).iter_batches(columns=DEAD_LETTER_COLUMNS.names):
-                for where, row, stage, error in zip(
-                    *(batch.column(name)[:left].to_pylist() for name in DEAD_LETTER_COLUMNS.names), strict=True
-                ):
-                    yield Bad(public_uri(where), row, stage, without_secrets(error))
-                left -= batch.num_rows
-                if left <= 0:
-                    return
-    except (ObjectNotFound, ObjectChanged, pa.ArrowException):
-        return
-
-
-def _reason(error: str) -> str:
-    """What is alike in messages of the same mistake: without numbers, and without the places that they name."""
-    text = re.sub(r"\b\w+:///?\S+|(?<![\w.])/\S+", "…", error)
-    text = re.sub(r"\d+", "#", text)
-    return text[:_REASON_LETTERS]
-
-
-def without_secrets(text: str) -> str:
-    """With no user, password, query or fragment of a web address in it."""
-    return _URL.sub(lambda found: public_uri(found[0]), text)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
 from ..columns.wording import counted
 from ..printable import printable
-from .account import STAGES, without_secrets
+from ..storage.store import public_uri
+from .account import STAGES
 from .charts import Areas, Bars, number
 
 _ROWS_OF_NUMBERS = 64
+_URL = re.compile(r"https?://[^\s'\"]+")
 
 
 def track(begins: float, lasted: float, whole: float, seconds: Sequence[float]) -> str:
@@ -111,6 +114,11 @@ def table_html(
         lines.append(f"<tr>{''.join(cells)}</tr>")
     named = f' class="{kind}"' if kind else ""
     return f'<div class="scroll"><table{named}><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def without_secrets(text: str) -> str:
+    """With no user, password, query or fragment of a web address in it."""
+    return _URL.sub(lambda found: public_uri(found[0]), text)
 
 
 def say(text: str) -> str:

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Sequence
 from ..errors import AlreadyExists, HeadraceError, InvalidRequest, ObjectNotFound
 from ..jobs.job import Job
 from ..shards.column_statistics import Column
-from ..shards.shard import FailedShard, ShardResult
+from ..shards.shard import FailedShard
 from ..storage import ObjectRef, Store, open_store
 from ..storage.store import public_uri
-from .account import Account, account_of, merged
+from .account import Account, merged
 from .kept import Kept, embedded, read_report
 from .page import Run, page
+from .sampled_files import read_dead_letters, read_statistics
 
 _MOST_KEPT_LETTERS = 400_000
 
@@ -27,24 +28,14 @@ def write_report(
     """Where it lies, or None where it could not be written: what was predicted stands all the same, and the log says why."""
     assert job.report is not None
     try:
-        return _write(job, job.report, tuple(manifest), merged(accounts), tuple(failed))
+        account = merged(accounts)
+        read_statistics(job, account)
+        read_dead_letters(job, account)
+        return _write(job, job.report, tuple(manifest), account, tuple(failed))
     except HeadraceError as error:
         _log.warning("The report could not be written: %s", error)
     except Exception:  # a fault of ours must not fail a job whose predictions are complete
         _log.warning("The report could not be written", exc_info=True)
-    return None
-
-
-def account_or_none(job: Job, results: Sequence[ShardResult]) -> Account | None:
-    """None where there is no report to be, or it cannot be told of these."""
-    if job.report is None:
-        return None
-    try:
-        return account_of(job, results)
-    except HeadraceError as error:
-        _log.warning("The report lacks %d shards: %s", len(results), error)
-    except Exception:  # as in `write_report`
-        _log.warning("The report lacks %d shards", len(results), exc_info=True)
     return None
 
 

@@ -129,9 +129,19 @@ class Column:
         if len(self.values) > MOST_VALUES:
             self.values = None
 
+    def is_like(self, other: Column) -> bool:
+        """Of the same name and type, and counted in the same way."""
+        return self._way() == other._way()
+
+    def _way(self) -> tuple[Any, ...]:
+        scores = None if self.classes is None else len(self.classes)
+        return self.name, self.kind, self.numbers is None, self.largest is None, scores
+
     def merge(self, other: Column) -> None:
-        """Raises `ValueError` where it is a column of another type."""
-        if (self.name, self.kind) != (other.name, other.kind):
+        """The result does not depend on the order of merges, but for that of `values`. Raises `ValueError` where it is a
+        column of another type.
+        """
+        if not self.is_like(other):
             raise ValueError(f"{other.name} of {other.kind} is not {self.name} of {self.kind}")
         self.rows, self.nulls = self.rows + other.rows, self.nulls + other.nulls
         for mine, theirs in ((self.numbers, other.numbers), (self.largest, other.largest)):
@@ -211,17 +221,20 @@ class Columns:
         for column in self.columns:
             column.add(batch.column(column.name), weight)
 
-    def encode(self) -> str:
+    def encode(self) -> tuple[str, tuple[Column, ...]]:
         return encode(self.columns)
 
 
-def encode(columns: Iterable[Column]) -> str:
-    """As text of some kilobytes, 64 KiB at most: what would not fit is left out, beginning with the last."""
+def encode(columns: Iterable[Column]) -> tuple[str, tuple[Column, ...]]:
+    """As text of some kilobytes, 64 KiB at most, and the columns that are in it: what would not fit is left out, beginning
+    with the last.
+    """
+    columns = tuple(columns)
     told = [column.dump() for column in columns]
     while True:
         text = base64.b64encode(zlib.compress(json.dumps(told, separators=(",", ":")).encode(), 6)).decode()
         if len(text) <= _MOST_ENCODED or not told:
-            return text
+            return text, columns[: len(told)]
         told.pop()
 
 
@@ -235,15 +248,21 @@ def decode(text: str) -> list[Column]:
         raise ValueError(f"no statistics: {type(error).__name__}: {error}") from error
 
 
-def merge(into: list[Column], more: Iterable[Column]) -> None:
-    """Columns by their name; one that `into` lacks is copied to it. Raises `ValueError` where a type differs."""
-    by_name = {column.name: column for column in into}
+def merge(into: list[Column], more: Iterable[Column]) -> set[str]:
+    """Columns by their name; one that `into` lacks is copied to it. The names of those that are of another type there: what
+    `into` has of them is of no use, since which came first decides it.
+    """
+    by_name, unlike = {column.name: column for column in into}, set()
     for column in more:
-        if (mine := by_name.get(column.name)) is not None:
-            mine.merge(column)
-        else:
+        mine = by_name.get(column.name)
+        if mine is None:
             by_name[column.name] = deepcopy(column)
             into.append(by_name[column.name])
+        elif mine.is_like(column):
+            mine.merge(column)
+        else:
+            unlike.add(column.name)
+    return unlike
 
 
 def _storage(kind: pa.DataType) -> pa.DataType:

@@ -10,13 +10,13 @@ from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from ..storage.store import retries_so_far
-from .column_statistics import Columns
+from .column_statistics import Column, Columns, decode, encode
 from .number_bins import Numbers
 
 STATISTICS = "headrace.statistics"
@@ -53,18 +53,35 @@ def timed_load(load: Callable[[], Loaded]) -> tuple[Loaded, Process]:
 
 @dataclass(frozen=True, slots=True)
 class ShardMeasurements:
-    """`columns` are the statistics of its predictions, encoded; None where they are not known.
+    """`columns` are the statistics of its predictions; None where they are not known.
 
     `began` and `ended` are seconds since 1970, `batch_seconds` the time of each batch, and `retries` those of its process
     when the shard ended. Of a shard that this run found done, there are at most columns.
     """
 
-    columns: str | None
+    columns: tuple[Column, ...] | None
     began: float = 0.0
     ended: float = 0.0
     batch_seconds: Numbers = field(default_factory=Numbers)
     process: Process | None = None
     retries: int = 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Small, where a runner moves it: the arrays of many columns take a tenth as text."""
+        text = None if self.columns is None else encode(self.columns)[0]
+        return _measured, (text, self.began, self.ended, self.batch_seconds, self.process, self.retries)
+
+
+def _measured(text: str | None, *more: Any) -> ShardMeasurements:
+    return ShardMeasurements(known_columns(text), *more)
+
+
+def known_columns(text: str | None) -> tuple[Column, ...] | None:
+    """What a prediction file keeps of its columns. None also where it holds something else under that name."""
+    try:
+        return None if text is None else tuple(decode(text))
+    except ValueError:
+        return None
 
 
 def _tried(work: Callable[[], Loaded]) -> Loaded | None:
@@ -87,7 +104,7 @@ class ShardMeasuring:
     def __init__(self, schema: pa.Schema, predictions: Iterable[str]) -> None:
         """`predictions` are the columns of it to describe."""
         self._columns = _tried(lambda: Columns(schema, predictions))
-        self._encoded: str | None = None
+        self._described: tuple[Column, ...] | None = None
         self._began, self._batch_seconds, self._untold = time.time(), Numbers(), array("d")
 
     def add(self, batch: pa.RecordBatch, seconds: float) -> None:
@@ -100,14 +117,18 @@ class ShardMeasuring:
 
     def key_values(self) -> dict[str, str]:
         """What the prediction file keeps of it; nothing is added afterwards."""
-        if (columns := self._columns) is not None:
-            self._encoded = _tried(columns.encode)
-        return {} if self._encoded is None else {STATISTICS: self._encoded}
+        encoded = None if self._columns is None else _tried(self._columns.encode)
+        if encoded is None:
+            return {}
+        text, self._described = encoded
+        return {STATISTICS: text}
 
     def told(self) -> ShardMeasurements:
         self._count_seconds()
         self._batch_seconds.settle()
-        return ShardMeasurements(self._encoded, self._began, time.time(), self._batch_seconds, retries=retries_so_far())
+        return ShardMeasurements(
+            self._described, self._began, time.time(), self._batch_seconds, retries=retries_so_far()
+        )
 
     def _count_seconds(self) -> None:
         self._batch_seconds.add(np.frombuffer(self._untold))

@@ -42,6 +42,7 @@ class Numbers:
     keys: np.ndarray[Any, Any] = field(default_factory=lambda: _NOTHING)
     counts: np.ndarray[Any, Any] = field(default_factory=lambda: _NOTHING)
     _counting: np.ndarray[Any, Any] | None = None
+    _sums: tuple[int | None, int | None] | None = field(default=None, compare=False, repr=False)
 
     def add(self, values: np.ndarray[Any, Any], weight: int = 1) -> None:
         """`values` are numbers of any dtype and shape [n]. In the bins each counts `weight` times; 0 leaves the bins alone."""
@@ -72,12 +73,25 @@ class Numbers:
         self._dense()[base : base + len(counts)] += counts * weight
 
     def merge(self, other: Numbers) -> None:
+        """In whatever order any are merged, the result is the same to the bit: sums are kept as whole numbers meanwhile.
+
+        It takes no more memory than its bins, so that many columns can be merged at the same time.
+        """
+        self.settle()
         other.settle()
-        self._gather(other.count, other.total, other.spread)
+        sums = [_plus(mine, more) for mine, more in zip(self._exact(), other._exact(), strict=True)]
+        self.count += other.count
+        self._set_sums(*sums)
         self.nan, self.infinite = self.nan + other.nan, self.infinite + other.infinite
         self.least, self.most = min(self.least, other.least), max(self.most, other.most)
+        at = np.searchsorted(self.keys, other.keys)
+        if self.bits == other.bits and np.array_equal(self.keys[at[at < len(self.keys)]], other.keys):
+            counts = self.counts.copy()
+            counts[at] += other.counts
+            self.counts = counts
+            return
         self.bits = min(self.bits, other.bits)
-        self._dense()[other.keys] += other.counts
+        self._bin(np.concatenate([self.keys, other.keys]), np.concatenate([self.counts, other.counts]))
 
     def _gather(self, count: int, total: float, spread: float) -> None:
         """As T. Chan, G. Golub and R. LeVeque, "Updating formulae […] for computing sample variances", 1979."""
@@ -85,6 +99,27 @@ class Numbers:
             apart = total / count - self.total / self.count
             spread += apart * apart * (self.count * count / (self.count + count))
         self.count, self.total, self.spread = self.count + count, self.total + total, self.spread + spread
+        self._sums = None
+
+    def _exact(self) -> tuple[int | None, int | None]:
+        """The sum and the sum of squares, in units of which every float64 and every square is a multiple; None where it is
+        not finite. What is not whole in the square of a mean is cut off, once for each that `merge` was never called on.
+        """
+        if self._sums is None:
+            total, spread = _multiple(self.total), _multiple(self.spread)
+            squares = None
+            if total is not None and spread is not None:
+                squares = (spread << _UNIT_BITS) + total * total // max(1, self.count)
+            self._sums = total, squares
+        return self._sums
+
+    def _set_sums(self, total: int | None, squares: int | None) -> None:
+        self._sums = total, squares
+        self.total = math.inf if total is None else _float(total, _UNIT_BITS)
+        if total is None or squares is None:
+            self.spread = math.inf
+        else:
+            self.spread = _float(max(0, squares - total * total // max(1, self.count)), 2 * _UNIT_BITS)
 
     def settle(self) -> None:
         """Puts what was added into `keys` and `counts`, where everything else looks."""
@@ -92,6 +127,9 @@ class Numbers:
             return
         (keys,) = self._counting.nonzero()
         counts, self._counting = self._counting[keys], None
+        self._bin(keys, counts)
+
+    def _bin(self, keys: np.ndarray[Any, Any], counts: np.ndarray[Any, Any]) -> None:
         while True:
             self.keys, back = np.unique(keys & -1 << FRACTION_BITS - self.bits, return_inverse=True)
             self.counts = np.bincount(back, counts, len(self.keys)).astype(np.int64)
@@ -173,6 +211,28 @@ class Numbers:
             self._counting = np.zeros(1 << 16, np.int64)
             self._counting[self.keys] = self.counts
         return self._counting
+
+
+# The smallest float64 above 0 is 2**-1074.
+_UNIT_BITS = 1074
+
+
+def _multiple(number: float) -> int | None:
+    if not math.isfinite(number):
+        return None
+    numerator, denominator = number.as_integer_ratio()
+    return numerator << _UNIT_BITS + 1 - denominator.bit_length()
+
+
+def _plus(one: int | None, other: int | None) -> int | None:
+    return None if one is None or other is None else one + other
+
+
+def _float(multiple: int, bits: int) -> float:
+    try:
+        return multiple / (1 << bits)
+    except OverflowError:
+        return math.inf if multiple > 0 else -math.inf
 
 
 # Which of a float64's four 16-bit parts has its sign.

@@ -6,14 +6,14 @@ import hashlib
 import heapq
 import io
 import json
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import (
@@ -27,15 +27,30 @@ from ..errors import (
 )
 from ..jobs.job import ASIDE, MANIFEST_FOLDER, SUCCESS, Job, stored_object
 from ..output.claims import CLAIM_KEY, check_claim, claim_uri, discard, exists, prepare_mark, read_claim, remove_own
-from ..output.dead_letters import check_dead_letters, first_examples, too_many_bad_rows, unnamed_dead_letters
+from ..output.dead_letters import (
+    EXAMPLES,
+    UriDigests,
+    check_dead_letters,
+    first_examples,
+    too_many_bad_rows,
+    unnamed_dead_letters,
+)
 from ..output.manifest import each_finished, manifest_dead_letters, manifest_versions, outputs_digest, part_claim
-from ..output.manifest_table import manifest_table
+from ..output.manifest_table import MANIFEST_SCHEMA, manifest_table
 from ..parquet.reader import read_footer
-from ..report.account import Account
-from ..report.write import account_or_none, write_report
+from ..report.account import Account, account_of
+from ..report.write import write_report
 from ..shards.shard import ShardResult, parse_output_name
 from ..storage import ObjectRef, Store, open_store
 from ..storage.same import create_same
+
+# Of one worker's memory, what finishing takes at the most, however many shards there are: a part of the manifest, a few
+# accounts for the report, and what reading and writing Parquet needs. `make bench-edges` shows it.
+FINISHING_BYTES = 512 << 20
+_ROWS_AT_ONCE = 10_000
+_one_part = threading.Lock()
+# Measured: 50,000 results, a file of the manifest made of them, and what that takes meanwhile.
+_RESULT_BYTES, _JOINED_BYTES, _SPLIT_BYTES = 4096, 1024, 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +63,39 @@ class ManifestPart:
     rows: int
     bad_rows: int
     filtered_rows: int
-    account: Account | None = None
+
+
+def held_bytes(result: ShardResult) -> int:
+    """About what `write_part` holds of it in memory, at the most."""
+    files = len(result.shard.joined)
+    splits = len(result.batch_splits) + sum(len(of_one) for *_, of_one in result.of_parts)
+    deleted = sum(len(part.deleted) for part in (result.shard, *result.shard.joined))
+    return _RESULT_BYTES + deleted + _JOINED_BYTES * files + _SPLIT_BYTES * splits
 
 
 def write_part(job: Job, number: int, results: Iterable[ShardResult]) -> ManifestPart:
-    """The results whose names lie between those of the parts before and after."""
-    results = list(results)
-    table = manifest_table(results)
-    sink = io.BytesIO()
+    """The results whose names lie between those of the parts before and after. One at a time in a process, whose memory then
+    holds one part, however many cores it has.
+    """
+    with _one_part:
+        return _write_part(job, number, results)
+
+
+def _write_part(job: Job, number: int, results: Iterable[ShardResult]) -> ManifestPart:
+    results = sorted(results, key=attrgetter("shard"))
     record = {b"headrace.job": json.dumps(job.record(), sort_keys=True).encode(), CLAIM_KEY.encode(): b"%d" % job.claim}
-    pq.write_table(table.replace_schema_metadata(record), sink, compression="zstd")
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, MANIFEST_SCHEMA.with_metadata(record), compression="zstd") as writer:
+        for first in range(0, max(1, len(results)), _ROWS_AT_ONCE):
+            writer.write_table(manifest_table(results[first : first + _ROWS_AT_ONCE]))
     data = sink.getvalue()
     name = f"{MANIFEST_FOLDER}/part-{number:05d}-{job.claim:08d}-{hashlib.sha256(data).hexdigest()[:16]}{ASIDE}"
     create_same(open_store(job.output, job.storage), f"{job.output}/{name}", data)
-    account = account_or_none(job, results)
-    rows, bad_rows, left_out = (pc.sum(table[name]).as_py() for name in ("rows", "bad_rows", "filtered_rows"))
-    return ManifestPart(number, name, table.num_rows, rows, bad_rows, left_out, account)
+    rows, bad_rows = sum(one.shard.rows for one in results), sum(one.bad_rows for one in results)
+    return ManifestPart(number, name, len(results), rows, bad_rows, sum(one.filtered_rows for one in results))
 
 
-def finish(job: Job, parts: Iterable[ManifestPart]) -> dict[str, Any]:
+def finish(job: Job, parts: Iterable[ManifestPart], accounts: Iterable[Account] = ()) -> dict[str, Any]:
     """Holds the manifest against the output folder, writes `_SUCCESS`, and returns what that holds.
 
     Where an equal run, started at the same time, was first, its manifest and its mark are the ones that stay. What is removed
@@ -96,14 +125,15 @@ def finish(job: Job, parts: Iterable[ManifestPart]) -> dict[str, Any]:
         check_claim(job, store)
         summary = _mark_of_an_equal_job(store, mark, summary, error)
     if job.on_error.dead_letters is not None:
-        _remove(job, store, list(unnamed_dead_letters(job, _named_dead_letters(job, summary["manifest"]))))
+        named = UriDigests(_named_dead_letters(job, summary["manifest"]))
+        _remove(job, store, list(unnamed_dead_letters(job, named)))
     parts_there = [
         (ref.uri.removeprefix(f"{job.output}/"), ref) for ref in store.list(f"{job.output}/{MANIFEST_FOLDER}/")
     ]
     unnamed = [ref for name, ref in parts_there if name not in summary["manifest"] and part_claim(name) <= job.claim]
     _remove(job, store, unnamed)
     if job.report is not None:
-        write_report(job, summary["manifest"], [part.account for part in parts if part.account is not None])
+        write_report(job, summary["manifest"], accounts)
     return summary
 
 
@@ -118,7 +148,8 @@ def _remove(job: Job, store: Store, listed: Sequence[ObjectRef]) -> None:
 
 def finalize(job: Job, results: Iterable[ShardResult]) -> dict[str, Any]:
     """The whole end at once: one part of the manifest, then `finish`."""
-    return finish(job, [write_part(job, 0, results)])
+    results = list(results)
+    return finish(job, [write_part(job, 0, results)], [account_of(results)])
 
 
 def check_complete(job: Job, parts: Sequence[str]) -> list[ObjectRef]:
@@ -224,17 +255,19 @@ def check_bad_rows(job: Job, parts: Iterable[str], rows: int, bad: int) -> None:
     """
     if job.on_error.dead_letters is None:
         return
-    named = _named_dead_letters(job, parts)
-    check_dead_letters(job, named)
+    parts = list(parts)
+    check_dead_letters(job, lambda: _named_dead_letters(job, parts))
     allowed = job.on_error.allowed(rows)
     if bad > allowed or 0 < rows == bad:
-        examples = first_examples(open_store(job.on_error.dead_letters, job.storage), sorted(named.values()))
+        first = heapq.nsmallest(EXAMPLES, _named_dead_letters(job, parts))
+        examples = first_examples(open_store(job.on_error.dead_letters, job.storage), first)
         raise too_many_bad_rows(job, f"among the job's {rows:,} rows", allowed if bad < rows else None, bad, examples)
 
 
-def _named_dead_letters(job: Job, parts: Iterable[str]) -> dict[str, str]:
+def _named_dead_letters(job: Job, parts: Iterable[str]) -> Iterator[str]:
     store = open_store(job.output, job.storage)
-    return dict(manifest_dead_letters(store, (store.stat(f"{job.output}/{part}") for part in parts)))
+    for _, uri in manifest_dead_letters(store, (store.stat(f"{job.output}/{part}") for part in parts)):
+        yield uri
 
 
 class _Counted:

@@ -10,6 +10,7 @@ from ..errors import DataError, ShardsFailed, TooManyFailedShards
 from ..jobs.job import Job
 from ..output.claims import check_claim
 from ..output.failed_list import write_failed_list
+from ..report.account import Account
 from ..report.write import write_report
 from ..shards.shard import FailedShard
 from ..storage import open_store
@@ -19,7 +20,9 @@ from .shard_failures import too_many_failed_shards
 _FIRST_LETTERS = 600
 
 
-def fail_for_shards(job: Job, parts: Iterable[ManifestPart], failed: Iterable[FailedShard]) -> NoReturn:
+def fail_for_shards(
+    job: Job, parts: Iterable[ManifestPart], failed: Iterable[FailedShard], accounts: Iterable[Account]
+) -> NoReturn:
     """Raises the first shard's own error; under `skip_shards` `ShardsFailed` once all are listed and the report is written.
 
     What is done stays as it is: files of inputs that changed or vanished wait for the run that completes the job, and so does
@@ -44,7 +47,6 @@ def fail_for_shards(job: Job, parts: Iterable[ManifestPart], failed: Iterable[Fa
     listed = write_failed_list(job, failed, done, rows, names)
     check_claim(job, store)
     if job.report is not None:
-        accounts = [part.account for part in parts if part.account is not None]
         write_report(job, [*names, listed], accounts, failed)
     shards = done + len(failed)
     what = f"{len(failed):,} of {counted(shards, 'shard')} failed, and {job.output} is not complete"

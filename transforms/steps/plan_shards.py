@@ -1,4 +1,4 @@
-"""Files to Shards to units of work. The plan is a pure function of the listing, the footers and the job. No Beam."""
+"""Files to Shards. The plan is a pure function of the listing, the footers and the job. No Beam."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ..columns.plan import MOST_READ_BYTES, is_auto, rows_within
 from ..errors import ColumnError, NotParquet
-from ..jobs.input_files import PassedOver, each_input, expand_lists, join_small, together
+from ..jobs.input_files import PassedOver, each_input, expand_lists, together
 from ..jobs.job import Job
 from ..nested_arrow import read_schema
 from ..output.dead_letters import rows_of_another_schema
@@ -22,7 +22,7 @@ from ..parquet.reader import Footer, most_row_bytes, read_footer, repeated_colum
 from ..shards.deleted_rows import NONE, Positions, deleted_in, live_rows, pack_positions
 from ..shards.partition_types import fits
 from ..shards.partitions import partition_values
-from ..shards.shard import Shard, WorkUnit, join_shards, output_name, relative_stem, split_file
+from ..shards.shard import Shard, join_shards, output_name, relative_stem, split_file
 from ..storage import ObjectRef, open_store
 from ..tables.columns import TableColumns
 
@@ -271,8 +271,3 @@ def _shards_of_the_first(
     parts = list(shards)
     drifting = [part for part in parts if part.drift]
     yield from drifting or [splitter.joined(parts)]
-
-
-def plan_units(job: Job, files: Iterable[ObjectRef]) -> Iterator[WorkUnit]:
-    """Small shards together, up to `shard_bytes`."""
-    return join_small(plan_shards(job, files), lambda shard: shard.nbytes, job.shard_bytes, MOST_FILES_A_UNIT)

@@ -16,14 +16,14 @@ from ..errors import AlreadyExists, ObjectNotFound, OutputConflict, OutputIncomp
 from ..jobs.job import Job
 from ..nested_arrow import read_schema
 from ..output.claims import CLAIM_KEY, check_claim, confirm_added
-from ..output.dead_letters import CommittedDeadLetters, DeadLetters, ListedDeadLetters, of_another_schema
+from ..output.dead_letters import CommittedDeadLetters, DeadLetters, of_another_schema
 from ..parquet.reader import read_batches, read_footer
 from ..parquet.writer import write_batches
 from ..predicting.bisection import Bisection
 from ..predicting.devices import intra_op_threads
 from ..predicting.predictor import Predictor, input_columns
 from ..read_ahead import read_ahead
-from ..shards.measuring import STATISTICS, ShardMeasurements, ShardMeasuring
+from ..shards.measuring import STATISTICS, ShardMeasurements, ShardMeasuring, known_columns
 from ..shards.shard import PartOutcome, Shard, ShardResult, sources_sha256
 from ..storage import ObjectRef, Store, open_store
 from .row_filtering import FILTERED, ShardFiltering
@@ -230,7 +230,7 @@ def result_of_existing(job: Job, sink: Store, there: ObjectRef, shard: Shard) ->
         predicted_rows=footer.rows,
         dead_letters=kept.get("headrace.dead_letters"),
         **_kept_outcome(there, kept),
-        told=ShardMeasurements(kept.get(STATISTICS)),
+        told=ShardMeasurements(known_columns(kept.get(STATISTICS))),
     )
 
 
@@ -258,9 +258,9 @@ def _splits(read: Iterable[Sequence[int]]) -> tuple[tuple[int, int], ...]:
     return tuple((row, rows) for row, rows in read)
 
 
-def found_result(job: Job, there: ObjectRef, shard: Shard, standing: ListedDeadLetters) -> ShardResult:
+def found_result(job: Job, there: ObjectRef, shard: Shard, has_dead_letters: bool) -> ShardResult:
     """Of a prediction file that stands in the output: it is read only where it may have left rows out."""
-    if shard.drift or job.where is not None or shard.output in standing.by_output:
+    if shard.drift or job.where is not None or has_dead_letters:
         return result_of_existing(job, open_store(job.output, job.storage), there, shard)
     return ShardResult(shard, there.size, there.version, there.crc32c, computed=False, predicted_rows=shard.rows)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,20 @@ import pyarrow as pa
 import pytest
 
 from headrace.pipeline.checks.column_links import Link, fit
+from headrace.pipeline.checks.output_folder import OutputState
+from headrace.pipeline.checks.preflight import prepare
 from headrace.pipeline.cli import main
 from headrace.pipeline.commands.link_table import drawn
+from headrace.pipeline.commands.summary import report_plan
+from headrace.pipeline.flags.beam_options import parse_flags
+from headrace.pipeline.flags.request import parse_request
+from headrace.pipeline.runners.graph import LOCAL_SHARD_BYTES
 from headrace.pipeline.terminal.tables import WIDTH, table
 from headrace.transforms.columns.plan import ColumnChoice
 from headrace.transforms.columns.rules import ColumnRules
 from headrace.transforms.models.spec import Signature, TensorSpec
 from headrace.transforms.nested_arrow import schema_of
+from headrace.transforms.steps.plan_shards import input_files, plan_shards
 from tests.support.jobs import model_folder, put_inputs, put_table, rows
 
 Capture = pytest.CaptureFixture[str]
@@ -84,6 +92,22 @@ def undocumented(found: Any) -> set[str]:
     named = [found.get(key, {}).values() for key in ("signatures", "checks") if isinstance(found.get(key, {}), dict)]
     inner = [value for key, value in found.items() if key not in ("signatures", "checks")]
     return own | undocumented(inner) | undocumented([list(values) for values in named])
+
+
+def test_a_plan_of_many_shards_counts_what_the_local_runner_keeps(argv: list[str]) -> None:
+    prepared = prepare(parse_request(parse_flags(argv), "plan"))
+    (shard, *_) = plan_shards(prepared.job, input_files(prepared.job))
+    plans = [
+        report_plan(prepared, OutputState(), repeat(shard, count), runner)
+        for count, runner in ((2, None), (1_000_000, None), (1_000_000, "DataflowRunner"))
+    ]
+    said = [" ".join(plan.lines) for plan in plans]
+    few, many, elsewhere = (plan.document["memory_bytes_per_worker"] for plan in plans)
+    assert ["for the shards, which Beam's local" in " ".join(text.split()) for text in said] == [False, True, False]
+    # On Dataflow no worker holds what grows with the number of shards.
+    assert few == elsewhere == 4 * 10**9
+    assert many - few >= 1_000_000 * LOCAL_SHARD_BYTES - 10**9
+    assert not too_long("\n".join(plans[1].lines))
 
 
 def test_files_of_zero_bytes_are_told(capfd: Capture, argv: list[str], tmp_path: Path) -> None:

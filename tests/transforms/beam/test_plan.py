@@ -14,7 +14,7 @@ from headrace.pipeline.cli import main
 from headrace.transforms.errors import ColumnError, ObjectChanged
 from headrace.transforms.jobs.input_files import join_small
 from headrace.transforms.parquet.reader import read_batches
-from headrace.transforms.steps.plan_shards import input_files, plan_shards, plan_units
+from headrace.transforms.steps.plan_shards import input_files, plan_shards
 from headrace.transforms.storage import ObjectRef, open_store
 from tests.support.jobs import model_folder, names_in, put_inputs, put_table, read_output, rows, scores
 from tests.support.plans import SCHEMA, plain_job
@@ -35,20 +35,6 @@ def test_small_files_are_joined_in_order_up_to_the_bounds(sizes: list[int]) -> N
     assert all(0 < len(unit) <= 64 for unit in units)
     for one, following in pairwise(units):
         assert len(one) == 64 or sum(ref.size for ref in (*one, following[0])) > 100
-
-
-def test_a_unit_is_one_large_shard_or_several_small_ones(tmp_path: Path) -> None:
-    put_inputs(f"{tmp_path}/in", [5, 5, 300, 5, 0, 5], row_group_size=60)
-    job = plain_job(f"{tmp_path}/in/*.parquet", shard_bytes=2500)
-    units = list(plan_units(job, input_files(job)))
-    spans = [(shard.output[:10], shard.first_row, shard.rows) for unit in units for shard in unit]
-    assert spans == [
-        *[("part-00000", 0, 5), ("part-00001", 0, 5)],
-        *(("part-00002", first, 60) for first in range(0, 300, 60)),
-        *[("part-00003", 0, 5), ("part-00004", 0, 0), ("part-00005", 0, 5)],
-    ]
-    assert 1 < len(units) < len(spans)
-    assert all(len(unit) == 1 or sum(shard.nbytes for shard in unit) <= 2500 for unit in units)
 
 
 def test_many_small_files_each_have_an_output_of_their_own(capfd: Capture, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from headrace.pipeline.flags.request import parse_request
 from headrace.transforms.beam.finalize import Finalize, PartBegins
 from headrace.transforms.errors import NotParquet, OutputConflict, OutputIncomplete
 from headrace.transforms.jobs.job import Job
-from headrace.transforms.output.manifest import list_finished, manifest_outputs
+from headrace.transforms.output.manifest import manifest_outputs
+from headrace.transforms.shards.column_statistics import Column
+from headrace.transforms.shards.measuring import ShardMeasurements
 from headrace.transforms.shards.shard import Shard, ShardResult, output_name
-from headrace.transforms.steps.finish import finalize, finish, write_part
+from headrace.transforms.steps.finish import finalize, finish, held_bytes, write_part
 from headrace.transforms.steps.plan_shards import input_files, plan_shards
-from headrace.transforms.storage import ObjectRef, StoreOptions, open_store
+from headrace.transforms.storage import ObjectRef, open_store
 from headrace.transforms.storage.memory import MemoryStore
 from tests.support.jobs import model_folder, put, put_inputs
 from tests.support.plans import plain_job
@@ -60,15 +63,19 @@ def test_a_damaged_page_of_a_part_is_told(tmp_path: Path) -> None:
         list(manifest_outputs(store, [ref]))
 
 
+def finalized(job: Job, results: list[ShardResult], **bounds: int) -> dict[str, Any]:
+    with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([])) as pipeline:
+        given = pipeline | beam.Create(results)
+        (given | beam.Map(lambda result: result.shard), given) | Finalize(job, **bounds)
+    store = open_store(job.output)
+    return dict(json.loads(store.read(store.stat(f"{job.output}/_SUCCESS"))))
+
+
 @pytest.mark.parametrize("part_rows", [50, 1000])
 def test_parts_are_bounded_and_sort_as_the_outputs_do(tmp_path: Path, part_rows: int) -> None:
     job = job_in(tmp_path)
     results = written(job, 600)
-    with beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([])) as pipeline:
-        given = pipeline | beam.Create(results)
-        (given | beam.Map(lambda result: result.shard), given) | Finalize(job, part_rows)
-    store = open_store(job.output)
-    mark = json.loads(store.read(store.stat(f"{job.output}/_SUCCESS")))
+    mark, store = finalized(job, results, part_bytes=part_rows * held_bytes(results[0])), open_store(job.output)
     assert (mark["shards"], mark["rows"]) == (600, sum(range(600)))
     assert len(mark["manifest"]) == -(-600 // part_rows)
     parts = [store.stat(f"{job.output}/{part}") for part in mark["manifest"]]
@@ -77,20 +84,50 @@ def test_parts_are_bounded_and_sort_as_the_outputs_do(tmp_path: Path, part_rows:
     assert all(pq.read_metadata(store.open_arrow(part)).num_rows <= part_rows for part in parts)
 
 
-@given(st.lists(st.text(max_size=3), min_size=1, max_size=80), st.integers(1, 30), st.integers(1, 5))
-def test_part_begins_do_not_depend_on_how_names_are_bundled(names: list[str], part_rows: int, bundles: int) -> None:
-    combine = PartBegins(part_rows)
+def test_the_manifest_is_the_same_to_the_byte_whatever_the_order(tmp_path: Path) -> None:
+    """And whatever each result tells for the report, which is no part of it."""
+    job = job_in(tmp_path)
+    results = written(job, 300)
+    first = finalized(job, results, part_bytes=100 * held_bytes(results[0]))
+    store = open_store(job.output)
+    store.delete(store.stat(f"{job.output}/_SUCCESS"))
+    told = [
+        replace(result, told=ShardMeasurements((Column(f"{i}", "double"),)))
+        for i, result in enumerate(reversed(results))
+    ]
+    assert len(first["manifest"]) == 3
+    assert finalized(job, told, part_bytes=100 * held_bytes(results[0])) == first
+
+
+def test_a_result_of_many_joined_files_counts_as_many_bytes(tmp_path: Path) -> None:
+    (result,) = written(job_in(tmp_path), 1)
+    joined = replace(result.shard, joined=(result.shard,) * 1000)
+    assert held_bytes(replace(result, shard=joined)) > 100 * held_bytes(result)
+    halved = replace(result, of_parts=((0, 0, ((0, 8), (8, 4))),) * 1000)
+    assert held_bytes(halved) > 100 * held_bytes(result)
+
+
+SIZES = st.integers(1, 9)
+
+
+@given(st.lists(st.tuples(st.text(max_size=3), SIZES), min_size=1, max_size=80), st.integers(9, 90), st.integers(1, 5))
+def test_part_begins_do_not_depend_on_how_names_are_bundled(
+    names: list[tuple[str, int]], part_bytes: int, bundles: int
+) -> None:
+    combine = PartBegins(part_bytes)
     split: list[Any] = [combine.create_accumulator() for _ in range(bundles)]
     whole = combine.create_accumulator()
-    for i, name in enumerate(names):
-        split[i % bundles] = combine.add_input(split[i % bundles], name)
-        whole = combine.add_input(whole, name)
+    for i, named in enumerate(names):
+        split[i % bundles] = combine.add_input(split[i % bundles], named)
+        whole = combine.add_input(whole, named)
     begins = combine.extract_output(combine.merge_accumulators(split))
     assert begins == combine.extract_output(whole) == sorted(begins)
-    assert len(begins) == -(-len(names) // part_rows) - 1
-    if len(set(names)) == len(names):
-        sizes = Counter(sum(begin <= name for begin in begins) for name in names)
-        assert max(sizes.values()) <= part_rows
+    assert len(begins) < -(-sum(nbytes for _, nbytes in names) // part_bytes)
+    if len({name for name, _ in names}) == len(names):
+        sizes: Counter[int] = Counter()
+        for name, nbytes in names:
+            sizes[sum(begin <= name for begin in begins)] += nbytes
+        assert max(sizes.values()) < part_bytes + 9
 
 
 @pytest.mark.parametrize("number", [0, 57, 99])
@@ -124,19 +161,6 @@ def test_an_equal_job_that_was_first_may_have_removed_our_parts(tmp_path: Path) 
     store.delete(part)
     with pytest.raises(OutputIncomplete, match=r"A part of the manifest has vanished.*part-00000"):
         finish(job, late)
-
-
-def test_what_stands_is_found_by_name(tmp_path: Path) -> None:
-    job = job_in(tmp_path)
-    put(f"{job.output}/notes.parquet", b"")
-    assert len(list_finished(job.output, StoreOptions())) == 0
-    results = written(job, 100)
-    finished = list_finished(job.output, StoreOptions())
-    assert len(finished) == 100
-    for result in results:
-        there = finished.find(result.shard.output)
-        assert there == open_store(job.output).stat(f"{job.output}/{result.shard.output}")
-    assert finished.find("0/") is finished.find("z") is None
 
 
 def test_a_finished_job_run_again_lists_twice_and_opens_no_input(

@@ -104,7 +104,7 @@ class Tags(HTMLParser):
 def test_a_hundred_thousand_shards_are_a_small_page(tmp_path: Path) -> None:
     job = job_in(tmp_path)
     began = time.process_time()
-    part = account_of(job, list(results(10_000)))
+    part = account_of(results(10_000))
     accounts = [pickle.loads(pickle.dumps(part)) for _ in range(10)]
     assert write_report(job, ["_manifest/part-00000-0.parquet"], accounts) == job.report
     page = written(job)
@@ -123,12 +123,12 @@ def test_a_hundred_thousand_shards_are_a_small_page(tmp_path: Path) -> None:
     assert (tags.open, tags.scripts) == ([], 3)
 
 
-def test_accounts_merge_to_that_of_all(tmp_path: Path) -> None:
-    job = job_in(tmp_path)
+def test_accounts_merge_to_that_of_all() -> None:
     some = list(results(60, kinds=7))
-    whole, parts = account_of(job, some), Account()
+    whole, parts = account_of(some), Account()
     for at in range(0, 60, 17):
-        parts.merge(account_of(job, some[at : at + 17]))
+        parts.merge(account_of(some[at : at + 17]))
+    parts.settle()
     assert [column.dump()["rows"] for column in parts.columns] == [54_000, 54_000]
     for mine, other in zip(parts.columns, whole.columns, strict=True):
         assert_same(mine.dump(), other.dump())
@@ -231,7 +231,7 @@ def test_no_text_of_the_data_gets_out_of_its_place(tmp_path: Path) -> None:
     result = ShardResult(
         *(first.shard, 1, "1", 0), computed=True, predicted_rows=900, seconds=first.seconds, told=telling.told()
     )
-    write_report(job, ["part"], [account_of(job, [result])])
+    write_report(job, ["part"], [account_of([result])])
     page = written(job)
     tags = Tags()
     tags.feed(page)
@@ -266,7 +266,7 @@ def test_what_is_no_report_is_refused(tmp_path: Path, page: str, found: str) -> 
 
 def test_a_last_step_that_runs_again_leaves_the_report_as_it_is(tmp_path: Path) -> None:
     job = job_in(tmp_path)
-    account = account_of(job, list(results(3)))
+    account = account_of(results(3))
     write_report(job, ["one"], [account])
     first = written(job)
     write_report(job, ["one"], [account])
@@ -279,7 +279,7 @@ def test_a_last_step_that_runs_again_leaves_the_report_as_it_is(tmp_path: Path) 
 def test_what_cannot_be_written_is_told_and_fails_no_job(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     uri = put(f"memory://{tmp_path.name}/mine.html", b"somebody's page").uri
     job = job_in(tmp_path, report=uri)
-    assert write_report(job, ["one"], [account_of(job, list(results(1)))]) is None
+    assert write_report(job, ["one"], [account_of(results(1))]) is None
     assert "The report could not be written" in caplog.text
     assert "is not a report of headrace" in caplog.text
     assert written(job) == "somebody's page"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -42,6 +43,30 @@ def test_parts_merge_to_the_whole(left: list[float], right: list[float]) -> None
     assert (parts.least, parts.most, parts.bits) == (whole.least, whole.most, whole.bits)
     assert parts.keys.tolist() == whole.keys.tolist()
     assert parts.counts.tolist() == whole.counts.tolist()
+
+
+@given(st.lists(FLOATS, max_size=8), st.randoms())
+def test_shards_merge_to_the_same_bits_in_whatever_order(shards: list[list[float]], random: Any) -> None:
+    parts = [counted(shard) for shard in shards]
+    whole = Numbers()
+    for part in parts:
+        whole.merge(part)
+    random.shuffle(parts)
+    groups = [Numbers() for _ in range(3)]
+    for part in parts:
+        random.choice(groups).merge(part)
+    random.shuffle(groups)
+    again = Numbers()
+    for group in groups:
+        again.merge(group)
+    assert json.dumps(again.dump()) == json.dumps(whole.dump())
+
+
+@given(FLOATS)
+def test_numbers_merged_with_none_are_the_same(values: list[float]) -> None:
+    alone, merged = counted(values), Numbers()
+    merged.merge(counted(values))
+    assert json.dumps(merged.dump()) == json.dumps(alone.dump())
 
 
 @given(FLOATS)
@@ -103,7 +128,7 @@ def test_bins_are_bounded_whatever_comes_and_merge_all_the_same() -> None:
     other.settle()
     assert int(other.counts.sum()) == one.count + 100
     assert Numbers.load(one.dump()).dump() == one.dump()
-    assert len(encode([Column("x", "double", numbers=one)])) < 64 << 10
+    assert len(encode([Column("x", "double", numbers=one)])[0]) < 64 << 10
 
 
 def column(array: pa.Array[Any]) -> Column:
@@ -111,7 +136,7 @@ def column(array: pa.Array[Any]) -> Column:
     made = Columns(pa.schema([pa.field("c", array.type)]), ["c"])
     for part in (array.slice(0, len(array) // 2), array.slice(len(array) // 2)):
         made.add(pa.RecordBatch.from_arrays([part], ["c"]))
-    (found,) = decode(made.encode())
+    (found,) = decode(made.encode()[0])
     return found
 
 
@@ -161,7 +186,7 @@ def test_later_batches_stand_for_those_that_are_left_out() -> None:
     made = Columns(pa.schema([("c", pa.int64())]), ["c"])
     for start in range(0, len(values), 1_000):
         made.add(pa.RecordBatch.from_arrays([pa.array(values[start : start + 1_000])], ["c"]))
-    (found,) = decode(made.encode())
+    (found,) = decode(made.encode()[0])
     assert found.numbers is not None
     assert found.values is not None
     assert (found.rows, found.numbers.count, found.numbers.total) == (len(values), len(values), values.sum())
@@ -178,12 +203,18 @@ def test_a_tensor_is_all_its_numbers() -> None:
     assert (found.numbers.count, found.numbers.mean, found.classes) == (24, 11.5, None)
 
 
-def test_columns_of_another_type_do_not_merge() -> None:
+def test_columns_of_another_type_do_not_merge_and_are_named() -> None:
+    one, other = Column("x", "double"), Column("x", "int64")
     with pytest.raises(ValueError, match="x of int64 is not x of double"):
-        merge([Column("x", "double")], [Column("x", "int64")])
+        one.merge(other)
+    scores = [Column("s", "fixed_size_list<float>[n]", classes=np.zeros(n, np.int64)) for n in (2, 3)]
+    into = [one]
+    assert merge(into, [other, scores[0]]) == {"x"}
+    assert merge(into, [scores[1]]) == {"s"}
+    assert [column.name for column in into] == ["x", "s"]
 
 
-@pytest.mark.parametrize("told", ["", "AAAA", "e30=", "x" * 400, encode([]) + "="])
+@pytest.mark.parametrize("told", ["", "AAAA", "e30=", "x" * 400, encode([])[0] + "="])
 def test_what_is_no_statistics_is_refused(told: str) -> None:
     with pytest.raises(ValueError, match="no statistics"):
         decode(told)

@@ -155,5 +155,5 @@ def test_a_run_that_lost_its_claim_says_that_and_lists_nothing(job: Job, policy:
     )
     failed = FailedShard(shard_of(job), DataError("row 3"))
     with pytest.raises(ClaimLost, match="the winner"):
-        fail_for_shards(with_policy(job, policy), [], [failed])
+        fail_for_shards(with_policy(job, policy), [], [failed], [])
     assert not list(Path(job.output).glob("_manifest/*"))
