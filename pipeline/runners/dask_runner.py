@@ -12,8 +12,8 @@ this runner is free of it, and Beam's own still has it. When all are gone from B
 
 Each step's bundle is a Dask task, run by Beam's own `DoFnRunner`. After a Reshuffle there is a task for each element, up to a
 bound, and Dask moves tasks to workers that are idle. What a lost worker held, Dask computes again; a shard that is committed is
-found done then. What a Reshuffle was given is kept here, since a step that is computed again may give something else: the output
-is listed anew, and holds more.
+found done then. What a Reshuffle was given is kept here, since a step that is computed again may give something else: the
+output is listed anew, and holds more.
 """
 
 from __future__ import annotations
