@@ -201,7 +201,8 @@ class DaskResult(PipelineResult):
         elif isinstance(transform, beam.GroupByKey):
             self._collections[output] = self._group(parts)
         elif isinstance(transform, Reshuffle | ReshufflePerKey):
-            self._collections[output] = self._deal(parts)
+            (given,) = step.main_inputs.values()
+            self._collections[output] = self._deal(given)
             self._spread.add(output)
         else:
             raise JobError(
@@ -237,13 +238,23 @@ class DaskResult(PipelineResult):
         split = [self._submit(by_key, part, count) for part in parts]
         return [self._submit(grouped, *[self._submit(item_of, one, i) for one in split]) for i in range(count)]
 
-    def _deal(self, parts: list[Any]) -> list[Any]:
-        """In turn, so that neighbours, which are of one size more often than not, go to different tasks."""
-        self._await(parts)
-        with _scheduler_answers():
-            elements = [*chain.from_iterable(self._client.gather(parts))]
+    def _deal(self, given: PCollection) -> list[Any]:
+        """In turn, so that neighbours, which are of one size more often than not, go to different tasks.
+
+        What the same step gave beside is kept too: the two belong together.
+        """
+        for beside in given.producer.outputs.values():
+            if beside is not given:
+                parts = self._kept(self._collections[beside])
+                self._collections[beside] = [self._submit(kept, part) for part in parts]
+        elements = [*chain.from_iterable(self._kept(self._collections[given]))]
         count = min(len(elements), _TASKS_PER_THREAD * self._threads)
         return [self._submit(kept, elements[i::count]) for i in range(count)]
+
+    def _kept(self, parts: list[Any]) -> list[list[Any]]:
+        self._await([*parts, *self._uncounted])
+        with _scheduler_answers():
+            return list(self._client.gather(parts))
 
     def _submit(self, work: Any, *given: Any) -> Any:
         # Not pure: equal arguments are no reason to take an earlier job's result.

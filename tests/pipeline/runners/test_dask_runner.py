@@ -14,7 +14,7 @@ from typing import Any
 import apache_beam as beam
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.pvalue import AsSingleton
+from apache_beam.pvalue import AsSingleton, TaggedOutput
 
 from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.runners import dask_runner
@@ -196,10 +196,11 @@ class Draw(beam.DoFn):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def process(self, _: object) -> Iterator[tuple[int, int]]:
+    def process(self, _: object) -> Iterator[tuple[int, int] | TaggedOutput]:
         drawn = len([*self._folder.glob("drawn-*")])
         (self._folder / f"drawn-{drawn}").write_text(str(os.getpid()))
         yield from ((drawn, i) for i in range(2 if drawn else 12))
+        yield from (TaggedOutput("beside", (drawn, i)) for i in range(2 + drawn))
 
 
 class DieOnce(beam.DoFn):
@@ -228,11 +229,15 @@ def test_what_a_reshuffle_was_given_stays_where_the_worker_that_gave_it_is_lost(
         address = cluster.stdout.readline().strip()
         options = PipelineOptions([f"--dask_client_address={address}"])
         pipeline = beam.Pipeline(runner=DaskRunner(), options=options)
-        drawn = pipeline | beam.Impulse() | "Draw" >> beam.ParDo(Draw(tmp_path))
-        drawn | beam.Reshuffle() | "Use" >> beam.ParDo(DieOnce(tmp_path))
+        draw = beam.ParDo(Draw(tmp_path)).with_outputs("beside", main="drawn")
+        drawn = pipeline | beam.Impulse() | "Draw" >> draw
+        used = drawn.drawn | beam.Reshuffle() | "Use" >> beam.ParDo(DieOnce(tmp_path))
+        both = (used, drawn.beside) | beam.Flatten() | beam.Map(lambda one: (0, one)) | beam.GroupByKey()
+        both | "Write" >> beam.Map(lambda one: (tmp_path / "all.json").write_text(json.dumps(sorted(one[1]))))
         pipeline.run().wait_until_finish()
     finally:
         os.killpg(cluster.pid, signal.SIGKILL)
         cluster.communicate()
     assert (tmp_path / "died").exists()
     assert {path.name for path in tmp_path.glob("used-*")} == {f"used-0-{i}" for i in range(12)}
+    assert json.loads((tmp_path / "all.json").read_text()) == sorted([[0, i] for i in (*range(12), *range(2))])
