@@ -46,6 +46,7 @@ EXAMPLES = {
     "compare": "--compare=gs://bucket/reports/yesterday.html",
     "shard_bytes": "--shard_bytes=33554432",
     "compact": "--compact",
+    "single_file": "--compact --single_file",
     "incremental": "--incremental",
     "overwrite": "--overwrite",
     "no_wait": "--runner=DataflowRunner --no_wait",

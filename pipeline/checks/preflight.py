@@ -37,6 +37,7 @@ from ..flags.request import Request
 from .column_choices import choose_columns
 from .held_examples import check_examples
 from .report_place import check_report
+from .single_file import check_single_file
 from .table_input import patterns_of, requested_table
 
 
@@ -72,6 +73,8 @@ def prepare(request: Request) -> Prepared:
     apart = _OutputApart(request, patterns)
     joined_bytes = request.shard_bytes if request.compact else None
     inputs = survey_inputs(patterns, request.storage, apart.check, joined_bytes, table)
+    if request.single_file:
+        check_single_file(request, inputs)
     if table is None and (said := _kept_schema(kept, inputs.first)) is not None:
         prepared = _hold_together(request, around, refs, specs, patterns, inputs, said[0])
         if prepared.job.fingerprint == said[1]:

@@ -91,40 +91,12 @@ def report_plan(
     signatures = [spec.signatures[model.signature] for spec, model in zip(prepared.specs, job.models, strict=True)]
     chosen = [(signature, model.columns) for signature, model in zip(signatures, job.models, strict=True)]
     links = fit(prepared.seen, chosen, job.keep)
-    models = [
-        _model_document(model.ref, spec) | {"name": model.columns.name, "signature": model.signature}
-        for model, spec in zip(job.models, prepared.specs, strict=True)
-    ]
-    functions = [function.name if function else None for function in (job.preprocess, job.postprocess)]
-    document = {
-        "models": models,
-        "input": {
-            "files": inputs.files,
-            "hidden": hidden,
-            "empty": empty,
-            "others": inputs.passed.others,
-            "shards": count,
-            "rows": rows,
-            "bytes": size,
-            "table": inputs.table and inputs.table.record(),
-        },
-        "output": job.output,
-        "shards_found_done": standing.done,
-        "complete": standing.complete,
-        "limit": job.limit,
-        "batch_rows": job.batch_rows,
-        "batch_rule": job.batch_rule,
-        "preprocess": functions[0],
-        "postprocess": functions[1],
-        "where": job.where,
-        "dead_letters": job.on_error.dead_letters,
-        "max_bad_rows": job.on_error.most if job.on_error.dead_letters else None,
-        "max_failed_shards": job.on_error.most_shards if job.on_error.skip_shards else None,
-        "memory_bytes_per_worker": memory_gb * 10**9,
-        "notes": (notes := travelling_secrets(job, runner)),
-        "differs_from_run_to_run": job.differs_from_run_to_run,
-        "columns": [link.fields() for link in links],
+    counts = {"shards": count, "rows": rows, "bytes": size}
+    document = _plan_document(prepared, standing, counts, memory_gb, runner) | {
+        "columns": [link.fields() for link in links]
     }
+    models, notes = document["models"], document["notes"]
+    functions = [document["preprocess"], document["postprocess"]]
     aside = f" ({hidden} hidden and {empty} empty passed over)" if hidden + empty else ""
     around = [functions[0], "the models" if len(models) > 1 else "the model", functions[1]]
     lines = [
@@ -160,6 +132,44 @@ def report_plan(
         said = f"{standing.done:,} of {counted(count, 'shard')} {are} in the output already and would not be computed again."
         lines += ["", said]
     return Answer(lines, document)
+
+
+def _plan_document(
+    prepared: Prepared, standing: OutputState, counts: dict[str, int], memory_gb: int, runner: str | None
+) -> dict[str, Any]:
+    """All but the columns. `counts` are of the input's shards, rows and bytes."""
+    job, inputs = prepared.job, prepared.inputs
+    models = [
+        _model_document(model.ref, spec) | {"name": model.columns.name, "signature": model.signature}
+        for model, spec in zip(job.models, prepared.specs, strict=True)
+    ]
+    functions = [function.name if function else None for function in (job.preprocess, job.postprocess)]
+    return {
+        "models": models,
+        "input": {
+            "files": inputs.files,
+            "hidden": inputs.passed.hidden,
+            "empty": inputs.passed.empty,
+            "others": inputs.passed.others,
+            **counts,
+            "table": inputs.table and inputs.table.record(),
+        },
+        "output": job.output,
+        "shards_found_done": standing.done,
+        "complete": standing.complete,
+        "limit": job.limit,
+        "batch_rows": job.batch_rows,
+        "batch_rule": job.batch_rule,
+        "preprocess": functions[0],
+        "postprocess": functions[1],
+        "where": job.where,
+        "dead_letters": job.on_error.dead_letters,
+        "max_bad_rows": job.on_error.most if job.on_error.dead_letters else None,
+        "max_failed_shards": job.on_error.most_shards if job.on_error.skip_shards else None,
+        "memory_bytes_per_worker": memory_gb * 10**9,
+        "notes": travelling_secrets(job, runner),
+        "differs_from_run_to_run": job.differs_from_run_to_run,
+    }
 
 
 def report_inspection(looked: Inspection) -> Answer:

@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from headrace.transforms.columns.top_k import parse_top_k
-from headrace.transforms.columns.where import parse_where
 from headrace.transforms.errors import InvalidRequest
 from headrace.transforms.jobs.input_files import absolute_uri, check_one_store, scheme_of
 from headrace.transforms.jobs.job import DEAD_LETTERS_FOLDER, REPORT, OnError
@@ -19,8 +17,17 @@ from headrace.transforms.tables.snapshot import parse_table
 from ..packages.user_package import UserPackage
 from .beam_options import PredictOptions
 from .duration import seconds_of
+from .flag_values import (
+    image_size,
+    names,
+    output_names,
+    pairs,
+    rows_per_batch,
+    tf_examples,
+    top_classes,
+    where_text,
+)
 from .flags import DEFAULT_MAX_BAD_ROWS, DEFAULT_MAX_FAILED_SHARDS, DEFAULT_SIGNATURE, NEEDED
-from .names import split_names, split_pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,7 @@ class Request:
     within: float | None
     price_per_core_hour: float | None
     compact: bool
+    single_file: bool
     incremental: bool
     overwrite: bool
     clean: bool
@@ -93,8 +101,8 @@ class Request:
         return tuple(dict.fromkeys(name.partition(":")[0] for name in names))
 
 
-def parse_request(options: PredictOptions, command: str) -> Request:
-    """Raises `InvalidRequest` where a flag is missing or is not a value of its kind. A template is staged without data."""
+def _check_given(options: PredictOptions, command: str) -> tuple[str, ...]:
+    """The flags that this command needs, all of which are given."""
     needed: tuple[str, ...] = () if command == "stage" else NEEDED[command]
     if command == "inspect" and options.input:
         needed = ()
@@ -115,9 +123,10 @@ def parse_request(options: PredictOptions, command: str) -> Request:
     for name in ("limit", "sample", "trial", "shard_bytes", "connections", "in_flight_bytes", "max_failed_shards"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise InvalidRequest(f"--{name}={value} is out of range", expected="1 or more", found=str(value))
-    inputs = tuple(map(_input, options.input or ()))
-    _check_tables(inputs)
-    check_one_store(pattern for pattern in inputs if not pattern.startswith("@"))
+    return needed
+
+
+def _check_together(options: PredictOptions) -> None:
     if options.incremental and options.overwrite:
         raise InvalidRequest("--incremental and --overwrite contradict each other", cure="Leave one of them out")
     if options.compact and options.limit is not None:
@@ -127,6 +136,20 @@ def parse_request(options: PredictOptions, command: str) -> Request:
             found="both",
             cure="Leave --compact out of a trial: predictions are the same with and without it",
         )
+    if options.single_file and not options.compact:
+        raise InvalidRequest(
+            "--single_file needs --compact, which joins the rows of input files",
+            cure="Add --compact",
+        )
+
+
+def parse_request(options: PredictOptions, command: str) -> Request:
+    """Raises `InvalidRequest` where a flag is missing or is not a value of its kind. A template is staged without data."""
+    needed = _check_given(options, command)
+    _check_together(options)
+    inputs = tuple(map(_input, options.input or ()))
+    _check_tables(inputs)
+    check_one_store(pattern for pattern in inputs if not pattern.startswith("@"))
     output = absolute_uri(options.output or "").rstrip("/")
     if output.endswith(":") or (not output and "output" in needed):  # nothing but a scheme, or the root
         raise InvalidRequest(f"--output={options.output} is not a folder of its own", cure="Name a folder below it")
@@ -146,26 +169,26 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         import_modules=tuple(dict.fromkeys(options.import_module or ())),
         inputs=inputs,
         output=output,
-        features={tensor: tuple(_names(value)) for tensor, value in _pairs("--feature", options.feature)},
-        predictions=dict(_pairs("--prediction", options.prediction)),
-        outputs=None if options.outputs is None else _outputs(options.outputs),
-        top_k={output: _top_k(output, value) for output, value in _pairs("--top_k", options.top_k)},
-        constants=dict(_pairs("--constant", options.constant)),
-        cast=dict.fromkeys((name for value in options.cast or () for name in _names(value)), True),
-        fill=dict(_pairs("--fill", options.fill)),
-        pad=dict(_pairs("--pad", options.pad)),
+        features={tensor: tuple(names(value)) for tensor, value in pairs("--feature", options.feature)},
+        predictions=dict(pairs("--prediction", options.prediction)),
+        outputs=None if options.outputs is None else output_names(options.outputs),
+        top_k={output: top_classes(output, value) for output, value in pairs("--top_k", options.top_k)},
+        constants=dict(pairs("--constant", options.constant)),
+        cast=dict.fromkeys((name for value in options.cast or () for name in names(value)), True),
+        fill=dict(pairs("--fill", options.fill)),
+        pad=dict(pairs("--pad", options.pad)),
         decode_image={
-            tensor: _size(tensor, value.strip()) for tensor, value in _pairs("--decode_image", options.decode_image)
+            tensor: image_size(tensor, value.strip()) for tensor, value in pairs("--decode_image", options.decode_image)
         },
-        tf_example=_tf_examples(options.tf_example),
+        tf_example=tf_examples(options.tf_example),
         prediction_type=options.prediction_type,
-        keep=None if options.keep is None else tuple(dict.fromkeys(_names(options.keep))),
+        keep=None if options.keep is None else tuple(dict.fromkeys(names(options.keep))),
         partition_columns=options.partition_columns,
         preprocess=options.preprocess,
         postprocess=options.postprocess,
-        where=None if options.where is None else _where(options.where),
+        where=None if options.where is None else where_text(options.where),
         user_packages=tuple(options.user_package or ()),
-        batch_rows=_batch_rows(options.batch_size),
+        batch_rows=rows_per_batch(options.batch_size),
         jit_compile=options.jit_compile,
         shard_bytes=options.shard_bytes,
         limit=options.limit,
@@ -174,6 +197,7 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         within=None if options.within is None else seconds_of("within", options.within),
         price_per_core_hour=options.price_per_core_hour,
         compact=options.compact,
+        single_file=options.single_file,
         incremental=options.incremental,
         overwrite=options.overwrite,
         clean=options.clean,
@@ -309,108 +333,6 @@ def _by_model(flag: str, values: list[str] | None) -> Iterator[tuple[str, str]]:
             )
         seen.add(name)
         yield name, rest
-
-
-def _pairs(flag: str, values: list[str] | None) -> Iterator[tuple[str, str]]:
-    form = _FORMS[flag]
-    seen: set[str] = set()
-    for value in values or ():
-        name, rest = split_pair(value)
-        # A blank is as good a text to fill in as any.
-        if rest is None or not name or (flag not in _VALUES and not all(split_names(rest))):
-            raise InvalidRequest(f"{flag} needs {form}; got {value!r}", cure=_form_of(flag, value, rest is not None))
-        if flag == "--prediction":
-            rest = _one_name(flag, rest, value)
-        if name.text in seen:
-            raise InvalidRequest(f"{flag} names {name.text!r} twice", expected="each name once", found=value)
-        seen.add(name.text)
-        yield name.text, rest
-
-
-def _one_name(flag: str, text: str, value: str) -> str:
-    """A new column's name: blanks at its ends are no part of it unless they are quoted, and commas are."""
-    names = split_names(text)
-    if any(name.quoted for name in names) and len(names) > 1:
-        raise InvalidRequest(f"{flag} needs {_FORMS[flag]}; got {value!r}")
-    return names[0].trimmed if len(names) == 1 else text.strip()
-
-
-def _form_of(flag: str, value: str, equals: bool) -> str:
-    """What was most likely meant, where that can be known."""
-    if equals or not value.strip():
-        return f"headrace help run shows an example of {flag}"
-    missing = _FORMS[flag].partition("=")[2]
-    return f"Write {flag} {f'TENSOR={value}' if flag == '--feature' else f'{value}={missing}'}"
-
-
-def _where(text: str) -> str:
-    parse_where(text)
-    return text.strip()
-
-
-def _top_k(output: str, value: str) -> tuple[int, str | None]:
-    k, labels = parse_top_k(output, value)
-    return k, None if labels is None else absolute_uri(labels)
-
-
-def _outputs(value: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(_names(value)))
-    if not names:
-        raise InvalidRequest("--outputs names no output", expected="--outputs=A,B", found=repr(value))
-    return names
-
-
-def _tf_examples(values: list[str] | None) -> dict[str, tuple[str, ...]]:
-    """Features by input; none where all of them are meant."""
-    found: dict[str, tuple[str, ...]] = {}
-    for value in values or ():
-        name, rest = split_pair(value)
-        features = () if rest is None else tuple(dict.fromkeys(_names(rest)))
-        if not name or (rest is not None and not features):
-            raise InvalidRequest(
-                f"--tf_example needs TENSOR or TENSOR=A,B; got {value!r}",
-                cure="Write --tf_example=TENSOR to encode every feature that the model parses",
-            )
-        if name.trimmed in found:
-            raise InvalidRequest(f"--tf_example names {name.trimmed!r} twice", expected="each input once", found=value)
-        found[name.trimmed] = features
-    return found
-
-
-_VALUES = ("--fill", "--pad", "--constant", "--top_k")
-_FORMS = {
-    "--feature": "TENSOR=COLUMN or TENSOR=COLUMN,COLUMN",
-    "--prediction": "OUTPUT=COLUMN",
-    "--top_k": "OUTPUT=K or OUTPUT=K:labels.txt",
-    "--constant": "TENSOR=VALUE",
-    "--fill": "TENSOR=VALUE",
-    "--pad": "TENSOR=VALUE",
-    "--decode_image": "TENSOR=HxW",
-}
-
-
-def _names(value: str) -> list[str]:
-    """Names with commas between; see `headrace.pipeline.flags.names`."""
-    return [name.text for name in split_names(value) if name]
-
-
-def _size(tensor: str, value: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", value)
-    if match is None:
-        raise InvalidRequest(
-            f"--decode_image {tensor}={value} is not a size", expected="TENSOR=HxW, as in image=224x224", found=value
-        )
-    return int(match[1]), int(match[2])
-
-
-def _batch_rows(value: str) -> int | None:
-    if value == "auto":
-        return None
-    if re.fullmatch(r"[1-9]\d{0,8}", value):
-        return int(value)
-    raise InvalidRequest(
-        f"--batch_size={value} is not a number of rows", expected="a whole number from 1, or auto", found=value
-    )
 
 
 _WRITABLE = ("gs", "s3", "s3a", "file", "memory")

@@ -214,3 +214,31 @@ def test_files_of_another_schema_are_not_joined(tmp_path: Path) -> None:
 def test_compact_and_limit_contradict_each_other(capfd: Capture) -> None:
     assert main(["--model=m", "--input=i", "--output=o", "--compact", "--limit=3"]) == 2
     assert "--compact and --limit contradict" in capfd.readouterr().err
+
+
+def test_a_single_file_is_one_output_or_is_refused_before_anything_is_written(tmp_path: Path, capfd: Capture) -> None:
+    folder = f"memory://{tmp_path.name}-{tmp_path.parent.name}"
+    for i in range(3):
+        put_table(f"{folder}/in/part-{i}.parquet", rows(10 * i, 10))
+    single = ("--compact", "--single_file")
+    assert main(flags(folder, *single)) == 0
+    assert len(outputs(f"{folder}/out")) == 1
+    assert [len(row["joined"]) for row in manifest_of(f"{folder}/out")] == [3]
+    assert main(flags(folder, out="plain")) == 0
+    assert read_output(f"{folder}/out").equals(read_output(f"{folder}/plain"))
+    capfd.readouterr()
+
+    size = sum(ref.size for ref in open_store(folder).list(f"{folder}/in"))
+    for harm, found, fix in (
+        ((f"--shard_bytes={size - 1}",), f"{size:,} bytes in 3 files", f"--shard_bytes={size}"),
+        ((), "4 files", "docs/one_file.md"),
+    ):
+        if not harm:
+            put_table(f"{folder}/in/other/part-9.parquet", rows(100, 10))
+        assert main(flags(folder, *single, *harm, out="refused")) == 2
+        err = capfd.readouterr().err
+        assert found in err
+        assert fix in err
+        assert not names_in(f"{folder}/refused")
+    assert main(flags(folder, "--single_file", out="refused")) == 2
+    assert "Add --compact" in capfd.readouterr().err

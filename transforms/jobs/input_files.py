@@ -28,7 +28,7 @@ _STATS_AT_ONCE = 32
 # What an output tells of its files travels with it as one element of a runner.
 # Lines for some millions of files.
 _LIST_BYTES = 1 << 30
-_MOST_JOINED = 4096
+MOST_JOINED = 4096
 
 Part = TypeVar("Part")
 
@@ -57,7 +57,7 @@ class Survey:
     `first` is the first by URI. `sources` are the `source_digest`s of all files, or of those that are joined together, uint64,
     sorted. `partitions` are the keys of the folders `key=value` that every file lies in, in that order. `too_long` are keys of
     folders that the output cannot have as `key=value`, each with a file in such a folder. `types` are of folders' values.
-    `table` is what the files are of, where they are of a table.
+    `table` is what the files are of, where they are of a table. `nbytes` are of all files, as they are stored.
     """
 
     first: ObjectRef
@@ -68,6 +68,7 @@ class Survey:
     too_long: Mapping[str, str] = field(default_factory=dict)
     types: PartitionTypes = field(default_factory=PartitionTypes)
     table: TableSnapshot | None = None
+    nbytes: int = 0
 
     def includes(self, sources: Iterable[int]) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Whether each `source_digest` is that of one of the files."""
@@ -303,7 +304,7 @@ def together(files: Iterable[ObjectRef], joined_bytes: int | None) -> Iterator[t
         yield from ((ref,) for ref in files)
         return
     for _, neighbours in groupby(files, key=lambda ref: ref.uri.rpartition("/")[0]):
-        yield from join_small(neighbours, lambda ref: ref.size, joined_bytes, _MOST_JOINED)
+        yield from join_small(neighbours, lambda ref: ref.size, joined_bytes, MOST_JOINED)
 
 
 def join_small(
@@ -339,7 +340,7 @@ def survey_inputs(
     place: str | None = None  # the folder of the last file, whose keys are `own`
     too_long: dict[str, str] = {}
     types = PartitionTypes()
-    sources, files = array("Q"), 0
+    sources, files, nbytes = array("Q"), 0, 0
     listed = each_input(patterns, options, passed) if table is None else table.refs()
     for refs in together(listed, joined_bytes):
         for ref in refs:
@@ -358,8 +359,9 @@ def survey_inputs(
             elif own != keys and keys:
                 keys = keys if set(own) == set(keys) else ()
         files += len(refs)
+        nbytes += sum(ref.size for ref in refs)
         sources.append(source_digest(*refs))
     assert first is not None  # else each_input has raised
     digests = np.frombuffer(sources, np.uint64)
     digests.sort()
-    return Survey(first, files, passed, digests, keys, too_long, types, table)
+    return Survey(first, files, passed, digests, keys, too_long, types, table, nbytes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Container, Iterable, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import ColumnError, DataError, NotParquet, NullFeature, row_span
-from ..nested_arrow import one_batch, python_file, repeated
+from ..nested_arrow import python_file, repeated
 from ..shards.deleted_rows import drop_rows, stored_object, unpack_positions
 from ..shards.partition_types import constant
 from ..shards.shard import Shard
@@ -24,6 +24,7 @@ from .arrow_types import as_type, may_be_long, nests_dictionary
 from .footer import TIMES, Chunks, ParsedFooter, check_size, footer_of, footers
 from .guard import BATCH_BYTES, PADDING, GuardedFile, PageGuard, TooManyRows
 from .row_groups import GroupsInMemory
+from .whole_batches import whole_batches
 
 # A column chunk is read through a window of this many bytes, so that a row group of any size costs the same memory; at once
 # where it is no longer, or a row group's chunks are no more than that together, since Arrow copies what a window holds under
@@ -103,18 +104,7 @@ def read_batches(
     asked = {renamed.get(name, name): name for name in columns if name not in constants}
     stored = list(asked)
     with _open(store, shard.source) as (parsed, opened):
-        schema = parsed.columns.schema
-        if missing := sorted(set(stored) - set(schema.names)):
-            raise ColumnError(
-                f"{shard.source.uri} lacks the column {missing[0]!r}",
-                expected=f"columns {', '.join(columns)}",
-                found=f"columns {', '.join(schema.names)}",
-                cure="Leave this file out of --input, or write it again with that column",
-            )
-        wanted = set(stored)
-        schema = pa.schema([field for field in schema if field.name in wanted])
-        if len(schema) > len(wanted):
-            raise repeated_columns(shard.source.uri, schema.names)
+        schema = _schema_read(shard.source.uri, parsed.columns.schema, stored, columns)
         if types is not None:
             schema = pa.schema([field.with_type(types.field(asked[field.name]).type) for field in schema])
         left, decoded = shard.rows, 0
@@ -133,7 +123,7 @@ def read_batches(
             batches = count(_decoded(_Wanted.of(parsed, shard, stored), opened, batch_rows))
             if shard.deleted:
                 batches = drop_rows(batches, unpack_positions(shard.deleted))
-            for batch in _full(batches, shard.skip, batch_rows):
+            for batch in whole_batches(batches, shard.skip, batch_rows):
                 part = batch if batch.num_rows <= left else batch.slice(0, left)
                 left -= part.num_rows
                 yield part if in_order else _with_constants(_renamed(part, asked), columns, constants, types)
@@ -166,6 +156,22 @@ def read_batches(
             found=f"{shard.rows - left} rows",
             cure="Write that file again",
         )
+
+
+def _schema_read(uri: str, schema: pa.Schema, stored: Sequence[str], columns: Sequence[str]) -> pa.Schema:
+    """Of the file's schema, the columns that are read of it, in the file's order."""
+    wanted = set(stored)
+    if missing := sorted(wanted - set(schema.names)):
+        raise ColumnError(
+            f"{uri} lacks the column {missing[0]!r}",
+            expected=f"columns {', '.join(columns)}",
+            found=f"columns {', '.join(schema.names)}",
+            cure="Leave this file out of --input, or write it again with that column",
+        )
+    read = pa.schema([field for field in schema if field.name in wanted])
+    if len(read) > len(wanted):
+        raise repeated_columns(uri, read.names)
+    return read
 
 
 def _renamed(batch: pa.RecordBatch, asked: dict[str, str]) -> pa.RecordBatch:
@@ -372,28 +378,6 @@ def _null_list(shard: Shard, schema: pa.Schema, columns: Sequence[str], row: int
         cure="Arrow cannot read it, and --fill does not help: write the column as a list of any size, for --fill "
         "and --pad, or filter that row out; where no feature needs the column, leave it out with --keep",
     )
-
-
-def _full(batches: Iterable[pa.RecordBatch], skip: int, rows: int) -> Iterator[pa.RecordBatch]:
-    """Batches of `rows` after the first `skip` rows: Arrow gives shorter ones where a column's dictionary changes."""
-    held: list[pa.RecordBatch] = []
-    count = 0
-    for batch in batches:
-        if batch.num_rows == rows and not skip and not held:
-            yield batch
-            continue
-        if skip:
-            dropped = min(skip, batch.num_rows)
-            skip -= dropped
-            batch = batch.slice(dropped)
-        held.append(batch)
-        count += batch.num_rows
-        if count >= rows:
-            whole = held[0] if len(held) == 1 else one_batch(held)
-            yield whole.slice(0, rows)
-            held, count = [whole.slice(rows)] if count > rows else [], count - rows
-    if count:
-        yield held[0] if len(held) == 1 else one_batch(held)
 
 
 @contextmanager

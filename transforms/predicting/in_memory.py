@@ -80,14 +80,7 @@ def predict(
     Raises `ColumnError` where a column does not fit its input, `NullFeature` for a null without a `fill`, `DataError`
     for data that is none of these kinds, and what `load_model` raises.
     """
-    rules = ColumnRules(
-        pad=_texts(pad),
-        fill=_texts(fill),
-        cast=(cast,) if isinstance(cast, str) else tuple(cast),
-        decode_image=tuple((decode_image or {}).items()),
-        tf_example=_encoded(tf_example),
-        prediction_type=prediction_type,
-    )
+    rules = _rules(pad, fill, cast, decode_image, tf_example, prediction_type)
     if isinstance(model, Model):
         signature = model.signature
     request = request_batches(
@@ -100,6 +93,29 @@ def predict(
         parse_where(where)
     if is_one(data):
         return _predicted(predictor, hold(data), where)
+    _check_iterable(data)
+    return _each_predicted(predictor, data, where)
+
+
+def _rules(
+    pad: Mapping[str, Any] | None,
+    fill: Mapping[str, Any] | None,
+    cast: Sequence[str],
+    decode_image: Mapping[str, tuple[int, int]] | None,
+    tf_example: Mapping[str, str | Sequence[str]] | str | Sequence[str],
+    prediction_type: str,
+) -> ColumnRules:
+    return ColumnRules(
+        pad=_texts(pad),
+        fill=_texts(fill),
+        cast=(cast,) if isinstance(cast, str) else tuple(cast),
+        decode_image=tuple((decode_image or {}).items()),
+        tf_example=_encoded(tf_example),
+        prediction_type=prediction_type,
+    )
+
+
+def _check_iterable(data: Any) -> None:
     if isinstance(data, (str, bytes)) or not hasattr(data, "__iter__"):
         raise InvalidRequest(
             "data is not rows",
@@ -107,7 +123,6 @@ def predict(
             found=type(data).__name__,
             cure="For files, use headrace.run(model=..., input=..., output=...)" if isinstance(data, str) else "",
         )
-    return _each_predicted(predictor, data, where)
 
 
 def _each_predicted(predictor: BatchPredictor, data: Any, where: str | None) -> Iterator[Any]:

@@ -44,104 +44,131 @@ def predict_shard(
         return found
     if shard.drift and job.on_error.dead_letters is None:
         raise of_another_schema(shard)
-    columns, schema = _columns_to_read(job, store, shard)
-    clock, threads = _Clock(), intra_op_threads()
-    telling = ShardMeasuring(predictor.output_schema, predictor.predictions) if job.report is not None else None
-    letters = DeadLetters(job, shard, schema) if job.on_error.dead_letters is not None else None
-    on_bad = letters.add if letters else None
-    # No batch has rows of two files, so that a joined file's predictions are those of the file alone.
-    bisections = [
-        Bisection(predictor, part.source.uri, job.batch_rows, on_bad, part.batch_rows) for part in shard.parts
-    ]
-    filtering = ShardFiltering(predictor.where, len(shard.parts))
-    committed: CommittedDeadLetters | None = None
-    beside: list[tuple[Store, ObjectRef]] = []
-
-    def results(bisection: Bisection, batch: pa.RecordBatch, first_row: int) -> Iterator[pa.RecordBatch]:
-        if letters is None or not shard.drift:
-            return bisection(batch, first_row)
-        letters.add_all(batch, first_row, of_another_schema(shard))
-        bisection.bad_rows += batch.num_rows
-        return iter(())
-
-    def predicted() -> Iterator[pa.RecordBatch]:
-        for number, bisection in enumerate(bisections):
-            yield from predicted_of(number, bisection)
-
-    def predicted_of(number: int, bisection: Bisection) -> Iterator[pa.RecordBatch]:
-        part = shard.parts[number]
-        first_row = part.first_row
-        types = None if part.drift else schema
-        rows = read_batches(store, part, columns, part.batch_rows or job.batch_rows, types)
-        with read_ahead(rows, _BATCHES_AHEAD) as source:
-            for batch in clock.time_each("read", source):
-                bad_before = bisection.bad_rows
-                for result in clock.time_each("predict", results(bisection, batch, first_row)):
-                    if cancelled is not None and cancelled.is_set():
-                        raise Cancelled
-                    progress.add(rows_done=result.num_rows)
-                    kept = filtering(number, result)
-                    if telling is not None:
-                        telling.add(kept, clock.last)
-                    yield kept
-                if letters is not None:
-                    letters.settle()
-                if bad := bisection.bad_rows - bad_before:
-                    progress.add(rows_done=bad, bad_rows=bad)
-                first_row += batch.num_rows
-
-    def account(written: int) -> dict[str, str]:
-        """Before the commit, since what has been committed counts as done."""
-        nonlocal committed
-        check_claim(job, sink)
-        bad, left_out = sum(bisection.bad_rows for bisection in bisections), sum(filtering.left_out)
-        if written + left_out + bad != shard.rows:
-            raise OutputIncomplete(
-                f"{shard.where} gave other rows than planned",
-                expected=f"{shard.rows} rows from row {shard.first_row} on",
-                found=f"{written} predicted, {left_out} left out and {bad} bad",
-                cure="Run the same command again",
-            )
-        if letters is not None and job.on_error.dead_letters is not None:
-            letters_store = open_store(job.on_error.dead_letters, job.storage)
-            if (committed := letters.commit(letters_store)) is not None:
-                beside.append((letters_store, committed.ref))
-        told = telling.key_values() if telling is not None else {}
-        return _outcome(bisections, filtering, committed) | filtering.key_values() | told
-
+    run = _ShardRun(job, predictor, store, sink, shard, cancelled)
     started = time.perf_counter()
     try:
+        key_values = _key_values(job, shard, run.threads, predictor.device)
         written, rows = write_batches(
-            sink, uri, predictor.output_schema, predicted(), _key_values(job, shard, threads, predictor.device), account
+            sink, uri, predictor.output_schema, run.predictions(), key_values, run.account_for
         )
     except AlreadyExists:
         if (found := _already_written(job, sink, uri, shard)) is None:
             raise
         return found
-    confirm_added(job, sink, written, beside)
-    spent = clock.seconds
+    confirm_added(job, sink, written, run.beside)
+    spent = run.clock.seconds
     spent["write"] = time.perf_counter() - started - spent["read"] - spent["predict"]
     progress.add(shards_done=1)
-    return ShardResult(
-        shard,
-        written.size,
-        written.version,
-        written.crc32c,
-        computed=True,
-        predicted_rows=rows,
-        bad_rows=sum(bisection.bad_rows for bisection in bisections),
-        filtered_rows=sum(filtering.left_out),
-        dead_letters=committed.uri if committed else None,
-        batch_splits=() if shard.joined else tuple(bisections[0].splits),
-        of_parts=_of_parts(bisections, filtering) if shard.joined else (),
-        intra_op_threads=threads,
-        device=predictor.device,
-        batches=sum(bisection.batches for bisection in bisections),
-        batches_halved=sum(bisection.halved for bisection in bisections),
-        read_bytes=shard.nbytes,
-        seconds=spent,
-        told=telling.told() if telling is not None else None,
-    )
+    return run.result(written, rows, spent)
+
+
+class _ShardRun:
+    """A shard's rows on their way: read, predicted, measured and counted, until its file is committed."""
+
+    def __init__(
+        self,
+        job: Job,
+        predictor: Predictor,
+        store: Store,
+        sink: Store,
+        shard: Shard,
+        cancelled: threading.Event | None,
+    ) -> None:
+        self._job, self._predictor, self._store, self._sink = job, predictor, store, sink
+        self._shard, self._cancelled = shard, cancelled
+        self._columns, self._schema = _columns_to_read(job, store, shard)
+        self.clock, self.threads = _Clock(), intra_op_threads()
+        reported = job.report is not None
+        self._measuring = ShardMeasuring(predictor.output_schema, predictor.predictions) if reported else None
+        self._letters = DeadLetters(job, shard, self._schema) if job.on_error.dead_letters is not None else None
+        on_bad = self._letters.add if self._letters else None
+        # No batch has rows of two files, so that a joined file's predictions are those of the file alone.
+        self._bisections = [
+            Bisection(predictor, part.source.uri, job.batch_rows, on_bad, part.batch_rows) for part in shard.parts
+        ]
+        self._filtering = ShardFiltering(predictor.where, len(shard.parts))
+        self._committed: CommittedDeadLetters | None = None
+        self.beside: list[tuple[Store, ObjectRef]] = []
+
+    @property
+    def _bad_rows(self) -> int:
+        return sum(bisection.bad_rows for bisection in self._bisections)
+
+    def predictions(self) -> Iterator[pa.RecordBatch]:
+        for number, bisection in enumerate(self._bisections):
+            yield from self._predictions_of(number, bisection)
+
+    def _predictions_of(self, number: int, bisection: Bisection) -> Iterator[pa.RecordBatch]:
+        part = self._shard.parts[number]
+        first_row = part.first_row
+        types = None if part.drift else self._schema
+        rows = read_batches(self._store, part, self._columns, part.batch_rows or self._job.batch_rows, types)
+        with read_ahead(rows, _BATCHES_AHEAD) as source:
+            for batch in self.clock.time_each("read", source):
+                bad_before = bisection.bad_rows
+                for result in self.clock.time_each("predict", self._results(bisection, batch, first_row)):
+                    if self._cancelled is not None and self._cancelled.is_set():
+                        raise Cancelled
+                    progress.add(rows_done=result.num_rows)
+                    kept = self._filtering(number, result)
+                    if self._measuring is not None:
+                        self._measuring.add(kept, self.clock.last)
+                    yield kept
+                if self._letters is not None:
+                    self._letters.settle()
+                if bad := bisection.bad_rows - bad_before:
+                    progress.add(rows_done=bad, bad_rows=bad)
+                first_row += batch.num_rows
+
+    def _results(self, bisection: Bisection, batch: pa.RecordBatch, first_row: int) -> Iterator[pa.RecordBatch]:
+        if self._letters is None or not self._shard.drift:
+            return bisection(batch, first_row)
+        self._letters.add_all(batch, first_row, of_another_schema(self._shard))
+        bisection.bad_rows += batch.num_rows
+        return iter(())
+
+    def account_for(self, written: int) -> dict[str, str]:
+        """Before the commit, since what has been committed counts as done."""
+        check_claim(self._job, self._sink)
+        bad, left_out = self._bad_rows, sum(self._filtering.left_out)
+        if written + left_out + bad != self._shard.rows:
+            raise OutputIncomplete(
+                f"{self._shard.where} gave other rows than planned",
+                expected=f"{self._shard.rows} rows from row {self._shard.first_row} on",
+                found=f"{written} predicted, {left_out} left out and {bad} bad",
+                cure="Run the same command again",
+            )
+        if self._letters is not None and self._job.on_error.dead_letters is not None:
+            letters_store = open_store(self._job.on_error.dead_letters, self._job.storage)
+            if (committed := self._letters.commit(letters_store)) is not None:
+                self._committed = committed
+                self.beside.append((letters_store, committed.ref))
+        measured = self._measuring.key_values() if self._measuring is not None else {}
+        outcome = _outcome(self._bisections, self._filtering, self._committed)
+        return outcome | self._filtering.key_values() | measured
+
+    def result(self, written: ObjectRef, rows: int, spent: dict[str, float]) -> ShardResult:
+        shard, bisections = self._shard, self._bisections
+        return ShardResult(
+            shard,
+            written.size,
+            written.version,
+            written.crc32c,
+            computed=True,
+            predicted_rows=rows,
+            bad_rows=self._bad_rows,
+            filtered_rows=sum(self._filtering.left_out),
+            dead_letters=self._committed.uri if self._committed else None,
+            batch_splits=() if shard.joined else tuple(bisections[0].splits),
+            of_parts=_of_parts(bisections, self._filtering) if shard.joined else (),
+            intra_op_threads=self.threads,
+            device=self._predictor.device,
+            batches=sum(bisection.batches for bisection in bisections),
+            batches_halved=sum(bisection.halved for bisection in bisections),
+            read_bytes=shard.nbytes,
+            seconds=spent,
+            told=self._measuring.told() if self._measuring is not None else None,
+        )
 
 
 def _columns_to_read(job: Job, store: Store, shard: Shard) -> tuple[Sequence[str], pa.Schema]:
