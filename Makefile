@@ -139,7 +139,7 @@ docs: venv ## the documents as a site, with no warning, into build/site
 
 PEERS ?= .venv-peers
 IN_WORK = $(if $(WORK),--work=$(call quoted,WORK))
-BENCHES := throughput images examples startup memory gil guard scale edges tail gpu forecast
+BENCHES := throughput images examples startup memory gil guard scale edges tail gpu forecast against
 
 bench-throughput: venv ## rows per second beside six peers; [WORK=folder] [RUNS=5] [ARGS=--svg=FILE]; half an hour
 	-@$(MAKE) --no-print-directory bench-peers
@@ -165,6 +165,9 @@ bench-guard: venv ## CPU of reading checked Parquet, beside pyarrow; [WORK=folde
 
 bench-scale: venv ## planning at 10^6 files, memory and files per second; [RUNS=1]; half an hour
 	$(BIN)/python -m benchmarks.scale $(IN_WORK) --runs=$(or $(RUNS),1) $(ARGS)
+
+bench-against: venv ## this checkout beside an earlier one, REV=…: start-up, rows, loading; [WORK=folder] [RUNS=7]; ten minutes
+	$(BIN)/python -m benchmarks.against $(IN_WORK) --runs=$(or $(RUNS),7) $(ARGS) $(or $(REV),HEAD)
 
 bench-edges: venv ## all but predicting at 10^6 shards of 50 columns, seconds and memory; [RUNS=1] [ARGS=--only parts]; half an hour
 	$(BIN)/python -m benchmarks.edges $(IN_WORK) --runs=$(or $(RUNS),1) $(ARGS)

@@ -88,13 +88,15 @@ def apart(function: Callable[..., Result], *arguments: Any) -> Result:
         return process.submit(function, *arguments).result()
 
 
-def run(name: str, command: Sequence[str], log: str, environment: Mapping[str, str] | None = None) -> Used:
-    """Runs a command in the repository's root; what it says goes to the file `log`, and to the user where it fails."""
+def run(
+    name: str, command: Sequence[str], log: str, environment: Mapping[str, str] | None = None, folder: str = ROOT
+) -> Used:
+    """Runs a command in the folder; what it says goes to the file `log`, and to the user where it fails."""
     os.sync()  # else one program pays for writing what another left in the page cache
     quiet = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **(environment or {})}
     with open(log, "w+", encoding="utf-8", errors="replace") as said:
         start = time.perf_counter()
-        process = subprocess.Popen(command, cwd=ROOT, env=quiet, stdout=said, stderr=said, start_new_session=True)
+        process = subprocess.Popen(command, cwd=folder, env=quiet, stdout=said, stderr=said, start_new_session=True)
         try:
             _, status, usage = os.wait4(process.pid, 0)
         except BaseException:
