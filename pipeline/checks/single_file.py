@@ -31,7 +31,7 @@ def check_single_file(request: Request, inputs: Survey) -> None:
         )
     if len(inputs.sources) > 1:
         raise InvalidRequest(
-            "--single_file: the input lies in several folders, whose rows are never joined",
+            "--single_file: the input is in several folders, whose rows are never joined",
             expected="files of one folder",
             found=f"{files}, the first {inputs.first.uri}",
             cure=f"L{_AFTERWARDS[1:]}",

@@ -37,7 +37,7 @@ locals {
 }
 
 resource "google_project_service" "api" {
-  for_each = toset(["artifactregistry", "cloudscheduler", "compute", "dataflow"])
+  for_each = toset(["artifactregistry", "cloudscheduler", "compute", "dataflow", "logging", "monitoring"])
 
   service            = "${each.key}.googleapis.com"
   disable_on_destroy = false

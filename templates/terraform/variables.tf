@@ -57,3 +57,21 @@ variable "time_zone" {
   type    = string
   default = "Etc/UTC"
 }
+
+variable "alert_emails" {
+  type        = list(string)
+  description = "Who is told when a night fails. Without any, the alerts are shown in the console alone."
+  default     = []
+}
+
+variable "stalled_minutes" {
+  type        = number
+  description = "A job that finishes no shard for so long is reported."
+  default     = 60
+}
+
+variable "most_bad_rows" {
+  type        = number
+  description = "A job with more rows in dead letters is reported."
+  default     = 0
+}

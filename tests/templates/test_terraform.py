@@ -14,9 +14,12 @@ from typing import Any
 import pygohcl
 import pytest
 from google.cloud.dataflow_v1beta3 import LaunchFlexTemplateRequest
+from google.cloud.monitoring_dashboard_v1 import Dashboard
+from google.cloud.monitoring_v3 import AlertPolicy
 from google.cloud.scheduler_v1 import Job
 
 from headrace.pipeline.flags.template_parameters import container_spec
+from headrace.transforms.beam import metrics
 from tests.support.launched import request_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -85,6 +88,35 @@ def test_it_gives_every_value_that_the_scheduled_bodies_ask_for(stack: dict[str,
     for name in ("launch", "job"):
         asked |= set(re.findall(r"\$\{(\w+)\}", (ROOT / "templates" / "scheduler" / f"{name}.json").read_text()))
     assert set(stack["local.values"]) == asked
+
+
+def test_alerts_are_ones_that_monitoring_takes_and_somebody_hears_of_each(stack: dict[str, Any]) -> None:
+    policies = {name: block for name, block in stack.items() if name.startswith("google_monitoring_alert_policy.")}
+    assert len(policies) == 3
+    for block in policies.values():
+        (channels, condition) = (block.pop("notification_channels"), block["conditions"])
+        assert "google_monitoring_notification_channel.mail" in str(channels)
+        block.pop("for_each", None)
+        for lasts in ("duration", "evaluation_interval"):
+            condition.get("condition_prometheus_query_language", {}).pop(lasts, None)
+        limit = block.pop("alert_strategy", None)
+        assert ("condition_matched_log" in condition) == (limit is not None), "a log's alert has to have a limit"
+        condition["condition_matched_log"] = condition.get("condition_matched_log")
+        AlertPolicy({**block, "conditions": [{name: value for name, value in condition.items() if value}]})
+
+
+def test_what_is_watched_are_counters_that_headrace_has(stack: dict[str, Any]) -> None:
+    dashboard = json.loads((FOLDER / "dashboard.json").read_text())
+    queries = re.findall(r'metric_name=\\?"(\w+)', json.dumps(dashboard).replace('\\"', '"'))
+    queries += re.findall(
+        r'local\.counter\}?"(\w+)"', "".join(alert["query"] for alert in stack["local.alerts"].values())
+    )
+    counters = set(metrics._COUNTERS)
+    assert len(queries) > 8
+    assert set(queries) <= counters, set(queries) - counters
+    tiles = Dashboard.from_json(json.dumps(dashboard)).mosaic_layout.tiles
+    assert len(tiles) == 5
+    assert all(tile.x_pos + tile.width <= 48 for tile in tiles)
 
 
 def test_what_is_no_terraform_is_found() -> None:
