@@ -48,7 +48,7 @@ from ..storage.same import create_same
 # accounts for the report, and what reading and writing Parquet needs. `make bench-edges` shows it.
 FINISHING_BYTES = 512 << 20
 _ROWS_AT_ONCE = 10_000
-_one_part = threading.Lock()
+_one_table = threading.Lock()
 # Measured: 50,000 results, a file of the manifest made of them, and what that takes meanwhile.
 _RESULT_BYTES, _JOINED_BYTES, _SPLIT_BYTES = 4096, 1024, 256
 
@@ -74,25 +74,24 @@ def held_bytes(result: ShardResult) -> int:
 
 
 def write_part(job: Job, number: int, results: Iterable[ShardResult]) -> ManifestPart:
-    """The results whose names lie between those of the parts before and after. One at a time in a process, whose memory then
-    holds one part, however many cores it has.
-    """
-    with _one_part:
-        return _write_part(job, number, results)
-
-
-def _write_part(job: Job, number: int, results: Iterable[ShardResult]) -> ManifestPart:
+    """The results whose names lie between those of the parts before and after."""
     results = sorted(results, key=attrgetter("shard"))
     record = {b"headrace.job": json.dumps(job.record(), sort_keys=True).encode(), CLAIM_KEY.encode(): b"%d" % job.claim}
-    sink = io.BytesIO()
-    with pq.ParquetWriter(sink, MANIFEST_SCHEMA.with_metadata(record), compression="zstd") as writer:
-        for first in range(0, max(1, len(results)), _ROWS_AT_ONCE):
-            writer.write_table(manifest_table(results[first : first + _ROWS_AT_ONCE]))
-    data = sink.getvalue()
+    # One at a time in a process, whose memory then holds one table, however many cores it has.
+    with _one_table:
+        data = _parquet(results, record)
     name = f"{MANIFEST_FOLDER}/part-{number:05d}-{job.claim:08d}-{hashlib.sha256(data).hexdigest()[:16]}{ASIDE}"
     create_same(open_store(job.output, job.storage), f"{job.output}/{name}", data)
     rows, bad_rows = sum(one.shard.rows for one in results), sum(one.bad_rows for one in results)
     return ManifestPart(number, name, len(results), rows, bad_rows, sum(one.filtered_rows for one in results))
+
+
+def _parquet(results: Sequence[ShardResult], record: dict[bytes, bytes]) -> bytes:
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, MANIFEST_SCHEMA.with_metadata(record), compression="zstd") as writer:
+        for first in range(0, max(1, len(results)), _ROWS_AT_ONCE):
+            writer.write_table(manifest_table(results[first : first + _ROWS_AT_ONCE]))
+    return sink.getvalue()
 
 
 def finish(job: Job, parts: Iterable[ManifestPart], accounts: Iterable[Account] = ()) -> dict[str, Any]:
