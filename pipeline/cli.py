@@ -24,7 +24,7 @@ def entry() -> None:
     stop_on_signals()
     own_process()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that a terminal has no letters for is no reason to end.
+        # A name with letters that the terminal lacks is no reason to end.
         sys.stdout.reconfigure(errors="replace")
     sys.exit(main())
 
@@ -41,16 +41,18 @@ def main(argv: list[str] | None = None) -> int:
             return _answer(command, request, options, argv)
     except HeadraceError as error:
         if error.began:
-            return _tell("The job failed", error, verbose, 1)
+            return _log_failure("The job failed", error, verbose, 1)
         # The same command may be right later, or must be run again: something is half done.
-        return _tell("Cannot start", error, verbose, 1 if type(error) in (ClaimLost, StoreUnavailable, JobError) else 2)
+        return _log_failure(
+            "Cannot start", error, verbose, 1 if type(error) in (ClaimLost, StoreUnavailable, JobError) else 2
+        )
     except KeyboardInterrupt as stopped:
         text = str(stopped) or stopped_text(overwrites="--overwrite" in argv)
         log_interrupted("stopped", text, exit_code=STOPPED)
         return STOPPED
 
 
-def _tell(what: str, error: HeadraceError, verbose: bool, code: int) -> int:
+def _log_failure(what: str, error: HeadraceError, verbose: bool, code: int) -> int:
     log_error(what, error, code, "".join(traceback.format_exception(error)) if verbose else None)
     return code
 
@@ -112,6 +114,6 @@ def _verify(request: Request, as_json: bool) -> int:
     try:
         verified = verify(request, job)
     except NotParquet as error:  # a part of the manifest
-        return _tell("NOT sound", error, verbose=False, code=1)
+        return _log_failure("NOT sound", error, verbose=False, code=1)
     _show(verified.answer, as_json)
     return 1 if verified.verdict.problems else 0

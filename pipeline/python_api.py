@@ -21,8 +21,8 @@ Columns = Mapping[str, str | Sequence[str]]
 
 @dataclass(frozen=True)
 class Report:
-    """What a command reports: `text` as it prints it, `document` as `--json` prints it. `forecast` is of `plan(trial=…)`:
-    what was measured, and what the whole plan will take.
+    """A command's result: `text` as it prints it, `document` as `--json` prints it. `forecast` belongs to `plan(trial=…)`: what
+    was measured, and what the whole plan will take.
     """
 
     text: str = field(repr=False)
@@ -33,7 +33,7 @@ class Report:
         return self.text
 
     def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
-        """In IPython and notebooks: the text."""
+        """The text, in IPython and notebooks."""
         printer.text(self.text)
 
 
@@ -85,8 +85,8 @@ def run(
     store = open_store(job.output, job.storage)
     mark = stored_object(store, store.stat(f"{job.output}/{SUCCESS}"))
     computed = 0 if ran.done is None else ran.done.computed
-    told = (job.report, text, document, job.storage)
-    return JobResult(job.output, mark["rows"], mark["bad_rows"], computed, *told, mark.get("filtered_rows", 0))
+    report = (job.report, text, document, job.storage)
+    return JobResult(job.output, mark["rows"], mark["bad_rows"], computed, *report, mark.get("filtered_rows", 0))
 
 
 @naming_arguments

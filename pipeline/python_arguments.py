@@ -30,16 +30,16 @@ def call_with(function: str, arguments: Mapping[str, Any], lacking: Iterable[tup
     >>> call_with("headrace.plan", {"model": "m", "fill": {"b": 1}}, [("cast", "a,c"), ("fill", "age=0")])
     "headrace.plan(model='m', fill={'b': 1, 'age': 0}, cast=['a', 'c'])"
     """
-    whole = {name: value for name, value in arguments.items() if value is not None}
+    given = {name: value for name, value in arguments.items() if value is not None}
     for name, text in lacking:
         if name == "cast":
-            given = whole.get(name) or []
-            added = [quote_name(one.text) for one in split_names(text)]
-            whole[name] = [*([given] if isinstance(given, str) else given), *added]
+            before = given.get(name) or []
+            added = [quote_name(part.text) for part in split_names(text)]
+            given[name] = [*([before] if isinstance(before, str) else before), *added]
         else:
             tensor, value = split_pair(text)
-            whole[name] = {**(whole.get(name) or {}), quote_name(tensor.text): _literal(value or "")}
-    return f"{function}({', '.join(f'{name}={value!r}' for name, value in whole.items())})"
+            given[name] = {**(given.get(name) or {}), quote_name(tensor.text): _literal(value or "")}
+    return f"{function}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
 
 def _literal(text: str) -> Any:

@@ -1,4 +1,4 @@
-"""What `headrace.run` returns: numbers of the run, and its predictions as tables."""
+"""The result of `headrace.run`: numbers of the run, and its predictions as tables."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class JobResult:
         return pa.Table.from_batches(found) if found else pa.table({})
 
     def _repr_html_(self) -> str:
-        """In a notebook: the summary, the first rows, and a link to the report."""
+        """The summary, the first rows, and a link to the report, for a notebook."""
         first = self.head()
         names = "".join(f"<th>{html.escape(name)}</th>" for name in first.column_names)
         rows = "".join(

@@ -1,4 +1,4 @@
-"""What a request says of each model's columns, before any schema is known."""
+"""What a request says about each model's columns, before any schema is known."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ Value = TypeVar("Value")
 
 
 def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[ColumnChoice]:
-    """What the request says of each model's columns: `NAME.TENSOR` of that model, `TENSOR` of every other.
+    """What the request says about each model's columns: `NAME.TENSOR` means that model, `TENSOR` every other.
 
-    Raises `ColumnError` where several models are asked for and none has such a tensor; of a single one, planning tells.
+    Raises `ColumnError` where several models are requested and none has such a tensor. Planning checks a single model.
     """
     names = [model.name for model in request.models]
     labels = {uri: read_labels(uri, request.storage) for _, uri in request.top_k.values() if uri}
-    tensors, outputs = (set().union(*(getattr(one, what) for one in signatures)) for what in ("inputs", "outputs"))
+    tensors, outputs = (
+        set().union(*(getattr(signature, what) for signature in signatures)) for what in ("inputs", "outputs")
+    )
 
     def of(name: str, given: Mapping[str, Value], flag: str, own: Iterable[str], every: set[str]) -> dict[str, Value]:
         general: dict[str, Value] = {}
@@ -47,10 +49,12 @@ def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[Co
         return general | specific
 
     encoded = [
-        ColumnRules(tf_example=tuple(sorted(of(name, request.tf_example, "--tf_example", one.inputs, tensors).items())))
-        for name, one in zip(names, signatures, strict=True)
+        ColumnRules(
+            tf_example=tuple(sorted(of(name, request.tf_example, "--tf_example", signature.inputs, tensors).items()))
+        )
+        for name, signature in zip(names, signatures, strict=True)
     ]
-    rows = [row_inputs(one.inputs, some) for one, some in zip(signatures, encoded, strict=True)]
+    rows = [row_inputs(signature.inputs, some) for signature, some in zip(signatures, encoded, strict=True)]
     inputs = set().union(*rows)
 
     def choice(name: str, signature: Signature, own: Iterable[str], encoding: ColumnRules) -> ColumnChoice:
@@ -60,8 +64,8 @@ def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[Co
             for flag in ("fill", "pad", "decode_image")
         }
         named = of(name, every_input(request.cast, names, own, name), "--cast", own, inputs)
-        whole = {"*", f"{name}.*"} & request.cast.keys()
-        decoded = {tensor for tensor, _ in rules["decode_image"]} if whole else set()
+        covered = {"*", f"{name}.*"} & request.cast.keys()
+        decoded = {tensor for tensor, _ in rules["decode_image"]} if covered else set()
         cast = tuple(sorted(tensor for tensor in named if tensor not in decoded))
         predictions = of(name, request.predictions, "--prediction", signature.outputs, outputs)
         asked = dict.fromkeys(request.outputs or (), True)
@@ -78,11 +82,11 @@ def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[Co
             tuple(TopK(output, k, labels[uri] if uri else None) for output, (k, uri) in sorted(top_k.items())),
         )
 
-    return [choice(*one) for one in zip(names, signatures, rows, encoded, strict=True)]
+    return [choice(*parts) for parts in zip(names, signatures, rows, encoded, strict=True)]
 
 
 def every_input(given: Mapping[str, bool], models: Sequence[str], own: Iterable[str], name: str) -> dict[str, bool]:
-    """`*` stands for every input of every model, `NAME.*` for those of one, unless an input has that name."""
+    """`*` means every input of every model, `NAME.*` every input of one, unless an input has that name."""
     stars = {f"{model}.*" for model in models if model}
     named = {key: value for key, value in given.items() if key != "*" and key not in stars}
     if "*" in given or f"{name}.*" in given:

@@ -1,4 +1,4 @@
-"""A model's signature held against columns tensor by tensor, to be shown: preflight stops at the first that does not fit."""
+"""Compares a model's signature with columns, tensor by tensor, for display: preflight stops at the first mismatch."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from headrace.transforms.models.spec import Signature, TensorSpec
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """What leads from columns to a tensor or back. `kind` is "feature", "prediction", "kept", "unused", or "aside" for a tensor
-    without a column: a constant, or an output that becomes none.
+    """A link from columns to a tensor or back. `kind` is "feature", "prediction", "kept", "unused", or "aside" for a tensor
+    without a column: a constant, or an output that becomes no column.
 
-    `model` is its name, "" of the only one. `columns` are names and types, the type None of one that is not there. `how` is
+    `model` is its name, "" for an only model. `columns` are names and types; the type is None for a missing column. `how` is
     "" where values stay as they are, else "widened", "cast", "decoded", "packed", "encoded", or why a tensor has no column.
-    `problem` says why it does not fit, "" where it does, and `cure` what to do.
+    `problem` says why it does not fit, "" where it does, and `cure` how to fix it.
     """
 
     kind: str
@@ -51,16 +51,16 @@ class Link:
         }
 
 
-def fit(
+def link_columns(
     schema: pa.Schema,
     models: Sequence[tuple[Signature, ColumnChoice]],
     keep: Sequence[str] | None,
-    told_by_folders: Collection[str] = (),
+    partition_columns: Collection[str] = (),
 ) -> list[Link]:
     """Every input and output of every model, then the columns that are kept, then those that nothing reads."""
     links = [link for signature, choice in models for link in _of_model(schema, signature, choice)]
     features = {name for link in links if link.kind == "feature" for name, kind in link.columns if kind is not None}
-    aside = features.union(told_by_folders)
+    aside = features.union(partition_columns)
     kept = list(keep) if keep is not None else [name for name in schema.names if name not in aside]
     known = set(schema.names)
     kept = [known_name(name, known) for name in kept]
@@ -78,7 +78,7 @@ def _of_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice) -> 
     constants = {name: spec for name, spec in signature.inputs.items() if name in dict(choice.constants)}
     inputs, outputs = varying_batch(choice.fed(signature))
     features, predictions = dict(choice.features), dict(choice.predictions)
-    best = {one.output: one for one in choice.top_k}
+    best = {asked.output: asked for asked in choice.top_k}
     fed = row_inputs(inputs, choice.rules)
     for tensor in [*features, *predictions]:
         if tensor not in fed and tensor not in outputs:
@@ -87,23 +87,30 @@ def _of_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice) -> 
             yield Link(kind, choice.name, (), TensorSpec(tensor, "", ()), "", problem, nearest(tensor, known))
     encoded = encoded_features(inputs, choice.rules)
     try:
-        planned = {one.spec.name: one for one in plan_inputs(schema, inputs, features, rules=choice.rules).inputs}
-    except HeadraceError:  # each is then looked at alone
+        planned = {
+            model_input.spec.name: model_input
+            for model_input in plan_inputs(schema, inputs, features, rules=choice.rules).inputs
+        }
+    except HeadraceError:  # then plan each input alone
         planned = {}
     for name, spec in inputs.items():
         if name in planned:
             yield _fed(planned[name], choice.name)
             continue
         tensors = encoded.get(name) or (name,)
-        chosen = {one: features.get(one) or (one,) for one in tensors} if features or len(inputs) > 1 else {}
-        wanted = [column for one in tensors for column in chosen.get(one) or (one,)]
+        chosen = (
+            {tensor: features.get(tensor) or (tensor,) for tensor in tensors} if features or len(inputs) > 1 else {}
+        )
+        wanted = [column for tensor in tensors for column in chosen.get(tensor) or (tensor,)]
         try:
-            (one,) = plan_inputs(schema, {name: spec}, chosen, rules=rules_of(choice.rules, name, *tensors)).inputs
+            (model_input,) = plan_inputs(
+                schema, {name: spec}, chosen, rules=rules_of(choice.rules, name, *tensors)
+            ).inputs
         except HeadraceError as error:
             columns = tuple((column, _type(schema, column)) for column in wanted)
             yield Link("feature", choice.name, columns, spec, "", error.what, error.cure)
             continue
-        yield _fed(one, choice.name)
+        yield _fed(model_input, choice.name)
     for name, spec in constants.items():
         yield Link("aside", choice.name, (), spec, f"constant {dict(choice.constants)[name]}")
     try:
@@ -135,9 +142,9 @@ def _of_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice) -> 
         yield Link("prediction", choice.name, tuple((field.name, field.type) for field in fields), outputs[name])
 
 
-def _fed(one: Input | ExampleInput, model: str) -> Link:
-    columns = tuple((column.name, member_type(column.type, column.path)) for column in one.columns)
-    return Link("feature", model, columns, one.spec, _how(one))
+def _fed(model_input: Input | ExampleInput, model: str) -> Link:
+    columns = tuple((column.name, member_type(column.type, column.path)) for column in model_input.columns)
+    return Link("feature", model, columns, model_input.spec, _how(model_input))
 
 
 def rules_of(rules: ColumnRules, *tensors: str) -> ColumnRules:
@@ -150,14 +157,14 @@ def rules_of(rules: ColumnRules, *tensors: str) -> ColumnRules:
     return replace(rules, cast=tuple(name for name in rules.cast if name in tensors), **of_pairs)
 
 
-def _how(one: Input | ExampleInput) -> str:
-    if isinstance(one, ExampleInput):
+def _how(model_input: Input | ExampleInput) -> str:
+    if isinstance(model_input, ExampleInput):
         return "encoded"
-    if any(column.rule.image is not None for column in one.columns):
+    if any(column.rule.image is not None for column in model_input.columns):
         return "decoded"
-    if any(column.leaf.dtype != one.spec.dtype or not column.leaf.exact for column in one.columns):
-        return "cast" if any(column.rule.cast for column in one.columns) else "widened"
-    return "packed" if len(one.columns) > 1 else ""
+    if any(column.leaf.dtype != model_input.spec.dtype or not column.leaf.exact for column in model_input.columns):
+        return "cast" if any(column.rule.cast for column in model_input.columns) else "widened"
+    return "packed" if len(model_input.columns) > 1 else ""
 
 
 def _type(schema: pa.Schema, name: str) -> pa.DataType | None:

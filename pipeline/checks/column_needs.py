@@ -28,8 +28,8 @@ from .input_sample import InputSample
 # Flags in the order in which they are tried, alone and then together.
 _OF_TYPES = (("cast",), ("decode_image",))
 _OF_ROWS = (("fill",), ("pad",), ("fill", "pad"))
-# In the error; `plan` prints all of them.
-_MOST_TOLD = 20
+# Listed in the error; `plan` prints all of them.
+_MOST_SHOWN = 20
 
 Flags = tuple[tuple[str, str], ...]
 
@@ -48,30 +48,30 @@ class Need:
 
     def fields(self) -> dict[str, Any]:
         error = self.error
-        told = {"problem": error.what, "expected": error.expected, "found": error.found, "cure": error.cure}
-        return {"tensor": self.tensor, **told, "flags": [list(one) for one in self.flags]}
+        fields = {"problem": error.what, "expected": error.expected, "found": error.found, "cure": error.cure}
+        return {"tensor": self.tensor, **fields, "flags": [list(flag) for flag in self.flags]}
 
 
 def column_needs(request: Request, signatures: Sequence[Signature], sample: InputSample) -> tuple[Need, ...]:
-    """Of all models' inputs, by the first file's schema, the statistics in a sample of footers, and rows of one row group.
-    Behind --preprocess only types are looked at: a function may do anything about values.
+    """The needs of all models' inputs, from the first file's schema, a sample of footers, and rows of one row group.
+    Behind --preprocess only types are checked: a function may change values in any way.
     """
     tensors: list[_Tensor] = []
     for signature, choice in zip(signatures, choose_columns(request, signatures), strict=True):
         inputs, _ = varying_batch(choice.fed(signature))
-        # Of those that are encoded, the run names the first column that does not fit.
+        # For encoded inputs, the run names the first column that does not fit.
         encoded = encoded_features(inputs, choice.rules)
         tensors += (_Tensor(sample, signature, inputs, name, choice) for name in inputs if name not in encoded)
     planned = [(tensor, columns) for tensor in tensors if (columns := tensor.columns())]
     if request.preprocess is None:
         sample.count_nulls({column.path[0] for _, columns in planned for column in columns})
         for tensor, columns in planned:
-            tensor.look_at_values(columns)
+            tensor.check_values(columns)
     return tuple(need for tensor in tensors for need in tensor.found)
 
 
 class _Tensor:
-    """One input of one model. Its rules grow by what it turns out to need, each of which is in `found`."""
+    """One input of one model. Its rules grow with each need that is discovered; `found` holds these needs."""
 
     def __init__(
         self,
@@ -102,20 +102,20 @@ class _Tensor:
         except HeadraceError:  # the model's own fault, at which the run stops
             return ()
 
-    def look_at_values(self, columns: Sequence[Column]) -> None:
+    def check_values(self, columns: Sequence[Column]) -> None:
         stored = [column for column in columns if column.path[0] in self._sample.stored.names]
         bounded = bool(self._rules.cast) and self._spec.dtype not in ("float32", "float64")
         if unsure := [column for column in stored if not self._settled_by_footers(column) or bounded]:
-            self._look_at_rows(unsure)
+            self._check_rows(unsure)
 
     def _planned(self, rules: ColumnRules) -> Input | ExampleInput:
         schema = self._sample.schema(
             self._signature, replace(self._choice, rules=rules), self._chosen.get(self._name, ())
         )
-        (one,) = plan_inputs(
+        (model_input,) = plan_inputs(
             schema, {self._name: self._spec}, self._chosen, rules=rules, where=self._sample.where
         ).inputs
-        return one
+        return model_input
 
     def _allow(
         self,
@@ -150,7 +150,7 @@ class _Tensor:
         self.found.append(Need(tensor, error, flags, in_rows))
 
     def _values(self, names: Iterable[str]) -> Flags:
-        """What stands for a missing value is a placeholder. Without a flag that was given already, or can have no value."""
+        """The values of --fill and --pad are placeholders. Skips flags that were already given or cannot have a value."""
         rules, shape, dtype = self._rules, self._spec.shape or (), self._spec.dtype
         empty, size = {"string": "", "bool": "false"}.get(dtype, "0"), shape[1:3]
         image = f"{size[0]}x{size[1]}" if len(size) == 2 and None not in size else None
@@ -160,7 +160,7 @@ class _Tensor:
         )
 
     def _name_all(self, columns: Sequence[Column]) -> None:
-        """Of several columns that are packed into the tensor, an error of types names the first that does not fit."""
+        """Where several columns are packed into the tensor, a type error names the first that does not fit."""
         wanted, need = self._spec.dtype, self.found[-1]
         wrong = [
             column.name
@@ -174,7 +174,7 @@ class _Tensor:
             self.found[-1] = replace(need, error=error)
 
     def _settled_by_footers(self, column: Column) -> bool:
-        """Whether rows need not be looked at: footers record all nulls, and there are no lists that may differ."""
+        """Whether reading rows is unnecessary: footers record all nulls, and no lists may differ."""
         counts = self._sample.nulls_of(column.path)
         flat = all(isinstance(level, Member) for level in column.levels)
         fixed = all(isinstance(level, FixedLists | Member) for level in column.levels)
@@ -195,8 +195,8 @@ class _Tensor:
                 self._allow(error, [("fill",)], self._planned, in_rows=True)
         return True
 
-    def _look_at_rows(self, columns: Sequence[Column]) -> None:
-        """Until no flag helps, or there is no more to be read."""
+    def _check_rows(self, columns: Sequence[Column]) -> None:
+        """Repeats until no flag helps or no rows are left to read."""
         names = list(dict.fromkeys(column.path[0] for column in self._planned(self._rules).columns))
         try:
             for batch, where, first_row in self._sample.rows(names, columns):
@@ -206,7 +206,7 @@ class _Tensor:
             self._note(error, (), in_rows=True)
 
     def _fits(self, batch: pa.RecordBatch, where: str, first_row: int) -> bool:
-        """Whether flags, those that it turns out to need included, make a tensor of the rows."""
+        """Whether flags, including those found to be necessary, make a tensor of the rows."""
 
         def works(rules: ColumnRules) -> None:
             self._planned(rules).tensor(batch, where, first_row)
@@ -235,11 +235,12 @@ def refusal(needs: Sequence[Need], first: DataError | None) -> DataError:
         errors.insert(0, first)
     if len(errors) == 1:
         return errors[0]
-    told = [f"{error.what.rstrip('.')}" + (f" ({error.found})" if error.found else "") for error in errors]
+    problems = [f"{error.what.rstrip('.')}" + (f" ({error.found})" if error.found else "") for error in errors]
     return ColumnError(
         f"The input does not fit the model in {len(errors):,} ways",
         expected="columns that feed every input of the model",
-        found="; ".join(told[:_MOST_TOLD]) + (f"; and {len(told) - _MOST_TOLD:,} more" * (len(told) > _MOST_TOLD)),
+        found="; ".join(problems[:_MOST_SHOWN])
+        + (f"; and {len(problems) - _MOST_SHOWN:,} more" * (len(problems) > _MOST_SHOWN)),
         cure=" ".join(dict.fromkeys(f"{error.cure.rstrip('.')}." for error in errors if error.cure))
         if len(errors) > len(needs) or not all(need.flags for need in needs)
         else f"Say {' '.join(f'--{name}={value}' for name, value in flags_of_needs(needs))}",

@@ -26,9 +26,9 @@ def objects_of_earlier_job(
 
 
 def written_by_headrace(store: Store, output: str, kept: dict[str, Any], number: int) -> Iterator[ObjectRef]:
-    """What the folder's job wrote, and what another that ran at the same time left; the record comes last.
+    """What the folder's job wrote, and what another run left that ran at the same time; the record comes last.
 
-    Raises `OutputConflict` where a file only looks like that.
+    Raises `OutputConflict` for a file that only looks like an output.
     """
     mine, record = str(kept["fingerprint"])[:8], None
     for ref in store.list(f"{output}/"):
@@ -49,7 +49,7 @@ def written_by_headrace(store: Store, output: str, kept: dict[str, Any], number:
 
 
 def _says_its_name(store: Store, ref: ObjectRef, name: str, stem: str) -> bool:
-    """Whether the file's own metadata lead to its name."""
+    """Whether the file's own metadata give its name."""
     said = read_footer(store, ref).key_values
     try:
         uri, version, first_row, rows, fingerprint = (

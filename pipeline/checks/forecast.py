@@ -1,8 +1,8 @@
-"""What a whole plan will take, by what a trial of some of its rows took: plain arithmetic.
+"""Forecasts what a whole plan will take from a trial of some of its rows: plain arithmetic.
 
-Core hours are the plan's rows by the trial's rows per second and core. A worker's memory is what the process had once its
-models were loaded, and for each core what it needed more while it predicted; not less than what a job asks Dataflow for. A vCPU
-of a machine type counts as one of the cores that were measured.
+Core hours are the plan's rows divided by the trial's rows per second and core. A worker's memory is what the process had once
+its models were loaded, plus what each core added while it predicted, and at least what a job asks Dataflow for. A vCPU of a
+machine type counts as one of the measured cores.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _MOST_CHOSEN, _FEW_MACHINES = 16, 8
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """Of `rows` in `shards`, on `workers` machines of `machine_type` with `cores_per_worker` each: they take `seconds`, loading
-    included. `within` is the time that was asked for, `in_time` whether it is kept. `cost` is None where no price was given.
+    """`rows` in `shards` take `seconds`, loading included, on `workers` machines of `machine_type`, `cores_per_worker`
+    each. `within` is the requested time, and `in_time` says whether the forecast keeps it. `cost` is None where no price was given.
 
-    Not in it: starting machines, uploading to a store, and what a job does before its first shard and after its last.
+    It excludes starting machines, uploading to a store, and what a job does before its first shard and after its last.
     """
 
     trial: Trial
@@ -45,9 +45,9 @@ class Forecast:
     cost: float | None
 
     def fields(self) -> dict[str, Any]:
-        whole = asdict(self)
-        whole["trial"] |= {"rows_per_second_per_core": self.trial.rows_per_second_per_core}
-        return whole
+        document = asdict(self)
+        document["trial"] |= {"rows_per_second_per_core": self.trial.rows_per_second_per_core}
+        return document
 
 
 def forecast(
@@ -88,7 +88,7 @@ def forecast(
 
 
 def _machines(trial: Trial, needed: int, min_memory: int) -> Iterator[tuple[str, int, int]]:
-    """Those that may do, the best first: few machines, not larger than need be, with the memory that so many cores take."""
+    """Machine types that suffice, best first: few machines, no larger than necessary, with enough memory for their cores."""
     by_core = (trial.peak_bytes - trial.loaded_bytes) / trial.cores
     least = next((cores for cores in _CORES if needed <= cores * _FEW_MACHINES), _MOST_CHOSEN)
     for cores in _CORES:

@@ -1,4 +1,4 @@
-"""A column that feeds an input of serialized tf.train.Example, though nobody has named it for that, must hold such messages."""
+"""A column that feeds an input of serialized tf.train.Example must hold such messages, even if no flag names it for that."""
 
 from __future__ import annotations
 
@@ -18,8 +18,12 @@ _ROWS = 16
 
 
 def check_examples(request: Request, job: Job, columns: ColumnPlan, first: ObjectRef) -> None:
-    """Looks at the first rows of the first file. Raises `ColumnError`. What --preprocess makes of them is not looked at."""
-    plans = [plan.inputs for plan in columns.models if any(one.spec.example is not None for one in plan.inputs.inputs)]
+    """Checks the first rows of the first file. Raises `ColumnError`. Does not check what --preprocess makes of them."""
+    plans = [
+        plan.inputs
+        for plan in columns.models
+        if any(model_input.spec.example is not None for model_input in plan.inputs.inputs)
+    ]
     if not plans or job.preprocess is not None:
         return
     named = {tensor for written in request.features for tensor in (written, written.partition(".")[2])}
@@ -27,7 +31,7 @@ def check_examples(request: Request, job: Job, columns: ColumnPlan, first: Objec
     if not unasked:
         return
     store = open_store(first.uri, job.storage)
-    shards = [one for one in shards_of_file(job, first, read_footer(store, first)) if one.rows]
+    shards = [shard for shard in shards_of_file(job, first, read_footer(store, first)) if shard.rows]
     if not shards:
         return
     few = replace(shards[0], rows=min(_ROWS, shards[0].rows))

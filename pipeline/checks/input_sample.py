@@ -24,13 +24,13 @@ from .preflight import with_partitions
 # So many files, spread evenly, and so many row groups of each; fewer of these where they have very many columns.
 SAMPLED_FILES, SAMPLED_GROUPS = 16, 16
 _MOST_CHUNKS = 40_000
-# Of one row group, so many bytes in memory.
+# At most so many bytes of one row group are in memory.
 _READ_BYTES, _READ_ROWS = 32 << 20, 1024
 
 
 @dataclass(frozen=True, slots=True)
 class NullCount:
-    """Nulls that the footers of `files` record, `files_with` of which have some. `known` is whether all of them record it."""
+    """Nulls that the footers of `files` record; `files_with` of them have some. `known`: whether all of them record nulls."""
 
     nulls: int
     files_with: int
@@ -49,7 +49,7 @@ class _File:
 
 
 class InputSample:
-    """`stored` is the schema of the first file, or of the table, and `where` names what columns are looked for in."""
+    """`stored` is the schema of the first file or of the table. `where` names the place that is searched for columns."""
 
     def __init__(self, request: Request, inputs: Survey, stored: pa.Schema) -> None:
         self.stored = stored
@@ -59,7 +59,7 @@ class InputSample:
         self._schema: pa.Schema | None = None
 
     def schema(self, signature: Signature, choice: ColumnChoice, columns: Sequence[str]) -> pa.Schema:
-        """What features choose from. Casting may make numbers of `columns` that folders tell."""
+        """What features choose from. Casting may turn partition `columns` into numbers."""
         if self._schema is not None and not set(columns) & set(self._inputs.partitions):
             return self._schema
         schema, _ = with_partitions(self._request, self._inputs, self.stored, [(signature, choice)])
@@ -89,14 +89,14 @@ class InputSample:
             self._files.append(_File(ref, footer, leaves, nulls))
 
     def _listed(self) -> Iterator[ObjectRef]:
-        """Of a table, files without deleted rows: footers count the nulls of these too."""
+        """For a table, only files without deleted rows: footers count the nulls of deleted rows too."""
         storage, table = self._request.storage, self._inputs.table
         if table is not None:
             return (ref for ref in table.refs() if not len(table.deleted(ref.uri)))
         return each_input(expand_lists(self._request.inputs, storage), storage, PassedOver())
 
     def nulls_of(self, path: Sequence[str]) -> NullCount:
-        """Of the column or member of a struct that `path` leads to."""
+        """The statistics of the column or struct member at `path`."""
         nulls = with_some = 0
         known = True
         for file in self._files:

@@ -1,4 +1,4 @@
-"""What `inspect` looks at: models, an input, and how the one would be fed from the other, whether it can be or not."""
+"""What `inspect` reads: models, an input, and how the input would feed the models, or why it cannot."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from headrace.transforms.storage import ObjectRef, open_store
 
 from ..flags.request import Request
 from .column_choices import choose_columns
-from .column_links import Link, fit
+from .column_links import Link, link_columns
 from .preflight import pin_requested, with_partitions
 from .table_input import patterns_of, requested_table
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """`models` with the names of the signatures asked for; `schema` is what features choose from, the input's own or what
-    --preprocess makes of it. `links` is empty where there is no model, no input, or no such signature.
+    """`models` with the names of the requested signatures. `schema` is what features choose from: the input's own, or the result
+    of --preprocess. `links` is empty without a model, an input, or such a signature.
     """
 
     models: tuple[tuple[ModelRef, ModelSpec, str], ...]
@@ -34,8 +34,8 @@ class Inspection:
     links: tuple[Link, ...]
 
 
-def look(request: Request) -> Inspection:
-    """Raises a `HeadraceError` for a model or an input that cannot be read; that they do not fit is no error."""
+def inspect_request(request: Request) -> Inspection:
+    """Raises a `HeadraceError` for a model or an input that cannot be read, but not where they do not fit."""
     refs = pin_requested(request)
     models = tuple((ref, describe_model(ref), model.signature) for ref, model in zip(refs, request.models, strict=True))
     if not request.inputs:
@@ -55,9 +55,9 @@ def look(request: Request) -> Inspection:
         schema = AppliedFunction(function.load(), function.name, schema).output_schema
     if not fitting:
         return Inspection(models, inputs, first, schema, ())
-    links = fit(schema, list(zip(known, choices, strict=True)), request.keep, partitions)
+    links = link_columns(schema, list(zip(known, choices, strict=True)), request.keep, partitions)
     return Inspection(models, inputs, first, schema, tuple(links))
 
 
 def _anywhere(_: ObjectRef) -> None:
-    """Nothing is written, so that an input may lie anywhere."""
+    """Nothing is written: an input may be anywhere."""

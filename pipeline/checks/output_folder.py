@@ -1,4 +1,4 @@
-"""What the output folder holds already, and taking it: resume, refuse or overwrite."""
+"""Examines what the output folder already holds, and claims it: resume, refuse or overwrite."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ NO_CLAIM = 10**8
 class OutputState:
     """What the output folder holds of this job before it runs.
 
-    `kept` is the record of the job that stands there, ours or one to be overwritten, and `record` and `mark` the objects of
-    it and of `_SUCCESS`; `done` is how many shards of this job stand there, and `superseded` how many more of inputs that
-    changed or vanished; `complete` says that nothing is left to do. `claim` is the number of the newest claim, 0 where there is
-    none. `takes_over` says that the folder's job is another, which has left no rows.
+    `kept` is the record of the job in the folder: this one, or one to overwrite. `record` and `mark` are the objects of that
+    record and of `_SUCCESS`. `done` counts this job's shards in the folder; `superseded` counts outputs of inputs that changed
+    or vanished. `complete` says that nothing is left to do. `claim` is the number of the newest claim, 0 where there is none.
+    `takes_over` says that the folder's job is a different one, which left no rows.
     """
 
     kept: dict[str, Any] | None = None
@@ -86,7 +86,7 @@ class OutputState:
 
 
 class _Folder:
-    """One listing of the output folder, of which little is kept: its records, and a digest of its outputs' names."""
+    """One listing of the output folder. It keeps little: the records, and a digest of the outputs' names."""
 
     def __init__(self, prepared: Prepared) -> None:
         self._prepared, self._job = prepared, prepared.job.fingerprint[:8]
@@ -232,7 +232,7 @@ def _refuse_changed(prepared: Prepared, store: Store, name: str, output: ObjectR
 
 
 def _is_complete(prepared: Prepared, store: Store, folder: _Folder) -> bool:
-    """`_SUCCESS` stands, its manifest names exactly the outputs that stand, and these cover exactly today's inputs."""
+    """`_SUCCESS` exists, its manifest names exactly the outputs in the folder, and these cover exactly today's inputs."""
     if folder.mark is None or folder.superseded:
         return False
     try:
@@ -248,42 +248,42 @@ def _is_complete(prepared: Prepared, store: Store, folder: _Folder) -> bool:
     try:
         for name in manifest_outputs(store, (folder.parts[part] for part in parts)):
             names.add(name)
-    except NotParquet:  # damaged, as only another hand can: the next run writes it anew
+    except NotParquet:  # damaged by another program: the next run writes it again
         return False
     made_from, inputs = np.unique(np.frombuffer(folder.sources, np.uint64)), np.unique(prepared.inputs.sources)
     covered = prepared.job.limit is not None or np.array_equal(made_from, inputs)
     return names == folder.names and covered
 
 
-def check_overwritten(prepared: Prepared, standing: OutputState, *, overwrite: bool) -> None:
+def check_overwritten(prepared: Prepared, state: OutputState, *, overwrite: bool) -> None:
     """Raises `OutputConflict` where `claim_output` would meet what it may not remove, before it removes anything."""
-    if overwrite and standing.kept is not None:
+    if overwrite and state.kept is not None:
         job = prepared.job
-        written = written_by_headrace(open_store(job.output, job.storage), job.output, standing.kept, NO_CLAIM)
-        deque(written, maxlen=0)  # it looks at each
+        written = written_by_headrace(open_store(job.output, job.storage), job.output, state.kept, NO_CLAIM)
+        deque(written, maxlen=0)  # checks each of them
 
 
-def claim_output(prepared: Prepared, standing: OutputState, *, overwrite: bool) -> Job:
-    """The first write of a job: claims the folder, takes `_SUCCESS` away, removes what is to be overwritten, and leaves the
-    job's record. Returns the job with its claim.
+def claim_output(prepared: Prepared, state: OutputState, *, overwrite: bool) -> Job:
+    """The first write of a job: claims the folder, removes `_SUCCESS` and what is to be overwritten, and writes the job's
+    record. Returns the job with its claim.
 
-    A run of the same job over the same inputs that is not done yet is joined, unless this one overwrites: they make the same
-    files. Raises `OutputConflict` where another job is there meanwhile, `ClaimLost` where another run claims the folder while
-    this is at work, and `JobError` where something was removed before it came to an end.
+    If a run of the same job over the same inputs is unfinished, this run joins it, unless this one overwrites: both make the
+    same files. Raises `OutputConflict` where another job appeared meanwhile, `ClaimLost` where another run claims the folder
+    during this call, and `JobError` where something was removed before the call finished.
     """
     job, record = prepared.job, prepared.job.record()
     store = open_store(job.output, job.storage)
-    clears = whole = standing.kept is not None and (overwrite or standing.takes_over)
+    clears = overwrites = state.kept is not None and (overwrite or state.takes_over)
     for _ in range(_MOST_CLAIMS):
-        if newest_claim(store, job.output, standing.claim) > standing.claim:
-            standing = examine_output(prepared, overwrite=overwrite)
-            clears = whole = standing.kept is not None and (overwrite or standing.takes_over)
-        joined = None if whole or clears else _to_join(prepared, standing, store, record)
-        number = standing.claim + (joined is None)
+        if newest_claim(store, job.output, state.claim) > state.claim:
+            state = examine_output(prepared, overwrite=overwrite)
+            clears = overwrites = state.kept is not None and (overwrite or state.takes_over)
+        joined = None if overwrites or clears else _to_join(prepared, state, store, record)
+        number = state.claim + (joined is None)
         if joined is None:
             try:
                 create_claim(
-                    store, job.output, number, record, prepared.inputs.sources, clears=clears, overwrites=whole
+                    store, job.output, number, record, prepared.inputs.sources, clears=clears, overwrites=overwrites
                 )
             except AlreadyExists:
                 continue
@@ -292,11 +292,11 @@ def claim_output(prepared: Prepared, standing: OutputState, *, overwrite: bool) 
         check_claim(ours, store)
         remove_mark(store, job.output, number)
         if joined is None or not has_started(store, job.output, number):
-            doomed = _to_remove(prepared, standing, store, number, whole=whole)
+            doomed = _to_remove(prepared, state, store, number, overwrites=overwrites)
             if doomed is not None and not clears:
                 if not has_started(store, job.output, number):
                     clears = True  # said with a claim of its own, before anything goes
-                    standing = replace(standing, claim=number)
+                    state = replace(state, claim=number)
                     continue
                 doomed = None  # an equal run has begun meanwhile: these are its files
             if doomed is not None:
@@ -312,17 +312,17 @@ def claim_output(prepared: Prepared, standing: OutputState, *, overwrite: bool) 
     )
 
 
-def _to_join(prepared: Prepared, standing: OutputState, store: Store, record: dict[str, Any]) -> Claim | None:
+def _to_join(prepared: Prepared, state: OutputState, store: Store, record: dict[str, Any]) -> Claim | None:
     """The newest claim, where its runs make what this one makes and are not done."""
-    if not standing.claim:
+    if not state.claim:
         return None
-    newest = read_claim(store, prepared.job.output, standing.claim)
+    newest = read_claim(store, prepared.job.output, state.claim)
     if not newest.is_equal(record, prepared.inputs.sources):
         return None
     if newest.clears and not has_started(store, prepared.job.output, newest.number):
         return None
-    done = standing.mark is not None and mark_claim(store.read(standing.mark)) == newest.number
-    return None if done and not standing.complete else newest
+    done = state.mark is not None and mark_claim(store.read(state.mark)) == newest.number
+    return None if done and not state.complete else newest
 
 
 def _clear(job: Job, store: Store, doomed: Iterable[tuple[Store, ObjectRef]]) -> None:
@@ -346,11 +346,11 @@ def _clear(job: Job, store: Store, doomed: Iterable[tuple[Store, ObjectRef]]) ->
 
 
 def _to_remove(
-    prepared: Prepared, standing: OutputState, store: Store, number: int, *, whole: bool
+    prepared: Prepared, state: OutputState, store: Store, number: int, *, overwrites: bool
 ) -> Iterator[tuple[Store, ObjectRef]] | None:
-    """What has to go before anything is computed; None where nothing has."""
-    if whole and standing.kept is not None:
-        return objects_of_earlier_job(prepared.job, standing.kept, store, number)
+    """What to remove before anything is computed; None where there is nothing to remove."""
+    if overwrites and state.kept is not None:
+        return objects_of_earlier_job(prepared.job, state.kept, store, number)
     adoptable = Adoptable(store, prepared.job.output, number)
     mine = Claim(number, prepared.job.record(), prepared.inputs.sources, clears=True, overwrites=False, by="")
     refs = []
@@ -362,7 +362,7 @@ def _to_remove(
 
 
 def write_record(store: Store, job: Job) -> None:
-    """Raises `OutputConflict` where another job's record stands, and `ClaimLost` where another run has claimed the folder."""
+    """Raises `OutputConflict` where another job's record exists, and `ClaimLost` where another run has claimed the folder."""
     uri, wanted = f"{job.output}/{JOB_RECORD}", job.record()
     while True:
         try:
@@ -378,6 +378,6 @@ def write_record(store: Store, job: Job) -> None:
             if not job.claim:
                 check_same_job(job.output, kept, wanted)
             check_claim(job, store)
-            remove_own(store, there)  # the claim holds the record too, until the new one stands
+            remove_own(store, there)  # the claim holds the record too, until the new one exists
             continue
         return

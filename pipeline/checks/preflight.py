@@ -1,4 +1,4 @@
-"""Everything that can be known before a job is submitted: the model's signature held against one Parquet footer."""
+"""Everything that can be checked before a job is submitted: compares the model's signature with one Parquet footer."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def prepare(request: Request) -> Prepared:
 
 
 def _kept_record(request: Request) -> dict[str, Any] | None:
-    """What the output folder says its job is, as far as it can be read; the rest `standing` judges."""
+    """The job that the output folder records, as far as it can be read; `examine_output` judges the rest."""
     store = open_store(request.output, request.storage)
     try:
         return stored_object(store, store.stat(f"{request.output}/{JOB_RECORD}"))
@@ -104,8 +104,8 @@ def _kept_record(request: Request) -> dict[str, Any] | None:
 
 
 def _kept_schema(record: dict[str, Any] | None, first: ObjectRef) -> tuple[pa.Schema, str] | None:
-    """What the record of the job that stands in the output says of the first file's schema, and that job's fingerprint, where
-    it was learned from this very version of it. It saves reading a footer.
+    """What the record of the output's job says about the first file's schema, and that job's fingerprint, where the schema was
+    learned from this very version of the file. It saves reading a footer.
     """
     if record is None:
         return None
@@ -138,7 +138,7 @@ def _hold_together(
     if preprocess is not None:
         seen, where = AppliedFunction(preprocess.load(), preprocess.name, schema).output_schema, preprocess.name
     columns = plan_columns(
-        seen, list(zip(signatures, choices, strict=True)), request.keep, told_by_folders=partitions, where=where
+        seen, list(zip(signatures, choices, strict=True)), request.keep, partition_columns=partitions, where=where
     )
     output_schema = columns.output_schema
     if postprocess is not None:
@@ -147,13 +147,13 @@ def _hold_together(
         check_writable(output_schema, "--postprocess" if postprocess else "--preprocess")
     else:
         check_kept(pa.schema([output_schema.field(name) for name in columns.keep]))
-        check_writable(pa.schema([field for one in columns.models for field in one.outputs.fields]), "the model")
+        check_writable(pa.schema([field for plan in columns.models for field in plan.outputs.fields]), "the model")
     if request.where is not None:
         RowFilter(request.where, output_schema)
     check_partitions(request, inputs, output_schema)
     check_compilable(request, refs, columns)
     batch_rows, rule = choose_batch_rows(columns, request.batch_rows)
-    # A function may look at any column.
+    # A function may read any column.
     read = schema.names if preprocess is not None else columns.columns
     check_dead_letters(request, pa.schema([schema.field(name) for name in read]))
     check_report(request.report, request.compare, request.storage)
@@ -197,9 +197,9 @@ def with_partitions(
     stored: pa.Schema,
     models: Sequence[tuple[Signature, ColumnChoice]] = (),
 ) -> tuple[pa.Schema, tuple[str, ...]]:
-    """The columns that folders tell behind those of the first file, and the names of these.
+    """The first file's columns followed by the partition columns of its folders, and the names of the latter.
 
-    They are text, but for `--partition_columns=typed`, and where `--cast` leads one into an input of numbers.
+    Partition columns are text, except with `--partition_columns=typed`, or where `--cast` feeds one to an input of numbers.
     """
     if request.partition_columns == "none":
         return stored, ()
@@ -244,7 +244,7 @@ def pin_requested(request: Request) -> list[ModelRef]:
 def check_compilable(request: Request, refs: Sequence[ModelRef], columns: ColumnPlan) -> None:
     """Raises `InvalidRequest` for what XLA cannot compile, as far as it can be known without compiling."""
     for model, ref, plan in zip(request.models, refs, columns.models, strict=True):
-        specs = [*(one.spec for one in plan.inputs.inputs), *plan.outputs.specs]
+        specs = [*(model_input.spec for model_input in plan.inputs.inputs), *plan.outputs.specs]
         strings = [spec.name for spec in specs if spec.dtype == "string"]
         if request.jit_compile and (strings or not format_of(ref).compiles):
             raise InvalidRequest(
@@ -291,7 +291,7 @@ def check_dead_letters(request: Request, columns: pa.Schema) -> None:
             )
 
 
-# Where GCS and S3 end an object's name, https://cloud.google.com/storage/docs/objects#naming, and Linux a path.
+# GCS and S3 limit an object's name, https://cloud.google.com/storage/docs/objects#naming, and Linux limits a path.
 _MOST_NAME_BYTES = 1024
 _MOST_PATH_BYTES = 4095
 _ADDED_BYTES = 100  # what `output_name`, marks and a file of dead letters add, at most
@@ -318,16 +318,16 @@ class _OutputApart:
         self._short = (self._most - _ADDED_BYTES - len(_name_in_store(self._place).encode())) // 12
 
     def _may_match(self, pattern: str) -> bool:
-        """What no name in the output folder can match is not tried on each file."""
+        """A pattern that no name in the output folder can match is not tried on each file."""
         folder = split_glob(pattern)[0]
         return folder.startswith(self._inside) or self._inside.startswith(folder)
 
     def _linked_into(self, uri: str) -> bool:
-        """Whether a local file lies in the output folder by way of links."""
+        """Whether a local file is in the output folder by way of links."""
         folder = uri[: uri.rfind("/") + 1]
         if self._real is None or folder == self._last_folder:
             return False
-        self._last_folder = folder  # its neighbours need not be looked at again
+        self._last_folder = folder  # no need to check its neighbours again
         return f"{os.path.realpath(folder)}/".startswith(self._real)
 
     def check(self, ref: ObjectRef) -> None:

@@ -1,4 +1,4 @@
-"""Computes some batches of a finished job again, and holds them against what its files say."""
+"""Computes some batches of a finished job again, and compares them with what its files say."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def verify_sample(verdict: Verdict, job: Job, manifest: pa.Table, count: int) ->
     """
     rows = [
         row
-        for row in input_spans(one for one in manifest.to_pylist() if not one.get("bad_rows"))
+        for row in input_spans(entry for entry in manifest.to_pylist() if not entry.get("bad_rows"))
         if row["rows"] and _batch_rows(job, row) is not None
     ]
     if not rows:
@@ -51,11 +51,11 @@ def verify_sample(verdict: Verdict, job: Job, manifest: pa.Table, count: int) ->
             if spans is None:
                 passed_over += 1
                 continue
-            verdict.looked_at["sample"] += 1
+            verdict.checked["sample"] += 1
             batch = random.randrange(len(spans))  # noqa: S311
             first += batch * size
             predicted = _again(job, predictor, store, row, batch, size)
-            found = _standing(sink, where, *spans[batch])
+            found = _found_rows(sink, where, *spans[batch])
         except (HeadraceError, ValueError) as error:
             verdict.add("sample", where, f"rows from {first} on to compute again", error)
             continue
@@ -64,7 +64,7 @@ def verify_sample(verdict: Verdict, job: Job, manifest: pa.Table, count: int) ->
             continue
         expected = predicted if predictor.where is None else predictor.where(predicted)
         if found.num_rows != expected.num_rows:
-            # Where the last bits differ, so may the condition of a row that lies at its bound.
+            # Where the last bits differ, the condition of a row at its bound may differ too.
             alike, rows_expected = _alike(predicted, found), expected.num_rows
             if alike is None or all(map(same, alike.columns, found.columns)):
                 wanted = f"{rows_expected} rows of the batch from {first} on"
@@ -99,7 +99,11 @@ def _batch_rows(job: Job, row: dict[str, Any]) -> int | None:
 def _again(job: Job, predictor: Predictor, store: Store, row: dict[str, Any], number: int, size: int) -> pa.RecordBatch:
     source = ObjectRef(row["input"], row["input_bytes"], row["input_version"])
     # Row groups whose rows are all deleted are shards without rows, which begin where the next one does.
-    shard = next(one for one in _shards(job, store, source) if one.rows and one.first_row == row["first_row"])
+    shard = next(
+        candidate
+        for candidate in _shards(job, store, source)
+        if candidate.rows and candidate.first_row == row["first_row"]
+    )
     shard = replace(shard, rows=row["rows"])  # of a job with a limit, the last one is cut
     types = read_schema(job.input_schema)
     batches = read_batches(store, shard, input_columns(job), size, types)
@@ -114,7 +118,7 @@ def _shards(job: Job, store: Store, source: ObjectRef) -> Iterator[Shard]:
 def _batches(job: Job, sink: Store, uri: str, row: dict[str, Any], size: int) -> list[tuple[int, int]] | None:
     """(rows before, rows) of each batch of the input in its output; None where they are not of that size.
 
-    Raises `ValueError` where the output of a job that leaves rows out does not tell.
+    Raises `ValueError` where the output of a job that leaves rows out does not record them.
     """
     sizes = [min(size, row["rows"] - start) for start in range(0, row["rows"], size)]
     kept = sizes
@@ -126,17 +130,17 @@ def _batches(job: Job, sink: Store, uri: str, row: dict[str, Any], size: int) ->
     return list(zip(accumulate(kept, initial=row["before"]), kept, strict=False))
 
 
-def _standing(sink: Store, uri: str, first: int, rows: int) -> pa.RecordBatch:
+def _found_rows(sink: Store, uri: str, first: int, rows: int) -> pa.RecordBatch:
     file = sink.stat(uri)
     footer = read_footer(sink, file)
     if not rows:
         return pa.RecordBatch.from_arrays([pa.nulls(0, field.type) for field in footer.schema], schema=footer.schema)
-    whole = Shard("", file, first, rows, (0, len(footer.row_group_rows)), file.size, first)
-    return next(read_batches(sink, whole, footer.schema.names, rows))
+    shard = Shard("", file, first, rows, (0, len(footer.row_group_rows)), file.size, first)
+    return next(read_batches(sink, shard, footer.schema.names, rows))
 
 
 def _alike(predicted: pa.RecordBatch, found: pa.RecordBatch) -> pa.RecordBatch | None:
-    """Of the rows computed again, those that lie near the rows found, in their order; None where one has no such row."""
+    """The recomputed rows that are near the found rows, in the order of the latter; None where a found row has no such row."""
     at, chosen = iter(range(predicted.num_rows)), []
     for i in range(found.num_rows):
         row = found.slice(i, 1).columns
@@ -148,7 +152,7 @@ def _alike(predicted: pa.RecordBatch, found: pa.RecordBatch) -> pa.RecordBatch |
 
 
 def same(a: pa.Array[Any], b: pa.Array[Any]) -> bool:
-    """To the bit; a NaN is itself, and a dictionary-encoded value what it stands for."""
+    """Equal to the bit. A NaN equals itself, and a dictionary-encoded value equals the value that it encodes."""
     return _agree(a, b, lambda first, second: first.tobytes() == second.tobytes())
 
 
@@ -159,7 +163,7 @@ def near(a: pa.Array[Any], b: pa.Array[Any]) -> bool:
 def _agree(
     a: pa.Array[Any], b: pa.Array[Any], floats: Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], bool]
 ) -> bool:
-    """Whether both are alike, down to their fractions, of which `floats` decides."""
+    """Whether both are alike, including their fractions, which `floats` compares."""
     if a.equals(b):
         return True
     if a.type != b.type or len(a) != len(b) or not a.is_null().equals(b.is_null()):
@@ -169,12 +173,12 @@ def _agree(
     if pa.types.is_dictionary(a.type):
         return _agree(decoded(a), decoded(b), floats)
     if pa.types.is_floating(a.type):
-        return floats(*(one.drop_null().to_numpy(zero_copy_only=False) for one in (a, b)))
+        return floats(*(array.drop_null().to_numpy(zero_copy_only=False) for array in (a, b)))
     if pa.types.is_map(a.type):
         kind = pa.list_(pa.struct([a.type.key_field, a.type.item_field]))
         a, b = a.cast(kind), b.cast(kind)
     if pa.types.is_struct(a.type):
-        return all(_agree(one, other, floats) for one, other in zip(members(a), members(b), strict=True))
+        return all(_agree(left, right, floats) for left, right in zip(members(a), members(b), strict=True))
     if pa.types.is_nested(a.type):
         return lengths(a).equals(lengths(b)) and _agree(flat(a), flat(b), floats)
     return False

@@ -1,4 +1,4 @@
-"""Where the run's report goes, and which one it is held against: checked before anything is submitted."""
+"""Where the run's report goes, and which report it is compared with: checked before anything is submitted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from headrace.transforms.storage.store import public_uri
 
 
 def check_report(place: str | None, compare: str | None, options: StoreOptions) -> None:
-    """Raises `InvalidRequest` where something else stands at its place, or there is no report to compare with."""
+    """Raises `InvalidRequest` where another object is at the report's place, or no report to compare with exists."""
     if place is not None:
         store = open_store(place, options)
         try:
@@ -33,7 +33,7 @@ def check_report(place: str | None, compare: str | None, options: StoreOptions) 
 
 
 def report_written(job: Job) -> bool:
-    """Whether the report that stands at the job's place is of the output as it is, and not of a run before."""
+    """Whether the report at the job's place describes the output as it is, and not an earlier run."""
     output = open_store(job.output, job.storage)
     try:
         mark = stored_object(output, output.stat(f"{job.output}/{SUCCESS}"))
@@ -43,7 +43,7 @@ def report_written(job: Job) -> bool:
 
 
 def report_is_of(job: Job, manifest: tuple[str, ...]) -> bool:
-    """Whether the report that stands at the job's place is of the run that wrote these files of the manifest."""
+    """Whether the report at the job's place is from the run that wrote these files of the manifest."""
     assert job.report is not None
     store = open_store(job.report, job.storage)
     try:
@@ -53,7 +53,7 @@ def report_is_of(job: Job, manifest: tuple[str, ...]) -> bool:
 
 
 def report_line(job: Job, written: bool) -> str:
-    """What the summary says of it."""
+    """The summary's line about the report."""
     assert job.report is not None
     if not written:
         return "No report could be written; the predictions are complete all the same"

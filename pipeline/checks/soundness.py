@@ -1,4 +1,4 @@
-"""Reads a finished job's output back, and holds it against its manifest, its record and its inputs."""
+"""Reads a finished job's output back, and compares it with its manifest, its record and its inputs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Verdict:
     """`looked_at` counts objects by check; `notes` are worth reading, and no fault of the output."""
 
     output: str
-    looked_at: Counter[str] = field(default_factory=Counter)
+    checked: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     rows: int = 0
@@ -75,7 +75,7 @@ class Verdict:
 def verify(output: str, storage: StoreOptions) -> tuple[Verdict, dict[str, Any], pa.Table]:
     """The verdict, the job's record, and the manifest. Reads every file of the output whole, a few at a time.
 
-    Raises `OutputIncomplete` where no finished job stands there.
+    Raises `OutputIncomplete` where there is no finished job.
     """
     storage = options_as_begun(storage, _record(open_store(output, storage), output))
     store = open_store(output, storage)
@@ -98,11 +98,11 @@ def verify(output: str, storage: StoreOptions) -> tuple[Verdict, dict[str, Any],
     _check_presence(verdict, there, rows)
     _check_inputs(verdict, store, list(input_spans(rows)), limited=record.get("limit") is not None)
     with ThreadPoolExecutor(_FILES_AT_ONCE, thread_name_prefix="headrace-verify") as threads:
-        standing = [row for row in rows if row["output"] in there]
-        for problems in threads.map(lambda row: _check_file(store, there[row["output"]], row, record), standing):
+        present = [row for row in rows if row["output"] in there]
+        for problems in threads.map(lambda row: _check_file(store, there[row["output"]], row, record), present):
             verdict.problems.extend(problems)
     for check in ("bytes", "identity", "rows"):
-        verdict.looked_at[check] = len(standing)
+        verdict.checked[check] = len(present)
     _check_dead_letters(verdict, storage, rows)
     verdict.rows = sum(row["rows"] for row in rows)
     verdict.bad_rows = sum(row.get("bad_rows") or 0 for row in rows)
@@ -142,7 +142,7 @@ def _read_records(verdict: Verdict, store: Store, there: dict[str, ObjectRef]) -
             raise NotParquet(f"{there[part].uri} cannot be read", found=str(error)) from error
         kept = _kept_job(there[part], tables[-1])
         verdict.expect("record", there[part].uri, "fingerprint", fingerprint, kept.get("fingerprint"))
-    verdict.looked_at["record"] = 2 + len(parts)
+    verdict.checked["record"] = 2 + len(parts)
     manifest = pa.concat_tables(tables)
     verdict.expect("record", there[SUCCESS].uri, "shards", manifest.num_rows, mark.get("shards"))
     if "digest" in mark:  # earlier versions wrote none
@@ -180,7 +180,7 @@ def _kept_job(part: ObjectRef, table: pa.Table) -> dict[str, Any]:
 
 def _check_presence(verdict: Verdict, there: dict[str, ObjectRef], rows: list[dict[str, Any]]) -> None:
     named = Counter(row["output"] for row in rows)
-    verdict.looked_at["files"] = len(named)
+    verdict.checked["files"] = len(named)
     for name, times in named.items():
         if times > 1:
             verdict.add("files", f"{verdict.output}/{name}", "one line in the manifest", f"{times}")
@@ -203,7 +203,7 @@ def input_spans(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 
 def rows_written(row: dict[str, Any]) -> int:
-    """Of the input's rows, those in the output; manifests of earlier versions count no others."""
+    """The input's rows that are in the output. Manifests of earlier versions do not count the others."""
     return int(row["rows"] - (row.get("bad_rows") or 0) - (row.get("filtered_rows") or 0))
 
 
@@ -216,7 +216,7 @@ def _check_inputs(verdict: Verdict, outputs: Store, rows: list[dict[str, Any]], 
     for uri, versions in of_one.items():
         if versions > 1:
             verdict.add("inputs", uri, "one version", f"{versions} versions")
-    verdict.looked_at["inputs"] = len(spans)
+    verdict.checked["inputs"] = len(spans)
     for (uri, _), found in spans.items():
         at = 0
         for first, count in sorted(found):
@@ -311,7 +311,7 @@ def _parts(store: Store, ref: ObjectRef) -> Iterator[memoryview]:
 
 
 def _read_pages(store: Store, ref: ObjectRef) -> None:
-    """Every page against its own checksum: what tells a flipped bit where the store knows no checksum of the object."""
+    """Checks every page against its own checksum. It finds a flipped bit where the store knows no checksum of the object."""
     source = store.open_arrow(ref)
     try:
         with pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True) as file:
@@ -326,7 +326,7 @@ def _check_dead_letters(verdict: Verdict, storage: StoreOptions, rows: list[dict
         uri, bad = row.get("dead_letters"), row.get("bad_rows") or 0
         if not bad and not uri:
             continue
-        verdict.looked_at["dead letters"] += 1
+        verdict.checked["dead letters"] += 1
         name = f"{verdict.output}/{row['output']}"
         if not uri:
             verdict.add("dead letters", name, f"dead letters of {bad} rows", "none named")
@@ -355,7 +355,7 @@ def _check_dead_letters(verdict: Verdict, storage: StoreOptions, rows: list[dict
 def verdict_document(verdict: Verdict) -> dict[str, Any]:
     """What --json prints."""
     wrong = Counter(problem.check for problem in verdict.problems)
-    checks = {check: {"looked_at": verdict.looked_at[check], "wrong": wrong[check]} for check in CHECKS}
+    checks = {check: {"looked_at": verdict.checked[check], "wrong": wrong[check]} for check in CHECKS}
     return {
         "output": verdict.output,
         "sound": not verdict.problems,
@@ -376,11 +376,11 @@ def verdict_lines(verdict: Verdict) -> list[str]:
         + (f", {verdict.filtered_rows:,} left out by --where" if verdict.filtered_rows else ""),
         "",
     ]
-    shown = [(check, what) for check, what in CHECKS.items() if verdict.looked_at[check] or wrong[check]]
+    shown = [(check, what) for check, what in CHECKS.items() if verdict.checked[check] or wrong[check]]
     width = max(len(check) for check, _ in shown)
     for check, what in shown:
         state = "ok" if not wrong[check] else f"{wrong[check]} WRONG"
-        lines.append(f"{check:<{width}}  {verdict.looked_at[check]:>9,}  {state:<8}  {what}")
+        lines.append(f"{check:<{width}}  {verdict.checked[check]:>9,}  {state:<8}  {what}")
     for problem in _some(verdict.problems):
         lines += ["", problem.where, f"  expected {problem.expected}", f"  found    {problem.found}"]
     if len(verdict.problems) > _MOST_EXAMPLES:

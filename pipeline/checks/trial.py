@@ -26,7 +26,7 @@ from headrace.transforms.storage import ObjectRef, Store, open_store
 from headrace.transforms.storage.memory import MemoryStore
 from headrace.transforms.storage.store import Writer
 
-# Of the measured rows, beside warming up and loading.
+# The time for the measured rows, in addition to warming up and loading.
 MOST_SECONDS = 60.0
 # Rounds of so many rows on each core, ever more, until a round takes so many seconds, or has a whole batch.
 _FIRST_ROWS, _GROWTH, _LONG_ROUND_SECONDS = 8, 8, 5.0
@@ -36,12 +36,12 @@ _KEPT_SHARDS = 256
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What was measured. `rows` were predicted in `seconds` on all `cores` at once, after `warm_up_rows` on the same cores; the
-    models were loaded before, in `load_seconds`. `busy` is the share of the cores' time that this process used meanwhile.
+    """The measurements. All `cores` together predicted `rows` in `seconds`, after `warm_up_rows` on the same cores. The models
+    were loaded before that, in `load_seconds`. `busy` is the share of the cores' time that this process used meanwhile.
 
     `output_bytes_per_row` are bytes of the prediction files. `loaded_bytes` is the memory of the process once its models are
-    loaded, `peak_bytes` the most that it has had since it started. `whole_batches` is whether the rows made at least one
-    batch for each core, and `stopped` whether the time was over before all rows were done.
+    loaded, `peak_bytes` its peak since the start. `whole_batches` says whether the rows made at least one batch for each core,
+    and `stopped` whether the time was over before all rows were done.
     """
 
     rows: int
@@ -82,8 +82,8 @@ class EvenSample:
 
 
 def run_trial(job: Job, shards: Sequence[Shard], rows: int) -> Trial:
-    """`rows` of the shards, in about equal parts on each core. Raises what a run raises at a row that cannot be predicted,
-    `InvalidRequest` where there are no rows, and `JobError` where not one batch ended in time.
+    """Predicts `rows` of the shards, in about equal parts on each core. Raises what a run raises for a row that cannot be
+    predicted, `InvalidRequest` where there are no rows, and `JobError` where no batch ended in time.
     """
     parts = [part for shard in shards for part in shard.parts if part.rows and not part.drift]
     if not parts:
@@ -96,16 +96,16 @@ def run_trial(job: Job, shards: Sequence[Shard], rows: int) -> Trial:
     runner = _Runner(job, predictors, _of_each(parts, threads))
     each = max(1, rows // threads)
     started, warmed, per_row = time.perf_counter(), 0, 0.0
-    whole = min(job.batch_rows, each)
-    some = min(_FIRST_ROWS, whole)
+    most = min(job.batch_rows, each)
+    some = min(_FIRST_ROWS, most)
     while True:
         round_ = runner.run(some)
         warmed, per_row = warmed + round_.rows, round_.seconds * threads / max(1, round_.rows)
-        if some >= whole or round_.seconds > _LONG_ROUND_SECONDS:
+        if some >= most or round_.seconds > _LONG_ROUND_SECONDS:
             break
-        some = min(some * _GROWTH, whole)
+        some = min(some * _GROWTH, most)
     warm_up_seconds = time.perf_counter() - started
-    # A batch cannot be stopped, so that of a slow model the rows are fewer from the start.
+    # A batch cannot be stopped, so a slow model gets fewer rows from the start.
     fits = max(1, int(MOST_SECONDS / per_row)) if per_row else each
     measured = runner.run(min(each, fits), stop_after=MOST_SECONDS)
     if not measured.rows:
@@ -178,7 +178,7 @@ class _Runner:
 
     @staticmethod
     def _ended(future: Future[None], cancelled: threading.Event) -> bool:
-        """Whether the time was over first. An error ends the other threads too."""
+        """Whether the time ran out first. An error ends the other threads too."""
         try:
             future.result()
         except Cancelled:

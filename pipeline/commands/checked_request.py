@@ -39,8 +39,8 @@ def checked_request(argv: Sequence[str], command: str) -> Iterator[tuple[Request
         check_dataflow(options, request)
         check_portable(options)
         check_dask(options, request.user_packages)
-        if told := timeout_note(options):
-            log_event("note", f"{told}.", logging.WARNING)
+        if note := timeout_note(options):
+            log_event("note", f"{note}.", logging.WARNING)
     if command != "verify" or request.sample is not None:
         with nullcontext() if options.verbose else quiet_stderr():
             here = command != "inspect" and runner_of(options) is None

@@ -1,4 +1,4 @@
-"""What a person or a program reads on standard output of a job that is done but for its failed shards."""
+"""What a job prints on standard output when it is done except for its failed shards."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def report_failed(job: Job, error: ShardsFailed, seconds: float) -> Answer | Non
     lines = [
         f"NOT complete: {done.failed_shards:,} of {shards} failed; {done.failed_rows:,} of {rows} have no predictions",
         *(
-            f"  {public_uri(one['input'])}, {row_span(one['first_row'], one['first_row'] + one['rows'])}: "
-            f"{_short(one['reason'])}"
-            for one in named[:_IN_TEXT]
+            f"  {public_uri(entry['input'])}, {row_span(entry['first_row'], entry['first_row'] + entry['rows'])}: "
+            f"{_short(entry['reason'])}"
+            for entry in named[:_IN_TEXT]
         ),
     ]
     if (more := done.failed_shards - _IN_TEXT) > 0:

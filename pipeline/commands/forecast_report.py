@@ -1,4 +1,4 @@
-"""What `plan --trial` shows: what was measured, and what the whole plan will take by it."""
+"""What `plan --trial` shows: the measurements, and what the whole plan will take according to them."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checks.inspection import Inspection, look
+from ..checks.inspection import Inspection, inspect_request
 from ..flags.request import Request
 from ..terminal.answer import Answer
 from .summary import report_inspection
@@ -12,11 +12,11 @@ from .summary import report_inspection
 
 @dataclass(frozen=True)
 class Inspected:
-    looked: Inspection
+    inspection: Inspection
     answer: Answer
 
 
 def inspect(request: Request) -> Inspected:
     """Raises a `HeadraceError` for a model or an input that cannot be read."""
-    looked = look(request)
-    return Inspected(looked, report_inspection(looked))
+    inspection = inspect_request(request)
+    return Inspected(inspection, report_inspection(inspection))

@@ -24,7 +24,7 @@ _ARROWS = {
     ("prediction", ""): "◀───────",
 }
 _WRONG, _KEPT = "─── ✗ ──", "════════"
-# What Arrow calls the values of lists, and that they are never null, says nothing here.
+# Arrow's name for the values of lists, and that they are never null, are noise here.
 _ITEM = re.compile(r"(?<=<)(element|item|list): | not null(?=>)")
 
 
@@ -51,7 +51,7 @@ def drawn(links: Sequence[Link], title: str) -> list[str]:
 
 
 def _rows(link: Link) -> list[tuple[str, ...]]:
-    """A line for each column; the tensor stands beside the first."""
+    """A line for each column; the tensor is next to the first."""
     name = f"{link.model}.{link.tensor.name}" if link.model and link.tensor else link.tensor.name if link.tensor else ""
     cells = (name, " ".join(tensor_cells(link.tensor)) if link.tensor and link.tensor.dtype else "no such tensor")
     if link.kind == "aside":

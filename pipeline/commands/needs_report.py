@@ -1,4 +1,4 @@
-"""What the columns need, as `plan` shows it: a line for each input of a model, and one command that would be let through."""
+"""What the columns need, as `plan` shows it: a line for each model input, and one command that would be accepted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PLACEHOLDERS = "The values of --fill and --pad are placeholders: choose those t
 
 def command_line(argv: Sequence[str], lacking: Flags) -> str:
     """`headrace plan` with the flags given and those that it lacks, quoted for a shell. Of addresses without what is secret."""
-    given = [_public(one) for one in argv]
+    given = [_public(argument) for argument in argv]
     return " ".join(map(_quoted, ["headrace", "plan", *given, *(f"--{name}={value}" for name, value in lacking)]))
 
 

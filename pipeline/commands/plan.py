@@ -13,7 +13,7 @@ from headrace.transforms.storage import open_store
 from ..checks.column_needs import Flags, Need, column_needs, flags_of_needs, refusal
 from ..checks.forecast import Forecast, forecast
 from ..checks.input_sample import InputSample
-from ..checks.inspection import look
+from ..checks.inspection import inspect_request
 from ..checks.output_folder import OutputState, examine_output
 from ..checks.preflight import Prepared, prepare
 from ..checks.trial import EvenSample, run_trial
@@ -31,13 +31,13 @@ Ready = Callable[[Flags], str]
 
 @dataclass(frozen=True)
 class Planned:
-    """`standing` is what the output folder holds of the job already. Where columns do not fit, there is no job: `refused` says
-    why, and `answer` shows what fits and what does not. `ready` is the command or call that would be let through, None where
-    flags alone do not help, or are not needed. `forecast` is of --trial.
+    """`state` is what the output folder already holds of the job. Where columns do not fit, there is no job: `refused` says
+    why, and `answer` shows what fits and what does not. `ready` is the command or call that would be accepted, None where
+    flags alone do not help or none are missing. `forecast` comes from --trial.
     """
 
     prepared: Prepared | None
-    standing: OutputState | None
+    state: OutputState | None
     answer: Answer
     refused: DataError | None = None
     ready: str | None = None
@@ -50,19 +50,19 @@ def plan(request: Request, options: PredictOptions, ready: Ready) -> Planned:
         prepared = prepare(request)
     except ColumnError as error:
         return _refused(request, ready, error)
-    standing = examine_output(prepared, overwrite=request.overwrite)
-    needs = () if standing.complete else _needs(request, prepared)
+    state = examine_output(prepared, overwrite=request.overwrite)
+    needs = () if state.complete else _needs(request, prepared)
     # Rows that go to dead letters fail no job, and with a limit it is not known whether any is read.
     if needs and request.limit is None and request.on_error.dead_letters is None:
         return _refused(request, ready, None, needs)
     shards, sample = plan_shards(prepared.job, input_files(prepared.job)), EvenSample()
-    answer = report_plan(prepared, standing, sample.watch(shards), runner_of(options))
+    answer = report_plan(prepared, state, sample.watch(shards), runner_of(options))
     command, made = _command(needs, ready), None
     answer = with_needs(answer, needs, command)
     if request.trial is not None:
         made = _forecast(request, request.trial, prepared, sample, answer)
         answer = with_forecast(answer, made)
-    return Planned(prepared, standing, answer, None, command, made)
+    return Planned(prepared, state, answer, None, command, made)
 
 
 def _forecast(request: Request, rows: int, prepared: Prepared, sample: EvenSample, answer: Answer) -> Forecast:
@@ -91,18 +91,18 @@ def _needs(request: Request, prepared: Prepared) -> tuple[Need, ...]:
 
 
 def _refused(request: Request, ready: Ready, error: ColumnError | None, needs: tuple[Need, ...] = ()) -> Planned:
-    looked = look(request)
-    if error is not None and looked.inputs is not None and looked.first is not None:
-        signatures = [spec.signatures[name] for _, spec, name in looked.models]
-        table = looked.inputs.table
-        stored = looked.first.schema if table is None else table.columns()
+    inspection = inspect_request(request)
+    if error is not None and inspection.inputs is not None and inspection.first is not None:
+        signatures = [spec.signatures[name] for _, spec, name in inspection.models]
+        table = inspection.inputs.table
+        stored = inspection.first.schema if table is None else table.columns()
         try:
-            needs = column_needs(request, signatures, InputSample(request, looked.inputs, stored))
+            needs = column_needs(request, signatures, InputSample(request, inspection.inputs, stored))
         except HeadraceError:  # of another file: the first error is what a run stops at
             needs = ()
     another = error is not None and error.what not in {need.error.what for need in needs}
     command = None if another else _command(needs, ready)
-    answer = with_needs(report_inspection(looked), needs, command)
+    answer = with_needs(report_inspection(inspection), needs, command)
     return Planned(None, None, answer, refusal(needs, error), command)
 
 

@@ -27,7 +27,7 @@ from .summary import little_memory, passed_over, report_nothing_to_do, report_su
 
 @dataclass(frozen=True)
 class Ran:
-    """`done` is None where nothing was left to do, and where nobody waits for the job that was submitted."""
+    """`done` is None where nothing was left to do, and where the command does not wait for the submitted job."""
 
     prepared: Prepared
     done: Done | None
@@ -40,35 +40,33 @@ def run(request: Request, options: PredictOptions) -> Ran:
     """
     started = time.monotonic()
     prepared = prepare(request)
-    standing = examine_output(prepared, overwrite=request.overwrite)
-    _tell_notes(request, options, prepared)
-    if standing.complete:
+    state = examine_output(prepared, overwrite=request.overwrite)
+    _log_notes(request, options, prepared)
+    if state.complete:
         if prepared.job.report is not None and options.report is not None and not report_written(prepared.job):
             log_event(
                 "note",
                 f"No report is written of a run that computes nothing: none of it stands at {prepared.job.report}.",
             )
-        return Ran(prepared, None, report_nothing_to_do(prepared, standing))
-    _tell_what_is_there(standing, prepared.job.output)
-    if runner_of(options) is None and (told := little_memory(prepared)):
-        log_event("note", f"{told}.", logging.WARNING)
+        return Ran(prepared, None, report_nothing_to_do(prepared, state))
+    _log_state(state, prepared.job.output)
+    if runner_of(options) is None and (note := little_memory(prepared)):
+        log_event("note", f"{note}.", logging.WARNING)
     if is_dataflow(options):
         options = dataflow_options(options, memory_nbytes(prepared.specs))
-    return _submit(request, options, prepared, standing, started)
+    return _submit(request, options, prepared, state, started)
 
 
-def _submit(
-    request: Request, options: PredictOptions, prepared: Prepared, standing: OutputState, started: float
-) -> Ran:
+def _submit(request: Request, options: PredictOptions, prepared: Prepared, state: OutputState, started: float) -> Ran:
     with own_package(options, elsewhere=is_dataflow(options), gpu=request.loading.device == "gpu") as wheels:
         pipeline = open_pipeline(options, request.packages, own=wheels)
-        check_overwritten(prepared, standing, overwrite=request.overwrite)
-        job = claim_output(prepared, standing, overwrite=request.overwrite)
+        check_overwritten(prepared, state, overwrite=request.overwrite)
+        job = claim_output(prepared, state, overwrite=request.overwrite)
         try:
             if detached(options):
                 submitted = detach(job, pipeline)
                 return Ran(prepared, None, Answer([submitted], {"output": job.output, "submitted": submitted}))
-            done = launch(job, pipeline, standing.done)
+            done = launch(job, pipeline, state.done)
         except ShardsFailed as error:
             error.began = True
             if (answer := report_failed(job, error, time.monotonic() - started)) is not None:
@@ -80,12 +78,12 @@ def _submit(
     return Ran(prepared, done, report_summary(prepared, done, time.monotonic() - started))
 
 
-def _tell_notes(request: Request, options: PredictOptions, prepared: Prepared) -> None:
+def _log_notes(request: Request, options: PredictOptions, prepared: Prepared) -> None:
     job = prepared.job
-    for told in passed_over(prepared.inputs.passed):
-        log_event("note", f"{told}.", logging.WARNING)
-    for told in travelling_secrets(job, runner_of(options)):
-        log_event("note", told, logging.WARNING)
+    for note in passed_over(prepared.inputs.passed):
+        log_event("note", f"{note}.", logging.WARNING)
+    for note in travelling_secrets(job, runner_of(options)):
+        log_event("note", note, logging.WARNING)
     for why in job.differs_from_run_to_run:
         log_event("note", f"{why}.", logging.WARNING)
     if request.clean:
@@ -93,11 +91,9 @@ def _tell_notes(request: Request, options: PredictOptions, prepared: Prepared) -
         log_event("note", f"{counted(left, 'interrupted upload')} removed from {job.output}.")
 
 
-def _tell_what_is_there(standing: OutputState, output: str) -> None:
-    if standing.done:
-        are = "is" if standing.done == 1 else "are"
-        log_event("note", f"Going on: {counted(standing.done, 'shard')} {are} in {output} already.")
-    if standing.superseded:
-        log_event(
-            "note", f"{counted(standing.superseded, 'output')} of inputs that changed or vanished will be removed."
-        )
+def _log_state(state: OutputState, output: str) -> None:
+    if state.done:
+        are = "is" if state.done == 1 else "are"
+        log_event("note", f"Going on: {counted(state.done, 'shard')} {are} in {output} already.")
+    if state.superseded:
+        log_event("note", f"{counted(state.superseded, 'output')} of inputs that changed or vanished will be removed.")

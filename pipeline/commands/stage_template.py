@@ -61,9 +61,9 @@ class _Prepare(beam.DoFn):
 
 
 def claimed_job(flags: Sequence[str], packages: tuple[UserPackage, ...] = ()) -> Job:
-    """What the command does before it submits. Raises a `HeadraceError` for all that it would refuse, before any write.
+    """What the command does before it submits. Raises a `HeadraceError` for everything that it would refuse, before any write.
 
-    A runner may run this again: then the folder has this very job's record, and is gone on with.
+    A runner may run this again. The folder then holds this job's own record, and the job resumes.
     """
     options = parse_flags(flags)
     request = replace(parse_request(options, "run"), packages=packages)
@@ -71,18 +71,18 @@ def claimed_job(flags: Sequence[str], packages: tuple[UserPackage, ...] = ()) ->
     set_up_tensorflow(request.loading.device, whole_process=True)
     prepared = prepare(request)
     job = prepared.job
-    standing, overwrite = _standing(prepared, overwrite=request.overwrite)
+    state, overwrite = _output_state(prepared, overwrite=request.overwrite)
     if request.clean:
         _log.info("%d interrupted uploads removed", open_store(job.output, job.storage).clean(f"{job.output}/"))
-    _log.info("Shards that stand in %s already: %d", job.output, standing.done)
-    if standing.complete:  # every shard is found done, and all stays as it is
-        return replace(job, claim=standing.claim)
-    return claim_output(prepared, standing, overwrite=overwrite)
+    _log.info("Shards that stand in %s already: %d", job.output, state.done)
+    if state.complete:  # every shard is found done, and all stays as it is
+        return replace(job, claim=state.claim)
+    return claim_output(prepared, state, overwrite=overwrite)
 
 
-def _standing(prepared: Prepared, *, overwrite: bool) -> tuple[OutputState, bool]:
-    """And whether it is to be overwritten: only what cannot be gone on with, so that a second run of the step removes none of
-    what was computed since the first.
+def _output_state(prepared: Prepared, *, overwrite: bool) -> tuple[OutputState, bool]:
+    """Also returns whether to overwrite: only what cannot be resumed. A second run of the step then keeps what was computed
+    since the first.
     """
     try:
         return examine_output(prepared, overwrite=False), False
@@ -93,7 +93,7 @@ def _standing(prepared: Prepared, *, overwrite: bool) -> tuple[OutputState, bool
 
 
 def stage(argv: Sequence[str]) -> str:
-    """Writes the template, and tells where. Raises `InvalidRequest` for what can be known to be wrong without data."""
+    """Writes the template, and returns where. Raises `InvalidRequest` for mistakes that show without data."""
     options = parse_flags([*argv, *([] if runner_of(parse_flags(argv)) else ["--runner=DataflowRunner"])])
     cloud = options.view_as(GoogleCloudOptions)
     location = cloud.template_location
@@ -104,7 +104,7 @@ def stage(argv: Sequence[str]) -> str:
             found=f"--runner={runner_of(options)}, --template_location={location}",
         )
     check_place(options)
-    # What a launch needs must not lie where temporary files are cleared away.
+    # A launch needs these files: keep them out of folders where temporary files are deleted.
     cloud.staging_location = cloud.staging_location or f"{location}_staged"
     options = dataflow_options(set_up_workers(options), None)
     request = parse_request(options, "stage")
@@ -112,7 +112,7 @@ def stage(argv: Sequence[str]) -> str:
     staged = as_parameters(options)
     # A pipeline that ran in this process before would let the template hold what is each launch's own.
     RuntimeValueProvider.set_runtime_options(None)
-    names = [one["name"] for one in classic_parameters()]
+    names = [parameter["name"] for parameter in classic_parameters()]
     parameters = {name: RuntimeValueProvider(name, str, staged.get(name)) for name in names}
     with ExitStack() as opened:
         packages = opened.enter_context(open_user_packages(request.user_packages, request.named_modules))
@@ -141,7 +141,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    # By its own name, since workers have to find its classes.
+    # Imported under its own name: workers must find its classes.
     from .stage_template import main as staging
 
     own_process()

@@ -1,4 +1,4 @@
-"""What a person or a program reads on standard output: the plan before, the summary after, models and inputs looked at."""
+"""What a command prints on standard output: the plan before, the summary after, and inspected models and inputs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from headrace.transforms.models.spec import (
 from headrace.transforms.shards.shard import Shard
 from headrace.transforms.storage.store import public_uri
 
-from ..checks.column_links import Link, fit
+from ..checks.column_links import Link, link_columns
 from ..checks.inspection import Inspection
 from ..checks.output_folder import OutputState
 from ..checks.preflight import Prepared
@@ -39,7 +39,7 @@ from .link_table import drawn
 
 
 def passed_over(passed: PassedOver) -> list[str]:
-    """What matches --input and is not read, where somebody may miss its rows: one sentence for each kind."""
+    """Files that match --input but are not read, where a user may miss their rows: one sentence for each kind."""
     said = []
     if passed.empty:  # as a writer leaves them that was stopped
         said.append(f"Files of zero bytes passed over: {passed.empty:,}, the first of them {passed.first_empty}")
@@ -75,9 +75,7 @@ def travelling_secrets(job: Job, runner: str | None) -> list[str]:
     return [said]
 
 
-def report_plan(
-    prepared: Prepared, standing: OutputState, shards: Iterable[Shard], runner: str | None = None
-) -> Answer:
+def report_plan(prepared: Prepared, state: OutputState, shards: Iterable[Shard], runner: str | None = None) -> Answer:
     """`runner` is where the job is to run, None for this process."""
     job, inputs = prepared.job, prepared.inputs
     count = rows = size = 0
@@ -90,9 +88,9 @@ def report_plan(
     graphs = sum(spec.graph_memory for spec in prepared.specs)
     signatures = [spec.signatures[model.signature] for spec, model in zip(prepared.specs, job.models, strict=True)]
     chosen = [(signature, model.columns) for signature, model in zip(signatures, job.models, strict=True)]
-    links = fit(prepared.seen, chosen, job.keep)
+    links = link_columns(prepared.seen, chosen, job.keep)
     counts = {"shards": count, "rows": rows, "bytes": size}
-    document = _plan_document(prepared, standing, counts, memory_gb, runner) | {
+    document = _plan_document(prepared, state, counts, memory_gb, runner) | {
         "columns": [link.fields() for link in links]
     }
     models, notes = document["models"], document["notes"]
@@ -125,17 +123,19 @@ def report_plan(
     ]
     for note in notes:
         lines += ["", *textwrap.wrap(f"Note: {note}", WIDTH, break_long_words=False, break_on_hyphens=False)]
-    if standing.complete:
+    if state.complete:
         lines += ["", "Everything is done: the same command would compute nothing."]
-    elif standing.done:
-        are = "is" if standing.done == 1 else "are"
-        said = f"{standing.done:,} of {counted(count, 'shard')} {are} in the output already and would not be computed again."
+    elif state.done:
+        are = "is" if state.done == 1 else "are"
+        said = (
+            f"{state.done:,} of {counted(count, 'shard')} {are} in the output already and would not be computed again."
+        )
         lines += ["", said]
     return Answer(lines, document)
 
 
 def _plan_document(
-    prepared: Prepared, standing: OutputState, counts: dict[str, int], memory_gb: int, runner: str | None
+    prepared: Prepared, state: OutputState, counts: dict[str, int], memory_gb: int, runner: str | None
 ) -> dict[str, Any]:
     """All but the columns. `counts` are of the input's shards, rows and bytes."""
     job, inputs = prepared.job, prepared.inputs
@@ -155,8 +155,8 @@ def _plan_document(
             "table": inputs.table and inputs.table.record(),
         },
         "output": job.output,
-        "shards_found_done": standing.done,
-        "complete": standing.complete,
+        "shards_found_done": state.done,
+        "complete": state.complete,
         "limit": job.limit,
         "batch_rows": job.batch_rows,
         "batch_rule": job.batch_rule,
@@ -172,10 +172,10 @@ def _plan_document(
     }
 
 
-def report_inspection(looked: Inspection) -> Answer:
-    document: dict[str, Any] = {"models": [], "input": None, "columns": [link.fields() for link in looked.links]}
+def report_inspection(inspection: Inspection) -> Answer:
+    document: dict[str, Any] = {"models": [], "input": None, "columns": [link.fields() for link in inspection.links]}
     lines: list[str] = []
-    for ref, spec, signature in looked.models:
+    for ref, spec, signature in inspection.models:
         document["models"].append(
             _model_document(ref, spec)
             | {
@@ -183,12 +183,12 @@ def report_inspection(looked: Inspection) -> Answer:
                 "objects": len(ref.objects),
                 "object_bytes": sum(part.size for part in ref.objects),
             }
-            | {"signatures": {name: _signature_document(one, spec) for name, one in spec.signatures.items()}}
+            | {"signatures": {name: _signature_document(known, spec) for name, known in spec.signatures.items()}}
             | {"functions": list(spec.functions)}
         )
-        lines += ["", *_looked_model_lines(ref, spec, signature if looked.links else None)]
-    if looked.inputs is not None and looked.first is not None and looked.schema is not None:
-        inputs, first = looked.inputs, looked.first
+        lines += ["", *_inspected_model_lines(ref, spec, signature if inspection.links else None)]
+    if inspection.inputs is not None and inspection.first is not None and inspection.schema is not None:
+        inputs, first = inspection.inputs, inspection.first
         document["input"] = {
             "files": inputs.files,
             "empty": inputs.passed.empty,
@@ -196,7 +196,7 @@ def report_inspection(looked: Inspection) -> Answer:
             "first": inputs.first.name,
             "first_rows": first.rows,
             "first_row_groups": len(first.row_group_rows),
-            "columns": [{"name": field.name, "type": str(field.type)} for field in looked.schema],
+            "columns": [{"name": field.name, "type": str(field.type)} for field in inspection.schema],
             "table": inputs.table and inputs.table.record(),
         }
         lines += [
@@ -210,13 +210,13 @@ def report_inspection(looked: Inspection) -> Answer:
         lines += passed_over(inputs.passed)
         groups = len(first.row_group_rows)
         lines += [f"{counted(first.rows, 'row')} in {counted(groups, 'row group')}", ""]
-        if looked.links:
-            names = [looked.links[0].model, *(link.model for link in looked.links if link.kind == "feature")]
-            names = list(dict.fromkeys(names)) if len(looked.models) > 1 else [""]
-            lines += _drawn(looked.links, list(zip(names, (one[2] for one in looked.models), strict=False)))
+        if inspection.links:
+            names = [inspection.links[0].model, *(link.model for link in inspection.links if link.kind == "feature")]
+            names = list(dict.fromkeys(names)) if len(inspection.models) > 1 else [""]
+            lines += _drawn(inspection.links, list(zip(names, (model[2] for model in inspection.models), strict=False)))
         else:
-            lines += table(("column", "type"), [(field.name, str(field.type)) for field in looked.schema])
-            for _, spec, signature in looked.models:
+            lines += table(("column", "type"), [(field.name, str(field.type)) for field in inspection.schema])
+            for _, spec, signature in inspection.models:
                 if signature not in spec.signatures:
                     lines += [
                         "",
@@ -273,11 +273,11 @@ def report_summary(prepared: Prepared, done: Done, seconds: float) -> Answer:
     return Answer(lines, document)
 
 
-def report_nothing_to_do(prepared: Prepared, standing: OutputState) -> Answer:
+def report_nothing_to_do(prepared: Prepared, state: OutputState) -> Answer:
     output, limit = prepared.job.output, prepared.job.limit
-    every = "the only shard is" if standing.done == 1 else f"all {standing.done:,} shards are"
+    every = "the only shard is" if state.done == 1 else f"all {state.done:,} shards are"
     text = f"Nothing to do: {every} in {output}, and no input changed."
-    return Answer([text], {"output": output, "rows_computed": 0, "shards": standing.done, "limit": limit})
+    return Answer([text], {"output": output, "rows_computed": 0, "shards": state.done, "limit": limit})
 
 
 def _drawn(links: Sequence[Link], signatures: Sequence[tuple[str, str]]) -> list[str]:
@@ -302,11 +302,11 @@ def _model_document(ref: ModelRef, spec: ModelSpec) -> dict[str, Any]:
 
 
 def _parts_lines(parts: Mapping[str, str], margin: str) -> Iterator[str]:
-    """What a KerasHub preset is made of."""
+    """The parts of a KerasHub preset."""
     yield from (f"{margin}{name} {what}" for name, what in parts.items())
 
 
-def _looked_model_lines(ref: ModelRef, spec: ModelSpec, drawn_below: str | None) -> Iterator[str]:
+def _inspected_model_lines(ref: ModelRef, spec: ModelSpec, drawn_below: str | None) -> Iterator[str]:
     yield public_uri(ref.uri)
     yield f"{spec.format}, {counted(spec.parameters, 'parameter')}, {counted(spec.nbytes, 'byte')} to stream"
     yield f"{counted(len(ref.objects), 'object')} of {sum(part.size for part in ref.objects):,} bytes"
@@ -314,9 +314,9 @@ def _looked_model_lines(ref: ModelRef, spec: ModelSpec, drawn_below: str | None)
     for signature in spec.signatures.values():
         if signature.name != drawn_below:
             rows = [("input", name, *tensor_cells(tensor)) for name, tensor in signature.inputs.items()]
-            whole = {name for name, tensor in varying_batch(signature)[1].items() if of_whole_batch(tensor)}
+            constant = {name for name, tensor in varying_batch(signature)[1].items() if of_whole_batch(tensor)}
             rows += [
-                ("output", name, dtype, f"{shape}, one value for the whole batch" if name in whole else shape)
+                ("output", name, dtype, f"{shape}, one value for the whole batch" if name in constant else shape)
                 for name, tensor in signature.outputs.items()
                 for dtype, shape in [tensor_cells(tensor)]
             ]
@@ -344,7 +344,9 @@ def _example_lines(signature: Signature) -> Iterator[str]:
 
 
 def _example_document(example: ExampleFormat) -> dict[str, Any]:
-    return asdict(example) | {"features": [asdict(one) | {"shape": list(one.shape)} for one in example.features]}
+    return asdict(example) | {
+        "features": [asdict(feature) | {"shape": list(feature.shape)} for feature in example.features]
+    }
 
 
 # From so many on, what a runner keeps of each is a share of its memory that is worth a line.
@@ -368,9 +370,9 @@ def _operations_lines(spec: ModelSpec, signature: str) -> Iterator[str]:
 def _signature_document(signature: Signature, spec: ModelSpec) -> dict[str, Any]:
     def specs(tensors: Iterable[TensorSpec]) -> list[dict[str, Any]]:
         return [
-            {"name": one.name, "dtype": one.dtype, "shape": None if one.shape is None else list(one.shape)}
-            | ({} if one.example is None else {"example": _example_document(one.example)})
-            for one in tensors
+            {"name": tensor.name, "dtype": tensor.dtype, "shape": None if tensor.shape is None else list(tensor.shape)}
+            | ({} if tensor.example is None else {"example": _example_document(tensor.example)})
+            for tensor in tensors
         ]
 
     operations = asdict(spec.operations.get(signature.name, Operations()))

@@ -30,7 +30,7 @@ def sampled_job(request: Request) -> Job | None:
 def verify(request: Request, job: Job | None) -> Verified:
     """`job` is what `sampled_job` returned.
 
-    Raises `OutputIncomplete` where no finished job stands there, and `NotParquet` for a damaged part of its manifest.
+    Raises `OutputIncomplete` where there is no finished job, and `NotParquet` for a damaged part of its manifest.
     """
     verdict, record, manifest = verify_folder(request.output, request.storage)
     if job is not None and request.sample is not None:

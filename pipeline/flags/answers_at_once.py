@@ -1,4 +1,4 @@
-"""What the command answers without importing Beam or TensorFlow: help, its version, shell completion, a missing flag."""
+"""Answers that need neither Beam nor TensorFlow: help, the version, shell completion, a missing flag."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from .flags import COMMANDS, Flags
 
 
 class PredictOptions(PipelineOptions):
-    """headrace's flags beside Beam's; a template or another program may view any options as these."""
+    """headrace's flags next to Beam's; a template or another program may view any options as these."""
 
     @classmethod
     def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
@@ -35,7 +35,7 @@ class DaskClientOptions(PipelineOptions):
 
 
 def parse_flags(argv: Sequence[str]) -> PredictOptions:
-    """Raises `InvalidRequest` for a flag that neither headrace nor Beam knows, naming the nearest that they do."""
+    """Raises `InvalidRequest` for a flag that neither headrace nor Beam knows, naming the nearest known one."""
     parser = _every_flag()
     try:
         _, unknown = parser.parse_known_args(list(argv))

@@ -1,4 +1,4 @@
-"""What the text of one flag says: pairs, names, sizes. Each raises `InvalidRequest` with the flag's form."""
+"""Parses the text of one flag: pairs, names, sizes. Each function raises `InvalidRequest` with the flag's form."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def pairs(flag: str, values: list[str] | None) -> Iterator[tuple[str, str]]:
 
 
 def _one_name(flag: str, text: str, value: str) -> str:
-    """A new column's name: blanks at its ends are no part of it unless they are quoted, and commas are."""
+    """A new column's name. Blanks at its ends are not part of it unless quoted; commas are."""
     found = split_names(text)
     if any(name.quoted for name in found) and len(found) > 1:
         raise InvalidRequest(f"{flag} needs {_FORMS[flag]}; got {value!r}")
@@ -50,7 +50,7 @@ def _one_name(flag: str, text: str, value: str) -> str:
 
 
 def _form_of(flag: str, value: str, equals: bool) -> str:
-    """What was most likely meant, where that can be known."""
+    """What the user most likely meant, where that can be guessed."""
     if equals or not value.strip():
         return f"headrace help run shows an example of {flag}"
     missing = _FORMS[flag].partition("=")[2]

@@ -36,7 +36,7 @@ Without --runner the job runs in this process.
 
 
 def help_text(command: str = "") -> str:
-    """Of one command only its flags; of the program all."""
+    """The flags of one command, or all flags of the program."""
     needed = " ".join(f"--{name}={_METAVARS[name]}" for name in NEEDED[command or "run"])
     parser = argparse.ArgumentParser(
         prog="headrace",

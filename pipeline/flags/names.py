@@ -41,13 +41,13 @@ def split_names(text: str) -> list[Name]:
 
 
 def split_pair(text: str) -> tuple[Name, str | None]:
-    """The name before the first `=` that is not quoted, and what follows; None where there is no `=`."""
+    """The name before the first unquoted `=`, and the text after it, None where there is no `=`."""
     name, at = _name_at(text, 0, "=")
     return name, text[at + 1 :] if at < len(text) else None
 
 
 def quote_name(name: str) -> str:
-    """As a flag takes it, so that it comes back; as it is where that does."""
+    """The name in the form that a flag reads back unchanged; not quoted where that is not necessary."""
     plain = name.strip() == name and name and not re.search(r'[,="\\\x00-\x1f\x7f-\x9f]', name)
     return name if plain else json.dumps(name, ensure_ascii=False)
 

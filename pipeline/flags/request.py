@@ -1,4 +1,4 @@
-"""What a person asks for: the flags as values, each held against the form that it must have."""
+"""The user's request: the flags as values, each checked against its required form."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ class ModelRequest:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a person asked for, parsed. `keep=None` and `batch_rows=None` leave the choice to headrace.
+    """The user's request, parsed. `keep=None` and `batch_rows=None` leave the choice to headrace.
 
     `within` is in seconds. `packages` are `user_packages` built, for as long as they are on the path.
 
     Keys of `features`, `predictions`, `top_k`, `cast`, `fill`, `pad`, `decode_image` and `tf_example` are tensors, or
-    `NAME.TENSOR` of a named model. `top_k` are numbers of classes, each with the URI of their labels where there are any.
+    `NAME.TENSOR` of a named model. `top_k` are numbers of classes, each with the URI of their labels if there are any.
     """
 
     models: tuple[ModelRequest, ...]
@@ -102,7 +102,7 @@ class Request:
 
 
 def _check_given(options: PredictOptions, command: str) -> tuple[str, ...]:
-    """The flags that this command needs, all of which are given."""
+    """The flags that this command requires; all of them are given."""
     needed: tuple[str, ...] = () if command == "stage" else NEEDED[command]
     if command == "inspect" and options.input:
         needed = ()
@@ -320,7 +320,7 @@ def _models(options: PredictOptions) -> tuple[ModelRequest, ...]:
 
 
 def _by_model(flag: str, values: list[str] | None) -> Iterator[tuple[str, str]]:
-    """`NAME=VALUE`, or the value alone under ""; a name has no slash, so that most URIs with = need no name."""
+    """`NAME=VALUE`, or the value alone under "". A name has no slash, so most URIs that contain = need no name."""
     seen: set[str] = set()
     for value in values or ():
         match = re.fullmatch(r"([A-Za-z_]\w*)=(.+)", value)

@@ -19,10 +19,10 @@ from .beam_options import PredictOptions
 
 IMAGE_VARIABLE = "HEADRACE_IMAGE"
 _NEEDED = ("model", "input", "output")
-# verify's own and plan's own; always given; what nobody reads; and a folder of the launcher's machine, which has nobody's
-# files: bake modules into the image.
+# Flags of verify or plan alone; flags that are always given; flags that nothing reads there; and a folder of the launcher's
+# machine, which has no files of the user: bake modules into the image.
 _NOT_OFFERED = ("sample", "trial", "within", "price_per_core_hour", "no_wait", "json", "user_package")
-# What kind of machines, and how much is told by the command that stages.
+# The command that stages sets the kind and number of machines.
 _STAGED = ("worker_accelerator", "log_format", "verbose")
 # A semicolon within a value has a backslash before it.
 _PART = r"([^;\\]|\\.)"
@@ -59,15 +59,18 @@ _MAY_BE_EMPTY = ("keep",)
 
 
 def parameters() -> list[dict[str, Any]]:
-    """In the order of --help. A list is given as one text, with semicolons between."""
+    """In the order of --help. A list is one text, with semicolons between its values."""
     return [_parameter(title, action) for title, action in _offered()]
 
 
 def classic_parameters() -> list[dict[str, Any]]:
     """All but the machines', which are part of a staged graph; and there an empty text is as good as none."""
-    given = [one for one in parameters() if one["name"] not in _STAGED]
-    told = {"keep": ("--keep= for none", "a comma alone for none")}
-    return [one | {"helpText": one["helpText"].replace(*told.get(one["name"], ("", "")))} for one in given]
+    given = [parameter for parameter in parameters() if parameter["name"] not in _STAGED]
+    rewordings = {"keep": ("--keep= for none", "a comma alone for none")}
+    return [
+        parameter | {"helpText": parameter["helpText"].replace(*rewordings.get(parameter["name"], ("", "")))}
+        for parameter in given
+    ]
 
 
 def metadata(of: list[dict[str, Any]]) -> dict[str, Any]:
@@ -84,15 +87,15 @@ def container_spec(image: str) -> dict[str, Any]:
 
 
 def launcher_flags(argv: Sequence[str]) -> list[str]:
-    """What the launcher passes, each parameter as --name=value, as headrace's flags; those of Beam as they are.
+    """Converts the launcher's parameters, --name=value each, to headrace's flags; Beam's stay as they are.
 
-    The workers run in the launcher's own image where it says which that is.
+    The workers run in the launcher's own image if a variable names it.
     """
     offered = {action.dest for _, action in _offered()}
     flags = []
-    for one in argv:
-        name, _, value = one.removeprefix("--").partition("=")
-        flags += as_flags({name: value}) if name in offered and one.startswith(f"--{name}=") else [one]
+    for argument in argv:
+        name, _, value = argument.removeprefix("--").partition("=")
+        flags += as_flags({name: value}) if name in offered and argument.startswith(f"--{name}=") else [argument]
     image = os.environ.get(IMAGE_VARIABLE)
     if image and not any(flag.startswith("--sdk_container_image") for flag in flags):
         flags.append(f"--sdk_container_image={image}")
@@ -106,16 +109,16 @@ def as_flags(given: Mapping[str, str]) -> list[str]:
     flags = []
     actions = {action.dest: action for _, action in _offered()}
     for name, value in given.items():
-        action, one = actions[name], f"--{name}={value}"
+        action, flag = actions[name], f"--{name}={value}"
         if not value and name not in _MAY_BE_EMPTY:
             continue
         if action.nargs == 0:
-            flags += {"true": [f"--{name}"], "false": []}.get(value.lower(), [one])
+            flags += {"true": [f"--{name}"], "false": []}.get(value.lower(), [flag])
         elif _repeatable(action):
             parts = (part.replace("\\;", ";") for part in re.split(r"(?<!\\);", value))
             flags += [f"--{name}={part.lstrip()}" for part in parts if part.strip()]
         else:
-            flags.append(one)
+            flags.append(flag)
     return flags
 
 

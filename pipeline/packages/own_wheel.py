@@ -1,7 +1,7 @@
-"""headrace itself on its way to workers that do not have it: a wheel of the very modules that this process runs.
+"""headrace itself for workers that do not have it: a wheel of the very modules that this process runs.
 
-It asks for the versions that are installed here, so that a worker with internet access installs what the launcher has. Built
-the same way from a checkout and from an installed distribution, without build tools or network. The form is that of
+It requires the versions that are installed here: a worker with internet access installs what the launcher has. It is built
+the same way from a checkout and from an installed distribution, without build tools or network. The format is
 https://packaging.python.org/en/latest/specifications/binary-distribution-format/
 """
 
@@ -56,7 +56,7 @@ def own_package(options: PipelineOptions, *, elsewhere: bool, gpu: bool = False)
 
 
 def travels_already(options: PipelineOptions) -> bool:
-    """In an image, or in a package that was named: this checkout's setup.py, or an archive of headrace."""
+    """Whether an image or a named package brings headrace: this checkout's setup.py, or an archive of headrace."""
     setup, worker = options.view_as(SetupOptions), options.view_as(WorkerOptions)
     if worker.sdk_container_image:
         return True
@@ -69,7 +69,7 @@ def build_wheel(folder: Path, *, gpu: bool = False) -> Path:
     """The same bytes for the same sources and versions."""
     info = f"headrace-{__version__}.dist-info"
     metadata = ["Metadata-Version: 2.1", "Name: headrace", f"Version: {__version__}"]
-    metadata += [f"Requires-Dist: {one}" for one in pinned(_requirements(), gpu=gpu)]
+    metadata += [f"Requires-Dist: {requirement}" for requirement in pinned(_requirements(), gpu=gpu)]
     held = {f"headrace/{name}": path.read_bytes() for name, path in sorted(_sources(_PACKAGE))}
     held |= {
         f"{info}/METADATA": "\n".join([*metadata, ""]).encode(),
@@ -86,14 +86,14 @@ def build_wheel(folder: Path, *, gpu: bool = False) -> Path:
 
 
 def pinned(requirements: Iterable[str], *, gpu: bool = False) -> list[str]:
-    """Each at the version that is installed here; as it was where none is, under that name.
+    """Each requirement at the version that is installed here; unchanged where none is installed under that name.
 
-    Of the extras that workers may need, only what is installed here, sorted: a checkout tells them in another order.
+    Of the extras that workers may need, only what is installed here, sorted: a checkout lists them in another order.
     """
     found, of_extras = list[str](), set[str]()
-    for one in requirements:
-        match = _REQUIREMENT.fullmatch(one.strip())
-        extra = re.search(r"""extra == ["'](\w+)""", one)
+    for requirement in requirements:
+        match = _REQUIREMENT.fullmatch(requirement.strip())
+        extra = re.search(r"""extra == ["'](\w+)""", requirement)
         if match is None or (extra and extra[1] not in _WORKERS_EXTRAS):
             continue
         extras = match["extras"] or ("[and-cuda]" if gpu and match["name"] == "tensorflow" else "")
@@ -119,7 +119,7 @@ def _sources(folder: Path, below: str = "") -> Iterator[tuple[str, Path]]:
 
 @cache
 def _requirements() -> list[str]:
-    """Of a checkout by its own setup.py, since what was once installed from it may be older."""
+    """A checkout's requirements come from its own setup.py: an earlier installation from it may be out of date."""
     setup = _PACKAGE.parent / "setup.py"
     if not setup.exists():
         return list(requires("headrace") or ())
@@ -136,7 +136,9 @@ def _requirements() -> list[str]:
             )
         needed, *extras = re.split(r"^\[(.+)\]$", described.read_text("utf-8"), flags=re.MULTILINE)
         sections = zip(extras[::2], extras[1::2], strict=True)
-        return needed.split() + [f'{one}; extra == "{name}"' for name, ones in sections for one in ones.split()]
+        return needed.split() + [
+            f'{requirement}; extra == "{name}"' for name, ones in sections for requirement in ones.split()
+        ]
 
 
 def _digest(data: bytes) -> str:

@@ -23,7 +23,7 @@ _ROOT = Path(str(files("headrace"))).resolve().parent
 _NO_SOURCES = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info")
 _BESIDE = ("build", "dist", "venv")
 _ARCHIVES = (".whl", ".tar.gz", ".zip")
-# They tell of the tool that built a wheel; all else tells of what is in it.
+# They describe the tool that built a wheel; all other files describe its content.
 _TOOLS_OWN = re.compile(r"[^/]+\.dist-info/(RECORD|WHEEL)")
 _IMPORT_APART = """
 import importlib, sys
@@ -40,9 +40,9 @@ for name in sys.argv[3:]:
 
 @dataclass(frozen=True, slots=True)
 class UserPackage:
-    """`source` is as given; `wheel` is what the workers install; `digest` is the SHA-256 (hex) of what that holds.
+    """`source` is as given; `wheel` is what the workers install; `digest` is the SHA-256 (hex) of the wheel's content.
 
-    A wheel's dates and its builder's name are no part of the digest: sources that did not change give it again.
+    A wheel's dates and its builder's name are not part of the digest: unchanged sources give the same digest.
     """
 
     name: str
@@ -152,7 +152,7 @@ def _toml(names: Sequence[str]) -> str:
 
 
 def _reason(output: str) -> str:
-    """The last lines of what pip said that tell of an error."""
+    """The last lines of pip's output that report an error."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if re.match(r"(\w+\.)*\w*(error|exception|unavailable)\b", line, re.IGNORECASE)]
     own = [line for line in errors if "subprocess-exited" not in line and "metadata-generation" not in line]
@@ -183,7 +183,7 @@ def _unpack(source: str, wheel: Path, site: Path) -> UserPackage:
 
 
 def _import_apart(packages: Sequence[UserPackage], modules: Sequence[str]) -> None:
-    """Neither the folder from which headrace was started nor PYTHONPATH counts: a worker has none of them."""
+    """Neither the folder from which headrace was started nor PYTHONPATH counts: a worker has neither."""
     found = "\n".join(str(package.folder) for package in packages)
     run = subprocess.run(
         [sys.executable, "-P", "-c", _IMPORT_APART, found, str(_ROOT), *dict.fromkeys(modules)],

@@ -1,19 +1,19 @@
 """The job on a Dask cluster: `--runner=DaskRunner --dask_client_address=tcp://HOST:8786`.
 
 Beam 2.77 has a DaskRunner, which cannot run this job. tests/pipeline/runners/test_dask_runner.py has two tests of each fault:
-this runner is free of it, and Beam's own still has it. When all are gone from Beam, this file and dask_worker.py can go:
+this runner is free of it, and Beam's own still has it. When Beam has fixed all of them, this file and dask_worker.py can go:
 
-  impulse         `Impulse` gives nothing, and every pipeline of ours begins with one
-  finish_bundle   what a DoFn gives in `finish_bundle` is dropped: all shards of a bundle
+  impulse         `Impulse` emits nothing, and every pipeline of ours begins with one
+  finish_bundle   elements that a DoFn emits in `finish_bundle` are lost: all shards of a bundle
   tags            tagged outputs reach the consumers of every tag
-  reshuffle       `Reshuffle` moves nothing, so that one worker predicts everything
-  side_inputs     a side input is computed anew, within each task that reads it
+  reshuffle       `Reshuffle` moves nothing: one worker predicts everything
+  side_inputs     each task that reads a side input computes it again
   metrics         `metrics()` raises NotImplementedError
 
 Each step's bundle is a Dask task, run by Beam's own `DoFnRunner`. After a Reshuffle there is a task for each element, up to a
-bound, and Dask moves tasks to workers that are idle. What a lost worker held, Dask computes again; a shard that is committed is
-found done then. What a Reshuffle was given is kept here, since a step that is computed again may give something else: the
-output is listed anew, and holds more.
+bound, and Dask moves tasks to idle workers. Dask computes again what a lost worker held, and then finds committed shards done.
+This process keeps the input of each Reshuffle, because a step that is computed again may emit other elements: it lists the
+output again, which holds more by then.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from .dask_worker import Step, by_key, counted, grouped, impulse, item_of, joine
 TRIED = ("2.77",)
 # So many tasks for each of the cluster's threads after a Reshuffle: enough that a slow worker holds up little.
 _TASKS_PER_THREAD = 32
-_ANSWER_S, _LOST_S, _LOOK_EVERY_S = 10.0, 20.0, 0.1
+_ANSWER_S, _LOST_S, _POLL_EVERY_S = 10.0, 20.0, 0.1
 
 
 def is_dask(options: PipelineOptions) -> bool:
@@ -55,12 +55,12 @@ def is_dask(options: PipelineOptions) -> bool:
 
 
 def check_dask(options: PipelineOptions, packages: Sequence[object] = ()) -> None:
-    """Raises `InvalidRequest` for a Beam that was not tried, a missing Dask or address, a scheduler that does not answer, and
-    for user packages, which nobody would install on the workers.
+    """Raises `InvalidRequest` for an untested version of Beam, a missing Dask or address, a scheduler that does not answer, and
+    for user packages, which Dask would not install on the workers.
     """
     if not is_dask(options):
         return
-    if not beam_version.startswith(tuple(f"{one}." for one in TRIED)):
+    if not beam_version.startswith(tuple(f"{version}." for version in TRIED)):
         raise InvalidRequest(
             f"--runner=DaskRunner was not tried with Apache Beam {beam_version}",
             expected=f"Apache Beam {' or '.join(TRIED)}",
@@ -99,7 +99,7 @@ def check_dask(options: PipelineOptions, packages: Sequence[object] = ()) -> Non
 
 
 class _Leaves(PipelineVisitor):
-    """The steps that are run, in the pipeline's order: a Reshuffle is one, whatever Beam makes it of."""
+    """The steps to run, in the pipeline's order. A Reshuffle is one step, whatever Beam expands it to."""
 
     def __init__(self) -> None:
         self.found: list[AppliedPTransform] = []
@@ -154,7 +154,7 @@ class DaskResult(PipelineResult):
     def wait_until_finish(self, duration: int | None = None) -> str:
         deadline = None if duration is None else time.monotonic() + duration / 1000
         while self._driver.is_alive() and (deadline is None or time.monotonic() < deadline):
-            self._driver.join(_LOOK_EVERY_S)  # in short turns, so that signals are heard
+            self._driver.join(_POLL_EVERY_S)  # in short turns: signals interrupt only between them
         if not self._driver.is_alive():
             self._client.close(timeout=_ANSWER_S)
             if self._error is not None:
@@ -188,7 +188,10 @@ class DaskResult(PipelineResult):
     def _submit_step(self, step: AppliedPTransform) -> None:
         transform = step.transform
         parts = [
-            part for one in step.main_inputs.values() if not isinstance(one, PBegin) for part in self._collections[one]
+            part
+            for source in step.main_inputs.values()
+            if not isinstance(source, PBegin)
+            for part in self._collections[source]
         ]
         if isinstance(transform, beam.ParDo):
             self._pardo(step, transform, parts)
@@ -214,11 +217,11 @@ class DaskResult(PipelineResult):
 
     def _pardo(self, step: AppliedPTransform, transform: beam.ParDo, parts: list[Any]) -> None:
         (main,) = step.main_inputs.values()
-        views = [(type(one), one._view_options()) for one in step.side_inputs]
+        views = [(type(side), side._view_options()) for side in step.side_inputs]
         pickled = pickler.dumps((transform.fn, transform.args, transform.kwargs, views))
         # As a task's result: the scheduler keeps it once, and can make it again.
         shipped = self._submit(Step, step.full_label, pickled, tuple(tag for tag in step.outputs if tag is not None))
-        sides = [self._whole(one.pvalue) for one in step.side_inputs]
+        sides = [self._whole(side.pvalue) for side in step.side_inputs]
         groups = [[part] for part in parts] if main in self._spread else _in_groups(parts, self._threads)
         bundles = [self._submit(run_bundle, shipped, group, sides) for group in groups]
         self._uncounted += [self._submit(counted, bundle) for bundle in bundles]
@@ -236,12 +239,12 @@ class DaskResult(PipelineResult):
     def _group(self, parts: list[Any]) -> list[Any]:
         count = min(len(parts), self._threads)
         split = [self._submit(by_key, part, count) for part in parts]
-        return [self._submit(grouped, *[self._submit(item_of, one, i) for one in split]) for i in range(count)]
+        return [self._submit(grouped, *[self._submit(item_of, part, i) for part in split]) for i in range(count)]
 
     def _deal(self, given: PCollection) -> list[Any]:
-        """In turn, so that neighbours, which are of one size more often than not, go to different tasks.
+        """Deals the elements out in turn: neighbours, which mostly have similar sizes, go to different tasks.
 
-        What the same step gave beside is kept too: the two belong together.
+        What the same step emitted to other outputs is kept too: the two belong together.
         """
         for beside in given.producer.outputs.values():
             if beside is not given:
@@ -257,7 +260,7 @@ class DaskResult(PipelineResult):
             return list(self._client.gather(parts))
 
     def _submit(self, work: Any, *given: Any) -> Any:
-        # Not pure: equal arguments are no reason to take an earlier job's result.
+        # Not pure: equal arguments do not justify reusing an earlier job's result.
         with _scheduler_answers():
             return self._client.submit(work, *given, pure=False)
 
@@ -271,7 +274,7 @@ class DaskResult(PipelineResult):
                 if future.status == "error":
                     future.result()
             self._check_scheduler([future.status for future in futures])
-            time.sleep(_LOOK_EVERY_S)
+            time.sleep(_POLL_EVERY_S)
 
     def _check_scheduler(self, states: Iterable[str]) -> None:
         gone = self._client.status != "running" or any(state in ("cancelled", "lost") for state in states)

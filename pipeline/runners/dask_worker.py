@@ -1,6 +1,6 @@
-"""What Dask's workers run of a pipeline: bundles of a step, by Beam's own `DoFnRunner`, and what moves elements between them.
+"""What Dask's workers run: bundles of a step, by Beam's own `DoFnRunner`, and what moves elements between steps.
 
-Each function is a Dask task. Beam's private names are in this file and in dask_runner.py alone.
+Each function is a Dask task. Only this file and dask_runner.py use Beam's private names.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Output(Receiver):  # type: ignore[misc, unused-ignore]
 
 
 class _Ready:
-    """A DoFn after its setup; bundles of one step take turns on it, so that a process loads its model once."""
+    """A DoFn after its setup; bundles of one step take turns on it: a process loads its model once."""
 
     def __init__(self, step: Step, sides: Sequence[list[WindowedValue]]) -> None:
         fn, args, kwargs, views = pickler.loads(step.pickled)
@@ -124,11 +124,11 @@ def kept(elements: list[WindowedValue]) -> list[WindowedValue]:
 
 
 def by_key(part: list[WindowedValue], count: int) -> list[list[tuple[bytes, WindowedValue]]]:
-    """Of `hash`, each process has its own."""
+    """By CRC-32, since each process has a `hash` of its own."""
     found: list[list[tuple[bytes, WindowedValue]]] = [[] for _ in range(count)]
-    for one in part:
-        key = _key_coder().encode(one.value[0])
-        found[zlib.crc32(key) % count].append((key, one))
+    for element in part:
+        key = _key_coder().encode(element.value[0])
+        found[zlib.crc32(key) % count].append((key, element))
     return found
 
 
@@ -139,8 +139,8 @@ def _key_coder() -> Any:
 
 def grouped(*parts: list[tuple[bytes, WindowedValue]]) -> list[WindowedValue]:
     values: dict[bytes, tuple[Any, list[Any]]] = {}
-    for encoded, one in chain.from_iterable(parts):
-        values.setdefault(encoded, (one.value[0], []))[1].append(one.value[1])
+    for encoded, element in chain.from_iterable(parts):
+        values.setdefault(encoded, (element.value[0], []))[1].append(element.value[1])
     end = GlobalWindow().max_timestamp()
     return [WindowedValue(pair, end, (GlobalWindow(),)) for pair in values.values()]
 

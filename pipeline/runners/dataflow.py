@@ -1,6 +1,6 @@
-"""A job on Dataflow: what it lacks is refused early, what it is told beside its user's own options, where one sees it.
+"""A job on Dataflow: refuses early what it lacks, adds options to the user's own, and shows where to watch the job.
 
-Runner v2 is what Beam 2.77 asks for by itself; GPUs and processes are pipeline/runners/dataflow_workers.py's.
+Beam 2.77 asks for Runner v2 by itself; GPUs and processes are in pipeline/runners/dataflow_workers.py.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .dataflow_workers import accelerators_by_service, is_dataflow
 
 LABEL = "headrace"
 # TensorFlow, Beam, the runner's own process and some batches, and what the last steps need, however many shards there are;
-# beside it the weights, and half of them again while they load.
+# in addition the weights, and half of them again while they load.
 _BASE_BYTES = (5 << 29) + FINISHING_BYTES
 _OF_THIS_MACHINE = ("file", "memory")
 _MIN_RAM = re.compile(r"(min_?ram|beam:resources:min_ram_bytes:v1)=", re.IGNORECASE)
@@ -38,7 +38,7 @@ _MIN_RAM = re.compile(r"(min_?ram|beam:resources:min_ram_bytes:v1)=", re.IGNOREC
 
 def check_dataflow(options: PredictOptions, request: Request) -> None:
     """Raises `InvalidRequest` for what workers elsewhere could not reach, for a missing project or region, and for --no_wait
-    where nobody would be left to run the job.
+    where no service would continue the job.
     """
     if not is_dataflow(options):
         if options.no_wait:
@@ -66,7 +66,7 @@ def check_place(options: PredictOptions) -> None:
 
 
 def check_reachable(options: PredictOptions, request: Request) -> None:
-    """Raises `InvalidRequest` for the first of the places that are given which lies on a machine's own disk."""
+    """Raises `InvalidRequest` for the first of the given places that is on a machine's own disk."""
     named = [("--model=", model.uri) for model in request.models]
     named += [("--weights=", model.weights) for model in request.models if model.weights]
     named += [("--input=", uri) for uri in request.inputs]
@@ -76,10 +76,10 @@ def check_reachable(options: PredictOptions, request: Request) -> None:
     named += [("--compare=", options.compare)] if options.compare else []
     # No list is read here that is on this machine: that was refused before.
     listed = (
-        (f"--input={one}: ", uri)
-        for one in request.inputs
-        if one.startswith("@")
-        for uri in expand_lists((one,), request.storage)
+        (f"--input={pattern}: ", uri)
+        for pattern in request.inputs
+        if pattern.startswith("@")
+        for uri in expand_lists((pattern,), request.storage)
     )
     for flag, uri in chain(named, listed):
         if scheme_of(uri.removeprefix("@")) in _OF_THIS_MACHINE:
@@ -94,9 +94,9 @@ def check_reachable(options: PredictOptions, request: Request) -> None:
 
 
 def dataflow_options(options: PredictOptions, model_bytes: int | None) -> PredictOptions:
-    """The options with a label and, where nobody chose the machines, the memory that they need. What was given stays.
+    """The options with a label and, if no machine type was chosen, the memory that the job needs. Given options stay.
 
-    `model_bytes` is None where the model is not known yet, and with it the memory.
+    `model_bytes` is None where the model is not known yet; then the memory is not known either.
     """
     changed = deepcopy(options)
     cloud, standard = changed.view_as(GoogleCloudOptions), changed.view_as(StandardOptions)
@@ -119,7 +119,7 @@ def detached(options: PredictOptions) -> bool:
 
 
 def memory_nbytes(specs: Sequence[ModelSpec]) -> int:
-    """Bytes of weights, and as many more as the graphs take beside what loading weights takes (`min_ram_gb`)."""
+    """Bytes of weights and two thirds of the graphs' memory: `min_ram_gb` adds half of the sum, as loading weights needs."""
     return sum(spec.nbytes + spec.graph_memory * 2 // 3 for spec in specs)
 
 
@@ -143,7 +143,7 @@ def submitted_text(options: PipelineOptions, result: Any) -> str:
 
 
 def not_taken(error: Exception) -> JobError:
-    """Of what Beam raises where staging or submitting fails; the service's answers have their status as `code`."""
+    """The error for what Beam raises when staging or submitting fails; the service's answers have their status as `code`."""
     cures = {
         403: "Grant this account roles/dataflow.developer on the project and roles/iam.serviceAccountUser on the workers' one",
         409: "Wait for that job, or give this one another --job_name",

@@ -1,8 +1,8 @@
-"""What Dataflow's workers are to be like: GPUs from --worker_accelerator, and one SDK process on each machine.
+"""Sets up Dataflow's workers: GPUs from --worker_accelerator, and one SDK process on each machine.
 
-The form of the service option and of the resource hint, and that a job must not use both, are from Dataflow's pages "Run a
-pipeline with GPUs", "Right fitting" and "Service options"; the experiments from Beam's Dataflow runner. One process is
-right for machines of up to some twenty cores, which it keeps busy; how many a machine has is not known here.
+The form of the service option and of the resource hint, and the rule that a job must not use both, are from Dataflow's pages
+"Run a pipeline with GPUs", "Right fitting" and "Service options"; the experiments from Beam's Dataflow runner. One process is
+right for machines of up to some twenty cores, which it keeps busy; the number of cores is not known here.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _FORM = re.compile(r"(?P<type>[a-z0-9-]+):(?P<count>[1-9]\d?)(:(?P<driver>[\w.]+
 
 
 def set_up_workers(options: PredictOptions) -> PredictOptions:
-    """The options with what a Dataflow job lacks, and as they are for another runner; what was given stays.
+    """Adds the options that a Dataflow job lacks. Given options stay, and so do those of another runner.
 
-    Raises `InvalidRequest` for an accelerator that is given twice, that Dataflow could not read, or that no runner heeds.
+    Raises `InvalidRequest` for an accelerator that is given twice, that Dataflow could not read, or that no runner uses.
     """
     flag = options.worker_accelerator
     if not is_dataflow(options):
@@ -45,7 +45,7 @@ def set_up_workers(options: PredictOptions) -> PredictOptions:
     if _MANY_PROCESSES not in experiments and _ONE_PROCESS not in experiments:
         debug.experiments = [*experiments, _ONE_PROCESS]
     by_service = accelerators_by_service(changed)
-    own = [*by_service, *(f"--resource_hints={one}" for one in hints if _HINTS.match(one))]
+    own = [*by_service, *(f"--resource_hints={hint}" for hint in hints if _HINTS.match(hint))]
     if len(own) > 1 or (own and flag):
         raise InvalidRequest(
             "The workers' accelerator is given twice",
@@ -86,11 +86,11 @@ def accelerators_by_service(options: PipelineOptions) -> list[str]:
         options.view_as(GoogleCloudOptions).dataflow_service_options,
         options.view_as(DebugOptions).experiments,
     )
-    return [one for several in given for one in several or () if one.startswith(_SERVICE_OPTION)]
+    return [option for several in given for option in several or () if option.startswith(_SERVICE_OPTION)]
 
 
 def is_dataflow(options: PipelineOptions) -> bool:
-    """By its short name, or by its class's."""
+    """By the runner's short name, or by its class's."""
     name = (runner_of(options) or "").rpartition(".")[2].lower()
     return name.removesuffix("runner").removeprefix("test") == "dataflow"
 

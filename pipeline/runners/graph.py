@@ -31,9 +31,9 @@ LOCAL_SHARD_BYTES = 12_000
 
 
 def build_graph(pipeline: beam.Pipeline, job: GivenJob) -> beam.PCollection[dict[str, object]]:
-    """Plan, drop what stands in the output already, predict the rest, account for all of it.
+    """Plans, drops what the output already holds, predicts the rest, and accounts for all of it.
 
-    What is planned and what stands meet by their names: no worker holds the whole listing, and footers are read meanwhile.
+    Planned and listed names are joined: no worker holds the whole listing, and footers are read at the same time.
     """
     shards = pipeline | "Plan" >> PlanShards(job)
     by_name = (
@@ -51,8 +51,8 @@ def _by_name(shard: Shard) -> tuple[str, Shard]:
 
 
 class _ListOutput(beam.DoFn):
-    """Each output that stands, and then each that has dead letters: a shard's dead letters are committed before its output
-    is, so that those of every output that was listed are found, though another run commits shards meanwhile.
+    """Lists the outputs first, and then the dead letters. A shard's dead letters are committed before its output: the second
+    listing has those of every listed output, even if another run commits shards meanwhile.
     """
 
     def process(self, _: bytes, job: Job) -> Iterator[tuple[str, _Listed | bool]]:
@@ -63,8 +63,8 @@ class _ListOutput(beam.DoFn):
 
 
 class _DropDone(beam.DoFn):
-    """A name says which rows of which version under which job it holds: what stands there is not read again, but for
-    the footers of files whose shards have dead letters. What is left is put together in units of work.
+    """A name identifies the rows, their version and the job. So listed outputs are not read again, except for the footers of
+    files whose shards have dead letters. The remaining shards are grouped into units of work.
     """
 
     def start_bundle(self) -> None:
@@ -74,8 +74,8 @@ class _DropDone(beam.DoFn):
         self, named: tuple[str, Iterable[Shard | _Listed | bool]], job: Job
     ) -> Iterator[WorkUnit | TaggedOutput]:
         name, known = named[0], list(named[1])
-        for shard in (one for one in known if isinstance(one, Shard)):
-            there = next((one for one in known if isinstance(one, tuple)), None)
+        for shard in (item for item in known if isinstance(item, Shard)):
+            there = next((item for item in known if isinstance(item, tuple)), None)
             if there is None:
                 yield from self._to_do(shard, job)
                 continue
@@ -91,7 +91,7 @@ class _DropDone(beam.DoFn):
         self._unit = []
 
     def _to_do(self, shard: Shard, job: Job) -> Iterator[WorkUnit]:
-        nbytes = sum(one.nbytes for one in self._unit)
+        nbytes = sum(held.nbytes for held in self._unit)
         if self._unit and (nbytes + shard.nbytes > job.shard_bytes or len(self._unit) == MOST_FILES_A_UNIT):
             yield tuple(self._unit)
             self._unit = []

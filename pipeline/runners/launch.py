@@ -40,10 +40,10 @@ REMOTE_LINE_EVERY_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Rows that are accounted for in the output, those of them that this run computed (None where the runner's counters do not
-    account for all rows), and shards; `bad_rows` are those of them that lie in dead letters, `filtered_rows` those that --where
-    leaves out. `retries` are requests to stores that were tried again. `by_earlier_attempts` are shards that were committed
-    while this job ran, by an attempt that its runner then repeated, or by another run.
+    """Rows that the output accounts for, rows that this run computed (None where the runner's counters do not account for all
+    rows), and shards. `bad_rows` of the rows are in dead letters; --where leaves `filtered_rows` of them out. `retries` are
+    requests to stores that were tried again. `by_earlier_attempts` are shards that were committed while this job ran, by an
+    attempt that its runner then repeated, or by another run.
     """
 
     rows: int
@@ -95,7 +95,7 @@ def launch(job: Job, pipeline: beam.Pipeline, found_done: int = 0) -> Done:
         store = open_store(job.output, job.storage)
         try:
             mark = stored_object(store, store.stat(f"{job.output}/{SUCCESS}"))
-        finally:  # a run that has lost its output since says that, whatever it finds there
+        finally:  # a run that has since lost its output raises that, whatever it finds there
             check_claim(job, store)
         counted = counted or Counter()
         computed = counted["rows"] + counted["bad_rows"]
@@ -120,7 +120,7 @@ def launch(job: Job, pipeline: beam.Pipeline, found_done: int = 0) -> Done:
 
 
 def _counted(result: Any) -> Counter[str] | None:
-    """None where the runner does not answer any more: the job has ended well, which its mark tells."""
+    """None where the runner no longer answers: the job has ended well, as its mark shows."""
     try:
         return counters(result)
     except Exception as error:
@@ -129,7 +129,7 @@ def _counted(result: Any) -> Counter[str] | None:
 
 
 def detach(job: Job, pipeline: beam.Pipeline) -> str:
-    """Submits the job to Dataflow and tells where it is seen. Raises `JobError` where it is not taken."""
+    """Submits the job to Dataflow and logs where to watch it. Raises `JobError` where Dataflow refuses it."""
     try:
         build_graph(pipeline, job)
         return submitted_text(pipeline.options, _submit(pipeline))
@@ -140,7 +140,7 @@ def detach(job: Job, pipeline: beam.Pipeline) -> str:
 
 
 def _submit(pipeline: beam.Pipeline) -> Any:
-    """Where the job runs in this process, to its end."""
+    """Runs the job in this process, to its end."""
     try:
         return pipeline.run()
     except Exception as error:
@@ -177,8 +177,8 @@ def workers_error(error: Exception) -> HeadraceError:
     if found:
         kind, message = found[-1]
         return getattr(errors, kind, JobError)(message)
-    if told := portable_error(str(error)):
-        return told
+    if translated := portable_error(str(error)):
+        return translated
     last = [line for line in str(error).strip().splitlines() if line.strip()][-1:] or [""]
     return JobError(
         "Beam could not run it to its end",
@@ -223,8 +223,8 @@ def counters(result: Any) -> Counter[str]:
     """headrace's counters by name, as the runner has them now."""
     forget_counters(result)
     counted = Counter[str]()
-    for one in result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]:
-        counted[one.key.metric.name] += one.result or 0
+    for counter in result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))["counters"]:
+        counted[counter.key.metric.name] += counter.result or 0
     return counted
 
 

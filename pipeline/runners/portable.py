@@ -1,5 +1,5 @@
-"""A job on a portable runner (Flink, Prism, any job service): what it lacks is refused before anything is written, and what
-such a runner says of a failed worker is told by its cause.
+"""A job on a portable runner (Flink, Prism, any job service). Refuses what it lacks before anything is written, and reports a
+failed worker by the cause that the runner's message has.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def forget_counters(result: Any) -> None:
 
 
 def portable_error(text: str) -> JobError | None:
-    """Of a job's failure as a runner tells it: a module that a worker lacks, or somebody who did not answer."""
+    """The cause in a runner's report of a failed job: a module that a worker lacks, or a process that did not answer."""
     if lacking := _MODULE.findall(text):
         name = lacking[-1].partition(".")[0]
         ours = name in ("headrace", "tensorflow", "keras", "pyarrow", "apache_beam")

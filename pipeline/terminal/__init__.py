@@ -1,3 +1,3 @@
-"""What a person sees: log lines, the live display, progress, tables, and what a signal does. Nothing here knows what a
+"""What the user sees: log lines, the live display, progress, tables, and the effect of a signal. Nothing here knows what a
 job is.
 """

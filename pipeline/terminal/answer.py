@@ -1,4 +1,4 @@
-"""What a command answers on standard output."""
+"""A command's answer on standard output."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The live display of a job on a terminal. It draws itself anew four times a second, over itself; what is written meanwhile
-stands above it. It switches nothing in the terminal on or off, so that nothing is left behind, whatever ends the process.
+"""The live display of a job on a terminal. It redraws itself in place four times a second; output that is written meanwhile
+appears above it. It changes no modes of the terminal: nothing is left behind, however the process ends.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .progress_meter import Meter, Reading, duration, mib
 from .signals import announced_by
 
 _TIMES_A_SECOND = 4
-# Below, there is no room for bars beside the numbers.
+# A narrower terminal has no room for bars next to the numbers.
 _BARS_FROM_COLUMNS = 76
 
 
 class _Terminal(Console):
-    @property  # type: ignore[misc]  # nobody sets it
+    @property  # type: ignore[misc]  # it is never set
     def size(self) -> ConsoleDimensions:
-        """Of the terminal itself: a variable COLUMNS may be of another one, and lines too long for it would pile up."""
+        """The terminal's own width: a variable COLUMNS may be from another one, and lines that are too long would pile up."""
         try:
             columns, lines = os.get_terminal_size(self.file.fileno())
         except (OSError, ValueError):
@@ -41,7 +41,7 @@ class _Terminal(Console):
 
 
 class Display:
-    """What the terminal shows of a meter's numbers; `notice` is a last line of words."""
+    """The terminal's display of a meter's numbers; `notice` is a last line of words."""
 
     def __init__(self, meter: Meter) -> None:
         self._meter, self._ended = meter, False
@@ -76,7 +76,7 @@ class Display:
 def displayed(meter: Meter) -> Iterator[None]:
     console = _Terminal(stderr=True, highlight=False, markup=False, emoji=False)
     display = Display(meter)
-    # What goes to a file or a pipe must not be drawn on the terminal.
+    # Output to a file or a pipe must not be drawn on the terminal.
     live = Live(
         display,
         console=console,
@@ -132,8 +132,8 @@ def _rest(reading: Reading) -> list[str]:
     ]
 
 
-def _counted(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
+def _counted(number: int, singular: str, plural: str) -> str:
+    return f"{number:,} {singular if number == 1 else plural}"
 
 
 def _line(text: str, style: str = "") -> Text:
@@ -141,7 +141,7 @@ def _line(text: str, style: str = "") -> Text:
 
 
 def _grid(rows: list[Row], reading: Reading) -> Table:
-    """With room for what the numbers grow to, so that the bars stand still."""
+    """With room for the numbers to grow: the bars keep their place."""
     rows_planned, size = f"{reading.now.rows_planned:,}", mib(reading.now.model_bytes_total)
     most = max(len(f"{rows_planned} of {rows_planned}"), len(f"{size} of {size} MiB"))
     grid = Table.grid(padding=(0, 2, 0, 0), expand=True)

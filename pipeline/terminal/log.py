@@ -1,7 +1,7 @@
-"""What the command says on standard error: lines of text, or with --log_format=json one JSON object on each line.
+"""The command's log on standard error: lines of text, or with --log_format=json one JSON object on each line.
 
 Each object has `time` (RFC 3339, UTC), `severity` and `message`, the names that Cloud Logging looks for, and `event`, which
-tells what other keys there are. docs/watching.md lists them; a test holds that it does.
+determines the other keys. docs/watching.md lists them, and a test checks that list.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _as_json = False
 
 
 def wants_json(argv: Sequence[str]) -> bool:
-    """Asked before the flags are read, since what is wrong with them is told in the same form."""
+    """Whether logs are JSON. Read before the flags are parsed, because errors in them are logged in the same form."""
     said = [value for flag, value in pairwise(argv) if flag == "--log_format"]
     said += [flag.partition("=")[2] for flag in argv if flag.startswith("--log_format=")]
     return said[-1:] == ["json"]
@@ -37,7 +37,7 @@ def set_up_logs(*, as_json: bool, verbose: bool) -> None:
     global _as_json
     _as_json = as_json
     root = logging.getLogger()
-    for handler in [one for one in root.handlers if isinstance(one, _JsonLines)]:
+    for handler in [handler for handler in root.handlers if isinstance(handler, _JsonLines)]:
         root.removeHandler(handler)
     level = logging.INFO if verbose else logging.WARNING
     sys.excepthook = _log_uncaught
@@ -49,16 +49,16 @@ def set_up_logs(*, as_json: bool, verbose: bool) -> None:
         logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", handlers=[_Lines()])
     if not verbose:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        # It logs each traceback before we tell what it means.
+        # Beam logs each traceback before headrace reports its cause.
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
         # So do portable runners, by the root logger.
         root.addFilter(_not_of_a_portable_runner)
-        # Beam has this one log all that Prism says, whatever the level.
+        # Beam logs all of Prism's messages here, whatever their level.
         logging.getLogger("PrismJobServer").addFilter(lambda _: False)
 
 
 def own_process() -> None:
-    """What Python itself prints of warnings and of threads is ours too, where nobody else uses this process."""
+    """Formats what Python itself prints about warnings and threads too, where no other program uses this process."""
     warnings.showwarning = _show_warning
     threading.excepthook = _log_uncaught_in_thread
 
@@ -97,7 +97,7 @@ def log_at_once(event: str, message: str) -> None:
 
 
 def log_raw(data: bytes) -> None:
-    """What native code wrote to file descriptor 2 while it was held back."""
+    """What native code wrote to file descriptor 2 while it was redirected."""
     if not _as_json:
         os.write(2, printable_lines(data.decode(errors="backslashreplace")).encode())
         return
@@ -111,8 +111,8 @@ def is_json() -> bool:
 
 def _object(event: str, message: str, severity: int, **keys: Any) -> str:
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    told = {"time": now, "severity": _SEVERITIES.get(severity, "DEBUG"), "event": event, "message": message} | keys
-    return printable_json(told, default=str)
+    entry = {"time": now, "severity": _SEVERITIES.get(severity, "DEBUG"), "event": event, "message": message} | keys
+    return printable_json(entry, default=str)
 
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -141,7 +141,7 @@ def _show_warning(
 
 
 class _Lines(logging.Handler):
-    """To what standard error is now, which a display replaces while it stands."""
+    """Writes to the present standard error: a display replaces it while it is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(printable_lines(self.format(record)), file=sys.stderr, flush=True)

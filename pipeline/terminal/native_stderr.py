@@ -1,4 +1,4 @@
-"""TensorFlow's C++ talks on standard error while it is imported, before it heeds any log level."""
+"""TensorFlow's C++ writes to standard error during its import, before it applies any log level."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def displayed_in_notebook(meter: Meter) -> Iterator[None]:
 
 
 def progress_html(reading: Reading) -> str:
-    """A bar of the rows that are accounted for, and the line that the command shows beside it."""
+    """A bar of the rows that are accounted for, and the line that the command shows next to it."""
     planned = reading.now.rows_planned
     value = f' value="{reading.rows_accounted}" max="{planned}"' if planned else ""
     return f'<progress{value} style="width: 24em"></progress> {html.escape(printable(describe(reading)))}'

@@ -1,6 +1,4 @@
-"""What one sees of a job while it runs in this process: a live display on a terminal or in a notebook, else lines, or
-JSON lines.
-"""
+"""Progress of a job that runs in this process: a live display on a terminal or in a notebook, else lines, or JSON lines."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ _LINE_EVERY_SECONDS = 5.0
 
 
 def is_live(stream: TextIO, environ: Mapping[str, str]) -> bool:
-    """Whether a display that draws itself anew can be shown there, and somebody is likely to look."""
+    """Whether a live display can be shown there, and a user is likely to watch it."""
     return stream.isatty() and environ.get("TERM", "dumb") not in ("", "dumb", "unknown") and not environ.get("CI")
 
 

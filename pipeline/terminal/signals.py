@@ -18,7 +18,7 @@ from .log import log_at_once
 
 STOPPED = 130
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# By default ignored, and sent to a thread by nobody else.
+# Ignored by default, and no other code sends it to a thread.
 _WAKE = signal.SIGURG
 _WAKE_EVERY_SECONDS, _WAKE_TIMES = 0.2, 25
 _Announce = Callable[[str], None]
@@ -36,7 +36,7 @@ _MOST_NAMED = 5
 
 @contextmanager
 def announced_by(announce: _Announce) -> Iterator[None]:
-    """While a display stands, it says that the job stops. `announce` is called in a signal's handler."""
+    """A live display shows that the job stops. `announce` is called in a signal's handler."""
     global _announce
     _announce = announce
     try:
@@ -57,15 +57,15 @@ def _wake_on_signals() -> None:
     signal that finds it asleep, but not by one that came just before, or to another thread: Ctrl-C would do nothing until it
     is pressed again, and SIGTERM end in SIGKILL. So a thread hears of each signal and wakes the main thread.
     """
-    heard, told = socket.socketpair()
-    told.setblocking(False)
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
     signal.signal(_WAKE, lambda *_: None)
-    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
 
     def keep_waking() -> None:
-        # Holds `told` too, which would else be closed.
-        while told.fileno() >= 0:
-            if heard.recv(1)[0] not in _SIGNALS:
+        # The closure keeps `writer` open.
+        while writer.fileno() >= 0:
+            if reader.recv(1)[0] not in _SIGNALS:
                 continue
             for _ in range(_WAKE_TIMES):
                 time.sleep(_WAKE_EVERY_SECONDS)
@@ -91,7 +91,7 @@ def _end_now(*_: object) -> NoReturn:
 
 
 def stopped_text(*, overwrites: bool) -> str:
-    """What is done, and how to go on. To overwrite again would begin anew."""
+    """What is done, and how to resume. Overwriting again would start over."""
     now = progress.snapshot()
     done = f" {now.shards_done:,} of {now.shards_planned:,} shards are done." if now.shards_planned else ""
     same = "The same command without --overwrite" if overwrites else "The same command"

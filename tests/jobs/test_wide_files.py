@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from headrace.pipeline.checks.column_links import fit
+from headrace.pipeline.checks.column_links import link_columns
 from headrace.transforms.columns.plan import ColumnChoice, plan_columns
 from headrace.transforms.columns.struct_paths import path_of
 from headrace.transforms.jobs.job import FirstInput
@@ -52,7 +52,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 @pytest.mark.parametrize("case", [kept, kept_by_name, packed, one_tensor_each])
-@pytest.mark.parametrize("how", [plan_columns, fit])
+@pytest.mark.parametrize("how", [plan_columns, link_columns])
 def test_planning_grows_as_the_columns_do(
     case: Callable[..., tuple[Any, Any, Any]], how: Callable[..., object]
 ) -> None:

@@ -87,7 +87,7 @@ def plan_columns(
     models: Sequence[tuple[Signature, ColumnChoice]],
     keep: Sequence[str] | None,
     *,
-    told_by_folders: Collection[str] = (),
+    partition_columns: Collection[str] = (),
     where: str = "",
 ) -> ColumnPlan:
     """`keep=None` keeps every column that is no feature of any model, nor `told_by_folders` of the output; `where` (the
@@ -109,7 +109,7 @@ def plan_columns(
     # A struct of which only a member feeds a model passes through like any other column.
     whole = {name for plan in plans for name in plan.inputs.whole_columns}
     # Readers of Parquet take such a column from the folders, and most of them no file that has it as well.
-    aside = whole.union(told_by_folders)
+    aside = whole.union(partition_columns)
     kept = tuple(keep) if keep is not None else tuple(name for name in names if name not in aside)
     known = set(names)
     kept = tuple(dict.fromkeys(known_name(name, known) for name in kept))

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from headrace.pipeline.checks.column_links import Link, fit
+from headrace.pipeline.checks.column_links import Link, link_columns
 from headrace.pipeline.checks.output_folder import OutputState
 from headrace.pipeline.checks.preflight import prepare
 from headrace.pipeline.cli import main
@@ -195,7 +195,7 @@ def test_every_way_from_column_to_tensor_is_told() -> None:
     features = {"two": ("a", "b"), "cast": ("wide",), "wider": ("small",), "image": ("picture",)}
     features |= {"member": ("payload.pixels",), "nobody": ("a",)}
     rules = ColumnRules(cast=("cast",), decode_image=(("image", (8, 8)),))
-    links = fit(SCHEMA, [(signature, ColumnChoice("", tuple(features.items()), (), rules))], None)
+    links = link_columns(SCHEMA, [(signature, ColumnChoice("", tuple(features.items()), (), rules))], None)
     hows = {link.tensor.name: link.problem or link.how for link in links if link.tensor}
     assert hows == {
         "nobody": "The model has no input 'nobody'",

@@ -164,7 +164,7 @@ def test_a_sound_output_is_sound(output: Path, capfd: Capture) -> None:
     assert "Sound." in out
     assert "390, 0 of them in dead letters" in out
     verdict, _, _ = verify(str(output), StoreOptions())
-    assert verdict.looked_at["files"] == len(files(output)) > 4
+    assert verdict.checked["files"] == len(files(output)) > 4
     assert not verdict.notes
 
 
