@@ -25,7 +25,8 @@ _MOST_CHOSEN, _FEW_MACHINES = 16, 8
 @dataclass(frozen=True, slots=True)
 class Forecast:
     """`rows` in `shards` take `seconds`, loading included, on `workers` machines of `machine_type`, `cores_per_worker`
-    each. `within` is the requested time, and `in_time` says whether the forecast keeps it. `cost` is None where no price was given.
+    each. `within` is the requested time, and `in_time` says whether the forecast keeps it. `cost` is None where no price was
+    given.
 
     It excludes starting machines, uploading to a store, and what a job does before its first shard and after its last.
     """

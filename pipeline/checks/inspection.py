@@ -23,8 +23,8 @@ from .table_input import patterns_of, requested_table
 
 @dataclass(frozen=True)
 class Inspection:
-    """`models` with the names of the requested signatures. `schema` is what features choose from: the input's own, or the result
-    of --preprocess. `links` is empty without a model, an input, or such a signature.
+    """`models` with the names of the requested signatures. `schema` is what features choose from: the input's own, or the
+    result of --preprocess. `links` is empty without a model, an input, or such a signature.
     """
 
     models: tuple[tuple[ModelRef, ModelSpec, str], ...]
