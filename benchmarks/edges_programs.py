@@ -75,7 +75,7 @@ def told() -> tuple[ShardMeasurements, ...]:
         arrays = [pa.array(draw.normal(i, 1, 8192).astype(np.float32)) for i in range(COLUMNS)]
         measuring.add(pa.RecordBatch.from_arrays(arrays, schema=schema), 0.1)
         measuring.key_values()
-        made.append(measuring.told())
+        made.append(measuring.measurements())
     return tuple(made)
 
 
@@ -89,7 +89,9 @@ def result(i: int, shard: Shard, *, with_columns: bool) -> ShardResult:
     process = Process(f"worker-{i % 100}:7", 1e9, 2.5, 0)
     began = 1e9 + i // 100 * 2.75
     mine = told()[i % 10]
-    return replace(done, told=ShardMeasurements(mine.columns, began, began + 2.75, mine.batch_seconds, process, 1))
+    return replace(
+        done, measurements=ShardMeasurements(mine.columns, began, began + 2.75, mine.batch_seconds, process, 1)
+    )
 
 
 def resume(count: int, _: str) -> None:

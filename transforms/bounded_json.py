@@ -100,11 +100,11 @@ def _check_depth(value: Any) -> None:
     level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(_MAX_DEPTH):
         below: list[Any] = []
-        for one in level:
-            if isinstance(one, dict):
-                below += (member for member in one.values() if isinstance(member, (dict, list)))
-            elif not _NESTED.isdisjoint(map(type, one)):
-                below += (member for member in one if isinstance(member, (dict, list)))
+        for container in level:
+            if isinstance(container, dict):
+                below += (member for member in container.values() if isinstance(member, (dict, list)))
+            elif not _NESTED.isdisjoint(map(type, container)):
+                below += (member for member in container if isinstance(member, (dict, list)))
         if not below:
             return
         level = below

@@ -142,16 +142,16 @@ def as_array(column: pa.ChunkedArray[Any], *, equal_lists: bool = False) -> np.n
     """A column as an array: fixed-size lists become dimensions, with `equal_lists` also others whose lengths are equal;
     what has nulls or unequal lengths is an array of objects.
     """
-    whole = column.combine_chunks()
-    if isinstance(whole, pa.ChunkedArray):
-        whole = whole.chunk(0) if whole.num_chunks else pa.array([], column.type)
-    shape, kind = [len(whole)], whole.type
-    while not whole.null_count and (size := _list_size(whole, equal_lists)) is not None:
+    array = column.combine_chunks()
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0) if array.num_chunks else pa.array([], column.type)
+    shape, kind = [len(array)], array.type
+    while not array.null_count and (size := _list_size(array, equal_lists)) is not None:
         shape.append(size)
-        whole, kind = flat(whole), value_type(kind)
-    if pa.types.is_nested(kind) or whole.null_count or len(whole) != np.prod(shape):
+        array, kind = flat(array), value_type(kind)
+    if pa.types.is_nested(kind) or array.null_count or len(array) != np.prod(shape):
         return column.to_numpy()
-    return whole.to_numpy(zero_copy_only=False).reshape(shape)
+    return array.to_numpy(zero_copy_only=False).reshape(shape)
 
 
 def _list_size(lists: pa.Array[Any], equal_lists: bool) -> int | None:

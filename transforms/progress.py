@@ -29,7 +29,7 @@ class Snapshot:
 
 _lock = threading.Lock()
 _now = asdict(Snapshot())
-_model_bytes_told = 0
+_model_bytes_counted = 0
 
 
 def snapshot() -> Snapshot:
@@ -38,10 +38,10 @@ def snapshot() -> Snapshot:
 
 
 def reset() -> None:
-    global _model_bytes_told
+    global _model_bytes_counted
     with _lock:
         _now.update(asdict(Snapshot()))
-        _model_bytes_told = 0
+        _model_bytes_counted = 0
 
 
 def add(**amounts: int) -> None:
@@ -68,8 +68,8 @@ def model_ready() -> None:
 
 def take_model_bytes() -> int:
     """Bytes of models that arrived since this was last asked."""
-    global _model_bytes_told
+    global _model_bytes_counted
     with _lock:
         arrived: int = _now["model_bytes"]
-        taken, _model_bytes_told = arrived - _model_bytes_told, arrived
+        taken, _model_bytes_counted = arrived - _model_bytes_counted, arrived
     return taken

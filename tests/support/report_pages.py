@@ -50,13 +50,13 @@ def _predictions(kind: str) -> pa.Table:
 
 
 def _result(table: pa.Table, place: str) -> ShardResult:
-    telling = ShardMeasuring(table.schema, table.schema.names)
+    measuring = ShardMeasuring(table.schema, table.schema.names)
     for batch in table.to_batches():
-        telling.add(batch, 0.015625)
-    telling.key_values()
+        measuring.add(batch, 0.015625)
+    measuring.key_values()
     source = ObjectRef(f"{place}/in/part-0.parquet", 1000, "1")
     shard = Shard(f"part-0-{0:012d}-{table.num_rows:012d}-{0:020x}.parquet", source, 0, table.num_rows, (0, 1), 1000)
-    told = telling.told()
+    measurements = measuring.measurements()
     process = Process("worker:1", 1e9, 2.5, 0)
     return ShardResult(
         *(shard, 5000, "1", 0),
@@ -66,5 +66,7 @@ def _result(table: pa.Table, place: str) -> ShardResult:
         read_bytes=1000,
         seconds={"read": 0.5, "predict": 2.0, "write": 0.25},
         device="cpu",
-        told=ShardMeasurements(told.columns, 1e9 + 2.5, 1e9 + 5.25, told.batch_seconds, process, 1),
+        measurements=ShardMeasurements(
+            measurements.columns, 1e9 + 2.5, 1e9 + 5.25, measurements.batch_seconds, process, 1
+        ),
     )

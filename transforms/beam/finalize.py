@@ -56,12 +56,12 @@ class _Account(beam.DoFn):
         self, element: tuple[str, Iterable[_Planned | ShardResult | FailedShard]]
     ) -> Iterator[ShardResult | TaggedOutput]:
         name, both = element[0], list(element[1])
-        results = [one for one in both if isinstance(one, ShardResult)]
+        results = [item for item in both if isinstance(item, ShardResult)]
         if not results:
-            if failed := [one for one in both if isinstance(one, FailedShard)]:
+            if failed := [item for item in both if isinstance(item, FailedShard)]:
                 yield TaggedOutput(FAILED, failed[0])
                 return
-            where, first_row, end_row = next(one for one in both if isinstance(one, tuple))
+            where, first_row, end_row = next(item for item in both if isinstance(item, tuple))
             raise OutputIncomplete(
                 f"No worker accounts for {name}",
                 expected=f"{row_span(first_row, end_row)} of {where}",
@@ -84,7 +84,7 @@ class _AddUp(beam.DoFn):
             return
         add_safely(self._account, result)
         self._key = zlib.crc32(result.shard.output.encode(errors="surrogateescape")) % _KEYS
-        yield replace(result, told=None)
+        yield replace(result, measurements=None)
 
     def finish_bundle(self) -> Iterator[Any]:
         if self._account.shards:
@@ -104,10 +104,10 @@ class Accounts(beam.CombineFn):
         return account
 
     def merge_accumulators(self, accounts: Iterable[Account]) -> Account:
-        whole = Account()
-        for one in accounts:
-            whole.merge(one)
-        return whole
+        total = Account()
+        for account in accounts:
+            total.merge(account)
+        return total
 
     def compact(self, account: Account) -> Account:
         account.settle()
@@ -189,13 +189,13 @@ class Finalize(beam.PTransform):
         self._job, self._part_bytes = job, part_bytes
 
     def expand(self, joined: tuple[beam.PCollection[Any], ...]) -> Any:
-        planned, *told = joined
-        results, accounts = self._added_up(told)
+        planned, *outcomes = joined
+        results, accounts = self._added_up(outcomes)
         # Beam's own joins, combinations with a default, and Create are several steps each, of which every one costs a small
         # job some ten milliseconds.
         by_name = (
             planned | "PlannedByName" >> beam.Map(_planned_by_name),
-            *(one | f"ResultsByName{i}" >> beam.Map(_result_by_name) for i, one in enumerate(results)),
+            *(part | f"ResultsByName{i}" >> beam.Map(_result_by_name) for i, part in enumerate(results)),
         )
         joined_by_name = by_name | "Both" >> beam.Flatten() | "Join" >> beam.GroupByKey()
         account = joined_by_name | "Account" >> beam.ParDo(_Account()).with_outputs(FAILED, main="accounted")
@@ -211,13 +211,13 @@ class Finalize(beam.PTransform):
         once = planned.pipeline | "Once" >> beam.Impulse()
         return once | "Finish" >> beam.ParDo(_Finish(), AsList(parts), AsList(failed), accounts, self._job)
 
-    def _added_up(self, told: Sequence[beam.PCollection[ShardResult | FailedShard]]) -> tuple[Sequence[Any], Any]:
+    def _added_up(self, outcomes: Sequence[beam.PCollection[ShardResult | FailedShard]]) -> tuple[Sequence[Any], Any]:
         """Each of these collections where it is made, before anything that a runner may move."""
         if isinstance(self._job, Job) and self._job.report is None:
-            return told, []
+            return outcomes, []
         split = [
-            one | f"AddUp{i}" >> beam.ParDo(_AddUp()).with_outputs(_ACCOUNTS, main="results")
-            for i, one in enumerate(told)
+            part | f"AddUp{i}" >> beam.ParDo(_AddUp()).with_outputs(_ACCOUNTS, main="results")
+            for i, part in enumerate(outcomes)
         ]
-        bundles = [one[_ACCOUNTS] for one in split] | "Bundles" >> beam.Flatten()
-        return [one.results for one in split], AsList(bundles | "Accounts" >> beam.CombinePerKey(Accounts()))
+        bundles = [part[_ACCOUNTS] for part in split] | "Bundles" >> beam.Flatten()
+        return [part.results for part in split], AsList(bundles | "Accounts" >> beam.CombinePerKey(Accounts()))

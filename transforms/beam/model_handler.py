@@ -164,13 +164,13 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         # Without batching, Beam takes what is an element to us for a batch of its own.
         elements = [batch] if isinstance(batch, pa.RecordBatch) else list(batch)
         found = model.infer(elements, self._rows, tag is not None)
-        failed = sum(_rows_in(element) for one in found if isinstance(one, Failure) for element in one.elements)
+        failed = sum(_rows_in(element) for item in found if isinstance(item, Failure) for element in item.elements)
         rows = sum(map(_rows_in, elements))
         count_batch(rows - failed, time.perf_counter() - started, bad_rows=failed)
         if self._counted_by_beam and self._path is None:
             # Beam adds the elements; what they hold beside the first of their rows is missing.
             Metrics.counter(NAMESPACE, "num_inferences").inc(rows - len(batch))
-        return [TaggedOutput(tag, (one.elements, one.error)) if isinstance(one, Failure) else one for one in found]
+        return [TaggedOutput(tag, (item.elements, item.error)) if isinstance(item, Failure) else item for item in found]
 
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
         """So many rows at most, whether they come one by one or in batches. Where Beam looks for a size of its own, it calls
@@ -262,12 +262,12 @@ class _Served(BatchPredictor):
             return
         if bad:
             good = np.ones(batch.num_rows, bool)
-            good[[one.row for one in bad]] = False
+            good[[bad_row.row for bad_row in bad]] = False
             batch = batch.filter(pa.array(good))
         if batch.num_rows or not bad:
             yield PredictionResult(batch, inference, public_uri(self.models[0].ref.uri))
-        for one in bad:
-            yield Failure([one.values], (DataError, one.error, [one.error]))
+        for bad_row in bad:
+            yield Failure([bad_row.values], (DataError, bad_row.error, [bad_row.error]))
 
 
 def _check_batching(
@@ -314,7 +314,7 @@ def _rows_of(element: Row | pa.RecordBatch | tuple[Any, Row | pa.RecordBatch], m
 def _auto_rows(signature: Signature) -> int:
     inputs = [row_nbytes(spec) for spec in signature.inputs.values()]
     outputs = known_row_nbytes(signature.outputs.values())
-    return rows_that_fit(None if None in inputs else sum(one or 0 for one in inputs), outputs)[0]
+    return rows_that_fit(None if None in inputs else sum(size or 0 for size in inputs), outputs)[0]
 
 
 def _joined(parts: list[pa.RecordBatch]) -> pa.RecordBatch:

@@ -100,7 +100,7 @@ class _PredictShard(beam.DoFn):
 
     def _load(self, job: Job) -> None:
         (self._devices, self._predictors), self._process = timed_load(lambda: load_predictors(job))
-        self._traces_told, self._load_told = 0, False
+        self._traces_counted, self._load_counted = 0, False
         self._failures = ShardFailures()
         self._store = open_store(job.folder, job.storage)
         self._sink = open_store(job.output, job.storage)
@@ -113,29 +113,33 @@ class _PredictShard(beam.DoFn):
                 result = predict_shard(job, self._predictors[i], self._store, self._sink, shard, cancelled)
         finally:
             progress.add(shards_in_flight=-1)
-        return result if result.told is None else replace(result, told=replace(result.told, process=self._process))
+        return (
+            result
+            if result.measurements is None
+            else replace(result, measurements=replace(result.measurements, process=self._process))
+        )
 
     def finish_bundle(self) -> Iterator[Any]:
         while self._pending:
             yield GlobalWindows.windowed_value(self._result(*self._pending.popleft()))
         if not self._ready:  # an empty bundle
             return
-        if not self._load_told:
+        if not self._load_counted:
             count_load(self._process.load_seconds)
-        self._load_told = True
+        self._load_counted = True
         count_model_bytes(progress.take_model_bytes())
         traces = sum(predictor.traces for predictor in self._predictors)
-        count_traces(traces - self._traces_told)
+        count_traces(traces - self._traces_counted)
         count_retries(take_retries())
-        self._traces_told = traces
+        self._traces_counted = traces
 
     def teardown(self) -> None:
         self._abandon()
 
     def _done(self) -> Iterator[ShardResult | FailedShard]:
-        for one in [one for one in self._pending if one[2].done()]:
-            self._pending.remove(one)
-            yield self._result(*one)
+        for entry in [entry for entry in self._pending if entry[2].done()]:
+            self._pending.remove(entry)
+            yield self._result(*entry)
 
     def _result(self, job: Job, shard: Shard, future: Future[ShardResult]) -> ShardResult | FailedShard:
         with self._ended_in_order():
@@ -223,10 +227,10 @@ class _PredictBatch(beam.DoFn):
                 halved=bisection.halved,
             )
             # Beam's coder sends the whole of what a slice is of: kept columns would go with each piece anew.
-            yield from (one_batch([one]) if one.num_rows < batch.num_rows else one for one in results)
+            yield from (one_batch([result]) if result.num_rows < batch.num_rows else result for result in results)
             started = time.perf_counter()
         if bad:
-            yield TaggedOutput(DEAD_LETTERS, dead_letters(sorted(bad, key=lambda one: one.row)))
+            yield TaggedOutput(DEAD_LETTERS, dead_letters(sorted(bad, key=lambda bad_row: bad_row.row)))
 
 
 @with_input_types(pa.RecordBatch)
@@ -298,11 +302,11 @@ class Predict(beam.PTransform):
 
 def _shown(models: Sequence[tuple[ModelRef, str]], rows: int | str, loading: Loading) -> dict[str, Any]:
     """What a runner's page tells of a step; a key may have one value."""
-    told = {
+    items = {
         "model": ("Model", [public_uri(ref.uri) for ref, _ in models]),
         "digest": ("SHA-256 of the model", [ref.digest for ref, _ in models]),
         "signature": ("Signature", [signature for _, signature in models]),
         "batch_rows": ("Rows per batch", [str(rows)]),
         "device": ("Device", [loading.device]),
     }
-    return {key: DisplayDataItem(", ".join(values), label=label) for key, (label, values) in told.items()}
+    return {key: DisplayDataItem(", ".join(values), label=label) for key, (label, values) in items.items()}

@@ -96,7 +96,7 @@ def _value(dtype: str, text: str) -> np.ndarray[Any, Any]:
 
 def _encoded(value: Any) -> Any:
     if isinstance(value, list):
-        return [_encoded(one) for one in value]
+        return [_encoded(item) for item in value]
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is no text")
     return value.encode()

@@ -54,10 +54,10 @@ class ExampleInput:
     def tensor(self, batch: pa.RecordBatch, where: str, first_row: int) -> tf.Tensor:
         """Strings, of one dimension or as many of one as the tensor has."""
         values = [column.row_values(batch, where, first_row) for column in self.columns]
-        told = [(one.name, one.dtype, found) for one, found in zip(self.features, values, strict=True)]
+        features = [(feature.name, feature.dtype, found) for feature, found in zip(self.features, values, strict=True)]
         rows = batch.num_rows
         shape = (rows, *(1 for _ in (self.spec.shape or (None,))[1:]))
-        return Bytes("string").tensor(encode_examples(rows, told), shape)
+        return Bytes("string").tensor(encode_examples(rows, features), shape)
 
 
 def encoded_features(inputs: Mapping[str, TensorSpec], rules: ColumnRules) -> dict[str, dict[str, ExampleFeature]]:
@@ -69,9 +69,9 @@ def encoded_features(inputs: Mapping[str, TensorSpec], rules: ColumnRules) -> di
         for tensor, keys in by_tensor("--tf_example", rules.tf_example, inputs).items()
     }
     known = Counter(name for name in inputs if name not in chosen)
-    known.update(one.name for some in chosen.values() for one in some)
+    known.update(feature.name for some in chosen.values() for feature in some)
     return {
-        tensor: {one.name if known[one.name] == 1 else f"{tensor}.{one.name}": one for one in some}
+        tensor: {feature.name if known[feature.name] == 1 else f"{tensor}.{feature.name}": feature for feature in some}
         for tensor, some in chosen.items()
     }
 
@@ -82,7 +82,10 @@ def row_inputs(inputs: Mapping[str, TensorSpec], rules: ColumnRules) -> dict[str
     found: dict[str, TensorSpec] = {}
     for tensor, spec in inputs.items():
         if tensor in encoded:
-            found |= {name: TensorSpec(name, one.dtype, (None, *one.shape)) for name, one in encoded[tensor].items()}
+            found |= {
+                name: TensorSpec(name, feature.dtype, (None, *feature.shape))
+                for name, feature in encoded[tensor].items()
+            }
         else:
             found[tensor] = spec
     return found
@@ -140,7 +143,7 @@ def _chosen(spec: TensorSpec, keys: Sequence[str]) -> tuple[ExampleFeature, ...]
             found=f"{found}: {found.problem}",
             cure="Encode the rows with --preprocess=MODULE:FUNCTION, and name its column with --feature.",
         )
-    known = {one.name: one for one in found.features}
+    known = {feature.name: feature for feature in found.features}
     for key in keys:
         if key not in known:
             raise ColumnError(
@@ -149,7 +152,7 @@ def _chosen(spec: TensorSpec, keys: Sequence[str]) -> tuple[ExampleFeature, ...]
                 found=listed("features", known),
                 cure=nearest(key, known) or "Name some of these instead.",
             )
-    needed = [one.name for one in found.features if one.required and keys and one.name not in keys]
+    needed = [feature.name for feature in found.features if feature.required and keys and feature.name not in keys]
     if needed:
         raise ColumnError(
             f"--tf_example leaves out the feature '{needed[0]}' of '{spec.name}', for which the model has no default",
@@ -157,7 +160,7 @@ def _chosen(spec: TensorSpec, keys: Sequence[str]) -> tuple[ExampleFeature, ...]
             found=listed("features", keys),
             cure=f"Add {needed[0]} to it.",
         )
-    return tuple(one for one in found.features if not keys or one.name in keys)
+    return tuple(feature for feature in found.features if not keys or feature.name in keys)
 
 
 def example_cure(spec: TensorSpec) -> str:
@@ -191,7 +194,7 @@ def _is_message(data: bytes, spec: TensorSpec) -> bool:
 
     assert spec.example is not None
     if not data:
-        return not any(one.required for one in spec.example.features)
+        return not any(feature.required for feature in spec.example.features)
     try:
         if spec.example.message == "tf.train.SequenceExample":
             sequence = tf.train.SequenceExample.FromString(data)

@@ -33,7 +33,7 @@ def encode_examples(rows: int, features: Sequence[tuple[str, str, RowValues]]) -
     """A serialized Example for each of `rows`; `features` are keys, dtypes and what rows hold of each."""
     pieces = [
         _for_every_row(rows, piece, values.kept)
-        for key, dtype, values in sorted(features, key=lambda one: one[0].encode())
+        for key, dtype, values in sorted(features, key=lambda feature: feature[0].encode())
         for piece in _entry(key, dtype, values, rows if values.kept is None else len(values.kept))
     ]
     size = np.zeros(rows, np.int64)

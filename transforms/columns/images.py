@@ -93,19 +93,19 @@ def _decoder(size: tuple[int, int, int], dtype: str) -> Any:
         return tf.cast(tf.image.extract_jpeg_shape(data)[:2], tf.int64)
 
     def png_size(data: tf.Tensor) -> tf.Tensor:
-        told = tf.io.decode_raw(tf.strings.substr(data, 16, 8), tf.uint8)
-        bytes_of = tf.reshape(tf.cast(told, tf.int64), (2, 4))
+        header = tf.io.decode_raw(tf.strings.substr(data, 16, 8), tf.uint8)
+        bytes_of = tf.reshape(tf.cast(header, tf.int64), (2, 4))
         return tf.reverse(tf.reduce_sum(bytes_of * tf.constant([1 << 24, 1 << 16, 1 << 8, 1], tf.int64), axis=1), [0])
 
-    def one(data: tf.Tensor) -> tf.Tensor:
+    def pixels_of(data: tf.Tensor) -> tf.Tensor:
         jpeg = tf.equal(tf.strings.substr(data, 0, len(_JPEG)), _JPEG)
         png = tf.equal(tf.strings.substr(data, 0, len(_PNG)), _PNG) & (tf.strings.length(data) >= _PNG_HEADER)
         known = tf.debugging.Assert(jpeg | png, ["neither JPEG nor PNG"])
         with tf.control_dependencies([known]):
-            told = tf.cond(jpeg, lambda: jpeg_size(data), lambda: png_size(data))
+            sides = tf.cond(jpeg, lambda: jpeg_size(data), lambda: png_size(data))
         # Each alone too, since the product of two sizes of 32 bits overflows.
-        bounded = (tf.reduce_max(told) <= MOST_PIXELS) & (told[0] * told[1] <= MOST_PIXELS)
-        small = tf.debugging.Assert(bounded, ["height and width", told])
+        bounded = (tf.reduce_max(sides) <= MOST_PIXELS) & (sides[0] * sides[1] <= MOST_PIXELS)
+        small = tf.debugging.Assert(bounded, ["height and width", sides])
         with tf.control_dependencies([small]):
             pixels = tf.cond(
                 jpeg,
@@ -113,9 +113,9 @@ def _decoder(size: tuple[int, int, int], dtype: str) -> Any:
                 lambda: tf.io.decode_png(data, channels=channels),
             )
         pixels = tf.ensure_shape(pixels, (None, None, channels))
-        fits = tf.reduce_all(tf.equal(told, (height, width)))
+        same_size = tf.reduce_all(tf.equal(sides, (height, width)))
         # TensorFlow 2.21 runs an `ensure_shape` within a branch even where the other branch is taken.
-        return tf.ensure_shape(tf.cond(fits, lambda: tf.cast(pixels, target), lambda: resized(pixels)), size)
+        return tf.ensure_shape(tf.cond(same_size, lambda: tf.cast(pixels, target), lambda: resized(pixels)), size)
 
     def resized(pixels: tf.Tensor) -> tf.Tensor:
         scaled = tf.image.resize(pixels, (height, width), antialias=True)
@@ -126,7 +126,7 @@ def _decoder(size: tuple[int, int, int], dtype: str) -> Any:
         # Where there is a GPU, each image would cross to it and back to be resized.
         with tf.device("/CPU:0"):
             return tf.map_fn(
-                one, encoded, fn_output_signature=tf.TensorSpec(size, target), parallel_iterations=_IMAGES_AT_ONCE
+                pixels_of, encoded, fn_output_signature=tf.TensorSpec(size, target), parallel_iterations=_IMAGES_AT_ONCE
             )
 
     return decode.get_concrete_function()

@@ -74,7 +74,7 @@ class Input:
             import tensorflow as tf
 
             return tf.reshape(
-                tf.stack([one.tensor(batch, (), where, first_row) for one in self.columns], axis=1), shape
+                tf.stack([column.tensor(batch, (), where, first_row) for column in self.columns], axis=1), shape
             )
         dtype = numpy_dtype(self.spec.dtype)
         buffer = pa.allocate_buffer(rows * len(self.columns) * dtype.itemsize)
@@ -93,12 +93,12 @@ class InputPlan:
     @property
     def mapping(self) -> Mapping[str, tuple[str, ...]]:
         """Name of a tensor, or of a feature that is encoded, to its column or columns, members of structs by their path."""
-        return {name: columns for one in self.inputs for name, columns in one.mapping.items()}
+        return {name: columns for model_input in self.inputs for name, columns in model_input.mapping.items()}
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The top-level columns to read, each once, in the order of their first use."""
-        return tuple(dict.fromkeys(column.path[0] for one in self.inputs for column in one.columns))
+        return tuple(dict.fromkeys(column.path[0] for model_input in self.inputs for column in model_input.columns))
 
     @property
     def whole_columns(self) -> tuple[str, ...]:
@@ -106,25 +106,29 @@ class InputPlan:
         so that it is kept unless somebody says otherwise.
         """
         return tuple(
-            dict.fromkeys(column.path[0] for one in self.inputs for column in one.columns if len(column.path) == 1)
+            dict.fromkeys(
+                column.path[0] for model_input in self.inputs for column in model_input.columns if len(column.path) == 1
+            )
         )
 
     @property
     def row_nbytes(self) -> int | None:
         """Bytes that one row takes in the tensors; None where strings or lists vary."""
-        sizes = [one.row_nbytes for one in self.inputs]
+        sizes = [model_input.row_nbytes for model_input in self.inputs]
         return None if None in sizes else sum(size or 0 for size in sizes)
 
     def unasked_examples(self, named: Collection[str]) -> list[Input]:
         """Inputs of serialized messages that a column feeds as it is, though they are not `named`."""
         return [
-            one for one in self.inputs if isinstance(one, Input) and one.spec.example and one.spec.name not in named
+            model_input
+            for model_input in self.inputs
+            if isinstance(model_input, Input) and model_input.spec.example and model_input.spec.name not in named
         ]
 
     def check_held_examples(self, named: Collection[str], batch: pa.RecordBatch, where: str) -> None:
         """Raises `ColumnError` where such a column holds something else in the batch's first rows."""
-        for one in self.unasked_examples(named):
-            check_held_examples(one.spec, one.columns[0], batch, where)
+        for model_input in self.unasked_examples(named):
+            check_held_examples(model_input.spec, model_input.columns[0], batch, where)
 
     def tensors(self, batch: pa.RecordBatch, *, where: str = "", first_row: int = 0) -> dict[str, tf.Tensor]:
         """One tensor per input, its first dimension the rows of the batch, in Arrow's own memory where that is aligned.
@@ -133,7 +137,7 @@ class InputPlan:
         Raises `NullFeature` for a null that nothing fills, and `ColumnError` for a list of another length, a value that
         cannot be cast and an image that cannot be decoded; all name the first such row.
         """
-        return {one.spec.name: one.tensor(batch, where, first_row) for one in self.inputs}
+        return {model_input.spec.name: model_input.tensor(batch, where, first_row) for model_input in self.inputs}
 
     def unfit(self, batch: pa.RecordBatch, where: str, first_row: int) -> dict[int, str]:
         """Rows of the batch, from 0, of which no tensor can be made, with the error of each row alone. Those that fail only
@@ -141,33 +145,35 @@ class InputPlan:
         """
         found: dict[int, str] = {}
         left = np.arange(batch.num_rows)
-        for one in self.inputs:
+        for model_input in self.inputs:
             while len(left):
-                alike = _unfit(one, batch, left, where, first_row)
+                alike = _unfit(model_input, batch, left, where, first_row)
                 if not alike:
                     break
                 found |= alike
-                fits = ~np.isin(left, list(alike))
-                left, batch = left[fits], batch.filter(pa.array(fits))
+                keep = ~np.isin(left, list(alike))
+                left, batch = left[keep], batch.filter(pa.array(keep))
         return found
 
 
 def _unfit(
-    one: Input | ExampleInput, batch: pa.RecordBatch, rows: np.ndarray[Any, Any], where: str, first_row: int
+    model_input: Input | ExampleInput, batch: pa.RecordBatch, rows: np.ndarray[Any, Any], where: str, first_row: int
 ) -> dict[int, str]:
     """Some of the rows that fail, all of them in the same way, if any does; `rows` are the batch's by their numbers."""
     try:
-        one.tensor(batch, where, first_row)
+        model_input.tensor(batch, where, first_row)
     except (ColumnError, NullFeature) as error:
         alike = error.alike
     else:
         return {}
     if not alike:  # as of images: each row is looked at
-        told = ((int(row), _told_alone(one, batch, i, where, first_row + int(row))) for i, row in enumerate(rows))
-        return {row: str(error) for row, error in told if error is not None}
+        errors = (
+            (int(row), _error_alone(model_input, batch, i, where, first_row + int(row))) for i, row in enumerate(rows)
+        )
+        return {row: str(error) for row, error in errors if error is not None}
     first, found = alike[0]
     row = first_row + int(rows[first])
-    error_of_first = _told_alone(one, batch, first, where, row)
+    error_of_first = _error_alone(model_input, batch, first, where, row)
     if error_of_first is None:
         return {}
     what, rest = error_of_first.what, str(error_of_first)[len(error_of_first.what) :]
@@ -178,9 +184,11 @@ def _unfit(
     }
 
 
-def _told_alone(one: Input | ExampleInput, batch: pa.RecordBatch, index: int, where: str, row: int) -> DataError | None:
+def _error_alone(
+    model_input: Input | ExampleInput, batch: pa.RecordBatch, index: int, where: str, row: int
+) -> DataError | None:
     try:
-        one.tensor(batch.slice(index, 1), where, row)
+        model_input.tensor(batch.slice(index, 1), where, row)
     except (ColumnError, NullFeature) as error:
         return error
     return None
@@ -204,14 +212,14 @@ def plan_inputs(
     names = {tensor: tuple(features.get(tensor) or (tensor,)) for tensor in ruled}
     if len(inputs) == 1 and not features and not encoded and path_of(schema, next(iter(inputs))) is None:
         ((tensor, spec),) = inputs.items()
-        names = {tensor: (_only_fit(schema, spec, ruled[tensor], where),)}
+        names = {tensor: (_only_match(schema, spec, ruled[tensor], where),)}
 
     def plan(tensor: str, spec: TensorSpec) -> Input | ExampleInput:
         if tensor not in encoded:
             return _input(schema, spec, names[tensor], ruled[tensor], where)
         found = encoded[tensor]
         columns = tuple(
-            _of_feature(schema, tensor, one, names[name], ruled[name], where) for name, one in found.items()
+            _of_feature(schema, tensor, feature, names[name], ruled[name], where) for name, feature in found.items()
         )
         return ExampleInput(spec, tuple(found.values()), tuple(found), columns)
 
@@ -239,7 +247,9 @@ def check_inputs(
                 cure=nearest(tensor, rows) or "Name one of these instead.",
             )
     ruled = tensor_rules(rules, rows)
-    return ruled | {name: feature_rule(ruled[name], one) for some in encoded.values() for name, one in some.items()}
+    return ruled | {
+        name: feature_rule(ruled[name], feature) for some in encoded.values() for name, feature in some.items()
+    }
 
 
 def plan_outputs(
@@ -269,23 +279,23 @@ def _input(schema: pa.Schema, spec: TensorSpec, names: tuple[str, ...], rule: Te
     target = None if spec.shape is None else spec.shape[1:]
     if len(columns) == 1:
         (column,) = columns
-        fit = _match(column.dims, target)
-        if fit is None:
+        match = _match(column.dims, target)
+        if match is None:
             raise _misfit(spec, column, where, "Reshape the column, or name another with --feature.")
-        lengths, inner = fit
+        lengths, inner = match
         return Input(spec, (_with_lengths(column, lengths),), inner)
     for column in columns:
         if column.dims:
             raise _misfit(spec, column, where, "Only scalar columns can be packed side by side.")
-    fit = _match((len(columns),), target)
-    if fit is None:
+    match = _match((len(columns),), target)
+    if match is None:
         raise ColumnError(
             f"{len(columns)} columns do not fit tensor '{spec.name}'{within(where)}",
             expected=described(spec),
             found=", ".join(names),
             cure=f"Give --feature {spec.name}=… as many columns as the tensor has values in a row.",
         )
-    return Input(spec, tuple(columns), fit[1])
+    return Input(spec, tuple(columns), match[1])
 
 
 def _of_feature(
@@ -344,7 +354,7 @@ def _cure(kind: pa.DataType, spec: TensorSpec, name: str, rule: TensorRule) -> s
     return "Cast the column to a number, bool, string or list of these."
 
 
-def _only_fit(schema: pa.Schema, spec: TensorSpec, rule: TensorRule, where: str) -> str:
+def _only_match(schema: pa.Schema, spec: TensorSpec, rule: TensorRule, where: str) -> str:
     fitting = [name for name in dict.fromkeys(schema.names) if _fits(schema, spec, name, rule)]
     if len(fitting) == 1:
         return fitting[0]

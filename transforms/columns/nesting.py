@@ -114,9 +114,9 @@ class EqualLists:
         wrong = lengths != length
         if wrong.any():
             index = int(wrong.argmax())
-            told = f"{length} values" if wanted is not None else f"{length} values, as in the first list"
+            expected = f"{length} values" if wanted is not None else f"{length} values, as in the first list"
             # Without a length of the plan, lists only differ from one another.
-            raise ListLengthError(index, int(lengths[index]), told, lengths, None if wanted is None else wrong)
+            raise ListLengthError(index, int(lengths[index]), expected, lengths, None if wanted is None else wrong)
         at.array = child(array).slice(int(edges[0]), int(edges[-1] - edges[0]))
         at.dims = (*at.dims, length)
 
@@ -144,8 +144,8 @@ class PaddedLists:
             index = int((lengths > size).argmax())
             raise ListLengthError(index, int(lengths[index]), f"at most {size} values", lengths, lengths > size)
         if places * size > MOST_PLACES:
-            told = f"at most {MOST_PLACES // places} values, since {places} lists of the batch are padded alike"
-            raise ListLengthError(int(lengths.argmax()), longest, told)
+            expected = f"at most {MOST_PLACES // places} values, since {places} lists of the batch are padded alike"
+            raise ListLengthError(int(lengths.argmax()), longest, expected)
         if at.present is not None or longest < size or int(lengths.min(initial=size)) < size:
             present = np.arange(size) < lengths[:, None]
             if at.present is not None:

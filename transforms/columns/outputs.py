@@ -65,13 +65,13 @@ class OutputPlan:
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
         """What the model has to give."""
-        specs = [*(one.spec for one in self.outputs), *(one.spec for one in self.best)]
+        specs = [*(best.spec for best in self.outputs), *(best.spec for best in self.best)]
         return tuple({spec.name: spec for spec in specs}.values())
 
     @property
     def fields(self) -> tuple[pa.Field[Any], ...]:
         """The columns, in the order of the model's outputs, then best classes; none of them, and no value in them, is null."""
-        return (*(output.field for output in self.outputs), *(field for one in self.best for field in one.fields))
+        return (*(output.field for output in self.outputs), *(field for best in self.best for field in best.fields))
 
     def columns(self, results: Mapping[str, tf.Tensor], rows: int) -> list[pa.Array[Any]]:
         """One array of length `rows` per field, in TensorFlow's own memory wherever Arrow has the same layout.
@@ -79,7 +79,7 @@ class OutputPlan:
         Raises `UnsupportedModel` where a result does not have one row for each of the input's.
         """
         columns = [output.array(results[output.spec.name], rows) for output in self.outputs]
-        return columns + [array for one in self.best for array in one.arrays(results[one.spec.name], rows)]
+        return columns + [array for best in self.best for array in best.arrays(results[best.spec.name], rows)]
 
 
 def output_plan(outputs: Mapping[str, TensorSpec], predictions: Mapping[str, str], prediction_type: str) -> OutputPlan:

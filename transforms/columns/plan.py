@@ -51,7 +51,9 @@ class ColumnChoice:
     def fed(self, signature: Signature) -> Signature:
         """The signature without the inputs that are constants."""
         constant = dict(self.constants)
-        return replace(signature, inputs={name: one for name, one in signature.inputs.items() if name not in constant})
+        return replace(
+            signature, inputs={name: spec for name, spec in signature.inputs.items() if name not in constant}
+        )
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,10 @@ class ModelPlan:
 
     def resolved(self, choice: ColumnChoice) -> ColumnChoice:
         """The choice with nothing left to a default."""
-        columns = [(one.spec.name, one.field.name) for one in self.outputs.outputs]
+        columns = [(output.spec.name, output.field.name) for output in self.outputs.outputs]
         outputs = tuple(output for output, _ in columns)
         features = tuple(sorted(self.inputs.mapping.items()))
-        best = tuple(one.asked for one in self.outputs.best)
+        best = tuple(best.asked for best in self.outputs.best)
         return ColumnChoice(choice.name, features, tuple(columns), choice.rules, outputs, choice.constants, best)
 
 
@@ -107,9 +109,9 @@ def plan_columns(
     plans = tuple(_plan_model(schema, signature, choice, where) for signature, choice in models)
     features = {name for plan in plans for name in plan.inputs.columns}
     # A struct of which only a member feeds a model passes through like any other column.
-    whole = {name for plan in plans for name in plan.inputs.whole_columns}
+    full_features = {name for plan in plans for name in plan.inputs.whole_columns}
     # Readers of Parquet take such a column from the folders, and most of them no file that has it as well.
-    aside = whole.union(partition_columns)
+    aside = full_features.union(partition_columns)
     kept = tuple(keep) if keep is not None else tuple(name for name in names if name not in aside)
     known = set(names)
     kept = tuple(dict.fromkeys(known_name(name, known) for name in kept))
@@ -125,7 +127,7 @@ def plan_columns(
     owners = dict.fromkeys(kept, "a kept column")
     for plan, (_, choice) in zip(plans, models, strict=True):
         named = [(output.field.name, output.spec.name) for output in plan.outputs.outputs]
-        named += [(field.name, one.spec.name) for one in plan.outputs.best for field in one.fields]
+        named += [(field.name, best.spec.name) for best in plan.outputs.best for field in best.fields]
         for column, output in named:
             title = f"{choice.name}.{output}".lstrip(".")
             if column in owners:
@@ -133,7 +135,7 @@ def plan_columns(
                     f"The model's output {title!r} and {owners[column]} would both be {column!r}",
                     expected="a name of its own for each column of the output",
                     found=f"{listed('kept columns', kept)}; "
-                    + listed("predictions", (field.name for one in plans for field in one.outputs.fields)),
+                    + listed("predictions", (field.name for plan in plans for field in plan.outputs.fields)),
                     cure=f"Rename the prediction, as in --prediction {title}={column}_predicted"
                     + (", or leave it out of --keep" if column in kept else ""),
                 )
@@ -162,9 +164,9 @@ def _plan_outputs(outputs: Mapping[str, TensorSpec], choice: ColumnChoice) -> Ou
     if choice.name:
         predictions = {output: f"{choice.name}_{output}" for output in outputs} | predictions
     named = {output: column for output, column in predictions.items() if output in some or output not in outputs}
-    best = [replace(one, column=one.column or predictions.get(one.output, "")) for one in choice.top_k]
+    best = [replace(asked, column=asked.column or predictions.get(asked.output, "")) for asked in choice.top_k]
     planned = plan_outputs(some, named, rules=choice.rules)
-    return replace(planned, best=tuple(plan_best_classes(outputs, one) for one in best))
+    return replace(planned, best=tuple(plan_best_classes(outputs, asked) for asked in best))
 
 
 def selected(outputs: Mapping[str, TensorSpec], choice: ColumnChoice) -> dict[str, TensorSpec]:
@@ -181,7 +183,7 @@ def selected(outputs: Mapping[str, TensorSpec], choice: ColumnChoice) -> dict[st
                 found=listed("outputs", outputs),
                 cure=nearest(name, outputs) or "Name one of these instead.",
             )
-    best = {one.output for one in choice.top_k}
+    best = {asked.output for asked in choice.top_k}
     for name, _ in choice.predictions:
         if choice.outputs is not None and name in outputs and name not in (*choice.outputs, *best):
             raise ColumnError(
@@ -267,8 +269,8 @@ def rows_that_fit(inputs: int | None, outputs: int) -> tuple[int, str]:
     fits = max(1, _BATCH_BYTES // row_bytes, min(_LARGE_ROWS, _LARGE_BATCH_BYTES // row_bytes))
     most = _MOST_BATCH_ROWS if inputs is not None else _VARIABLE_LENGTH_ROWS
     rows = min(most, 1 << (fits.bit_length() - 1))
-    told = f"{row_bytes} bytes a row" if inputs is not None else f"{outputs} bytes a row of outputs (its inputs vary)"
-    rule = f"{_AUTO}: the power of two at or below 2 MiB / {told}, at most {most}, at least {_LARGE_ROWS} within 16 MiB"
+    size = f"{row_bytes} bytes a row" if inputs is not None else f"{outputs} bytes a row of outputs (its inputs vary)"
+    rule = f"{_AUTO}: the power of two at or below 2 MiB / {size}, at most {most}, at least {_LARGE_ROWS} within 16 MiB"
     return rows, f"{rule}; fewer in files of which so many rows are read as more than 32 MiB"
 
 

@@ -122,7 +122,7 @@ class BestClasses:
         column, k = self.asked.column, self.asked.k
         name, kind = ("class", pa.int32()) if self.asked.labels is None else ("label", pa.string())
         kinds: tuple[pa.DataType, pa.DataType] = (kind, ARROW_TYPES[self.spec.dtype])
-        classes, scores = kinds if k == 1 else (list_type(one, k) for one in kinds)
+        classes, scores = kinds if k == 1 else (list_type(kind, k) for kind in kinds)
         return (
             pa.field(f"{column}_{name}", classes, nullable=False),
             pa.field(f"{column}_score", scores, nullable=False),

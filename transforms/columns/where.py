@@ -140,12 +140,14 @@ class RowFilter:
         match node:
             case ast.BoolOp():
                 join = "and_kleene" if isinstance(node.op, ast.And) else "or_kleene"
-                return _fold(join, [self._condition(one, batch) for one in node.values])
+                return _fold(join, [self._condition(part, batch) for part in node.values])
             case ast.UnaryOp(op=ast.Not()):
                 return _call("invert", self._condition(node.operand, batch))
             case ast.Compare():
                 sides = [node.left, *node.comparators]
-                parts = [self._comparison(*one, batch) for one in zip(sides, node.ops, sides[1:], strict=False)]
+                parts = [
+                    self._comparison(*comparison, batch) for comparison in zip(sides, node.ops, sides[1:], strict=False)
+                ]
                 return _fold("and_kleene", parts)
         value = self._value(node, batch)
         if isinstance(value, Constant) or not pa.types.is_boolean(value.type):
@@ -159,7 +161,7 @@ class RowFilter:
                 self._wrong(left, "a column", "a constant")
             return _call("is_null" if isinstance(operator, ast.Is) else "is_valid", value)
         if isinstance(right, (ast.Tuple, ast.List)):
-            found = _fold("or_kleene", [self._compared("equal", left, one, batch) for one in right.elts])
+            found = _fold("or_kleene", [self._compared("equal", left, element, batch) for element in right.elts])
             return found if isinstance(operator, ast.In) else _call("invert", found)
         return self._compared(_COMPARISONS[type(operator)], left, right, batch)
 
@@ -246,10 +248,10 @@ def _call(function: str, *arguments: Any) -> Any:
 
 
 def _fold(function: str, parts: list[Any]) -> Any:
-    whole, *others = parts
+    joined, *others = parts
     for part in others:
-        whole = _call(function, whole, part)
-    return whole
+        joined = _call(function, joined, part)
+    return joined
 
 
 def _kind(value: pa.Array[Any] | Constant) -> str:

@@ -105,7 +105,8 @@ def expand_lists(inputs: tuple[str, ...], options: StoreOptions) -> tuple[str, .
     """
     patterns = tuple(
         chain.from_iterable(
-            _read_list(one[1:], options) if one.startswith("@") else (_with_folder(one, options),) for one in inputs
+            _read_list(pattern[1:], options) if pattern.startswith("@") else (_with_folder(pattern, options),)
+            for pattern in inputs
         )
     )
     check_one_store(patterns)

@@ -97,12 +97,12 @@ class JobModel:
             "feature": {tensor: list(columns) for tensor, columns in self.columns.features},
             "prediction": dict(self.columns.predictions),
             **{
-                one.name: getattr(rules, one.name)
-                for one in fields(rules)
-                if getattr(rules, one.name) != getattr(usual, one.name)
+                rule.name: getattr(rules, rule.name)
+                for rule in fields(rules)
+                if getattr(rules, rule.name) != getattr(usual, rule.name)
             },
             **({"constant": dict(self.columns.constants)} if self.columns.constants else {}),
-            **({"top_k": {one.output: one.record() for one in self.columns.top_k}} if self.columns.top_k else {}),
+            **({"top_k": {asked.output: asked.record() for asked in self.columns.top_k}} if self.columns.top_k else {}),
             **self._record_operations(),
         }
 
@@ -175,7 +175,7 @@ class Job:
     claim: int = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = {attribute.name: getattr(self, attribute.name) for attribute in fields(self)}
         return _job, (*_packed(values.pop("input_schema")), values)
 
     def record(self) -> dict[str, Any]:
@@ -185,7 +185,7 @@ class Job:
             "models": {model.columns.name: model.record() for model in self.models},
             "input": list(self.inputs),
             # What a list names may change the folder, and with it every output's name.
-            **({"folder": self.folder} if any(one.startswith("@") for one in self.inputs) else {}),
+            **({"folder": self.folder} if any(pattern.startswith("@") for pattern in self.inputs) else {}),
             "partition_columns": list(self.partitions),
             "keep": list(self.keep),
             "schema": hashlib.sha256(self.input_schema).hexdigest(),
@@ -321,9 +321,11 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
     flat = {key: value for key, value in record.items() if key not in ("fingerprint", "models", "first_input", "table")}
     models: dict[str, dict[str, Any]] = record.get("models", {})
     if models.keys() == {""}:
-        (one,) = models.values()
-        own = {key: value for key, value in one.items() if key not in ("uri", "format", "digest")}
-        return {"model": {key: one.get(key) for key in ("uri", "digest")}, **own, **flat} if "digest" in one else flat
+        (model,) = models.values()
+        own = {key: value for key, value in model.items() if key not in ("uri", "format", "digest")}
+        return (
+            {"model": {key: model.get(key) for key in ("uri", "digest")}, **own, **flat} if "digest" in model else flat
+        )
     named: dict[str, Any] = {}
     for name, model in models.items():
         named[f"model {name}"] = {key: model.get(key) for key in ("uri", "digest")}

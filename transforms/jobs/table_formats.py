@@ -31,7 +31,7 @@ class Tables:
         self._folder = split_glob(pattern)[0]
         # A local walk does not enter folders in which nothing can match: their records are asked for by name.
         self._is_local = "://" not in pattern or pattern.startswith("file://")
-        self._looked: set[str] = set()
+        self._checked: set[str] = set()
         self._last = ""
         self._root: tuple[str, str, str] | None = None
         self._above = list(_above(store, split_glob(pattern)[0]))
@@ -52,21 +52,21 @@ class Tables:
                 self.note(ref)
             else:
                 if self._is_local:
-                    self._look_beside(ref.uri)
+                    self._check_folders(ref.uri)
                 if self._root is not None and ref.uri.startswith(self._root[1]):
                     raise self._refused(ref.uri, *self._root)
                 self._last = ref.uri
             yield ref
 
-    def _look_beside(self, file: str) -> None:
+    def _check_folders(self, file: str) -> None:
         """In each folder from the pattern's down to the file's, once."""
         folders = {self._folder}
         for end in re.finditer("/", file[len(self._folder) :]):
             folders.add(file[: len(self._folder) + end.end()])
-        for folder in sorted(folders - self._looked):
+        for folder in sorted(folders - self._checked):
             if (found := _record_in(self._store, folder)) is not None:
                 self._root = found
-        self._looked = folders
+        self._checked = folders
 
     def _refused(self, file: str, kind: str, root: str, record: str) -> InvalidRequest:
         return InvalidRequest(

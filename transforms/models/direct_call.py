@@ -38,8 +38,10 @@ def direct(function: Any, names: Sequence[str], usual: Call) -> Call:
     from tensorflow.python.eager import context
 
     outputs, captures = function.structured_outputs, list(function._captured_inputs)
-    dense = isinstance(outputs, Mapping) and all(isinstance(one, tf.Tensor | tf.TensorSpec) for one in outputs.values())
-    if not dense or not all(isinstance(one, tf.Tensor) for one in captures):
+    dense = isinstance(outputs, Mapping) and all(
+        isinstance(output, tf.Tensor | tf.TensorSpec) for output in outputs.values()
+    )
+    if not dense or not all(isinstance(capture, tf.Tensor) for capture in captures):
         return usual
     # TensorFlow flattens a dict in the order of its sorted keys.
     returned, known = sorted(outputs), frozenset(names)
@@ -51,7 +53,7 @@ def direct(function: Any, names: Sequence[str], usual: Call) -> Call:
         runtime = context.context()
         if tensors.keys() != known or not runtime.executing_eagerly():
             return usual(tensors)
-        given = [tensors[one] for one in names]
+        given = [tensors[name] for name in names]
         return dict(zip(returned, runtime.call_function(name, given + captures, count), strict=True))
 
     return call

@@ -66,8 +66,8 @@ class Found:
     @property
     def operations(self) -> Operations:
         rewritten = ("AccumulateNV2", "Xla")  # before any kernel is looked for
-        looked_for = {op for op in self.used if not op.startswith(rewritten) and _is_registered(op)}
-        unrunnable = {op for op in looked_for if not _has_kernel(op)}
+        registered = {op for op in self.used if not op.startswith(rewritten) and _is_registered(op)}
+        unrunnable = {op for op in registered if not _has_kernel(op)}
         found = (self.random, self.writes, self.outside, self.python, unrunnable)
         return Operations(*(tuple(sorted(some)) for some in found))
 
@@ -115,7 +115,7 @@ class Library:
                     yield name, labels[1:]
                 else:
                     # Other operations call them with what they make, or over and over again: only a handle stays itself.
-                    yield name, tuple(one if one == SEED else None for one in labels)
+                    yield name, tuple(label if label == SEED else None for label in labels)
 
 
 def _functions(value: Any) -> Iterator[str]:

@@ -230,12 +230,12 @@ def _assigns(schema: Any, model: Any, names: list[str], nbytes: int) -> bool:
     graphs = [model.Subgraphs(i) for i in range(model.SubgraphsLength())]
     used: dict[int, set[str]] = {}
     once: set[int] = set()
-    looked_at = 0
+    visited = 0
     for at, graph in enumerate(graphs):
         used[at] = set()
         for i in range(graph.OperatorsLength()):
-            looked_at += 1
-            if looked_at > nbytes // 4:  # an operation takes as many bytes, unless many graphs claim the same ones
+            visited += 1
+            if visited > nbytes // 4:  # an operation takes as many bytes, unless many graphs claim the same ones
                 raise ValueError("its graphs share operations")
             operator = graph.Operators(i)
             name = names[operator.OpcodeIndex()]

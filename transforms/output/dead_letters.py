@@ -59,11 +59,11 @@ def dead_letter_schema(columns: pa.Schema) -> pa.Schema:
 
 def dead_letters(bad: Sequence[BadRow]) -> pa.RecordBatch:
     """Rows of one schema, which hold on to no memory of the batches that they were found in."""
-    told = zip(*((one.where, one.row, one.stage, one.error) for one in bad), strict=True)
-    said = [pa.array(values, kind) for values, kind in zip(told, COLUMNS.types, strict=True)]
+    columns = zip(*((bad_row.where, bad_row.row, bad_row.stage, bad_row.error) for bad_row in bad), strict=True)
+    said = [pa.array(values, kind) for values, kind in zip(columns, COLUMNS.types, strict=True)]
     schema = dead_letter_schema(bad[0].batch.schema.remove_metadata())
     parts = [
-        [_copied(column, [one.index for one in same]) for column in batch.columns]
+        [_copied(column, [bad_row.index for bad_row in same]) for column in batch.columns]
         for batch, same in ((same[0].batch, same) for same in _by_batch(bad))
     ]
     values = [pa.concat_arrays(arrays) if len(parts) > 1 else arrays[0] for arrays in zip(*parts, strict=True)]
@@ -71,7 +71,7 @@ def dead_letters(bad: Sequence[BadRow]) -> pa.RecordBatch:
 
 
 def _by_batch(bad: Sequence[BadRow]) -> Iterator[list[BadRow]]:
-    return (list(same) for _, same in groupby(bad, key=lambda one: id(one.batch)))
+    return (list(same) for _, same in groupby(bad, key=lambda bad_row: id(bad_row.batch)))
 
 
 def _copied(array: pa.Array[Any], indices: list[int]) -> pa.Array[Any]:
@@ -122,7 +122,7 @@ class DeadLetters:
     def settle(self) -> None:
         """After each batch: puts its rows in order, and holds on to no memory of it."""
         if self._new:
-            self._held.append(dead_letters(sorted(self._new, key=lambda one: one.row)))
+            self._held.append(dead_letters(sorted(self._new, key=lambda bad_row: bad_row.row)))
             self._new = []
         if sum(batch.nbytes for batch in self._held) >= _BYTES_HELD:
             self._write_held()
@@ -132,12 +132,12 @@ class DeadLetters:
         self.rows += batch.num_rows
         if self.rows > self._allowed:
             raise rows_of_another_schema(self._job, self._shard, self._allowed)
-        told: list[Any] = [self._shard.source.uri, None, error.stage, str(error)]
+        fields: list[Any] = [self._shard.source.uri, None, error.stage, str(error)]
         columns = [
             pa.array(range(first_row, first_row + batch.num_rows), kind)
             if value is None
             else repeated(value, kind, batch.num_rows)
-            for value, kind in zip(told, COLUMNS.types, strict=True)
+            for value, kind in zip(fields, COLUMNS.types, strict=True)
         ]
         self._held.append(pa.RecordBatch.from_arrays([*batch.columns, *columns], schema=self._schema))
         self._write_held()

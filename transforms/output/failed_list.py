@@ -61,20 +61,20 @@ def failed_list_in(text: str) -> str | None:
 
 def write_failed_list(job: Job, failed: Sequence[FailedShard], shards: int, rows: int, manifest: Iterable[str]) -> str:
     """Its name below the output folder. The same shards with the same reasons make the same file; an earlier one is removed."""
-    lost = sum(one.shard.rows for one in failed)
+    lost = sum(failure.shard.rows for failure in failed)
     summary = FailedSummary(shards, rows, len(failed), lost, tuple(manifest))
     table = pa.Table.from_pylist(
         [
             {
-                "output": one.shard.output,
-                "input": one.shard.source.uri,
-                "input_version": one.shard.source.version,
-                "first_row": one.shard.first_row,
-                "rows": one.shard.rows,
-                "error": type(one.error).__name__,
-                "reason": one.reason,
+                "output": failure.shard.output,
+                "input": failure.shard.source.uri,
+                "input_version": failure.shard.source.version,
+                "first_row": failure.shard.first_row,
+                "rows": failure.shard.rows,
+                "error": type(failure.error).__name__,
+                "reason": failure.reason,
             }
-            for one in failed
+            for failure in failed
         ],
         FAILED_SCHEMA,
     )

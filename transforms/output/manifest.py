@@ -64,7 +64,7 @@ def manifest_dead_letters(store: Store, parts: Iterable[ObjectRef]) -> Iterator[
 def _read_parts(store: Store, parts: Iterable[ObjectRef], columns: list[str]) -> Iterator[pa.Table]:
     """As inputs are read, since an output folder may hold anybody's files: page by page, within what such bytes can hold."""
     for part in parts:
-        with _told_of(part):
+        with _as_manifest_error(part):
             footer = read_footer(store, part)
         for name in columns:
             if [field.type for field in footer.schema if field.name == name] != [pa.string()]:
@@ -74,7 +74,7 @@ def _read_parts(store: Store, parts: Iterable[ObjectRef], columns: list[str]) ->
         shard = Shard("", part, 0, footer.rows, (0, len(footer.row_group_rows)), part.size)
         batches = read_batches(store, shard, columns, _ROWS_AT_ONCE)
         while True:
-            with _told_of(part):
+            with _as_manifest_error(part):
                 if (batch := next(batches, None)) is None:
                     break
                 batch.validate(full=True)  # texts that are no UTF-8
@@ -84,7 +84,7 @@ def _read_parts(store: Store, parts: Iterable[ObjectRef], columns: list[str]) ->
 
 
 @contextmanager
-def _told_of(part: ObjectRef) -> Iterator[None]:
+def _as_manifest_error(part: ObjectRef) -> Iterator[None]:
     try:
         yield
     except (DataError, pa.ArrowException) as error:

@@ -82,7 +82,7 @@ def may_be_long(kind: pa.DataType) -> bool:
 def depth(kind: pa.DataType) -> int:
     """Of nesting, without recursion: it may be as deep as it is hostile."""
     levels, level = 0, [kind]
-    while level := [one.field(i).type for one in level for i in range(one.num_fields)]:
+    while level := [nested.field(i).type for nested in level for i in range(nested.num_fields)]:
         levels += 1
     return levels
 
@@ -151,8 +151,8 @@ def _plain_alike(found: pa.DataType, wanted: pa.DataType) -> bool:
     if types.is_floating(found) and types.is_floating(wanted):
         return bool(found.bit_width <= wanted.bit_width)
     if types.is_decimal(found) and types.is_decimal(wanted):
-        whole = (found.precision - found.scale, wanted.precision - wanted.scale)
-        return bool(found.scale <= wanted.scale and whole[0] <= whole[1])
+        integer_digits = (found.precision - found.scale, wanted.precision - wanted.scale)
+        return bool(found.scale <= wanted.scale and integer_digits[0] <= integer_digits[1])
     if types.is_timestamp(found) and types.is_timestamp(wanted):
         # What a zone is called is Arrow's alone: with one, Parquet stores instants. Nanoseconds end in 2262.
         finer = _UNITS.index(found.unit) <= _UNITS.index(wanted.unit) and wanted.unit != "ns"
@@ -199,7 +199,7 @@ def _nested_as(array: pa.Array[Any], wanted: pa.DataType) -> pa.Array[Any]:
     if pa.types.is_map(wanted):
         return array.cast(wanted)
     if pa.types.is_struct(wanted):
-        own = [_member_as(one, wanted.field(i), missing) for i, one in enumerate(members(array))]
+        own = [_member_as(member, wanted.field(i), missing) for i, member in enumerate(members(array))]
         return pa.StructArray.from_arrays(own, fields=list(wanted), mask=missing)
     if pa.types.is_fixed_size_list(wanted):
         size = wanted.list_size

@@ -172,7 +172,7 @@ def column_chunks(uri: str, raw: bytes, at: int) -> array[int]:
             if match is not None:
                 at = match.end()
                 values, unpacked, length, start, dictionary = [
-                    number(one, I64) for one in match.group(1, 2, 3, 4, match.lastindex or 0)
+                    number(text, I64) for text in match.group(1, 2, 3, 4, match.lastindex or 0)
                 ]
             else:
                 about, at = _column(raw, at)

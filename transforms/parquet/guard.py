@@ -78,7 +78,7 @@ class PageGuard:
         self._most = max(_PAGE_BYTES, min(at_once * _COLUMN_PAGE_BYTES, _PAGE_BYTES_OF_MANY))
         self._ordinary = _ordinary_page()
 
-    def look(self, chunk: Chunk, data: Any, base: int, start: int, until: int) -> None:
+    def check(self, chunk: Chunk, data: Any, base: int, start: int, until: int) -> None:
         """At each header of the chunk in the file's bytes `start` to `until` (exclusive), which are in `data`, whose first byte
         is the file's byte `base`.
         """
@@ -199,7 +199,7 @@ class GuardedFile:
         if chunk is not None:
             chunk.next_read = end
             if chunk.next_header < end:
-                self._guard.look(chunk, data, start, start, end)
+                self._guard.check(chunk, data, start, start, end)
         return data
 
     def close(self) -> None:

@@ -69,8 +69,8 @@ def read_footer(store: Store, source: ObjectRef) -> Footer:
             cure="Leave it out of --input, or write it again",
         )
     # A column chunk's own size would be exact, but pyarrow 25 ends the process on some that are damaged.
-    data_bytes, whole = max(0, source.size - metadata.serialized_size - 12), sum(unpacked) or 1
-    sizes = [data_bytes * size // whole for size in unpacked]
+    data_bytes, total = max(0, source.size - metadata.serialized_size - 12), sum(unpacked) or 1
+    sizes = [data_bytes * size // total for size in unpacked]
     return Footer(parsed.columns.schema, rows, sizes, dict(metadata.metadata or {}), unpacked)
 
 

@@ -41,7 +41,7 @@ class GroupsInMemory:
             first = end
         for chunk in chunks:
             chunk.begin()
-            guard.look(chunk, self._memory, 0, chunk.start, min(chunk.end + padding, self._size))
+            guard.check(chunk, self._memory, 0, chunk.start, min(chunk.end + padding, self._size))
 
     def drop(self, chunks: list[Chunk]) -> None:
         """Gives their memory back, but for what others have of the first page and the last."""

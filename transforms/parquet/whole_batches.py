@@ -24,8 +24,8 @@ def whole_batches(batches: Iterable[pa.RecordBatch], skip: int, rows: int) -> It
         held.append(batch)
         count += batch.num_rows
         if count >= rows:
-            whole = held[0] if len(held) == 1 else one_batch(held)
-            yield whole.slice(0, rows)
-            held, count = [whole.slice(rows)] if count > rows else [], count - rows
+            joined = held[0] if len(held) == 1 else one_batch(held)
+            yield joined.slice(0, rows)
+            held, count = [joined.slice(rows)] if count > rows else [], count - rows
     if count:
         yield held[0] if len(held) == 1 else one_batch(held)

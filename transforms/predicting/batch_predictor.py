@@ -145,7 +145,10 @@ class BatchPredictor:
     def constants(self, rows: int) -> dict[str, np.ndarray[Any, Any]]:
         """The inputs that no row has, for so many rows."""
         given = dict(self._request.columns.constants)
-        return {one.spec.name: one.tensor(rows).numpy() for one in plan_constants(self.models[0].inputs, given)}
+        return {
+            constant.spec.name: constant.tensor(rows).numpy()
+            for constant in plan_constants(self.models[0].inputs, given)
+        }
 
     @property
     def row_inputs(self) -> Mapping[str, TensorSpec]:

@@ -47,7 +47,7 @@ class Bisection:
         return self._node(batch, range(first_row, first_row + batch.num_rows), self._predictor.limit.rows)
 
     def _node(
-        self, batch: pa.RecordBatch, numbers: Sequence[int], limit_before: int | None, *, fit: bool = False
+        self, batch: pa.RecordBatch, numbers: Sequence[int], limit_before: int | None, *, screened: bool = False
     ) -> Iterator[pa.RecordBatch]:
         """`numbers` are the rows' in the file; `fit` is whether those that no model can be fed with have been left out."""
         rows, row = batch.num_rows, numbers[0] if numbers else 0
@@ -60,7 +60,7 @@ class Bisection:
                 self.halved += 1
                 if rows > 1 or most > 1:
                     self._predictor.limit.lower(half(rows) if rows > 1 else 1)
-                    yield from self._node(batch, numbers, limit_before, fit=fit)
+                    yield from self._node(batch, numbers, limit_before, screened=screened)
                     return
                 # That row alone is to blame: those after it are not to pay for it.
                 self._predictor.limit.restore(limit_before)
@@ -79,19 +79,19 @@ class Bisection:
             if rows == 1:
                 self._add(numbers, batch, {0: str(failure)}, failure.stage)
                 return
-            unfit = None if fit or isinstance(failure, BatchTooLarge) else self._unfit(batch, row)
-            fit = fit or unfit is not None
+            unfit = None if screened or isinstance(failure, BatchTooLarge) else self._unfit(batch, row)
+            screened = screened or unfit is not None
             if unfit:
                 self._add(numbers, batch, unfit, "features")
-                fits = np.ones(rows, np.bool_)
-                fits[list(unfit)] = False
-                if fits.any():
-                    rest, left_over = batch.filter(pa.array(fits)), np.asarray(numbers)[fits].tolist()
-                    yield from self._node(rest, left_over, limit_before, fit=True)
+                keep = np.ones(rows, np.bool_)
+                keep[list(unfit)] = False
+                if keep.any():
+                    rest, left_over = batch.filter(pa.array(keep)), np.asarray(numbers)[keep].tolist()
+                    yield from self._node(rest, left_over, limit_before, screened=True)
                 return
         bad_before, left = self.bad_rows, half(rows)
-        yield from self._node(batch.slice(0, left), numbers[:left], limit_before, fit=fit)
-        yield from self._node(batch.slice(left), numbers[left:], limit_before, fit=fit)
+        yield from self._node(batch.slice(0, left), numbers[:left], limit_before, screened=screened)
+        yield from self._node(batch.slice(left), numbers[left:], limit_before, screened=screened)
         if failure is not None and self.bad_rows == bad_before:
             raise _together(failure, self._where, row, numbers[-1] + 1 - row) from failure
 
@@ -119,18 +119,18 @@ class Bisection:
 
     def _first_failure(self, batch: pa.RecordBatch, row: int, error: DataError) -> DataError:
         """The first row's failure, found in as many calls as the batch's rows have binary digits."""
-        whole_row, whole, told = row, batch.num_rows, batch.num_rows == 1
+        first_row, rows, confirmed = row, batch.num_rows, batch.num_rows == 1
         while batch.num_rows > 1:
             left = half(batch.num_rows)
             failure = self._failure(batch.slice(0, left), row)
             if failure is None:
-                row, batch, told = row + left, batch.slice(left), False
+                row, batch, confirmed = row + left, batch.slice(left), False
             else:
-                error, batch, told = failure, batch.slice(0, left), True
-        if not told:
+                error, batch, confirmed = failure, batch.slice(0, left), True
+        if not confirmed:
             failure = self._failure(batch, row)
             if failure is None:
-                return _together(error, self._where, whole_row, whole)
+                return _together(error, self._where, first_row, rows)
             error = failure
         return _naming(error, self._where, row)
 
@@ -159,20 +159,20 @@ def pieces(
     """
     stages = bad if isinstance(bad, Mapping) else dict.fromkeys(bad, "model")
 
-    def within(numbers: Sequence[int], fit: bool) -> Iterator[tuple[int, int]]:
+    def within(numbers: Sequence[int], screened: bool) -> Iterator[tuple[int, int]]:
         most = next((most for start, most in reversed(splits) if start <= numbers[0]), batch_rows)
-        found = {stages[one] for one in numbers if one in stages}
+        found = {stages[number] for number in numbers if number in stages}
         if len(numbers) <= most and not found:
             yield numbers[0], len(numbers)
         elif len(numbers) == 1:
             return
-        elif len(numbers) <= most and not fit and "preprocess" not in found:
-            if kept := [one for one in numbers if stages.get(one) != "features"]:
+        elif len(numbers) <= most and not screened and "preprocess" not in found:
+            if kept := [number for number in numbers if stages.get(number) != "features"]:
                 yield from within(kept, True)
         else:
             left = half(len(numbers))
-            yield from within(numbers[:left], fit)
-            yield from within(numbers[left:], fit)
+            yield from within(numbers[:left], screened)
+            yield from within(numbers[left:], screened)
 
     for row in range(first_row, first_row + rows, batch_rows):
         yield from within(range(row, min(row + batch_rows, first_row + rows)), False)

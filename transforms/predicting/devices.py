@@ -111,7 +111,7 @@ def choose_devices(wanted: str) -> tuple[Device, ...]:
 
     if wanted not in DEVICES:
         name = full_name(wanted)
-        return tuple(one for one in _gpus() if one.name == name) or (Device(name),)
+        return tuple(device for device in _gpus() if device.name == name) or (Device(name),)
     gpus = _gpus()
     if gpus and wanted != "cpu":
         return gpus

@@ -136,8 +136,8 @@ def _predicted(predictor: BatchPredictor, held: Held, where: str | None) -> Any:
     table = held.table
     rows = predictor.rows_per_batch(table.schema)
     chunk = max(1, _CHUNK_ROWS // rows) * rows
-    whole = pa.table({}) if table.num_columns == 0 else table.combine_chunks()
-    (batch,) = whole.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
+    combined = pa.table({}) if table.num_columns == 0 else table.combine_chunks()
+    (batch,) = combined.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
     starts = range(0, max(batch.num_rows, 1), chunk)
 
     def run(start: int) -> list[pa.RecordBatch]:
@@ -153,8 +153,8 @@ def _predicted(predictor: BatchPredictor, held: Held, where: str | None) -> Any:
     if where is None:
         return held.back(pa.Table.from_batches(batches, schema), None)
     condition = RowFilter(where, schema)
-    masks = [condition.mask(one) for one in batches]
-    stay = [filtered(one, mask) for one, mask in zip(batches, masks, strict=True)]
+    masks = [condition.mask(batch) for batch in batches]
+    stay = [filtered(batch, mask) for batch, mask in zip(batches, masks, strict=True)]
     chosen = np.concatenate([mask.fill_null(False).to_numpy(zero_copy_only=False) for mask in masks])
     return held.back(pa.Table.from_batches(stay, schema), chosen)
 

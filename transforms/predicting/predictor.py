@@ -135,7 +135,7 @@ class Predictor:
                     continue
                 stage = "features"
                 tensors = part.plan.inputs.tensors(batch, where=where, first_row=first_row)
-                tensors |= {one.spec.name: one.tensor(batch.num_rows) for one in part.plan.constants}
+                tensors |= {constant.spec.name: constant.tensor(batch.num_rows) for constant in part.plan.constants}
                 stage = "model"
                 results = part.run(tensors, batch.num_rows, where, first_row)
                 stage = "predictions"
@@ -162,7 +162,7 @@ class _Part:
     def __init__(self, plan: ModelPlan, model: Model, jit_rows: int | None, limit: BatchLimit) -> None:
         self.plan = plan
         self._jit_rows, self._limit = jit_rows, limit
-        self._whole = {one.spec.name for one in plan.constants if not one.by_row}
+        self._per_batch = {constant.spec.name for constant in plan.constants if not constant.by_row}
         self._model = model
         self._call: Call = model.call
         self.traces: Callable[[], int] = _none
@@ -177,7 +177,7 @@ class _Part:
             if full is None or rows == full:
                 return self._call(tensors)
             filled = {
-                name: tensor if name in self._whole else _fill_up(tensor, full) for name, tensor in tensors.items()
+                name: tensor if name in self._per_batch else _fill_up(tensor, full) for name, tensor in tensors.items()
             }
             return {name: _cut(tensor, full, rows) for name, tensor in self._call(filled).items()}
         except UnsupportedModel:
@@ -329,7 +329,7 @@ def devices_for(models: Sequence[ModelRef], loading: Loading, *, whole_process: 
 def load_predictors(job: Job) -> tuple[tuple[Device, ...], list[Predictor]]:
     """The job's devices, and for each a predictor with models of its own. Raises as `load_predictor`."""
     check_versions(dict(job.versions))
-    devices = devices_for([one.ref for one in job.models], job.loading, whole_process=True)
+    devices = devices_for([model.ref for model in job.models], job.loading, whole_process=True)
     return devices, [load_predictor(job, device) for device in devices]
 
 
@@ -339,8 +339,8 @@ def load_predictor(job: Job, device: Device | None = None) -> Predictor:
     Raises `WorkerMismatch` where this process has other versions than the launcher, `InvalidRequest` other functions.
     """
     check_versions(dict(job.versions))
-    device = device or devices_for([one.ref for one in job.models], job.loading, whole_process=True)[0]
-    models = [load_shared(one.ref, one.signature, job.loading, device) for one in job.models]
+    device = device or devices_for([model.ref for model in job.models], job.loading, whole_process=True)[0]
+    models = [load_shared(model.ref, model.signature, job.loading, device) for model in job.models]
     schema = read_schema(job.input_schema)
     written = () if job.postprocess else job.keep
     preprocess = (
@@ -349,8 +349,8 @@ def load_predictor(job: Job, device: Device | None = None) -> Predictor:
     plan = plan_columns(
         preprocess.output_schema if preprocess else schema,
         [
-            (Signature(one.signature, model.inputs, model.outputs), one.columns)
-            for one, model in zip(job.models, models, strict=True)
+            (Signature(asked.signature, model.inputs, model.outputs), asked.columns)
+            for asked, model in zip(job.models, models, strict=True)
         ],
         job.keep,
     )

@@ -38,32 +38,32 @@ class TimeLine:
     @property
     def spans(self) -> dict[int, list[float]]:
         """The same in seconds."""
-        return {span: [one / _NANOSECONDS for one in stages] for span, stages in self.nanoseconds.items()}
+        return {span: [value / _NANOSECONDS for value in stages] for span, stages in self.nanoseconds.items()}
 
     def add(self, began: float, ended: float, seconds: Sequence[float]) -> None:
         """`seconds` of each of `STAGES` between two times, spread evenly."""
         lasted = max(ended - began, 1e-6)
         while lasted / self.width > _SPANS:
             self._widen()
-        whole = [_whole_nanoseconds(one) for one in seconds]
+        total = [_whole_nanoseconds(value) for value in seconds]
 
         def until(span: int) -> list[int]:
             """What was spent before the span begins: differences of it add up, however wide spans are."""
             share = min(1.0, max(0.0, (span * self.width - began) / lasted))
-            return [round(one * share) for one in whole]
+            return [round(value * share) for value in total]
 
         first, last = math.floor(began / self.width), math.floor((began + lasted) / self.width)
         before = [0] * len(STAGES)
         for span in range(first, last + 1):
-            after = whole if span == last else until(span + 1)
+            after = total if span == last else until(span + 1)
             self._add(span, [more - less for more, less in zip(after, before, strict=True)])
             before = after
         self._bound()
 
     def _add(self, span: int, stages: Sequence[int]) -> None:
         held = self.nanoseconds.setdefault(span, [0] * len(STAGES))
-        for i, one in enumerate(stages):
-            held[i] += one
+        for i, value in enumerate(stages):
+            held[i] += value
 
     def merge(self, other: TimeLine) -> None:
         while self.width < other.width:
@@ -182,7 +182,7 @@ class Account:
         self.processes = dict(sorted(self.processes.items()))
         for numbers in (
             self.batch_seconds,
-            *(one for column in self.columns for one in (column.numbers, column.largest)),
+            *(numbers for column in self.columns for numbers in (column.numbers, column.largest)),
         ):
             if numbers is not None:
                 numbers.settle()
@@ -205,7 +205,7 @@ class Account:
     @property
     def seconds(self) -> list[float]:
         """Of read, predict and write."""
-        return [one / _NANOSECONDS for one in self.nanoseconds]
+        return [value / _NANOSECONDS for value in self.nanoseconds]
 
     @property
     def retries(self) -> int:
@@ -223,15 +223,15 @@ class Account:
         self.output_bytes += result.output_bytes
         if result.dead_letters is not None:
             self.dead_letters.append((result.shard.output, result.dead_letters))
-        told = result.told
-        if told is not None:
-            self.describe(told.columns, found_done=not result.computed)
+        measured = result.measurements
+        if measured is not None:
+            self.describe(measured.columns, found_done=not result.computed)
         elif not result.computed:
             name = result.shard.output
             digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8]
             self.unread.append(Unread(digest, name, result.output_bytes, result.output_version))
-        if result.computed and told is not None:
-            self._add_computed(result, told)
+        if result.computed and measured is not None:
+            self._add_computed(result, measured)
         self._bound()
 
     def describe(self, columns: Sequence[Column] | None, *, found_done: bool) -> None:
@@ -241,7 +241,7 @@ class Account:
             self.footers += found_done
             self.unlike |= merge(self.columns, columns)
 
-    def _add_computed(self, result: ShardResult, told: ShardMeasurements) -> None:
+    def _add_computed(self, result: ShardResult, measured: ShardMeasurements) -> None:
         self.computed_shards += 1
         self.computed_rows += result.shard.rows
         self.read_bytes += result.read_bytes
@@ -253,18 +253,18 @@ class Account:
         self.nanoseconds = [
             mine + _whole_nanoseconds(more) for mine, more in zip(self.nanoseconds, (read, predict, write), strict=True)
         ]
-        self.batch_seconds.merge(told.batch_seconds)
-        self.began, self.ended = min(self.began, told.began), max(self.ended, told.ended)
-        self.time_line.add(told.began, told.ended, (0.0, read, predict, write))
-        if told.process is not None:
-            self._note_process(told.process, told.retries)
+        self.batch_seconds.merge(measured.batch_seconds)
+        self.began, self.ended = min(self.began, measured.began), max(self.ended, measured.ended)
+        self.time_line.add(measured.began, measured.ended, (0.0, read, predict, write))
+        if measured.process is not None:
+            self._note_process(measured.process, measured.retries)
         self.slowest.append(
             Slow(
-                told.ended - told.began,
+                measured.ended - measured.began,
                 result.shard.output,
-                told.began,
+                measured.began,
                 result.shard.rows,
-                told.process.name if told.process else "",
+                measured.process.name if measured.process else "",
                 (read, predict, write),
             )
         )
@@ -306,12 +306,12 @@ def add_safely(account: Account, result: ShardResult) -> None:
 
 def merged(accounts: Iterable[Account]) -> Account:
     """Of all of a run's, with the time that loading models took."""
-    whole = Account()
-    for one in accounts:
-        whole.merge(one)
-    whole.settle()
-    for process in whole.loads():
+    total = Account()
+    for account in accounts:
+        total.merge(account)
+    total.settle()
+    for process in total.loads():
         ended = process.began + process.load_seconds
-        whole.time_line.add(process.began, ended, (process.load_seconds, 0.0, 0.0, 0.0))
-        whole.began = min(whole.began, process.began)
-    return whole
+        total.time_line.add(process.began, ended, (process.load_seconds, 0.0, 0.0, 0.0))
+        total.began = min(total.began, process.began)
+    return total

@@ -73,8 +73,8 @@ def histogram(title: str, now: Numbers | None, before: Numbers | None) -> Bars |
     if now is None or not now.binned:  # numbers may lie in batches alone that were not looked at
         return None
     both = [now] if before is None or not before.binned else [now, before]
-    least, most = min(one.least for one in both), max(one.most for one in both)
-    spans = [list(one.spans()) for one in both]
+    least, most = min(numbers.least for numbers in both), max(numbers.most for numbers in both)
+    spans = [list(numbers.spans()) for numbers in both]
 
     def linear(low: float, high: float) -> tuple[list[dict[int, int]], list[float], int]:
         inside = [b - a for some in spans for a, b, _ in some if b >= low and a <= high]
@@ -99,14 +99,15 @@ def histogram(title: str, now: Numbers | None, before: Numbers | None) -> Bars |
             first, last = (pick(pick(some) for some in counted) for pick in (min, max))
             edges = [2.0 ** min(1023, step * at) for at in range(first, last + 2)]
         else:
-            usual = [one.quantile(share) or 0.0 for one in both for share in (_RARE, 1 - _RARE)]
+            usual = [numbers.quantile(share) or 0.0 for numbers in both for share in (_RARE, 1 - _RARE)]
             narrow = linear(min(usual), max(usual))
             if len(narrow[1]) > 2:  # else all that is usual is one number, as where nearly all are 0
                 counted, edges, first = narrow
                 edges[0], edges[-1] = min(least, edges[0]), max(most, edges[-1])
     bars = range(first, first + len(edges) - 1)
     shares = [
-        tuple(some.get(at, 0) / max(1, one.binned) for at in bars) for some, one in zip(counted, both, strict=True)
+        tuple(some.get(at, 0) / max(1, numbers.binned) for at in bars)
+        for some, numbers in zip(counted, both, strict=True)
     ]
     return Bars(
         title,
@@ -133,8 +134,8 @@ def _multiple(width: float, times: int) -> float:
 
 def _edge(value: float) -> str:
     """Bars that double have edges such as 1/64, which no few digits are."""
-    part, whole = math.frexp(value)
-    return f"1/{2 ** (1 - whole):,}" if part == 0.5 and -10 <= whole - 1 <= -3 else number(value)
+    fraction, exponent = math.frexp(value)
+    return f"1/{2 ** (1 - exponent):,}" if fraction == 0.5 and -10 <= exponent - 1 <= -3 else number(value)
 
 
 def _counted(spans: Sequence[tuple[float, float, int]], bar: Callable[[float], int]) -> dict[int, int]:

@@ -16,7 +16,7 @@ _LETTERS = 500
 
 
 def failed_answer(failed: Sequence[FailedShard], account: Account) -> str:
-    rows = sum(one.shard.rows for one in failed)
+    rows = sum(failure.shard.rows for failure in failed)
     shards = account.shards + len(failed)
     said = (
         f"{len(failed):,} of {counted(shards, 'shard')} failed: {rows_text(rows)} have no predictions, and there is no "
@@ -34,11 +34,11 @@ def failed_section(failed: Sequence[FailedShard]) -> Iterator[str]:
         yield f"<p>The first {_NAMED} of {len(failed):,}. The list in the folder of the manifest has all of them.</p>"
     rows = [
         [
-            tail(public_uri(one.shard.source.uri)),
-            row_span(one.shard.first_row, one.shard.end_row),
-            cut(one.reason, _LETTERS),
+            tail(public_uri(failure.shard.source.uri)),
+            row_span(failure.shard.first_row, failure.shard.end_row),
+            cut(failure.reason, _LETTERS),
         ]
-        for one in failed[:_NAMED]
+        for failure in failed[:_NAMED]
     ]
     yield table_html(["file", "rows", "reason"], rows, "cnc")
     yield "</section>"

@@ -17,13 +17,13 @@ _ROWS_OF_NUMBERS = 64
 _URL = re.compile(r"https?://[^\s'\"]+")
 
 
-def track(begins: float, lasted: float, whole: float, seconds: Sequence[float]) -> str:
+def track(begins: float, lasted: float, span: float, seconds: Sequence[float]) -> str:
     total = sum(seconds) or 1.0
     parts = "".join(
-        f'<i class="of-{stage}" style="width:{100 * one / total:.1f}%"></i>'
-        for stage, one in zip(STAGES[1:], seconds, strict=True)
+        f'<i class="of-{stage}" style="width:{100 * value / total:.1f}%"></i>'
+        for stage, value in zip(STAGES[1:], seconds, strict=True)
     )
-    left, width = 100 * begins / whole, 100 * lasted / whole
+    left, width = 100 * begins / span, 100 * lasted / span
     place = f"left:{min(99.0, left):.2f}%;width:{max(0.3, min(width, 100 - left)):.2f}%"
     return f'<div class="track"><span style="{place}">{parts}</span></div>'
 
@@ -43,7 +43,7 @@ def bars_figure(chart: Bars, charts: list[Bars | Areas]) -> str:
 
 
 def areas_figure(chart: Areas, charts: list[Bars | Areas], spent: Sequence[float]) -> str:
-    total = ", ".join(f"{stage} {duration_text(one)}" for stage, one in zip(STAGES, spent, strict=True))
+    total = ", ".join(f"{stage} {duration_text(value)}" for stage, value in zip(STAGES, spent, strict=True))
     label = f"Threads at work over time. {total} in all."
     keys = [(stage, stage, "") for stage in STAGES]
     at = range(0, len(chart.seconds), max(1, len(chart.seconds) // 20))
@@ -88,8 +88,8 @@ def stage_keys() -> str:
 
 
 def answer(asked: str, says: str, more: str, kind: str) -> str:
-    told = f'<dd class="says {kind}">{say(says)}</dd><dd class="more">{say(more)}</dd>'
-    return f'<div class="answer"><dt>{asked}</dt>{told}</div>'
+    answer = f'<dd class="says {kind}">{say(says)}</dd><dd class="more">{say(more)}</dd>'
+    return f'<div class="answer"><dt>{asked}</dt>{answer}</div>'
 
 
 def facts_table(facts: Iterable[tuple[str, str]]) -> str:
@@ -105,12 +105,14 @@ def table_html(
     """`kinds` has a letter for each column: n for a number, t for text, c for text that may be cut anywhere."""
     classes = {"n": ' class="n"', "t": "", "c": ' class="cut"'}
     heads = "".join(
-        f'<th scope="col"{classes[one] if one == "n" else ""}>{say(name)}</th>'
-        for name, one in zip(head, kinds, strict=False)
+        f'<th scope="col"{classes[kind] if kind == "n" else ""}>{say(name)}</th>'
+        for name, kind in zip(head, kinds, strict=False)
     )
     lines = []
     for row in rows:
-        cells = (f"<td{classes[one]}>{cell if raw else say(cell)}</td>" for cell, one in zip(row, kinds, strict=False))
+        cells = (
+            f"<td{classes[kind]}>{cell if raw else say(cell)}</td>" for cell, kind in zip(row, kinds, strict=False)
+        )
         lines.append(f"<tr>{''.join(cells)}</tr>")
     named = f' class="{kind}"' if kind else ""
     return f'<div class="scroll"><table{named}><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'

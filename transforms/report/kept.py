@@ -33,9 +33,9 @@ class Kept:
     columns: tuple[Column, ...]
 
     def dump(self) -> dict[str, Any]:
-        told = {name: getattr(self, name) for name in ("written", "model", "rows", "bad_rows", "rows_per_second")}
+        fields = {name: getattr(self, name) for name in ("written", "model", "rows", "bad_rows", "rows_per_second")}
         columns = [column.dump() for column in self.columns]
-        return {"headrace_report": FORM, "manifest": list(self.manifest), **told, "columns": columns}
+        return {"headrace_report": FORM, "manifest": list(self.manifest), **fields, "columns": columns}
 
 
 def embedded(data: Any) -> str:
@@ -51,18 +51,18 @@ def read_report(store: Store, ref: ObjectRef) -> Kept:
         found = _KEPT.search(store.read(ref))
         if found is None:
             raise ValueError("a page without a report's data, or no page")
-        told = parse_json(found[1], most_bytes=MOST_BYTES)
-        if told["headrace_report"] != FORM:
-            raise ValueError(f"a report of form {told['headrace_report']}")
-        rate = told["rows_per_second"]
+        fields = parse_json(found[1], most_bytes=MOST_BYTES)
+        if fields["headrace_report"] != FORM:
+            raise ValueError(f"a report of form {fields['headrace_report']}")
+        rate = fields["rows_per_second"]
         return Kept(
-            tuple(str(name) for name in told["manifest"]),
-            str(told["written"]),
-            str(told["model"]),
-            int(told["rows"]),
-            int(told["bad_rows"]),
+            tuple(str(name) for name in fields["manifest"]),
+            str(fields["written"]),
+            str(fields["model"]),
+            int(fields["rows"]),
+            int(fields["bad_rows"]),
             None if rate is None else float(rate),
-            tuple(Column.load(column) for column in told["columns"]),
+            tuple(Column.load(column) for column in fields["columns"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise InvalidRequest(

@@ -172,11 +172,13 @@ def _like(run: Run, found: dict[str, list[Drift]]) -> tuple[str, str, str]:
         )
     model = "" if before.model == run.kept.model else " Another model."
     said = f"Compared with the run of {before.written}.{change}{model}"
-    bad = {name: one for name, some in found.items() if (one := worst(some)) is not None and one.grade != "steady"}
+    bad = {
+        name: drift for name, some in found.items() if (drift := worst(some)) is not None and drift.grade != "steady"
+    }
     if bad:
         top = max(bad, key=lambda name: bad[name].distance)
         others = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
-        grade = "bad" if any(one.grade == "marked" for one in bad.values()) else "warn"
+        grade = "bad" if any(drift.grade == "marked" for drift in bad.values()) else "warn"
         shifted = f"{top}{others} shifted: {bad[top].of} lie {bad[top].distance:.2f} apart."
         return "No" if grade == "bad" else "Nearly", f"{shifted} {said}", grade
     if not found:
@@ -218,11 +220,11 @@ def _coverage(account: Account) -> str:
 
 
 def _mark(found: Sequence[Drift]) -> str:
-    one = worst(found)
-    if one is None:
+    drift = worst(found)
+    if drift is None:
         return ""
     said, kind = {"steady": ("steady", "good"), "slight": ("shifted", "warn"), "marked": ("shifted much", "bad")}[
-        one.grade
+        drift.grade
     ]
     return f'<span class="mark {kind}">{said}</span>'
 
@@ -233,10 +235,12 @@ def _column_table(column: Column, old: Column | None, found: Sequence[Drift]) ->
         head = head[:3]
     rows = [_column_row("This run", column)] + ([_column_row("Before", old)] if old is not None else [])
     table = table_html(head, [row[: len(head)] for row in rows], "t" + "n" * len(head))
-    told = "; ".join(
+    distances = "; ".join(
         f"{shift.of} {shift.distance:.3f} ({shift.grade}; chance alone {shift.chance:.3f})" for shift in found
     )
-    return table + (f'<p class="soft">Jensen-Shannon distance to the previous run: {told}.</p>' if told else "")
+    return table + (
+        f'<p class="soft">Jensen-Shannon distance to the previous run: {distances}.</p>' if distances else ""
+    )
 
 
 def _column_row(name: str, column: Column) -> list[str]:
@@ -280,7 +284,7 @@ def _time(run: Run, charts: list[Bars | Areas]) -> Iterator[str]:
         [
             (
                 "Threads' time",
-                ", ".join(f"{stage} {duration_text(one)}" for stage, one in zip(STAGES, spent, strict=True)),
+                ", ".join(f"{stage} {duration_text(value)}" for stage, value in zip(STAGES, spent, strict=True)),
             ),
             (
                 "Batches",
@@ -304,9 +308,9 @@ def _time(run: Run, charts: list[Bars | Areas]) -> Iterator[str]:
     yield '<p class="soft">A bar shows when the shard ran; its colours are the shares of reading, predicting and writing.</p>'
     yield f'<p class="keys">{stage_keys()}</p>'
     rows = []
-    for one in slow:
-        bar = track(one.began - began, one.lasted, lasted, one.seconds)
-        rows.append([f"<code>{say(one.output)}</code>", f"{one.rows:,}", seconds_text(one.lasted), bar])
+    for shard in slow:
+        bar = track(shard.began - began, shard.lasted, lasted, shard.seconds)
+        rows.append([f"<code>{say(shard.output)}</code>", f"{shard.rows:,}", seconds_text(shard.lasted), bar])
     yield table_html(["shard", "rows", "lasted", f"0 to {duration_text(lasted)}"], rows, "tnnt", raw=True)
     yield "</section>"
 
@@ -319,10 +323,10 @@ def _dead_letters(run: Run) -> Iterator[str]:
     yield "<h2>Rows that could not be predicted</h2>"
     are = "is" if account.bad_rows == 1 else "are"
     yield f"<p>{rows_text(account.bad_rows)} {are} in <code>{say(folder)}</code>, as read.</p>"
-    looked = (
+    note = (
         "" if account.bad_looked_at == account.bad_rows else f" (of the {account.bad_looked_at:,} that were looked at)"
     )
-    yield f"<h3>Reasons{looked}</h3>"
+    yield f"<h3>Reasons{note}</h3>"
     reasons = account.reasons.most_common(_NAMES_SHOWN)
     yield table_html(["rows", "stage", "reason"], [[f"{count:,}", *key] for key, count in reasons], "ntc")
     yield "<h3>Examples</h3>"
@@ -354,7 +358,7 @@ def _what_ran(run: Run) -> Iterator[str]:
         ("Kept columns", ", ".join(job.keep) or "none"),
         (
             "Around the model",
-            " and ".join(f"{one.name}" for one in (job.preprocess, job.postprocess) if one) or "nothing",
+            " and ".join(f"{function.name}" for function in (job.preprocess, job.postprocess) if function) or "nothing",
         ),
         *([("Rows in the output", f"where {job.where}")] if job.where is not None else []),
         ("Input", ", ".join(record["input"][:_NAMES_SHOWN]) + (" …" if len(record["input"]) > _NAMES_SHOWN else "")),
@@ -387,9 +391,9 @@ def _what_ran(run: Run) -> Iterator[str]:
 def _words(value: Any) -> str:
     """A setting as a person writes it; none of Python's or JSON's signs."""
     if isinstance(value, dict):
-        return "; ".join(f"{name}: {_words(one)}" for name, one in value.items()) or "none"
+        return "; ".join(f"{name}: {_words(item)}" for name, item in value.items()) or "none"
     if isinstance(value, (list, tuple)):
-        numbers = len(value) > 1 and all(isinstance(one, int) for one in value)
+        numbers = len(value) > 1 and all(isinstance(item, int) for item in value)
         return (" \N{MULTIPLICATION SIGN} " if numbers else ", ").join(map(_words, value)) or "none"
     if isinstance(value, bool):
         return "yes" if value else "no"

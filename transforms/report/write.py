@@ -41,7 +41,7 @@ def write_report(
 
 def _write(job: Job, place: str, manifest: tuple[str, ...], account: Account, failed: tuple[FailedShard, ...]) -> str:
     store = open_store(place, job.storage)
-    standing, earlier = _standing(store, place)
+    existing, earlier = _existing(store, place)
     if earlier is not None and earlier.manifest == manifest:  # a runner runs the last step again
         return place
     before, compared = earlier, "This is the first report here: there is no earlier run to compare with."
@@ -60,8 +60,8 @@ def _write(job: Job, place: str, manifest: tuple[str, ...], account: Account, fa
         tuple(_few(account.columns)),
     )
     data = page(Run(job, account, kept, before, compared, failed)).encode()
-    if standing is not None:
-        store.delete(standing)
+    if existing is not None:
+        store.delete(existing)
     try:
         with store.create(place) as writer:
             writer.write(data)
@@ -71,7 +71,7 @@ def _write(job: Job, place: str, manifest: tuple[str, ...], account: Account, fa
     return place
 
 
-def _standing(store: Store, place: str) -> tuple[ObjectRef | None, Kept | None]:
+def _existing(store: Store, place: str) -> tuple[ObjectRef | None, Kept | None]:
     try:
         ref = store.stat(place)
     except ObjectNotFound:

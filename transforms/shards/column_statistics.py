@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from ..bounded_json import parse_json
 from ..nested_arrow import list_size, value_type
-from .number_bins import Numbers, whole
+from .number_bins import Numbers, as_integer
 
 ALL_ROWS = 1 << 14
 EVERY = 8
@@ -57,19 +57,21 @@ class Column:
     @classmethod
     def of(cls, name: str, kind: pa.DataType) -> Self:
         leaf, depth = _leaf(kind), 0 if _storage(kind) is _leaf(kind) else 1
-        told = f"{kind}"[:200]
+        type_name = f"{kind}"[:200]
         if pa.types.is_boolean(leaf):
-            return cls(name, told, values={})
+            return cls(name, type_name, values={})
         if pa.types.is_integer(leaf):
-            return cls(name, told, numbers=Numbers(), values={})
+            return cls(name, type_name, numbers=Numbers(), values={})
         if _is_text(leaf):
-            return cls(name, told, numbers=Numbers(), values={})
+            return cls(name, type_name, numbers=Numbers(), values={})
         if not pa.types.is_floating(leaf):
-            return cls(name, told)
+            return cls(name, type_name)
         of_scores = depth and pa.types.is_fixed_size_list(kind) and value_type(kind) == leaf
         if of_scores and 2 <= list_size(kind) <= MOST_CLASSES:
-            return cls(name, told, numbers=Numbers(), classes=np.zeros(list_size(kind), np.int64), largest=Numbers())
-        return cls(name, told, numbers=Numbers())
+            return cls(
+                name, type_name, numbers=Numbers(), classes=np.zeros(list_size(kind), np.int64), largest=Numbers()
+            )
+        return cls(name, type_name, numbers=Numbers())
 
     def add(self, array: pa.Array[Any], weight: int = 1) -> None:
         """`weight` as of `Numbers.add`, for classes and values too."""
@@ -155,28 +157,30 @@ class Column:
             self._add_values(other.values.items())
 
     def dump(self) -> dict[str, Any]:
-        told: dict[str, Any] = {"name": self.name, "kind": self.kind, "rows": self.rows, "nulls": self.nulls}
+        fields: dict[str, Any] = {"name": self.name, "kind": self.kind, "rows": self.rows, "nulls": self.nulls}
         for name in ("numbers", "largest"):
             if (numbers := getattr(self, name)) is not None:
-                told[name] = numbers.dump()
+                fields[name] = numbers.dump()
         if self.classes is not None:
-            told["classes"] = self.classes.tolist()
+            fields["classes"] = self.classes.tolist()
         if self.values is not None:
-            told["values"] = self.values
-        return told
+            fields["values"] = self.values
+        return fields
 
     @classmethod
-    def load(cls, told: dict[str, Any]) -> Self:
+    def load(cls, fields: dict[str, Any]) -> Self:
         """Raises `ValueError`, `KeyError`, `TypeError` or `AttributeError` where `dump` gave no such thing."""
         return cls(
-            str(told["name"]),
-            str(told["kind"]),
-            whole(told["rows"]),
-            whole(told["nulls"]),
-            Numbers.load(told["numbers"]) if "numbers" in told else None,
-            np.array([whole(count) for count in told["classes"]], np.int64) if "classes" in told else None,
-            Numbers.load(told["largest"]) if "largest" in told else None,
-            {str(value): whole(count) for value, count in told["values"].items()} if "values" in told else None,
+            str(fields["name"]),
+            str(fields["kind"]),
+            as_integer(fields["rows"]),
+            as_integer(fields["nulls"]),
+            Numbers.load(fields["numbers"]) if "numbers" in fields else None,
+            np.array([as_integer(count) for count in fields["classes"]], np.int64) if "classes" in fields else None,
+            Numbers.load(fields["largest"]) if "largest" in fields else None,
+            {str(value): as_integer(count) for value, count in fields["values"].items()}
+            if "values" in fields
+            else None,
         )
 
 
@@ -230,12 +234,12 @@ def encode(columns: Iterable[Column]) -> tuple[str, tuple[Column, ...]]:
     with the last.
     """
     columns = tuple(columns)
-    told = [column.dump() for column in columns]
+    dumped = [column.dump() for column in columns]
     while True:
-        text = base64.b64encode(zlib.compress(json.dumps(told, separators=(",", ":")).encode(), 6)).decode()
-        if len(text) <= _MOST_ENCODED or not told:
-            return text, columns[: len(told)]
-        told.pop()
+        text = base64.b64encode(zlib.compress(json.dumps(dumped, separators=(",", ":")).encode(), 6)).decode()
+        if len(text) <= _MOST_ENCODED or not dumped:
+            return text, columns[: len(dumped)]
+        dumped.pop()
 
 
 def decode(text: str) -> list[Column]:
@@ -243,7 +247,7 @@ def decode(text: str) -> list[Column]:
     try:
         unpacker = zlib.decompressobj()
         data = unpacker.decompress(base64.b64decode(text, validate=True), _MOST_DECODED)
-        return [Column.load(told) for told in parse_json(data)]
+        return [Column.load(fields) for fields in parse_json(data)]
     except (ValueError, zlib.error, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"no statistics: {type(error).__name__}: {error}") from error
 

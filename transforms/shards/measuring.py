@@ -105,14 +105,14 @@ class ShardMeasuring:
         """`predictions` are the columns of it to describe."""
         self._columns = _tried(lambda: Columns(schema, predictions))
         self._described: tuple[Column, ...] | None = None
-        self._began, self._batch_seconds, self._untold = time.time(), Numbers(), array("d")
+        self._began, self._batch_seconds, self._uncounted = time.time(), Numbers(), array("d")
 
     def add(self, batch: pa.RecordBatch, seconds: float) -> None:
         """Predictions, and what they took."""
         if self._columns is not None:
             self._columns = _tried(partial(_added, self._columns, batch))
-        self._untold.append(seconds)
-        if len(self._untold) >= _BATCHES_AT_ONCE:
+        self._uncounted.append(seconds)
+        if len(self._uncounted) >= _BATCHES_AT_ONCE:
             self._count_seconds()
 
     def key_values(self) -> dict[str, str]:
@@ -123,7 +123,7 @@ class ShardMeasuring:
         text, self._described = encoded
         return {STATISTICS: text}
 
-    def told(self) -> ShardMeasurements:
+    def measurements(self) -> ShardMeasurements:
         self._count_seconds()
         self._batch_seconds.settle()
         return ShardMeasurements(
@@ -131,5 +131,5 @@ class ShardMeasuring:
         )
 
     def _count_seconds(self) -> None:
-        self._batch_seconds.add(np.frombuffer(self._untold))
-        self._untold = array("d")
+        self._batch_seconds.add(np.frombuffer(self._uncounted))
+        self._uncounted = array("d")

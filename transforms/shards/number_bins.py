@@ -174,30 +174,34 @@ class Numbers:
 
     def dump(self) -> dict[str, Any]:
         self.settle()
-        told: dict[str, Any] = {"count": self.count, "nan": self.nan, "infinite": self.infinite, "bits": self.bits}
-        told |= {"bins": [np.diff(self.keys, prepend=0).tolist(), self.counts.tolist()]}
+        fields: dict[str, Any] = {"count": self.count, "nan": self.nan, "infinite": self.infinite, "bits": self.bits}
+        fields |= {"bins": [np.diff(self.keys, prepend=0).tolist(), self.counts.tolist()]}
         sums = {"least": self.least, "most": self.most, "total": self.total, "spread": self.spread}
-        return told | {name: value for name, value in sums.items() if math.isfinite(value)}
+        return fields | {name: value for name, value in sums.items() if math.isfinite(value)}
 
     @classmethod
-    def load(cls, told: dict[str, Any]) -> Self:
+    def load(cls, fields: dict[str, Any]) -> Self:
         """Raises as `Column.load`."""
-        steps, counts = (np.array(some, np.int64) for some in told["bins"])
-        keys, bits = steps.cumsum(), whole(told["bits"])
+        steps, counts = (np.array(some, np.int64) for some in fields["bins"])
+        keys, bits = steps.cumsum(), as_integer(fields["bits"])
         paired = keys.ndim == counts.ndim == 1 and len(keys) == len(counts)
         if not paired or bits > FRACTION_BITS or (len(keys) and not 0 <= keys.min() <= keys.max() < 1 << 16):
             raise ValueError("bins out of range")
         if (counts < 0).any() or (steps[1:] <= 0).any() or (keys & ~(-1 << FRACTION_BITS - bits)).any():
             raise ValueError("bins out of order")
-        count, total, spread = whole(told["count"]), float(told.get("total", math.inf)), told.get("spread", math.inf)
-        if "squares" in told:  # as was written before there was `spread`
-            spread = max(0.0, told["squares"] - total * total / max(1, count))
+        count, total, spread = (
+            as_integer(fields["count"]),
+            float(fields.get("total", math.inf)),
+            fields.get("spread", math.inf),
+        )
+        if "squares" in fields:  # as was written before there was `spread`
+            spread = max(0.0, fields["squares"] - total * total / max(1, count))
         return cls(
             count,
-            whole(told["nan"]),
-            whole(told["infinite"]),
-            float(told.get("least", math.inf)),
-            float(told.get("most", -math.inf)),
+            as_integer(fields["nan"]),
+            as_integer(fields["infinite"]),
+            float(fields.get("least", math.inf)),
+            float(fields.get("most", -math.inf)),
             total,
             max(0.0, float(spread)),
             bits,
@@ -247,7 +251,7 @@ def _number(key: int) -> float:
     return number if math.isfinite(number) else sys.float_info.max
 
 
-def whole(value: Any) -> int:
+def as_integer(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{value!r} is no count")
     return value

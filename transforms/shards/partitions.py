@@ -38,7 +38,11 @@ def _partitions_of(folders: str) -> tuple[tuple[str, str | None], ...]:
 def long_partitions(uri: str, folder: str) -> tuple[str, ...]:
     """The keys of the `key=value` folders between `folder` and the file that are too long to be written as such."""
     segments = uri.removeprefix(folder).split("/")[:-1]
-    return tuple(_decoded(one.partition("=")[0]) for one in segments if "=" in one and partition_folder(one) is None)
+    return tuple(
+        _decoded(segment.partition("=")[0])
+        for segment in segments
+        if "=" in segment and partition_folder(segment) is None
+    )
 
 
 def partition_folder(segment: str) -> str | None:
@@ -69,12 +73,14 @@ def _is_composed(text: str) -> bool:
 def _quoted(text: str, composed: bool) -> str:
     if text.isascii():
         return quote(text, safe=_PLAIN)
-    return "".join(one if composed and _is_letter(one) else quote(one, safe=_PLAIN) for one in text)
+    return "".join(
+        character if composed and _is_letter(character) else quote(character, safe=_PLAIN) for character in text
+    )
 
 
-def _is_letter(one: str) -> bool:
+def _is_letter(character: str) -> bool:
     """Of another script than Latin; marks belong to the letters before them."""
-    return not one.isascii() and unicodedata.category(one)[0] in "LMN"
+    return not character.isascii() and unicodedata.category(character)[0] in "LMN"
 
 
 def _value(text: str) -> str | None:

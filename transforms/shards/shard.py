@@ -118,7 +118,7 @@ class ShardResult:
     batches_halved: int = 0
     read_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
-    told: ShardMeasurements | None = None
+    measurements: ShardMeasurements | None = None
 
 
 @dataclass(frozen=True, slots=True)

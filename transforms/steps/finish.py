@@ -82,8 +82,8 @@ def write_part(job: Job, number: int, results: Iterable[ShardResult]) -> Manifes
         data = _parquet(results, record)
     name = f"{MANIFEST_FOLDER}/part-{number:05d}-{job.claim:08d}-{hashlib.sha256(data).hexdigest()[:16]}{ASIDE}"
     create_same(open_store(job.output, job.storage), f"{job.output}/{name}", data)
-    rows, bad_rows = sum(one.shard.rows for one in results), sum(one.bad_rows for one in results)
-    return ManifestPart(number, name, len(results), rows, bad_rows, sum(one.filtered_rows for one in results))
+    rows, bad_rows = sum(result.shard.rows for result in results), sum(result.bad_rows for result in results)
+    return ManifestPart(number, name, len(results), rows, bad_rows, sum(result.filtered_rows for result in results))
 
 
 def _parquet(results: Sequence[ShardResult], record: dict[bytes, bytes]) -> bytes:
@@ -214,9 +214,9 @@ def _planned_and_existing(job: Job, parts: Sequence[str]) -> Iterator[tuple[str,
     planned: Iterator[tuple[str, str | ObjectRef]] = manifest_versions(store, refs)
     both = heapq.merge(planned, each_finished(job.output, job.storage), key=itemgetter(0))
     for name, found in groupby(both, key=itemgetter(0)):
-        there = [one for _, one in found]
-        version = next((one for one in there if isinstance(one, str)), None)
-        yield name, version, next((one for one in there if isinstance(one, ObjectRef)), None)
+        there = [item for _, item in found]
+        version = next((item for item in there if isinstance(item, str)), None)
+        yield name, version, next((item for item in there if isinstance(item, ObjectRef)), None)
 
 
 class _Superseded:

@@ -29,7 +29,7 @@ def fail_for_shards(
     the mark. Raises `ClaimLost` where another run has claimed the folder, and `TooManyFailedShards`.
     """
     store, parts = open_store(job.output, job.storage), sorted(parts, key=lambda part: part.number)
-    failed = sorted(failed, key=lambda one: one.shard)
+    failed = sorted(failed, key=lambda failure: failure.shard)
     check_claim(job, store)
     done, first = sum(part.shards for part in parts), failed[0].error
     if not job.on_error.skip_shards:

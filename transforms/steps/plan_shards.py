@@ -30,7 +30,7 @@ _FOOTERS_AT_ONCE = 16
 # Enough to make little of what a runner spends on an element, and few enough to keep many workers busy.
 MOST_FILES_A_UNIT = 64
 # After a file of another schema, so many shards more are looked at, to name others.
-_LOOKED_ON = 64
+_CHECKED_ON = 64
 _NAMED = 5
 
 
@@ -69,16 +69,18 @@ class _Splitter:
         self._kinds = {field.name: field.type for field in schema if field.name in job.partitions}
 
     def shards(self, source: ObjectRef, footer: Footer) -> Iterator[Shard]:
-        told = dict(partition_values(source.uri, self._job.folder)) if self._job.partitions else {}
-        drift = self._drift_of_columns(source, footer.schema) or self._drift_of_partitions(source, footer.schema, told)
+        values = dict(partition_values(source.uri, self._job.folder)) if self._job.partitions else {}
+        drift = self._drift_of_columns(source, footer.schema) or self._drift_of_partitions(
+            source, footer.schema, values
+        )
         stem = _stem(self._job, source.uri)
         deleted = self._deleted(source, footer)
         rows, sizes = live_rows(footer.row_group_rows, deleted), footer.row_group_bytes
         # Of a file that drifts, those that it has.
-        keys = [key for key in self._job.partitions if key in told and key not in footer.schema.names]
-        partitions = tuple((key, told[key]) for key in keys) or self._lacking(source, footer.schema)
+        keys = [key for key in self._job.partitions if key in values and key not in footer.schema.names]
+        partitions = tuple((key, values[key]) for key in keys) or self._lacking(source, footer.schema)
         if drift:  # all that the file has is read then, under its own names
-            partitions = tuple(one for one in partitions if one[0] not in footer.schema.names)
+            partitions = tuple(partition for partition in partitions if partition[0] not in footer.schema.names)
         batch_rows = self._batch_rows(source, footer)
         renamed = self._renamed(footer.schema) if not drift else ()
         for shard in split_file(source, stem, rows, sizes, self._job.shard_bytes, self._fingerprint, partitions, drift):
@@ -130,8 +132,8 @@ class _Splitter:
             return ()
         if not (names := self._columns.difference(self._table.stored_in(schema) or schema.names)):
             return ()
-        told = self._job.table.values(source.uri)
-        return tuple((name, told.get(name)) for name in sorted(names))
+        values = self._job.table.values(source.uri)
+        return tuple((name, values.get(name)) for name in sorted(names))
 
     def _renamed(self, schema: pa.Schema) -> tuple[tuple[str, str], ...]:
         if self._table is None:
@@ -170,20 +172,20 @@ class _Splitter:
         return ()
 
     def _drift_of_partitions(
-        self, source: ObjectRef, schema: pa.Schema, told: dict[str, str | None]
+        self, source: ObjectRef, schema: pa.Schema, values: dict[str, str | None]
     ) -> tuple[str, ...]:
         for key in self._job.partitions:
-            if key not in told or key in schema.names:
+            if key not in values or key in schema.names:
                 return (
                     f"{source.uri} differs from the first input file in the partition column {key!r}",
                     f"a folder {key}=…, and no column of that name in the file",
-                    f"a column {key!r} in the file" if key in told else "no such folder",
+                    f"a column {key!r} in the file" if key in values else "no such folder",
                 )
-            if not fits(told[key], kind := self._kinds[key]):
+            if not fits(values[key], kind := self._kinds[key]):
                 return (
                     f"{source.uri} lies in a folder {key}=… of another type than those of the first input files",
                     f"{key}: {kind}",
-                    f"{key}={told[key]}",
+                    f"{key}={values[key]}",
                 )
         return ()
 
@@ -210,7 +212,7 @@ def _without_drift(job: Job, shards: Iterator[Shard]) -> Iterator[Shard]:
             yield shard
             continue
         if shard.drift and (job.on_error.dead_letters is None or job.compact):
-            raise _differ(job, [shard, *filter(attrgetter("drift"), islice(shards, _LOOKED_ON))])
+            raise _differ(job, [shard, *filter(attrgetter("drift"), islice(shards, _CHECKED_ON))])
         if shard.drift and shard.rows > (allowed := job.on_error.allowed(shard.rows)):
             raise rows_of_another_schema(job, shard, allowed)
         yield shard

@@ -167,7 +167,7 @@ class _ShardRun:
             batches_halved=sum(bisection.halved for bisection in bisections),
             read_bytes=shard.nbytes,
             seconds=spent,
-            told=self._measuring.told() if self._measuring is not None else None,
+            measurements=self._measuring.measurements() if self._measuring is not None else None,
         )
 
 
@@ -214,17 +214,17 @@ def _outcome(
     bisections: Sequence[Bisection], filtering: ShardFiltering, committed: CommittedDeadLetters | None
 ) -> dict[str, str]:
     """What is known only at the end: rows left out and where they lie, and batches of other than the planned size."""
-    told = {}
+    key_values = {}
     if committed is not None:
-        told["headrace.bad_rows"] = str(sum(bisection.bad_rows for bisection in bisections))
-        told["headrace.dead_letters"] = committed.uri
-        told["headrace.dead_letters_sha256"] = committed.sha256
+        key_values["headrace.bad_rows"] = str(sum(bisection.bad_rows for bisection in bisections))
+        key_values["headrace.dead_letters"] = committed.uri
+        key_values["headrace.dead_letters_sha256"] = committed.sha256
     unlike = any(bisection.bad_rows or bisection.splits for bisection in bisections) or any(filtering.left_out)
     if len(bisections) > 1 and unlike:
-        told["headrace.of_parts"] = json.dumps(_of_parts(bisections, filtering))
+        key_values["headrace.of_parts"] = json.dumps(_of_parts(bisections, filtering))
     elif bisections[0].splits:
-        told["headrace.batch_splits"] = json.dumps(bisections[0].splits)
-    return told
+        key_values["headrace.batch_splits"] = json.dumps(bisections[0].splits)
+    return key_values
 
 
 def _already_written(job: Job, sink: Store, uri: str, shard: Shard) -> ShardResult | None:
@@ -257,7 +257,7 @@ def result_of_existing(job: Job, sink: Store, there: ObjectRef, shard: Shard) ->
         predicted_rows=footer.rows,
         dead_letters=kept.get("headrace.dead_letters"),
         **_kept_outcome(there, kept),
-        told=ShardMeasurements(known_columns(kept.get(STATISTICS))),
+        measurements=ShardMeasurements(known_columns(kept.get(STATISTICS))),
     )
 
 

@@ -78,8 +78,8 @@ class _CachedReader(io.RawIOBase):
             self._load(missing[0], missing[-1] + 1)
         if first == last:
             return self._blocks[first][start % _BLOCK :][:size]
-        whole = b"".join(self._blocks[block] for block in range(first, last + 1))
-        return memoryview(whole)[start % _BLOCK :][:size]
+        joined = b"".join(self._blocks[block] for block in range(first, last + 1))
+        return memoryview(joined)[start % _BLOCK :][:size]
 
     def _load(self, first: int, end: int) -> None:
         """Blocks `first` to `end` (exclusive), and some beyond where reading goes steadily forward."""

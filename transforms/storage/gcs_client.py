@@ -144,9 +144,9 @@ class GcsClient:
         return (StoreUnavailable if unavailable else StorageError)(f"Cannot {verb} {uri}", found=reason, cure=cure)
 
     def _forbidden(self, reason: str, uri: str, verb: str) -> AccessDenied:
-        told = _DENIED.search(reason)
-        permission = told["permission"] if told else _PERMISSIONS[verb]
-        who = told["who"] if told else getattr(self._credentials, "service_account_email", None)
+        denied = _DENIED.search(reason)
+        permission = denied["permission"] if denied else _PERMISSIONS[verb]
+        who = denied["who"] if denied else getattr(self._credentials, "service_account_email", None)
         role = f", as the role {_ROLES[permission]} does" if permission in _ROLES else ""
         return AccessDenied(
             f"Cannot {verb} {uri}: {who or 'this identity'} lacks the permission {permission}",

@@ -134,10 +134,10 @@ class GcsWriter(Writer):
             ref = pin(split(self._uri)[0], self._blob)
         except LIBRARY_ERRORS as error:
             self.abort()
-            standing = self._standing() if self._repeated else None
-            if standing is None:
+            existing = self._existing() if self._repeated else None
+            if existing is None:
                 raise self._as_storage_error(error) from error
-            ref = standing
+            ref = existing
         self._forget()
         self._counters.add(requests=1, bytes_written=self._written)
         return ref
@@ -166,12 +166,12 @@ class GcsWriter(Writer):
     def _as_storage_error(self, error: Exception) -> StorageError:
         if explain(error)[0] == 412:
             return AlreadyExists(f"{self._uri} already exists", cure="Delete it, or write under another name.")
-        told = self._client.refused(error, self._uri, "write")
-        if isinstance(told, ObjectNotFound) and "no bucket" not in told.what:
+        refused = self._client.refused(error, self._uri, "write")
+        if isinstance(refused, ObjectNotFound) and "no bucket" not in refused.what:
             return StorageError(f"The upload of {self._uri} was ended by the server", found=explain(error)[1])
-        return told
+        return refused
 
-    def _standing(self) -> ObjectRef | None:
+    def _existing(self) -> ObjectRef | None:
         """What stands there, if it is what was sent: an upload may succeed and its answer get lost."""
         try:
             self._blob.reload(timeout=TIMEOUT_S)

@@ -121,12 +121,12 @@ class RangeReader:
                 ),
             )
 
-    def _tried(self, attempt: Callable[[], _T], told: Callable[[int], str]) -> _T:
+    def _tried(self, attempt: Callable[[], _T], describe: Callable[[int], str]) -> _T:
         try:
-            return retried(attempt, self._policy, self._counters, told)
+            return retried(attempt, self._policy, self._counters, describe)
         except TooMuch as error:
             raise StorageError(
-                told(1),
+                describe(1),
                 expected="an answer to what was asked for",
                 found=str(error),
                 cure="Look at the server, or a proxy before it; or copy the object to a bucket and name that.",

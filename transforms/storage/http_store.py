@@ -43,7 +43,7 @@ class _Place:
     ranged: bool
 
 
-class _Whole:
+class _HeldObject:
     """An object of a server without ranges: one thread fetches it, the others wait."""
 
     def __init__(self, size: int) -> None:
@@ -60,7 +60,7 @@ class HttpStore(Store):
         self._ranges = RangeReader(self.counters, policy)
         self._lock = threading.Lock()
         self._places = Recent[str, _Place](_MOST_PLACES)
-        self._wholes = Recent[ObjectRef, _Whole](_MOST_HELD_BYTES, lambda whole: whole.size)
+        self._held_objects = Recent[ObjectRef, _HeldObject](_MOST_HELD_BYTES, lambda held: held.size)
 
     def __reduce__(self) -> tuple[object, ...]:
         return HttpStore, (self.options, self._policy)
@@ -120,17 +120,17 @@ class HttpStore(Store):
         if place.ranged or offset + sum(buffer.nbytes for buffer in buffers) <= _PEEK_BYTES:
             self._fetch(place, offset, buffers)
             return
-        whole = self._whole(place)
+        held = self._held_object(place)
         for buffer in buffers:
-            buffer[:] = whole[offset : offset + buffer.nbytes]
+            buffer[:] = held[offset : offset + buffer.nbytes]
             offset += buffer.nbytes
 
-    def _whole(self, place: _Place) -> memoryview:
+    def _held_object(self, place: _Place) -> memoryview:
         with self._lock:
-            whole = self._wholes.get(place.ref) or _Whole(place.ref.size)
-            self._wholes.keep(place.ref, whole)
-        with whole.lock:
-            if whole.data is None:
+            held = self._held_objects.get(place.ref) or _HeldObject(place.ref.size)
+            self._held_objects.keep(place.ref, held)
+        with held.lock:
+            if held.data is None:
                 _log.info(
                     "%s comes from a server without ranges: all of its %d bytes are held in memory",
                     public_uri(place.ref.uri),
@@ -145,8 +145,8 @@ class HttpStore(Store):
                         cure="Copy it to a bucket or a local folder and name that.",
                     ) from error
                 self._fetch(place, 0, [data])
-                whole.data = data
-            return whole.data
+                held.data = data
+            return held.data
 
     def _fetch(self, place: _Place, offset: int, buffers: Sequence[memoryview]) -> None:
         etag = place.ref.version.startswith('"')
@@ -243,8 +243,8 @@ def _pin(uri: str, status: int, answer: Message, body: str) -> tuple[ObjectRef, 
 def _refused(status: int, uri: str, body: str) -> StorageError:
     name = public_uri(uri)
     # Stores tell code and message apart from what was signed, which nobody may see.
-    told = re.findall(r"<(?:Code|Message)>([^<?]{1,200})", body)
-    found = f"HTTP {status}" + "".join(f", {text.strip()}" for text in told[:2])
+    messages = re.findall(r"<(?:Code|Message)>([^<?]{1,200})", body)
+    found = f"HTTP {status}" + "".join(f", {text.strip()}" for text in messages[:2])
     if status in (404, 410):
         return ObjectNotFound(f"There is no object {name}", found=found, cure="Look at the spelling.")
     if status in (401, 403, 407):

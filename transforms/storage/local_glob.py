@@ -76,9 +76,9 @@ class _Walk:
     def _folder(self, folder: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
         found = False
         if self._may_lead(folder):
-            for one in self.enter(folder, above):
+            for match in self.enter(folder, above):
                 found = True
-                yield one
+                yield match
         if not found and self._matches(folder[:-1]) and not self._hidden(folder):
             self._noted(
                 f"{folder} is a folder, and nothing in it matches; '{folder}*' or '**' would read what is in it"

@@ -145,13 +145,13 @@ class S3Store(FsspecStore):
         from_bucket, from_key, _ = filesystem.split_path(self._filesystem(source.uri)[1])
         key_of = self.options.kms_key
         encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key_of} if key_of else {}
-        standing = AlreadyExists(f"{uri} already exists", cure="Delete it, or write under another name.")
+        taken = AlreadyExists(f"{uri} already exists", cure="Delete it, or write under another name.")
         try:
             self.stat(uri)
         except ObjectNotFound:
             pass
         else:  # not every service heeds IfNoneMatch when it copies
-            raise standing
+            raise taken
         self.counters.add(requests=1)
         try:
             filesystem.call_s3(
@@ -169,7 +169,7 @@ class S3Store(FsspecStore):
             except ObjectNotFound:
                 raise ObjectNotFound(f"There is no object {source.uri}") from error
             if _code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
-                raise (standing if now.version == source.version else changed(source, now.version)) from error
+                raise (taken if now.version == source.version else changed(source, now.version)) from error
             raise as_storage_error(error, uri, "write") from error
         return self.stat(uri)
 
@@ -285,7 +285,7 @@ class _S3Writer(Writer):
             except Exception as error:
                 conflict = _conflicts(error)
                 # An upload of parts would have to begin anew.
-                if conflict and (method == "put_object" or not self._stands()):
+                if conflict and (method == "put_object" or not self._exists()):
                     raise MayPass(described(error), attempts=None if method == "put_object" else 1) from error
                 self.abort()
                 if conflict or _code(error) == "PreconditionFailed":
@@ -302,14 +302,14 @@ class _S3Writer(Writer):
             )
         except StoreUnavailable as error:
             self.abort()
-            if error.__cause__ is not None and _conflicts(error.__cause__) and self._stands():
+            if error.__cause__ is not None and _conflicts(error.__cause__) and self._exists():
                 raise self._there() from error
             raise
 
     def _there(self) -> AlreadyExists:
         return AlreadyExists(f"{self._uri} already exists", cure="Delete it, or write under another name.")
 
-    def _stands(self) -> bool:
+    def _exists(self) -> bool:
         try:
             self._store.stat(self._uri)
         except StorageError:

@@ -128,7 +128,7 @@ def _opened(metadata: str, store: Store) -> Table:
 
 
 def _no_snapshot(table: TableInput, metadata: str, opened: Table) -> ObjectNotFound:
-    known = [str(one.snapshot_id) for one in opened.snapshots()]
+    known = [str(snapshot.snapshot_id) for snapshot in opened.snapshots()]
     return ObjectNotFound(
         f"{table.uri} has no snapshot {table.version or 'yet'}",
         expected=f"one of {', '.join(known[-5:])}" if known else "a table with rows",
@@ -200,14 +200,14 @@ def _values(opened: Table, schema: Any, tasks: list[FileScanTask]) -> dict[str, 
     specs = opened.specs()
     names = {field.field_id: field.name for field in schema.fields}
     kinds = {field.name: field.type for field in _arrow_schema(opened, schema)}
-    told: dict[str, list[Any]] = {
+    found: dict[str, list[Any]] = {
         field.name: [field.initial_default] * len(tasks) for field in schema.fields if field.initial_default is not None
     }
     for i, task in enumerate(tasks):
         for at, field in enumerate(specs[task.file.spec_id].fields):
             if isinstance(field.transform, IdentityTransform) and (name := names.get(field.source_id)) is not None:
-                told.setdefault(name, [None] * len(tasks))[i] = task.file.partition[at]
-    return {name: _texts(name, values, kinds[name]) for name, values in told.items()}
+                found.setdefault(name, [None] * len(tasks))[i] = task.file.partition[at]
+    return {name: _texts(name, values, kinds[name]) for name, values in found.items()}
 
 
 def _texts(name: str, values: list[Any], kind: pa.DataType) -> pa.Array[Any]:

@@ -92,7 +92,7 @@ def test_the_manifest_is_the_same_to_the_byte_whatever_the_order(tmp_path: Path)
     store = open_store(job.output)
     store.delete(store.stat(f"{job.output}/_SUCCESS"))
     told = [
-        replace(result, told=ShardMeasurements((Column(f"{i}", "double"),)))
+        replace(result, measurements=ShardMeasurements((Column(f"{i}", "double"),)))
         for i, result in enumerate(reversed(results))
     ]
     assert len(first["manifest"]) == 3

@@ -66,7 +66,9 @@ def some_results() -> list[ShardResult]:
             seconds = {stage: draw.random() * lasted for stage in ("read", "predict", "write")}
             measured = ShardMeasurements(told[i % len(told)], began, began + lasted, process=process, retries=i % 11)
             measured.batch_seconds.add(np.array([draw.random() for _ in range(5)]))
-            result = replace(result, computed=True, seconds=seconds, told=measured, device=draw.choice(["cpu", "gpu"]))
+            result = replace(
+                result, computed=True, seconds=seconds, measurements=measured, device=draw.choice(["cpu", "gpu"])
+            )
         made.append(result)
     return made
 
@@ -151,7 +153,7 @@ def test_an_account_stays_small() -> None:
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_column_that_a_file_holds_as_another_type_is_left_out(order: int) -> None:
     """Whichever came first, nobody would know which is right."""
-    odd = replace(RESULTS[1], told=ShardMeasurements((Column("word", "int64", rows=9),)))
+    odd = replace(RESULTS[1], measurements=ShardMeasurements((Column("word", "int64", rows=9),)))
     account = merged([account_of([odd]), account_of(RESULTS)][::order])
     assert [column.name for column in account.columns] == ["score", "n"]
     assert account.unlike == {"word"}
@@ -171,7 +173,7 @@ def test_measurements_are_the_same_when_a_runner_has_moved_them() -> None:
     numbers = [pa.array(np.exp(draw.normal(0, 90, 5000)) * draw.choice([-1, 1], 5000)) for _ in many]
     measuring.add(pa.RecordBatch.from_arrays(numbers, schema=many), 0.5)
     kept = measuring.key_values()[STATISTICS]
-    told = measuring.told()
+    told = measuring.measurements()
     moved, columns = pickle.loads(pickle.dumps(told)), known_columns(kept)
     assert columns is not None
     assert told.columns is not None

@@ -55,11 +55,11 @@ def results(count: int, kinds: int = 50, **how: Any) -> Iterator[ShardResult]:
     """Of so many shards in ten processes, one after the other; their predictions are of a few different kinds."""
     told = []
     for seed in range(kinds):
-        telling = ShardMeasuring(SCHEMA, SCHEMA.names)
+        measuring = ShardMeasuring(SCHEMA, SCHEMA.names)
         for _ in range(3):
-            telling.add(batch(seed, **how), 0.01 * (1 + seed % 7))
-        telling.key_values()
-        told.append(telling.told())
+            measuring.add(batch(seed, **how), 0.01 * (1 + seed % 7))
+        measuring.key_values()
+        told.append(measuring.measurements())
     for i in range(count):
         source = ObjectRef(f"memory://b/in/part-{i:06d}.parquet", 1000, str(i))
         shard = Shard(f"part-{i:06d}-000000000000-000000000900-{0:020x}.parquet", source, 0, 900, (0, 1), 1000)
@@ -74,7 +74,7 @@ def results(count: int, kinds: int = 50, **how: Any) -> Iterator[ShardResult]:
             read_bytes=1000,
             seconds=seconds,
             device="cpu",
-            told=ShardMeasurements(said.columns, began, began + 2.75 + i % 5, said.batch_seconds, process, 1),
+            measurements=ShardMeasurements(said.columns, began, began + 2.75 + i % 5, said.batch_seconds, process, 1),
         )
 
 
@@ -224,12 +224,16 @@ def kept(**more: Any) -> Kept:
 def test_no_text_of_the_data_gets_out_of_its_place(tmp_path: Path) -> None:
     hostile = "</script><script>alert(1)</script><!--\u2028&amp;"
     job = job_in(tmp_path)
-    telling = ShardMeasuring(SCHEMA.set(1, pa.field(hostile, pa.string())), [hostile])
-    telling.add(batch(1, name=hostile).rename_columns(["s", hostile]), 0.1)
-    telling.key_values()
+    measuring = ShardMeasuring(SCHEMA.set(1, pa.field(hostile, pa.string())), [hostile])
+    measuring.add(batch(1, name=hostile).rename_columns(["s", hostile]), 0.1)
+    measuring.key_values()
     (first,) = results(1, kinds=1)
     result = ShardResult(
-        *(first.shard, 1, "1", 0), computed=True, predicted_rows=900, seconds=first.seconds, told=telling.told()
+        *(first.shard, 1, "1", 0),
+        computed=True,
+        predicted_rows=900,
+        seconds=first.seconds,
+        measurements=measuring.measurements(),
     )
     write_report(job, ["part"], [account_of([result])])
     page = written(job)
@@ -376,10 +380,10 @@ def test_numbers_have_four_digits(value: float, text: str) -> None:
 
 
 def test_a_shard_whose_predictions_cannot_be_counted_is_told_of_without_them() -> None:
-    telling = ShardMeasuring(pa.schema([("score", pa.float32())]), ["score"])
-    telling.add(pa.record_batch({"another": [1.0]}), 0.5)
-    telling.add(pa.record_batch({"score": pa.array([1.0], pa.float32())}), 0.5)
-    assert telling.key_values() == {}
-    told = telling.told()
+    measuring = ShardMeasuring(pa.schema([("score", pa.float32())]), ["score"])
+    measuring.add(pa.record_batch({"another": [1.0]}), 0.5)
+    measuring.add(pa.record_batch({"score": pa.array([1.0], pa.float32())}), 0.5)
+    assert measuring.key_values() == {}
+    told = measuring.measurements()
     assert told.columns is None
     assert told.batch_seconds.count == 2

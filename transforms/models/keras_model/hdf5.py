@@ -202,7 +202,7 @@ class Hdf5File:
             unread = []
             while todo and len(seen) <= _MAX_DATASETS:
                 link = todo.pop()
-                links = self._try(lambda link=link: self._look(link))  # type: ignore[misc]
+                links = self._try(lambda link=link: self._children(link))  # type: ignore[misc]
                 if links is None:
                     unread.append(link)
                     continue
@@ -215,7 +215,7 @@ class Hdf5File:
             todo = unread
         self._ranges.wanted.clear()
 
-    def _look(self, link: Link) -> Mapping[str, Link]:
+    def _children(self, link: Link) -> Mapping[str, Link]:
         """What lies directly below an object."""
         assert link.address is not None
         try:

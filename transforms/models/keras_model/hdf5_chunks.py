@@ -104,8 +104,8 @@ def _unshuffled(data: bytes, size: int) -> bytes:
     """The first bytes of all elements come first, then the second ones; what is no whole element stays at the end."""
     if size < 1:
         raise Damaged("a shuffle of elements without bytes")
-    whole = len(data) // size * size
-    return np.frombuffer(data[:whole], np.uint8).reshape(size, -1).T.tobytes() + data[whole:]
+    even_size = len(data) // size * size
+    return np.frombuffer(data[:even_size], np.uint8).reshape(size, -1).T.tobytes() + data[even_size:]
 
 
 def _checked(data: bytes) -> bytes:

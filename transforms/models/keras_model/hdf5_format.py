@@ -29,7 +29,7 @@ LINK_INFO, LINK, GROUP_INFO, ATTRIBUTE, CONTINUATION, SYMBOL_TABLE, ATTRIBUTE_IN
 # A flag of a message: its body lies elsewhere, shared with others.
 SHARED = 0x02
 # Bytes that may be looked at in all: sound files need up to 1.3 times their size, and a gigabyte at most.
-_LOOKS, _MIN_WORK, _MAX_WORK = 4, 1 << 20, 1 << 30
+_READS, _MIN_WORK, _MAX_WORK = 4, 1 << 20, 1 << 30
 # No structure is larger (a text of the global heap may be a whole configuration), no checked header, and no name longer.
 _LARGEST, _LARGEST_HEADER, _LONGEST_NAME = 64 << 20, 2 << 20, 64 << 10
 # What another look at a message costs.
@@ -75,7 +75,7 @@ class Structures:
 
     def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
         self._source, self.size = read, size
-        self._left = min(_LOOKS * size, _MAX_WORK) + _MIN_WORK
+        self._left = min(_READS * size, _MAX_WORK) + _MIN_WORK
         self._asked: set[tuple[int, int]] = set()
         self._known: dict[tuple[str, int], Any] = {}
         self.root = self._superblock()
@@ -333,8 +333,8 @@ def lookup3(data: bytes) -> int:
     """Bob Jenkins' hash of that name with an initial value of 0, as the format's newer structures are checked by: VIII.B."""
     mask = 0xFFFFFFFF
     a = b = c = (0xDEADBEEF + len(data)) & mask
-    whole = max(0, (len(data) - 1) // 12)
-    for x, y, z in struct.iter_unpack("<III", data[: 12 * whole]):
+    triples = max(0, (len(data) - 1) // 12)
+    for x, y, z in struct.iter_unpack("<III", data[: 12 * triples]):
         a, b, c = (a + x) & mask, (b + y) & mask, (c + z) & mask
         a = (a - c) & mask ^ ((c << 4 | c >> 28) & mask)
         c = (c + b) & mask
@@ -350,7 +350,7 @@ def lookup3(data: bytes) -> int:
         b = (b + a) & mask
     if not data:
         return c
-    x, y, z = struct.unpack("<III", data[12 * whole :].ljust(12, b"\0"))
+    x, y, z = struct.unpack("<III", data[12 * triples :].ljust(12, b"\0"))
     a, b, c = (a + x) & mask, (b + y) & mask, (c + z) & mask
     for first, second, third in ((14, 11, 25), (16, 4, 14), (24, 0, 0)):
         c = ((c ^ b) - (b << first | b >> 32 - first)) & mask

@@ -74,14 +74,14 @@ class AsGiven:
         if isinstance(self._inputs, dict):
             self._named = dict(self._inputs)
         elif isinstance(self._inputs, (list, tuple)):
-            self._named = {f"inputs_{i}": one for i, one in enumerate(self._inputs)}
+            self._named = {f"inputs_{i}": spec for i, spec in enumerate(self._inputs)}
         else:
             self._named = {"images" if len(self._inputs.shape) == 4 else "inputs": self._inputs}
 
     def signature(self) -> list[Any]:
         import tensorflow as tf
 
-        return [{name: tf.TensorSpec(one.shape, one.dtype, name) for name, one in self._named.items()}]
+        return [{name: tf.TensorSpec(spec.shape, spec.dtype, name) for name, spec in self._named.items()}]
 
     def check(self, _: str) -> None:
         pass

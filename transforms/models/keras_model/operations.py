@@ -64,7 +64,7 @@ def _draws(layer: Any) -> bool:
     strengths = [
         getattr(layer, key) for key in ("rate", "stddev", "dropout", "recurrent_dropout") if hasattr(layer, key)
     ]
-    return not strengths or any(one for one in strengths)
+    return not strengths or any(strength for strength in strengths)
 
 
 def _moves(layer: Any) -> bool:

@@ -112,19 +112,21 @@ class ExampleParsers:
         self._graph_def, self._functions = graph_def, functions
         self._scopes: dict[str, _Scope] = {}
 
-    def told(self, signature: Signature, definition: Any) -> Signature:
+    def with_examples(self, signature: Signature, definition: Any) -> Signature:
         """The signature with what its inputs are parsed as; `definition` names the tensors of the graph that they feed."""
         if not self._any:
             return signature
-        return _told(signature, {name: self._walk("", _node_of(one.name)) for name, one in definition.inputs.items()})
+        return _with_examples(
+            signature, {name: self._walk("", _node_of(tensor.name)) for name, tensor in definition.inputs.items()}
+        )
 
-    def told_of_function(self, signature: Signature, function: str) -> Signature:
+    def with_examples_of_function(self, signature: Signature, function: str) -> Signature:
         """The same of a function, whose first arguments are the signature's inputs."""
         if not self._any or function not in self._functions:
             return signature
-        names = [one.name for one in self._functions[function].signature.input_arg]
+        names = [argument.name for argument in self._functions[function].signature.input_arg]
         walks = zip(signature.inputs, names, strict=False)
-        return _told(signature, {name: self._walk(function, argument) for name, argument in walks})
+        return _with_examples(signature, {name: self._walk(function, argument) for name, argument in walks})
 
     def _walk(self, function: str, start: str) -> list[tuple[Any, _Scope]]:
         walk = _Walk(self)
@@ -138,7 +140,7 @@ class ExampleParsers:
         return self._scopes[function]
 
     def arguments(self, function: str) -> list[str]:
-        return [one.name for one in self._functions[function].signature.input_arg]
+        return [argument.name for argument in self._functions[function].signature.input_arg]
 
     def returned(self, function: str) -> set[str]:
         return {_node_of(name) for name in self._functions[function].ret.values()}
@@ -148,7 +150,7 @@ class ExampleParsers:
             yield node.op
         for value in node.attr.values():
             named = [value.func] if value.WhichOneof("value") == "func" else value.list.func
-            yield from (one.name for one in named if one.name in self._functions)
+            yield from (attribute.name for attribute in named if attribute.name in self._functions)
 
 
 @dataclass
@@ -193,7 +195,7 @@ class _Walk:
         return found
 
 
-def _told(signature: Signature, parsers: Mapping[str, Sequence[tuple[Any, _Scope]]]) -> Signature:
+def _with_examples(signature: Signature, parsers: Mapping[str, Sequence[tuple[Any, _Scope]]]) -> Signature:
     inputs = {
         name: replace(spec, example=_format(parsers[name])) if spec.dtype == "string" and parsers.get(name) else spec
         for name, spec in signature.inputs.items()
@@ -213,11 +215,13 @@ def _format(parsers: Sequence[tuple[Any, _Scope]]) -> ExampleFormat:
             own = list(_features(node, scope))
         except _Computed:
             return ExampleFormat((), problem="the graph computes the keys of its parser")
-        for one in own:
-            other = features.setdefault(one.name, one)
-            if one.dtype != other.dtype:
-                problem = f"the graph parses {one.name!r} as {other.dtype} and as {one.dtype}"
-            features[one.name] = replace(other if one.varies else one, required=one.required or other.required)
+        for feature in own:
+            other = features.setdefault(feature.name, feature)
+            if feature.dtype != other.dtype:
+                problem = f"the graph parses {feature.name!r} as {other.dtype} and as {feature.dtype}"
+            features[feature.name] = replace(
+                other if feature.varies else feature, required=feature.required or other.required
+            )
     return ExampleFormat(tuple(features[name] for name in sorted(features)), problem=problem)
 
 

@@ -105,8 +105,8 @@ class Bundle:
         dtype, shape = self._dtype(proto, name), self._shape(proto, name)
         origin = (0,) * len(shape)
         if not proto.slices:
-            whole = tuple((0, size) for size in shape)
-            piece = Piece(self._slot(name, proto, dtype, shape), whole, proto.crc32c)
+            full_region = tuple((0, size) for size in shape)
+            piece = Piece(self._slot(name, proto, dtype, shape), full_region, proto.crc32c)
             return Entry(name, dtype, shape, (piece,), origin)
         if len(proto.slices) > _MAX_SLICES:
             raise UnsupportedModel(f"{name!r} in {self.uri} is cut into {len(proto.slices)} slices")
@@ -139,19 +139,19 @@ class Bundle:
         arrays = ((piece, self._array(entry, piece, take(piece.slot.name))) for piece in entry.pieces)
         if len(entry.pieces) == 1 and entry.pieces[0].region == entry.region:
             return next(arrays)[1]
-        whole = np.empty(entry.shape, object) if entry.dtype == "string" else None
+        tensor = np.empty(entry.shape, object) if entry.dtype == "string" else None
         for piece, array in arrays:
-            if whole is None:
+            if tensor is None:
                 nbytes = math.prod(entry.shape) * array.itemsize
-                whole = aligned_empty(nbytes).view(array.dtype).reshape(entry.shape)
+                tensor = aligned_empty(nbytes).view(array.dtype).reshape(entry.shape)
             into, out_of = [], []
             for (start, length), (at, size) in zip(entry.region, piece.region, strict=True):
                 first = max(start, at)
                 last = max(first, min(start + length, at + size))
                 into.append(slice(first - start, last - start))
                 out_of.append(slice(first - at, last - at))
-            whole[tuple(into)] = array[tuple(out_of)]
-        return whole
+            tensor[tuple(into)] = array[tuple(out_of)]
+        return tensor
 
     def _array(self, entry: Entry, piece: Piece, array: Any) -> Any:
         if entry.dtype != "string":
@@ -362,14 +362,14 @@ def _overlap(pieces: list[Piece]) -> bool:
     """Compares only those that meet in the dimension that has been cut most often."""
     rank = len(pieces[0].region)
     cut = max(range(rank), key=lambda i: len({piece.region[i][0] for piece in pieces}), default=0)
-    open_ones: list[Region] = []
+    open_regions: list[Region] = []
     for region in sorted((p.region for p in pieces if all(n for _, n in p.region)), key=lambda r: r[cut:]):
         if not rank:
             return len(pieces) > 1
-        open_ones = [one for one in open_ones if sum(one[cut]) > region[cut][0]]
-        if any(_meet(one, region) for one in open_ones):
+        open_regions = [other for other in open_regions if sum(other[cut]) > region[cut][0]]
+        if any(_meet(other, region) for other in open_regions):
             return True
-        open_ones.append(region)
+        open_regions.append(region)
     return False
 
 

@@ -27,16 +27,16 @@ class DeadBranches:
     def __call__(self, output: Output) -> bool:
         todo, on_the_way = [output], {output}
         while todo:
-            one = todo[-1]
-            if one in self._known:
+            current = todo[-1]
+            if current in self._known:
                 on_the_way.discard(todo.pop())
                 continue
-            node = self._nodes.get(one[0])
+            node = self._nodes.get(current[0])
             inputs = [] if node is None else [output_named(name) for name in node.input]
             if node is not None and node.op in ("Switch", "RefSwitch") and len(inputs) > 1:
                 condition = self._label(node.input[1])
-                if isinstance(condition, bool) and one[1] != int(condition):
-                    self._known[one] = True
+                if isinstance(condition, bool) and current[1] != int(condition):
+                    self._known[current] = True
                     continue
             # A loop leads back to its own `Merge`, which its entry keeps alive.
             loops = node is not None and node.op in ("Merge", "RefMerge")
@@ -46,7 +46,7 @@ class DeadBranches:
                 on_the_way.add(waiting)
                 continue
             dead = [self._known.get(other, False) for other in inputs]
-            self._known[one] = bool(dead) and (all(dead) if loops else any(dead))
+            self._known[current] = bool(dead) and (all(dead) if loops else any(dead))
         return self._known[output]
 
 

@@ -54,7 +54,7 @@ class Graph:
         for name, definition in self._definitions.items():
             try:
                 signature = signature_of(name, definition, ref)
-                self.signatures[name] = parsers.told(signature, definition)
+                self.signatures[name] = parsers.with_examples(signature, definition)
             except UnsupportedModel as error:
                 self._refused[name] = error
         self._bundle: Bundle | None = None
@@ -96,7 +96,7 @@ class Graph:
         dead = DeadBranches(self._nodes, label)
         for name in dict.fromkeys(name for name, _ in self._above(outputs, fed, dead=dead)):
             node = self._nodes[name]
-            labels = tuple(label(one) for one in node.input if not one.startswith("^"))
+            labels = tuple(label(name) for name in node.input if not name.startswith("^"))
             found.add(node, labels)
             calls += library.calls(node, labels)
         library.walk(calls, found)

@@ -146,7 +146,7 @@ class _Graph:
         self.nbytes = proto.ByteSize()
         self._parsers = ExampleParsers(self.graph_def)
         self.signatures = {
-            name: self._parsers.told(signature_of(name, definition, ref, ragged=True), definition)
+            name: self._parsers.with_examples(signature_of(name, definition, ref, ragged=True), definition)
             for name, definition in sorted(metas[0].signature_def.items())
             if name != INIT_OP
         }
@@ -173,7 +173,9 @@ class _Graph:
             return self.signatures[name]
         if name in self.functions:
             function = self.functions[name]
-            return self._parsers.told_of_function(function.signature(self._ref), function.chosen(self._ref).name)
+            return self._parsers.with_examples_of_function(
+                function.signature(self._ref), function.chosen(self._ref).name
+            )
         raise no_such_signature(self._ref, name, list(self.signatures), list(self.functions))
 
     def called_functions(self) -> dict[str, Signature]:

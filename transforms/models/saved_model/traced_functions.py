@@ -79,13 +79,13 @@ class TracedFunction:
                     cure="Export the model with dense inputs and outputs, e.g. x.to_tensor().",
                 )
 
-        def told(specs: Mapping[str, Any]) -> dict[str, TensorSpec]:
+        def described(specs: Mapping[str, Any]) -> dict[str, TensorSpec]:
             return {
                 name: TensorSpec(name, s.dtype.name, None if s.shape.rank is None else tuple(s.shape.as_list()))
                 for name, s in specs.items()
             }
 
-        return Signature(self.name, told(inputs), told(outputs))
+        return Signature(self.name, described(inputs), described(outputs))
 
     def _loaded(self, loaded: Any) -> Any:
         found = loaded
@@ -185,7 +185,7 @@ def _argument_names(spec: Any) -> tuple[str, ...]:
 def _specs(argument: Any) -> list[Any]:
     import tensorflow as tf
 
-    return [one for one in tf.nest.flatten(argument) if isinstance(one, tf.TypeSpec)]
+    return [spec for spec in tf.nest.flatten(argument) if isinstance(spec, tf.TypeSpec)]
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:
@@ -202,4 +202,4 @@ def _named(outputs: Any) -> dict[str, Any]:
 
     if isinstance(outputs, Mapping) and all(isinstance(name, str) for name in outputs):
         return {str(name): outputs[name] for name in sorted(outputs)}
-    return {f"output_{i}": one for i, one in enumerate(tf.nest.flatten(outputs))}
+    return {f"output_{i}": output for i, output in enumerate(tf.nest.flatten(outputs))}

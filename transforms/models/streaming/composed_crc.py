@@ -65,18 +65,18 @@ class ComposedCrc:
 
     def check(self) -> None:
         """Raises `CorruptModel` where the pieces are not the bytes that the checksum is of."""
-        span, at, whole = self._span, self._span.start, 0
+        span, at, total_crc = self._span, self._span.start, 0
         for offset, (length, crc) in sorted(self._pieces.items()):
             if offset != at:
                 break
-            whole, at = combine(span.kind, whole, crc, length), at + length
+            total_crc, at = combine(span.kind, total_crc, crc, length), at + length
         if at != span.stop:
             raise RuntimeError(f"{span.source.uri}: nothing was added from byte {at} on, of {span.stop}")
-        if whole != span.crc:
+        if total_crc != span.crc:
             raise CorruptModel(
                 f"{span.source.uri} arrived damaged",
                 expected=f"{span.kind} {span.crc:08x} of bytes {span.start} to {span.stop} (exclusive)",
-                found=f"{whole:08x}",
+                found=f"{total_crc:08x}",
                 cure="Run again; if that does not help, copy the model again from where it was saved.",
             )
 

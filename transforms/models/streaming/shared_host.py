@@ -255,7 +255,7 @@ class Host:
         finally:
             if self._unreadable:
                 for client in [client for client, served in self._clients.items() if not served]:
-                    self._tell(client)
+                    self._send_state(client)
             self._release()
 
     def _serve(self, listener: socket.socket) -> None:
@@ -269,7 +269,7 @@ class Host:
                 # Nobody sends anything here, so that it is readable means that it has ended.
                 self._drop(client)
             for client in [client for client, served in self._clients.items() if not served]:
-                self._tell(client)
+                self._send_state(client)
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -285,7 +285,7 @@ class Host:
         client.setblocking(False)
         self._clients[client] = False
 
-    def _tell(self, client: socket.socket) -> None:
+    def _send_state(self, client: socket.socket) -> None:
         descriptor = self._descriptor
         complete = descriptor is not None
         state = _COMPLETE if complete else _UNREADABLE if self._unreadable else _STREAMING

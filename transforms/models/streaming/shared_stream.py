@@ -109,20 +109,20 @@ class MachineStream(TensorStream):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        whole = False
+        complete = False
         try:
             try:
-                whole = self._filled is not None and kind is None and self._take_rest()
+                complete = self._filled is not None and kind is None and self._take_rest()
             finally:
                 super().__exit__(kind, error, trace)
         except BaseException as failure:
-            whole, self._failure = False, self._failure or failure
+            complete, self._failure = False, self._failure or failure
             raise
         finally:
             if self._connection is not None:
                 self._connection.close()
             if self._filled is not None:
-                self._end_lead(self._filled, whole)
+                self._end_lead(self._filled, complete)
             self._shared = None
 
     def take(self, name: str) -> Any:
@@ -178,7 +178,7 @@ class MachineStream(TensorStream):
         """Waits for what the leader has. Afterwards it is here, or this process leads, or it is on its own."""
         total = self._total
         try:
-            descriptor = receive(connection, self._layout, self._tell)
+            descriptor = receive(connection, self._layout, self._report_progress)
             if descriptor is not None:
                 try:
                     mapping = segment.map_private(descriptor, self._layout.nbytes)
@@ -209,7 +209,7 @@ class MachineStream(TensorStream):
             return
         self._keep(mapping, host)
         self._connection = None
-        self._tell(total, total)
+        self._report_progress(total, total)
         _log.info(
             "mapped %d tensors, %d bytes, which another process of this machine has streamed, after %.2f s",
             len(self._slots),
@@ -247,7 +247,7 @@ class MachineStream(TensorStream):
         weakref.finalize(mapping, host.close).atexit = False
         self._shared = np.frombuffer(mapping, np.uint8)
 
-    def _tell(self, arrived: int, _: int) -> None:
+    def _report_progress(self, arrived: int, _: int) -> None:
         if self._options.progress is not None:
             self._options.progress(min(arrived, self._total), self._total)
 
@@ -261,10 +261,10 @@ class MachineStream(TensorStream):
             return False
         return True
 
-    def _end_lead(self, filled: mmap.mmap, whole: bool) -> None:
+    def _end_lead(self, filled: mmap.mmap, complete: bool) -> None:
         assert self._host is not None
         try:
-            if whole:
+            if complete:
                 _unmap(filled)
                 segment.seal(self._descriptor)
                 self._host.publish(self._descriptor)

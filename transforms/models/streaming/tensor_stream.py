@@ -159,7 +159,7 @@ class TensorStream:
         self._unasked = list(self._missing)
         self._held = 0
         self._awaited: set[int] = set()
-        self._whole = {i for i, slot in enumerate(self._slots) if not slot.nbytes}
+        self._complete = {i for i, slot in enumerate(self._slots) if not slot.nbytes}
         self._failure: BaseException | None = None
         self._closed = True
         self._changed = threading.Condition()
@@ -203,7 +203,7 @@ class TensorStream:
             if self._unasked[i]:
                 self._awaited.add(i)
                 self._changed.notify_all()
-            while i not in self._whole and self._failure is None and not self._closed:
+            while i not in self._complete and self._failure is None and not self._closed:
                 self._changed.wait()
             self._awaited.discard(i)
             self._held -= self._slots[i].nbytes
@@ -211,7 +211,7 @@ class TensorStream:
                 self._changed.notify_all()
             if self._failure is not None:
                 raise self._failure
-            if i not in self._whole:
+            if i not in self._complete:
                 raise RuntimeError(f"{name!r} taken outside the stream's with block")
             buffer = self._buffers.pop(i, None)
         slot = self._slots[i]
@@ -294,9 +294,9 @@ class TensorStream:
         size = part.stop - part.start
         with self._changed:
             self._missing[part.slot] -= size
-            whole = not self._missing[part.slot]
+            complete = not self._missing[part.slot]
             buffer = self._buffers[part.slot]
-        if whole:
+        if complete:
             check_crc(self._slots[part.slot], buffer)
         with self._progress_lock:
             self._arrived += size
@@ -304,9 +304,9 @@ class TensorStream:
                 self._options.progress(self._arrived, self._total)
             if self._arrived == self._total:
                 self._report()
-        if whole:
+        if complete:
             with self._changed:
-                self._whole.add(part.slot)
+                self._complete.add(part.slot)
                 self._changed.notify_all()
 
     def _report(self) -> None:
