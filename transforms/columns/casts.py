@@ -1,8 +1,8 @@
-"""Which casts change no value, and those that may, which a person has to allow.
+"""Casts that change no value, and casts that may change values, which the user must allow.
 
-What `--cast` does: whole numbers go to fractions and wide fractions to narrow ones by rounding to the nearest; fractions
-go to whole numbers by cutting off what follows the point; numbers go to bool where they are 0 or 1. What has no
-counterpart (a whole number out of range, a finite one that would become infinite, a NaN in an integer) is an error.
+`--cast` converts whole numbers to fractions, and wide fractions to narrow ones, by rounding to the nearest. It converts
+fractions to whole numbers by cutting off what follows the point, and numbers to bool where they are 0 or 1. Values without a
+counterpart (a whole number out of range, a finite one that would become infinite, a NaN in an integer) are errors.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def is_float(dtype: str) -> bool:
 
 
 def numpy_dtype(dtype: str) -> np.dtype[Any]:
-    """By TensorFlow's name; numpy itself has no bfloat16."""
+    """The dtype of TensorFlow's name; numpy itself has no bfloat16."""
     if dtype != "bfloat16":
         return np.dtype(dtype)
     import tensorflow as tf
@@ -91,12 +91,12 @@ def cast(values: np.ndarray[Any, Any], target: str) -> np.ndarray[Any, Any]:
 
 
 def _sticky(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """float32 that rounds to the bfloat16 that the values round to: by way of the nearest float32 some would round twice.
+    """float32 that rounds to the same bfloat16 as the values do; rounding to the nearest float32 first would round some twice.
 
-    Where it is inexact the last bit is set, as of the two numbers around a value just one has it ("round to odd").
+    Where float32 is inexact, the last bit is set: exactly one of the two numbers around a value has it ("round to odd").
     """
     if values.dtype.itemsize == 8 and values.dtype.kind in "iu":
-        # What float64 cannot hold lies far below a bfloat16's last bit: it counts as something, no more.
+        # Digits that float64 cannot hold are far below a bfloat16's last bit: it only matters that they are not 0.
         low, large = values & 0xFFF, values > 2**53
         if values.dtype.kind == "i":
             large |= values < -(2**53)

@@ -1,7 +1,7 @@
 """A column: levels of structs and lists around a leaf, and how its rows become one tensor.
 
-Which handlers serve it is decided from its type and the tensor's rule alone, before any data; the handlers then work on
-whole batches, never on a row.
+Its type and the tensor's rule alone decide which handlers serve it, before any data; the handlers then work on whole batches,
+never on a row.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RowValues:
-    """What rows hold, one after the other: `counts` values each, numbers or an Arrow array of strings or binary.
+    """The values of rows, one row after the other: `counts` values each, numbers or an Arrow array of strings or binary.
 
-    `kept` are the rows of the batch that hold anything, None for all of them.
+    `kept` are the rows of the batch that have values, None for all of them.
     """
 
     values: np.ndarray[Any, Any] | pa.Array[Any]
@@ -112,7 +112,7 @@ class Column:
         for level in self.levels:
             if self.rule.optional and not at.dims and not isinstance(level, Member):
                 at.leave_out_nulls()
-            # A member is null where its struct is, so that its nulls are told with those of the next level.
+            # A member is null where its struct is: its nulls are reported with those of the next level.
             fills = isinstance(level, Member) or (level.fills_nulls and self.rule.fill is not None)
             if at.array.null_count and not fills:
                 self._refuse_nulls(batch, at, where, first_row)
@@ -150,7 +150,7 @@ class Column:
         return first_row + row
 
     def _lends(self, at: Opened) -> bool:
-        """Whether the leaf reads all of the array as it is."""
+        """Whether the leaf reads the whole array as it is."""
         if at.present is not None or at.array.null_count:
             return False
         own, wanted = self.leaf.dtype, self.rule.dtype
@@ -182,7 +182,7 @@ class Column:
         values = self.leaf.numpy(at.array)
         missing = nulls(at.array) if at.array.null_count else None
         if missing is not None:
-            # What stands under a null may be anything, and is not to be cast.
+            # The value under a null may be anything, and must not be cast.
             values = np.where(missing, values.dtype.type(0), values)
         try:
             read = cast(values, self.rule.dtype)

@@ -26,10 +26,10 @@ class Constant:
 
 
 def comparable(left: pa.Array[Any] | Constant, right: pa.Array[Any] | Constant) -> tuple[Any, Any]:
-    """Both in one type. A number beside a column of fractions is rounded to the column's type, as numpy does: a float32 of 0.9
-    equals 0.9; whole numbers are compared exactly, and whole numbers with fractions as float64.
+    """Both in one type. A number compared with a column of fractions is rounded to the column's type, as numpy does: a float32
+    of 0.9 equals 0.9. Whole numbers are compared exactly, and whole numbers with fractions as float64.
 
-    Raises `NotComparable`, and Arrow's errors for a text that is no date.
+    Raises `NotComparable`, and Arrow's errors for a text that is not a date.
     """
     if isinstance(left, Constant):
         if isinstance(right, Constant):
@@ -40,7 +40,7 @@ def comparable(left: pa.Array[Any] | Constant, right: pa.Array[Any] | Constant) 
 
 
 def as_doubles(value: pa.Array[Any] | Constant) -> Any:
-    """As float64, in which all arithmetic is done. Raises `NotComparable` where it is no number."""
+    """Converts to float64, which all arithmetic uses. Raises `NotComparable` where it is not a number."""
     if isinstance(value, Constant):
         if type(value.value) not in (int, float):
             raise NotComparable
@@ -94,7 +94,7 @@ def _of_columns(left: Any, right: Any) -> tuple[Any, Any]:
     if all(map(_is_number, kinds)):
         kind = _number_type(*kinds)
         return left.cast(kind, safe=False), right.cast(kind, safe=False)
-    # Times of other units may not fit into one another, which no type tells.
+    # Times of different units may not fit into one another, which their types do not show.
     if left.type != right.type or not (pa.types.is_boolean(left.type) or pa.types.is_temporal(left.type)):
         raise NotComparable
     return left, right

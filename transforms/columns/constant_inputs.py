@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Constant:
-    """One input's value. `by_row`: the input has a row for each of the batch, so that the value is repeated."""
+    """One input's value. `by_row`: the input has a row for each of the batch, and the value is repeated."""
 
     spec: TensorSpec
     value: np.ndarray[Any, Any]
@@ -36,7 +36,7 @@ class Constant:
 def plan_constants(inputs: Mapping[str, TensorSpec], given: Mapping[str, str]) -> tuple[Constant, ...]:
     """`given` are values as typed: a number, true or false, a text, or a JSON list of these.
 
-    Raises `ColumnError` for a name that is no input, and for a value that is not of its dtype and shape.
+    Raises `ColumnError` for a name that is not an input, and for a value of another dtype or shape.
     """
     found = []
     for name, text in given.items():

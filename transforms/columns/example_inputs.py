@@ -61,8 +61,8 @@ class ExampleInput:
 
 
 def encoded_features(inputs: Mapping[str, TensorSpec], rules: ColumnRules) -> dict[str, dict[str, ExampleFeature]]:
-    """Of each input that is to be encoded, the features by the names that they have as tensors: their keys, or `TENSOR.KEY`
-    where several have that key. Raises `ColumnError` where one cannot be encoded so.
+    """For each input to encode, its features by their names as tensors: their keys, or `TENSOR.KEY` where several inputs have
+    that key. Raises `ColumnError` where an input cannot be encoded.
     """
     chosen = {
         tensor: _chosen(inputs[tensor], keys)
@@ -77,7 +77,7 @@ def encoded_features(inputs: Mapping[str, TensorSpec], rules: ColumnRules) -> di
 
 
 def row_inputs(inputs: Mapping[str, TensorSpec], rules: ColumnRules) -> dict[str, TensorSpec]:
-    """What columns feed, by the names that flags use: inputs, and features in the place of those that are encoded."""
+    """The tensors that columns feed, by their names in flags: inputs, and the features of encoded inputs in their place."""
     encoded = encoded_features(inputs, rules)
     found: dict[str, TensorSpec] = {}
     for tensor, spec in inputs.items():
@@ -92,7 +92,7 @@ def row_inputs(inputs: Mapping[str, TensorSpec], rules: ColumnRules) -> dict[str
 
 
 def feature_rule(rule: TensorRule, feature: ExampleFeature) -> TensorRule:
-    """What the parser takes besides. Raises `ColumnError` for what has no meaning."""
+    """The rule, plus what the parser accepts. Raises `ColumnError` for flags that mean nothing here."""
     for flag, given in (("--decode_image", rule.image), ("--pad", rule.pad if feature.varies else None)):
         if given is not None:
             raise ColumnError(
@@ -109,7 +109,7 @@ def feature_rule(rule: TensorRule, feature: ExampleFeature) -> TensorRule:
 def check_feature_column(
     schema: pa.Schema, tensor: str, feature: ExampleFeature, spec: TensorSpec, names: Sequence[str], where: str
 ) -> None:
-    """Raises `ColumnError` where several columns are named for the feature, or where it has none and the parser needs none."""
+    """Raises `ColumnError` where several columns are named for the feature, or an optional feature's column is missing."""
     if len(names) > 1:
         raise ColumnError(
             f"Several columns are named for the feature '{spec.name}' of '{tensor}'",
@@ -164,14 +164,14 @@ def _chosen(spec: TensorSpec, keys: Sequence[str]) -> tuple[ExampleFeature, ...]
 
 
 def example_cure(spec: TensorSpec) -> str:
-    """What else may be done where no column fits an input that takes serialized examples; "" for any other."""
+    """An alternative where no column fits an input that takes serialized examples; "" for any other input."""
     if spec.example is None or spec.example.problem:
         return ""
     return f" To encode columns as {spec.example.message}, say --tf_example={spec.name}."
 
 
 def check_held_examples(spec: TensorSpec, column: Column, batch: pa.RecordBatch, where: str) -> None:
-    """Raises `ColumnError` where a value among the batch's first rows is no message that the input takes."""
+    """Raises `ColumnError` where a value in the batch's first rows is not a message that the input takes."""
     array: Any = batch.column(column.path[0]).slice(0, _SAMPLED_ROWS)
     for member in column.path[1:]:
         array = pc.struct_field(array, [array.type.get_field_index(member)])
@@ -188,7 +188,7 @@ def check_held_examples(spec: TensorSpec, column: Column, batch: pa.RecordBatch,
 
 
 def _is_message(data: bytes, spec: TensorSpec) -> bool:
-    """Any text may be a message of unknown fields, so that at least one feature must be there."""
+    """Any text may be a message of unknown fields: at least one feature must be present."""
     import tensorflow as tf
     from google.protobuf.message import DecodeError
 

@@ -1,7 +1,7 @@
 """Columns to serialized tf.train.Example: protobuf's wire format, written for all rows of a batch at once.
 
-What rows hold is made side by side in matrices of bytes, and joined by Arrow: no row is a Python object. Keys are in their
-order, and the bytes those of protobuf's own deterministic serialization. Formats: https://protobuf.dev/programming-guides/encoding/,
+The parts of rows are built side by side in matrices of bytes, and joined by Arrow: no row is a Python object. Keys are sorted,
+and the bytes equal protobuf's deterministic serialization. Formats: https://protobuf.dev/programming-guides/encoding/,
 tensorflow/core/example/example.proto and feature.proto.
 """
 
@@ -58,7 +58,7 @@ def _entry(key: str, dtype: str, values: RowValues, rows: int) -> list[pa.Array[
 
 
 def _headers(key: str, dtype: str, lengths: np.ndarray[Any, Any]) -> list[Part]:
-    """What stands before the values of a feature, which take up so many bytes: a field in a field in a field."""
+    """The bytes before the values of a feature, whose sizes are `lengths`: a field in a field in a field."""
     name = key.encode()
     parts: list[Part] = []
     if dtype != "string":

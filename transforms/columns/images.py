@@ -31,7 +31,7 @@ _tracing = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Images(Bytes):
-    """Encoded images, each of which becomes `size` = (height, width, channels) values of `dtype`."""
+    """Encoded images. Each becomes `size` = (height, width, channels) values of `dtype`."""
 
     size: tuple[int, int, int] = (0, 0, 0)
 
@@ -75,7 +75,7 @@ def _first_bad(decode: Any, encoded: tf.Tensor) -> tuple[int, str] | None:
             first, count = first + half, count - half
         except tf.errors.InvalidArgumentError as error:
             if half == 1:
-                # TensorFlow tells where the graph was made, then what is wrong, then where in the graph.
+                # TensorFlow's message has the place of the graph's code, then the fault, then its place in the graph.
                 return first, str(error.message).split("\n\t [[")[0].strip().rpartition("\n")[2]
             count = half
     return None
@@ -123,7 +123,7 @@ def _decoder(size: tuple[int, int, int], dtype: str) -> Any:
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
     def decode(encoded: tf.Tensor) -> tf.Tensor:
-        # Where there is a GPU, each image would cross to it and back to be resized.
+        # On a GPU, each image would cross to it and back to be resized.
         with tf.device("/CPU:0"):
             return tf.map_fn(
                 pixels_of, encoded, fn_output_signature=tf.TensorSpec(size, target), parallel_iterations=_IMAGES_AT_ONCE

@@ -1,9 +1,9 @@
-"""RecordBatch to tensors and back. Everything that schema and signature can tell is checked when a plan is made.
+"""RecordBatch to tensors and back. Everything that depends only on schema and signature is checked when a plan is made.
 
-What fits: each row of the column has the tensor's shape beyond the batch. Besides, a flat list of as many values as the
+A column fits where each row has the tensor's shape beyond the batch. In addition, a flat list of as many values as the
 tensor's known dimensions multiply to is taken row-major, dimensions of 1 may be missing or extra, and several scalar
-columns are packed side by side. A column may be the member of a struct, by its path (`payload.pixels`); a column whose own
-name is that wins. Casts happen only where no value can change, bool becomes 0 and 1; `ColumnRules` allows more.
+columns are packed side by side. A column may be the member of a struct, by its path (`payload.pixels`); a column with that
+very name wins. Casts happen only where no value can change, bool becomes 0 and 1; `ColumnRules` allows more.
 """
 
 from __future__ import annotations
@@ -93,42 +93,38 @@ class InputPlan:
     @property
     def mapping(self) -> Mapping[str, tuple[str, ...]]:
         """Name of a tensor, or of a feature that is encoded, to its column or columns, members of structs by their path."""
-        return {name: columns for model_input in self.inputs for name, columns in model_input.mapping.items()}
+        return {name: columns for feed in self.inputs for name, columns in feed.mapping.items()}
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The top-level columns to read, each once, in the order of their first use."""
-        return tuple(dict.fromkeys(column.path[0] for model_input in self.inputs for column in model_input.columns))
+        return tuple(dict.fromkeys(column.path[0] for feed in self.inputs for column in feed.columns))
 
     @property
     def whole_columns(self) -> tuple[str, ...]:
-        """Those of `columns` that are features as a whole. A struct of which a member is read is none: it has other members,
-        so that it is kept unless somebody says otherwise.
-        """
+        """The `columns` that are features as a whole. A struct with one member read is not: it is kept by default."""
         return tuple(
-            dict.fromkeys(
-                column.path[0] for model_input in self.inputs for column in model_input.columns if len(column.path) == 1
-            )
+            dict.fromkeys(column.path[0] for feed in self.inputs for column in feed.columns if len(column.path) == 1)
         )
 
     @property
     def row_nbytes(self) -> int | None:
         """Bytes that one row takes in the tensors; None where strings or lists vary."""
-        sizes = [model_input.row_nbytes for model_input in self.inputs]
+        sizes = [feed.row_nbytes for feed in self.inputs]
         return None if None in sizes else sum(size or 0 for size in sizes)
 
     def unasked_examples(self, named: Collection[str]) -> list[Input]:
         """Inputs of serialized messages that a column feeds as it is, though they are not `named`."""
         return [
-            model_input
-            for model_input in self.inputs
-            if isinstance(model_input, Input) and model_input.spec.example and model_input.spec.name not in named
+            feed
+            for feed in self.inputs
+            if isinstance(feed, Input) and feed.spec.example and feed.spec.name not in named
         ]
 
     def check_held_examples(self, named: Collection[str], batch: pa.RecordBatch, where: str) -> None:
         """Raises `ColumnError` where such a column holds something else in the batch's first rows."""
-        for model_input in self.unasked_examples(named):
-            check_held_examples(model_input.spec, model_input.columns[0], batch, where)
+        for feed in self.unasked_examples(named):
+            check_held_examples(feed.spec, feed.columns[0], batch, where)
 
     def tensors(self, batch: pa.RecordBatch, *, where: str = "", first_row: int = 0) -> dict[str, tf.Tensor]:
         """One tensor per input, its first dimension the rows of the batch, in Arrow's own memory where that is aligned.
@@ -137,17 +133,15 @@ class InputPlan:
         Raises `NullFeature` for a null that nothing fills, and `ColumnError` for a list of another length, a value that
         cannot be cast and an image that cannot be decoded; all name the first such row.
         """
-        return {model_input.spec.name: model_input.tensor(batch, where, first_row) for model_input in self.inputs}
+        return {feed.spec.name: feed.tensor(batch, where, first_row) for feed in self.inputs}
 
     def unfit(self, batch: pa.RecordBatch, where: str, first_row: int) -> dict[int, str]:
-        """Rows of the batch, from 0, of which no tensor can be made, with the error of each row alone. Those that fail only
-        together with others are not among them.
-        """
+        """Rows of the batch, from 0, that no tensor can hold, each with its own error; not those that fail only together."""
         found: dict[int, str] = {}
         left = np.arange(batch.num_rows)
-        for model_input in self.inputs:
+        for feed in self.inputs:
             while len(left):
-                alike = _unfit(model_input, batch, left, where, first_row)
+                alike = _unfit(feed, batch, left, where, first_row)
                 if not alike:
                     break
                 found |= alike
@@ -157,23 +151,21 @@ class InputPlan:
 
 
 def _unfit(
-    model_input: Input | ExampleInput, batch: pa.RecordBatch, rows: np.ndarray[Any, Any], where: str, first_row: int
+    feed: Input | ExampleInput, batch: pa.RecordBatch, rows: np.ndarray[Any, Any], where: str, first_row: int
 ) -> dict[int, str]:
     """Some of the rows that fail, all of them in the same way, if any does; `rows` are the batch's by their numbers."""
     try:
-        model_input.tensor(batch, where, first_row)
+        feed.tensor(batch, where, first_row)
     except (ColumnError, NullFeature) as error:
         alike = error.alike
     else:
         return {}
-    if not alike:  # as of images: each row is looked at
-        errors = (
-            (int(row), _error_alone(model_input, batch, i, where, first_row + int(row))) for i, row in enumerate(rows)
-        )
+    if not alike:  # as for images: check each row
+        errors = ((int(row), _error_of(feed, batch, i, where, first_row + int(row))) for i, row in enumerate(rows))
         return {row: str(error) for row, error in errors if error is not None}
     first, found = alike[0]
     row = first_row + int(rows[first])
-    error_of_first = _error_alone(model_input, batch, first, where, row)
+    error_of_first = _error_of(feed, batch, first, where, row)
     if error_of_first is None:
         return {}
     what, rest = error_of_first.what, str(error_of_first)[len(error_of_first.what) :]
@@ -184,11 +176,9 @@ def _unfit(
     }
 
 
-def _error_alone(
-    model_input: Input | ExampleInput, batch: pa.RecordBatch, index: int, where: str, row: int
-) -> DataError | None:
+def _error_of(feed: Input | ExampleInput, batch: pa.RecordBatch, index: int, where: str, row: int) -> DataError | None:
     try:
-        model_input.tensor(batch.slice(index, 1), where, row)
+        feed.tensor(batch.slice(index, 1), where, row)
     except (ColumnError, NullFeature) as error:
         return error
     return None
@@ -229,7 +219,7 @@ def plan_inputs(
 def check_inputs(
     inputs: Mapping[str, TensorSpec], features: Iterable[str], rules: ColumnRules
 ) -> dict[str, TensorRule]:
-    """What is to be done to each tensor's values. Raises `ColumnError` for a name or value that does not suit the model."""
+    """The rule for each tensor's values. Raises `ColumnError` for a name or value that does not suit the model."""
     rows, encoded = row_inputs(inputs, rules), encoded_features(inputs, rules)
     for tensor in features:
         if tensor in encoded:
@@ -308,7 +298,7 @@ def _of_feature(
 
 
 def _column(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule, where: str) -> Column:
-    """The handlers for a column whose values can become the tensor's; shapes are not looked at."""
+    """The handlers for a column whose values can become the tensor's; shapes are not checked."""
     path = path_of(schema, name)
     if path is None and (path := path_of(schema, name.strip())) is not None:
         name = name.strip()
@@ -345,7 +335,7 @@ def _column(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule, wh
 
 
 def _cure(kind: pa.DataType, spec: TensorSpec, name: str, rule: TensorRule) -> str:
-    """What to do about a column that no handler reads."""
+    """The fix for a column that no handler reads."""
     if pa.types.is_struct(kind) and kind.num_fields:
         members = ", ".join(f"{name}.{kind.field(i).name}" for i in range(kind.num_fields))
         return f"Name one of its members: --feature {spec.name}=MEMBER, of {members}."
@@ -367,7 +357,7 @@ def _only_match(schema: pa.Schema, spec: TensorSpec, rule: TensorRule, where: st
 
 
 def _fits(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule) -> bool:
-    """Whether the column may be meant where none is named; a time that is read as a number is not meant unasked."""
+    """Whether the column may be chosen where none is named; a time that is read as a number is never chosen."""
     try:
         plan = _input(schema, spec, (name,), rule, "")
     except ColumnError:

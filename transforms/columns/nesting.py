@@ -1,8 +1,7 @@
 """The levels between a row and its values: fixed lists, equal lists, padded lists, members of structs.
 
-A level opens an array of its kind: it gives the values within, and the shape that it adds. Once something is padded, a
-mask tells at which places these values stand, one after the other; so they are put there once, at the leaf, however many
-levels are padded.
+A level opens an array of its kind, and gives the inner values and the shape that it adds. After the first padded level, a mask
+records the places of these values, in order. The leaf then puts them there once, however many levels are padded.
 """
 
 from __future__ import annotations
@@ -21,10 +20,10 @@ from .values import nulls, offsets
 
 @dataclass(slots=True)
 class Opened:
-    """The values of `array` stand, in order, at the places where `present` is true, or everywhere where that is None.
+    """The values of `array` belong, in order, at the places where `present` is true, or everywhere where that is None.
 
-    `dims` is what the levels so far make of one row: places are row-major. `kept` are the batch's rows that are not left
-    out, None for all.
+    `dims` is the shape of one row according to the levels so far; places are row-major. `kept` are the batch's rows that are
+    not left out, None for all.
     """
 
     array: pa.Array[Any]

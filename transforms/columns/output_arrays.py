@@ -1,4 +1,4 @@
-"""Arrow's arrays of tensors' memory: of which type, and how."""
+"""Arrow arrays over tensors' memory: their types, and how they are made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tensors to columns. Everything that the signature can tell is checked when a plan is made."""
+"""Tensors to columns. Everything that depends only on the signature is checked when a plan is made."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class OutputPlan:
-    """Which outputs become which columns, and of which the best classes do; survives pickling."""
+    """Which outputs become which columns, and which outputs' best classes do; survives pickling."""
 
     outputs: tuple[Output, ...]
     best: tuple[BestClasses, ...] = ()
 
     @property
     def specs(self) -> tuple[TensorSpec, ...]:
-        """What the model has to give."""
+        """The outputs that the model must give."""
         specs = [*(best.spec for best in self.outputs), *(best.spec for best in self.best)]
         return tuple({spec.name: spec for spec in specs}.values())
 
@@ -129,7 +129,7 @@ def _output(spec: TensorSpec, column: str, prediction_type: str) -> Output:
 
 
 def _column_type(spec: TensorSpec, prediction_type: str) -> pa.DataType:
-    """Arrow's tensors are of numbers (of bool it cannot read them) and of known dimensions; whatever else is lists."""
+    """Arrow's tensors hold numbers (but it cannot read bool) of known dimensions; all others become lists."""
     kind, inner = ARROW_TYPES[spec.dtype], (spec.shape or ())[1:]
     least_dims = {"auto": 2, "tensor": 1, "list": math.inf}[prediction_type]
     if len(inner) >= least_dims and None not in inner and spec.dtype not in ("bool", "string"):

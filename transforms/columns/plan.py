@@ -1,4 +1,4 @@
-"""Which columns feed the model, which stay, what the output holds: settled from schema and signature, before any row."""
+"""Plans from schema and signature, before any row: the columns that feed the model, the kept ones, and the output's."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from .wording import listed, nearest
 
 _BATCH_BYTES = 2 << 20
 _MOST_BATCH_ROWS = 8192
-# Rows as large as images: a few at once, so that a pass over the model's weights serves more than one.
+# For rows as large as images: a few at once, because one pass over the model's weights then serves several.
 _LARGE_ROWS, _LARGE_BATCH_BYTES = 8, 16 << 20
 _VARIABLE_LENGTH_ROWS = 1024
-# What a batch may hold as it is read, kept columns too: some four of them are in flight for each core.
+# The bytes of a batch as it is read, kept columns included: some four batches are in flight for each core.
 MOST_READ_BYTES = 32 << 20
 _AUTO = "auto/3"
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnChoice:
-    """What is said of one model's columns: tensor to column or columns, output to column, and what may be done to values.
+    """The choices for one model's columns: tensor to column or columns, output to column, and what may be done to values.
 
-    `name` tells several models of one job apart; an output that `predictions` leaves out becomes the column `NAME_OUTPUT`
-    then, and `OUTPUT` where there is no name. `outputs` are those that become columns, None all that have a row for each row.
+    `name` distinguishes several models of one job. An output that `predictions` leaves out becomes the column `NAME_OUTPUT`, or
+    `OUTPUT` where there is no name. `outputs` are those that become columns, None for all that have a row for each row.
     `constants` are inputs whose value, as typed, is the same for every row. `top_k` are outputs whose best classes become
-    columns; the output's own column is left out then, unless `outputs` names it. Hashable; survives pickling.
+    columns; the output's own column is then left out, unless `outputs` names it. Hashable; survives pickling.
     """
 
     name: str = ""
@@ -92,7 +92,7 @@ def plan_columns(
     partition_columns: Collection[str] = (),
     where: str = "",
 ) -> ColumnPlan:
-    """`keep=None` keeps every column that is no feature of any model, nor `told_by_folders` of the output; `where` (the
+    """`keep=None` keeps every column that neither feeds a model nor is one of the output's `partition_columns`; `where` (the
     file) is for messages.
 
     Raises `ColumnError` for columns that do not fit, `UnsupportedModel` for inputs and outputs without a batch.
@@ -108,7 +108,7 @@ def plan_columns(
         )
     plans = tuple(_plan_model(schema, signature, choice, where) for signature, choice in models)
     features = {name for plan in plans for name in plan.inputs.columns}
-    # A struct of which only a member feeds a model passes through like any other column.
+    # A struct whose member feeds a model passes through like any other column.
     full_features = {name for plan in plans for name in plan.inputs.whole_columns}
     # Readers of Parquet take such a column from the folders, and most of them no file that has it as well.
     aside = full_features.union(partition_columns)
@@ -170,10 +170,10 @@ def _plan_outputs(outputs: Mapping[str, TensorSpec], choice: ColumnChoice) -> Ou
 
 
 def selected(outputs: Mapping[str, TensorSpec], choice: ColumnChoice) -> dict[str, TensorSpec]:
-    """The outputs that become columns: those asked for, else all but those that have one value for the whole batch, and those
-    of which the best classes do.
+    """The outputs that become columns: the requested ones, or all except those with one value for the whole batch and those
+    whose best classes become columns.
 
-    Raises `ColumnError` for a name that is no output.
+    Raises `ColumnError` for a name that is not an output.
     """
     for name in choice.outputs or ():
         if name not in outputs:
@@ -200,12 +200,12 @@ def selected(outputs: Mapping[str, TensorSpec], choice: ColumnChoice) -> dict[st
 
 
 def of_whole_batch(spec: TensorSpec) -> bool:
-    """Whether an output has no row for each row: labels, a version, a loss."""
+    """Whether an output lacks a row for each row: labels, a version, a loss."""
     return spec.shape is not None and (not spec.shape or spec.shape[0] is not None)
 
 
 def check_choice(signature: Signature, choice: ColumnChoice) -> None:
-    """What the signature alone tells of a choice. Raises `ColumnError` for names and values, `UnsupportedModel` for outputs."""
+    """Checks a choice against the signature. Raises `ColumnError` for names and values, `UnsupportedModel` for outputs."""
     plan_constants(signature.inputs, dict(choice.constants))
     signature = choice.fed(signature)
     check_inputs(signature.inputs, dict(choice.features), choice.rules)
@@ -219,7 +219,7 @@ def fixed_batch(signature: Signature) -> int | None:
 
 
 def varying_batch(signature: Signature) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
-    """The inputs and outputs as columns are held against them: what is fixed of the batch alone is filled up later."""
+    """Inputs and outputs for comparison with columns: a batch of fixed size is filled up later, and varies here."""
     rows = fixed_batch(signature)
     inputs, outputs = (
         {name: _varying(spec, rows) for name, spec in specs.items()} for specs in (signature.inputs, signature.outputs)
@@ -275,7 +275,7 @@ def rows_that_fit(inputs: int | None, outputs: int) -> tuple[int, str]:
 
 
 def is_auto(rule: str) -> bool:
-    """Whether `rows_that_fit` gave it."""
+    """Whether the rule comes from `rows_that_fit`."""
     return rule.startswith(_AUTO)
 
 

@@ -1,4 +1,4 @@
-"""What a person allows beyond what never changes a value, checked against the signature before any data."""
+"""What the user allows beyond casts that never change a value, checked against the signature before any data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _WHOLE = {
     for sign in ("", "u")
 }
 _BOOLS = {"true": True, "1": True, "false": False, "0": False}
-# What holds every whole number from 0 to 255.
+# Types that hold every whole number from 0 to 255.
 _PIXELS = (
     "uint8",
     "int16",
@@ -41,10 +41,10 @@ _PIXELS = (
 
 @dataclass(frozen=True, slots=True)
 class ColumnRules:
-    """What a person allows beyond what never changes a value. Keys are tensor names; survives pickling; hashable.
+    """What the user allows beyond casts that never change a value. Keys are tensor names; survives pickling; hashable.
 
-    `pad` and `fill` hold values as typed, `decode_image` (height, width) in pixels, `tf_example` the features that are encoded
-    into serialized tf.train.Example for an input, none for all of them: these then count as tensors too.
+    `pad` and `fill` hold values as typed, `decode_image` (height, width) in pixels. `tf_example` has the features to encode
+    into serialized tf.train.Example for an input, none for all of them: these features then count as tensors too.
     """
 
     pad: tuple[tuple[str, str], ...] = ()
@@ -73,7 +73,7 @@ class TensorRule:
 
 
 def tensor_rules(rules: ColumnRules, inputs: Mapping[str, TensorSpec]) -> dict[str, TensorRule]:
-    """One rule for each input. Raises `ColumnError` for names that are no input, and values that are not its dtype's."""
+    """One rule for each input. Raises `ColumnError` for names that are not inputs, and values of another dtype."""
     pads = by_tensor("--pad", rules.pad, inputs)
     fills = by_tensor("--fill", rules.fill, inputs)
     images = by_tensor("--decode_image", rules.decode_image, inputs)

@@ -1,4 +1,4 @@
-"""The best classes of an output and their scores, as columns. Everything that the signature can tell is checked in plans."""
+"""The best classes of an output and their scores, as columns. Plans check everything that depends only on the signature."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FORM = re.compile(r"(?P<k>[1-9]\d{0,8})(?::(?P<labels>.+))?", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What the classes are called, in the order of their ids: `data` is a text file's, UTF-8, with a label on each line."""
+    """The names of the classes, in the order of their ids: `data` is a text file's, UTF-8, with a label on each line."""
 
     uri: str
     data: bytes
@@ -67,7 +67,7 @@ class TopK:
     column: str = ""
 
     def record(self) -> dict[str, Any]:
-        """What a job's record holds of it: of the labels their digest, wherever they lie."""
+        """The job's record of it. Labels are recorded by their digest, wherever they are."""
         labels = {"labels": self.labels.digest} if self.labels is not None else {}
         return {"k": self.k, "column": self.column, **labels}
 
@@ -149,8 +149,8 @@ class BestClasses:
 
 
 def plan_best_classes(outputs: Mapping[str, TensorSpec], asked: TopK) -> BestClasses:
-    """Raises `ColumnError` for a name that is no output, an output that has no scores of classes, or too few of them, and for
-    labels of other classes.
+    """Raises `ColumnError` for a name that is not an output, an output without scores of classes or with too few of them, and
+    for labels of other classes.
     """
     if asked.output not in outputs:
         raise ColumnError(

@@ -64,7 +64,7 @@ class Numbers(Leaf):
     """Integers, floats, and what Arrow keeps as integers: the tensor is Arrow's own memory where that is aligned."""
 
     def numpy(self, array: pa.Array[Any]) -> np.ndarray[Any, Any]:
-        """All values of the plain array; what stands where it is null is not defined."""
+        """All values of the plain array; those under its nulls are undefined."""
         return view(array, np.dtype(self.dtype), len(array))
 
     def tensor(self, array: pa.Array[Any], shape: tuple[int, ...]) -> tf.Tensor:
@@ -73,7 +73,7 @@ class Numbers(Leaf):
 
 @dataclass(frozen=True, slots=True)
 class Decimals(Numbers):
-    """By way of their digits: Arrow's own cast multiplies by a power of ten, and misses the nearest number once in five."""
+    """Converts by digits: Arrow's own cast multiplies by a power of ten, and misses the nearest number once in five."""
 
     def plain(self, array: pa.Array[Any]) -> pa.Array[Any]:
         if isinstance(array, pa.DictionaryArray):
@@ -95,7 +95,7 @@ class Bits(Numbers):
 
 @dataclass(frozen=True, slots=True)
 class Bytes(Leaf):
-    """Strings and binary: `Substr` cuts the column's one blob into TensorFlow strings, so that no row is an object."""
+    """Strings and binary: `Substr` cuts the column's one blob into TensorFlow strings; no row is a Python object."""
 
     def tensor(self, array: pa.Array[Any], shape: tuple[int, ...]) -> tf.Tensor:
         import tensorflow as tf
@@ -149,7 +149,7 @@ def view(array: pa.Array[Any], dtype: np.dtype[Any], count: int) -> np.ndarray[A
 
 
 def offsets(array: pa.Array[Any]) -> np.ndarray[Any, Any]:
-    """Where each list or string of an array that is not empty begins in its child or blob, and where the last ends."""
+    """Where each list or string of a nonempty array begins in its child or blob, and where the last ends."""
     large = array.type in _LARGE or pa.types.is_large_list(array.type)
     return view(array, np.dtype(np.int64 if large else np.int32), len(array) + 1)
 

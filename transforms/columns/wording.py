@@ -1,4 +1,4 @@
-"""How tensors, columns and names are told in errors."""
+"""Wording of tensors, columns and names in errors."""
 
 from __future__ import annotations
 

@@ -73,14 +73,14 @@ def nests_dictionary(kind: pa.DataType) -> bool:
 
 
 def may_be_long(kind: pa.DataType) -> bool:
-    """Whether a leaf's values may each be long, of which a file may hold one for many rows. A dictionary holds it once too."""
+    """Whether a leaf's values may be long: a file, like a dictionary, may hold one value once for many rows."""
     if isinstance(kind, pa.BaseExtensionType):
         return may_be_long(kind.storage_type)
     return not (pa.types.is_primitive(kind) or pa.types.is_dictionary(kind) or pa.types.is_decimal(kind))
 
 
 def depth(kind: pa.DataType) -> int:
-    """Of nesting, without recursion: it may be as deep as it is hostile."""
+    """The depth of nesting, without recursion: a hostile type may be very deep."""
     levels, level = 0, [kind]
     while level := [nested.field(i).type for nested in level for i in range(nested.num_fields)]:
         levels += 1
@@ -154,7 +154,7 @@ def _plain_alike(found: pa.DataType, wanted: pa.DataType) -> bool:
         integer_digits = (found.precision - found.scale, wanted.precision - wanted.scale)
         return bool(found.scale <= wanted.scale and integer_digits[0] <= integer_digits[1])
     if types.is_timestamp(found) and types.is_timestamp(wanted):
-        # What a zone is called is Arrow's alone: with one, Parquet stores instants. Nanoseconds end in 2262.
+        # A zone's name is only Arrow's: Parquet stores all times with a zone as instants. Nanoseconds end in 2262.
         finer = _UNITS.index(found.unit) <= _UNITS.index(wanted.unit) and wanted.unit != "ns"
         return (found.tz is None) == (wanted.tz is None) and (found.unit == wanted.unit or finer)
     if types.is_time(found) and types.is_time(wanted):
@@ -163,7 +163,7 @@ def _plain_alike(found: pa.DataType, wanted: pa.DataType) -> bool:
 
 
 def as_type(array: pa.Array[Any], wanted: pa.DataType) -> pa.Array[Any]:
-    """The same values as another type, of which `read_alike` says that it holds them.
+    """The same values as another type that `read_alike` accepts.
 
     Raises `pa.ArrowInvalid` for a null where the type has none, and for a value out of its bounds.
     """

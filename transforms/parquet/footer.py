@@ -33,25 +33,25 @@ from .footer_thrift import (
 from .instants import with_instants
 from .thrift import MOST_NESTED, Malformed
 
-# Of a file's end, the first read: few footers are longer.
+# The first read, of a file's end: few footers are longer.
 _FOOTER_READ = 256 << 10
 MOST_FOOTER_BYTES = 256 << 20
-# Of a list in a footer that Arrow is trusted with unseen: a schema of so many elements cannot end the process.
+# The longest list in a footer that Arrow may read unchecked: a schema of so many elements cannot end the process.
 _FEW_MEMBERS = 10_000
 # Arrow makes up to 300 times its size of a footer; of a longer one than this it may only be what an honest one would be.
 _UNSEEN_BYTES = 256 << 10
 # An honest footer takes ten times its size in memory, parsed; so much is kept of those read lately.
 _KEPT_BYTES, _PARSED = 64 << 20, 12
-# Of INT96, which Spark writes, in microseconds. As nanoseconds, Arrow's own choice, years before 1677 and after 2262 become
-# others.
+# The unit for INT96, which Spark writes: microseconds. In nanoseconds, Arrow's own choice, years before 1677 and after 2262
+# would change.
 TIMES = "us"
 
 
 @dataclass(slots=True)
 class Chunk:
     """Bytes `start` to `end` (exclusive) of a column chunk. `repeated` is whether each row gets a copy of its value in the
-    dictionary. The rest is for whoever reads it: up to `next_read` it is read, up to `next_header` its headers are seen, which
-    leave so many values; sizes, unpacked and packed, of its dictionary and its last page.
+    dictionary. The other fields are for the reader: up to `next_read` the chunk is read, and up to `next_header` its headers
+    are checked, which leaves so many values; sizes, unpacked and packed, of its dictionary and its last page.
     """
 
     start: int
@@ -95,7 +95,7 @@ class Chunks:
 
 @dataclass(slots=True)
 class ParsedFooter:
-    """Of one version of one file. `raw` is the footer's bytes."""
+    """The footer of one version of one file. `raw` is the footer's bytes."""
 
     uri: str
     size: int
@@ -103,7 +103,7 @@ class ParsedFooter:
     metadata: pq.FileMetaData
     columns: StoredColumns
     by_parquet_mr: bool
-    # Where the columns of each row group begin; of those that were asked for, what all their chunks say.
+    # Where the columns of each row group begin; and for requested columns, the numbers of all their chunks.
     _groups: array[int]
     _said: dict[int, array[int]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -264,7 +264,7 @@ def _parse(uri: str, raw: bytes, tail: bytes) -> tuple[pq.FileMetaData, StoredCo
 
 
 def _unreadable(uri: str, raw: bytes, found: str) -> NotParquet:
-    """What Arrow does not read: a footer that is none, or a sound one of what Arrow does not know."""
+    """The error for a footer that Arrow cannot read: it is malformed, or sound but of a kind that Arrow does not know."""
     try:
         sound = schema_of(raw)[0] > 0 and "thrift" not in found
     except Malformed:
@@ -298,7 +298,7 @@ def encrypted(uri: str, found: str) -> NotParquet:
 
 
 class _SameColumns:
-    """Of a file whose schema is that of the file before, as most are, nothing is looked at again."""
+    """Skips the checks for a file with the same schema as the file before, as most have."""
 
     def __init__(self) -> None:
         self._last = StoredColumns(pa.schema([]), pa.schema([]), ())

@@ -34,7 +34,7 @@ from .thrift import (
     text,
 )
 
-# Of a list of what is not a row group. Arrow takes 300 bytes for an element of a schema, which may be 3 bytes of the footer.
+# For a list other than row groups. Arrow takes 300 bytes for an element of a schema, which may be 3 bytes of the footer.
 _MOST_MEMBERS = 200_000
 # Numbers that are kept of each column chunk.
 SAID = 4
@@ -51,7 +51,7 @@ def nested_too_deep(uri: str) -> NotParquet:
 
 
 def schema_of(raw: Any) -> tuple[int, int]:
-    """Of a footer's schema, a list in depth-first order: how many elements, and where they begin. Raises `Malformed`."""
+    """A footer's schema, a list in depth-first order: how many elements, and where they begin. Raises `Malformed`."""
     found, _ = fields(raw, 0, {(2, LIST)})
     if (2, LIST) not in found:
         raise Malformed
@@ -88,7 +88,7 @@ def malformed(uri: str) -> NotParquet:
 
 
 def index_row_groups(uri: str, raw: Any) -> array[int]:
-    """Where the list of columns of each row group begins. Raises `NotParquet` where the footer is not sound, or has more
+    """Where the list of columns of each row group begins. Raises `NotParquet` where the footer is malformed, or has more
     members than an honest one.
     """
     groups, last, at = array("Q"), 0, 0
@@ -151,7 +151,7 @@ def _ordinary_column() -> Callable[..., re.Match[bytes] | None]:
     number = rb"(" + VARINT + rb")"
     about = value + rb"\x19" + members(I32, VARINT, 8) + rb"\x19" + members(BINARY, text(40), 3) + value
     about += rb"\x16" + number + rb"\x16" + number + rb"\x16" + number + rb"\x26" + number
-    # An index's offset and a dictionary's, each of which may be missing; what follows has a larger id than these.
+    # An index's offset and a dictionary's; each may be missing. What follows has a larger id than these.
     index = rb"\x16" + VARINT
     about += rb"(?:\x26" + number + rb"|" + index + rb"\x16" + number
     about += rb"|" + index + rb"(?=[\x00\x20-\xff])|(?=[\x00\x30-\xff]))"
@@ -160,7 +160,7 @@ def _ordinary_column() -> Callable[..., re.Match[bytes] | None]:
 
 
 def column_chunks(uri: str, raw: bytes, at: int) -> array[int]:
-    """Of each column in the row group whose columns begin at `at`: the chunk's first byte, its length, its values, its
+    """For each column in the row group whose columns begin at `at`: the chunk's first byte, its length, its values, its
     bytes unpacked.
     """
     said, ordinary = array("q"), _ordinary_column()
@@ -215,7 +215,7 @@ def null_counts(uri: str, raw: bytes, at: int, wanted: Container[int]) -> dict[i
 
 
 def _column(raw: Any, at: int) -> tuple[dict[tuple[int, int], int] | None, int]:
-    """What a ColumnChunk says of itself, and where it ends; None where it is encrypted."""
+    """What a ColumnChunk records about itself, and where it ends; None where it is encrypted."""
     found, end = fields(raw, at, {(3, STRUCT), (8, STRUCT)})
     if (8, STRUCT) in found:
         return None, end

@@ -1,4 +1,4 @@
-"""What Arrow would believe of a hostile Parquet page, compared with bounds before Arrow acts on it.
+"""Checks what a hostile Parquet page claims against bounds, before Arrow acts on it.
 
 Arrow 25 takes as much memory as a page's header claims. Page headers are in Thrift's compact protocol, their fields those of
 https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift.
@@ -17,13 +17,13 @@ from .footer import Chunk, Chunks
 from .footer_thrift import refused
 from .thrift import BINARY, BOOL, I32, INTEGER, STRUCT, VARINT, Malformed, fields, header, matcher, number, text
 
-# Of the pages decoded at once, one of each column and its dictionary. Writers end a page at some 1 MiB or 20,000 rows, of
-# which many columns may add up to more than a few are trusted with; a larger one may be what its own bytes make likely.
+# For the pages that are decoded at once: one of each column, and its dictionary. Writers end a page at some 1 MiB or 20,000
+# rows. Pages of many columns may add up to more than those of a few, and a larger page may be what its own bytes make likely.
 _PAGE_BYTES, _PAGE_BYTES_OF_MANY = 256 << 20, 1 << 30
 _COLUMN_PAGE_BYTES = 2 << 20
 _MOST_RATIO = 100
 _PAGE_VALUES = 1 << 27
-# What a batch may become where each of its rows holds a whole dictionary, or page.
+# The largest batch where each of its rows may hold a whole dictionary, or page.
 BATCH_BYTES = 512 << 20
 _HEADER_BYTES = 1 << 14
 _MOST_HEADER_BYTES = 16 << 20
@@ -32,7 +32,7 @@ PADDING = 100
 # Each value may begin as the one before it does, as far as that reaches. As Thrift has it in a page's header.
 _DELTA_BYTE_ARRAY, _ORDINARY_PREFIXED = 7, b"\x15\x0e"
 _DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 2, 3
-# The field of a page's header that tells of its values, by the kind of page.
+# The field of a page's header that describes its values, by the kind of page.
 _OF_KIND = {_DATA_PAGE: 5, _DICTIONARY_PAGE: 7, _DATA_PAGE_V2: 8}
 _ORDINARY_DICTIONARY = 6  # the last group of its kind
 _ASKED = frozenset({(1, I32), (2, I32), (3, I32), *((named, STRUCT) for named in _OF_KIND.values())})
@@ -63,16 +63,16 @@ def _ordinary_page() -> Callable[..., re.Match[bytes] | None]:
 
 
 class PageGuard:
-    """Looks at pages' headers, chunk by chunk, before Arrow does. `read_at` gives bytes of the file: from where, how many.
+    """Checks pages' headers, chunk by chunk, before Arrow reads them. `read_at` reads the file: from where, how many bytes.
 
-    `at_once` chunks are read side by side, and `rows` decoded at once. Of each chunk Arrow may read `padding` bytes more than
-    its own, in which nothing need be sound that it does not use.
+    `at_once` chunks are read side by side, and `rows` decoded at once. Arrow may read `padding` bytes more than a chunk's own;
+    these may hold anything, as Arrow does not use them.
     """
 
     def __init__(self, name: str, read_at: Callable[[int, int], Any], at_once: int, rows: int, padding: int) -> None:
         self.name, self._read_at = name, read_at
         self._at_once, self._rows, self.padding = at_once, rows, padding
-        # Of the chunks read last: the pages that Arrow holds of each.
+        # For the chunks read last: the pages that Arrow holds of each.
         self._pages: dict[int, tuple[int, int]] = {}
         self._unpacked = self._packed = 0
         self._most = max(_PAGE_BYTES, min(at_once * _COLUMN_PAGE_BYTES, _PAGE_BYTES_OF_MANY))
@@ -117,8 +117,8 @@ class PageGuard:
         self._check_total(chunk, largest)
 
     def _header(self, chunk: Chunk, at: int) -> tuple[bool, bool, int, int, int, int]:
-        """Of a header that is not an ordinary one, or goes on beyond what was read: whether it is a dictionary's, or of values
-        that repeat what came before; its sizes, its values, and where it ends. Raises `Malformed`.
+        """Reads a header that is unusual, or continues beyond the bytes read: whether it is a dictionary's, or of values that
+        repeat earlier ones; its sizes, its values, and where it ends. Raises `Malformed`.
         """
         size = _HEADER_BYTES
         while True:
@@ -159,14 +159,14 @@ class PageGuard:
 
 
 class GuardedFile:
-    """What pyarrow asks of a file. It gives nothing but the chunks' bytes, each from its start on, and the guard looks at them
-    before Arrow has them.
+    """The file that pyarrow reads from. It gives only the chunks' bytes, each from its start on, and the guard checks them
+    before Arrow gets them.
     """
 
     closed = False
 
     def __init__(self, opened: Any, size: int, chunks: Chunks, guard: PageGuard) -> None:
-        """`opened` is a `pyarrow.NativeFile` of `size` bytes, which whoever opened it closes."""
+        """`opened` is a `pyarrow.NativeFile` of `size` bytes; the caller that opened it closes it."""
         self._opened, self._size, self._guard, self._at = opened, size, guard, 0
         self._chunks = chunks.in_order()
         self._starts = [chunk.start for chunk in self._chunks]

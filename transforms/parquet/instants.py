@@ -15,10 +15,10 @@ from .thrift import MOST_NESTED
 
 
 def with_instants(file: pq.ParquetFile) -> pa.Schema:
-    """The file's schema; INT96, which is an instant to whoever writes it (Spark, Hive, Impala), is a time in UTC."""
+    """The file's schema. INT96, which its writers (Spark, Hive, Impala) use for instants, becomes a time in UTC."""
     schema: pa.Schema = file.schema_arrow
     if max((depth(field.type) for field in schema), default=0) > MOST_NESTED:
-        return schema  # refused by whoever asked
+        return schema  # the caller refuses it
     at = 0
     for i, field in enumerate(schema):
         leaves = list(leaves_of(field.type))
@@ -30,7 +30,7 @@ def with_instants(file: pq.ParquetFile) -> pa.Schema:
 
 
 def _as_instants(kind: pa.DataType, instants: Iterator[bool]) -> pa.DataType:
-    """`instants` tells of each leaf, in order, whether it is one."""
+    """`instants` says for each leaf, in order, whether it is an instant."""
 
     def inner(field: pa.Field[Any]) -> pa.Field[Any]:
         return field.with_type(_as_instants(field.type, instants))

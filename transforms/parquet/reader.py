@@ -26,9 +26,9 @@ from .guard import BATCH_BYTES, PADDING, GuardedFile, PageGuard, TooManyRows
 from .row_groups import GroupsInMemory
 from .whole_batches import whole_batches
 
-# A column chunk is read through a window of this many bytes, so that a row group of any size costs the same memory; at once
-# where it is no longer, or a row group's chunks are no more than that together, since Arrow copies what a window holds under
-# the interpreter's lock.
+# A column chunk is read through a window of this many bytes: a row group of any size costs the same memory. A chunk that is no
+# longer is read at once, and so are a row group's chunks of no more than that together, since Arrow copies what a window holds
+# under the interpreter's lock.
 _READ_WINDOW, _WHOLE_CHUNKS = 1 << 20, 8 << 20
 # A row group of chunks that are small on average, and no more than this together, is read at once: a call of Python for each
 # costs more than new memory does for so many bytes.
@@ -53,9 +53,9 @@ class Footer:
 
 
 def read_footer(store: Store, source: ObjectRef) -> Footer:
-    """Of the object's end, in one request where the footer is not unusually long; as it was read before, where it was lately.
+    """The footer at the object's end, read in one request unless it is unusually long; from the cache where it was read lately.
 
-    Raises `NotParquet` where the object is none, is cut short, or contradicts itself.
+    Raises `NotParquet` where the object is not a Parquet file, is cut short, or contradicts itself.
     """
     parsed = footer_of(store, source)
     metadata = parsed.metadata
@@ -93,10 +93,10 @@ def read_batches(
     store: Store, shard: Shard, columns: Sequence[str], batch_rows: int, types: pa.Schema | None = None
 ) -> Iterator[pa.RecordBatch]:
     """The shard's rows in order: batch i holds its rows [i * batch_rows, (i + 1) * batch_rows); the last may hold fewer.
-    Partition columns have the type that `types` tells, else they are text.
+    Partition columns have their type in `types`, else they are text.
 
     `types` are those to give columns, where the file's own are read alike; see
-    `headrace.transforms.parquet.arrow_types.read_alike`. Raises `ColumnError` where a column is gone, there twice, or
+    `headrace.transforms.parquet.arrow_types.read_alike`. Raises `ColumnError` where a column is missing, is there twice, or
     holds what its type in `types` cannot; `NotParquet` where the data contradict the footer, or claim to be more than
     such bytes can hold; `DataError` where a batch does not fit into memory.
     """
@@ -159,7 +159,7 @@ def read_batches(
 
 
 def _schema_read(uri: str, schema: pa.Schema, stored: Sequence[str], columns: Sequence[str]) -> pa.Schema:
-    """Of the file's schema, the columns that are read of it, in the file's order."""
+    """The columns of the file's schema that are read, in the file's order."""
     wanted = set(stored)
     if missing := sorted(wanted - set(schema.names)):
         raise ColumnError(
@@ -208,9 +208,9 @@ def repeated_columns(where: str, names: Sequence[str]) -> ColumnError:
 
 @dataclass(frozen=True, slots=True)
 class _Wanted:
-    """What is read of a file: these columns of these row groups, and how.
+    """What to read from a file: these columns of these row groups, and how.
 
-    `texts` is whether a column is a dictionary of texts, `apart` whether Arrow can read one row group at a time only.
+    `texts` is whether a column is a dictionary of texts, `apart` whether Arrow can read only one row group at a time.
     """
 
     parsed: ParsedFooter
@@ -272,11 +272,11 @@ def _decoded(wanted: _Wanted, opened: Any, batch_rows: int) -> Iterator[pa.Recor
                     yield fresh
             return
         except TooManyRows as error:
-            rows = min(error.rows, -(-rows // 2))  # so that few passes come to nothing
+            rows = min(error.rows, -(-rows // 2))  # few passes then fail
 
 
 def _checked(wanted: _Wanted, opened: Any, rows: int) -> Iterator[pa.RecordBatch]:
-    """Batches as Arrow decodes them, none before the guard has looked at the pages that it is made of."""
+    """Batches as Arrow decodes them, each only after the guard has checked its pages."""
     parsed, chunks = wanted.parsed, wanted.chunks
 
     def read_at(start: int, size: int) -> pa.Buffer:
@@ -307,7 +307,7 @@ def _batches(file: pq.ParquetFile, wanted: _Wanted, rows: int) -> Iterator[pa.Re
 def _loaded(
     memory: GroupsInMemory, batches: Iterator[pa.RecordBatch], wanted: _Wanted, guard: PageGuard, rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """The batches, each row group in memory from when Arrow may first look into it until rows of a later one came."""
+    """The batches. Each row group is in memory from when Arrow may first read it until rows of a later one came."""
     groups, metadata = wanted.chunks.groups, wanted.parsed.metadata
     ends = list(accumulate(metadata.row_group(group).num_rows for group in wanted.row_groups))
     loaded = dropped = passed = 0
@@ -325,7 +325,7 @@ def _loaded(
 
 
 def _nbytes(batch: pa.RecordBatch) -> int:
-    """Of a batch, its dictionaries as a feature will have them."""
+    """The bytes of a batch, with its dictionaries as a feature will have them."""
     return _written_out(batch) + sum(c.nbytes for c in batch.columns if not isinstance(c, pa.DictionaryArray))
 
 
@@ -382,7 +382,7 @@ def _null_list(shard: Shard, schema: pa.Schema, columns: Sequence[str], row: int
 
 @contextmanager
 def _open(store: Store, source: ObjectRef) -> Iterator[tuple[ParsedFooter, pa.NativeFile]]:
-    """Closes the source too, which `ParquetFile` leaves open: a local file tells only then that it was rewritten."""
+    """Closes the source too, which `ParquetFile` leaves open: only then does a local file report that it was rewritten."""
     check_size(source)
     with closing(store.open_arrow(stored_object(source))) as opened:
 

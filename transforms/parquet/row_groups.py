@@ -18,7 +18,7 @@ _GAP = 64 << 10
 
 
 class GroupsInMemory:
-    """As large as the file, of which no more is there than what was loaded and not dropped; elsewhere there are zeros.
+    """A file of the source's size in address space. Only chunks that are loaded and not dropped have content; the rest is 0.
 
     `opened` is a `pyarrow.NativeFile` of `size` bytes. Raises `OSError` where there is no room for so many addresses.
     """
@@ -31,7 +31,7 @@ class GroupsInMemory:
         self.file, self._address = pa.BufferReader(buffer), buffer.address
 
     def load(self, chunks: list[Chunk], guard: PageGuard) -> None:
-        """Reads chunks, in the order of their bytes, and has the guard look at them."""
+        """Reads chunks, in the order of their bytes, and has the guard check them."""
         first, padding = 0, guard.padding
         while first < len(chunks):
             end = first + 1
@@ -55,7 +55,7 @@ class GroupsInMemory:
     def _read(self, start: int, end: int) -> None:
         first, last = (-(-(self._address + start) // _HUGE), (self._address + end) // _HUGE)
         if first < last:  # of huge pages fewer have to be made
-            with suppress(OSError):  # this kernel has none
+            with suppress(OSError):  # this kernel lacks huge pages
                 self._memory.madvise(mmap.MADV_HUGEPAGE, first * _HUGE - self._address, (last - first) * _HUGE)
         self._opened.seek(start)
         while start < end:

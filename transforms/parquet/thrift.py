@@ -1,9 +1,8 @@
 """Thrift's compact protocol, as far as Parquet's footers and page headers need it.
 
-Work and memory grow with the bytes that are read, whatever these claim: nothing recurses, nothing is kept but the fields asked
-for, and nesting is bounded. Ordinary bytes are matched by regular expressions, which are a part of the same grammar in C;
-what they do not match is read by the code below (https://github.com/apache/thrift/blob/master/doc/specs/
-thrift-compact-protocol.md).
+Work and memory grow with the bytes that are read, whatever these claim: nothing recurses, only the requested fields are kept,
+and nesting is bounded. Ordinary bytes are matched by regular expressions, which run a part of the same grammar in C; the code
+below reads the others (https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md).
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def integer(value: int, kind: int) -> int:
 
 
 def number(text: bytes, kind: int) -> int:
-    """An integer of that type, of which the text is all bytes."""
+    """An integer of that type; the text is exactly its bytes."""
     size = len(text)
     if size == 1:
         value = text[0]
@@ -76,9 +75,9 @@ def field_header(data: Any, at: int, last: int) -> tuple[int, int, int]:
 
 
 def fields(data: Any, at: int, asked: Container[Field], depth: int = 0) -> tuple[dict[Field, int], int]:
-    """Of a struct's fields those `asked` for, and where the struct ends.
+    """The `asked` fields of a struct, and where the struct ends.
 
-    An integer is its value; of a list or struct it is where that begins. Raises `Malformed`, also where one is there twice.
+    An integer field gives its value; a list or struct gives where it begins. Raises `Malformed`, also for a repeated field.
     """
     found: dict[Field, int] = {}
     last = 0
@@ -165,7 +164,7 @@ def _skip(data: Any, at: int, kind: int, depth: int) -> int:
                 top[0] = left - 1
                 # A map's keys and values take turns.
                 kind = member if member < 16 else (member >> 4 if left % 2 == 0 else member & 15)
-                if kind == STRUCT and data[at] == 0:  # an empty struct, of which a hostile list has millions
+                if kind == STRUCT and data[at] == 0:  # an empty struct: a hostile list has millions
                     run = _zeros(data, at, left) if member < 16 else 1
                     at, top[0] = at + run, left - run
                     continue
@@ -190,15 +189,15 @@ def skip(data: Any, at: int, kind: int, depth: int = 0) -> int:
         raise Malformed from error
 
 
-# Parts of regular expressions, which match the ordinary in C: numbers, short texts, ids that are in their field's header.
-# Compiling costs as much as they are long, so that texts are bounded.
+# Parts of regular expressions, which match ordinary input in C: numbers, short texts, ids that are in their field's header.
+# Compiling takes time in proportion to their length: texts are bounded.
 VARINT = rb"[\x80-\xff]{0,9}+[\x00-\x7f]"
 INTEGER = rb"[" + b"".join(re.escape(bytes([n << 4 | kind])) for kind in _BITS for n in range(1, 16)) + rb"]" + VARINT
 BOOL = rb"[" + b"".join(re.escape(bytes([n << 4 | kind])) for kind in (1, 2) for n in range(1, 16)) + rb"]"
 
 
 def header(kind: int) -> bytes:
-    """Of a field of that type; or of a list of 1 to 14 such members."""
+    """The header of a field of that type, or of a list of 1 to 14 such members."""
     return rb"[" + b"".join(re.escape(bytes([n << 4 | kind])) for n in range(1, 15)) + rb"]"
 
 
@@ -208,7 +207,7 @@ def text(most: int) -> bytes:
 
 
 def members(kind: int, member: bytes, most: int) -> bytes:
-    """Of a list of that type, its own header and at most so many members."""
+    """A list of that type: its header and at most so many members."""
     return rb"(?:" + rb"|".join(rb"\x%02x(?:%b){%d}" % (n << 4 | kind, member, n) for n in range(most + 1)) + rb")"
 
 

@@ -33,7 +33,7 @@ def write_batches(
 
     `at_end` is called with the rows written, before the footer is, and adds to the file's key values.
     Its CRC-32C is that of the bytes as they were written, whether the store keeps one or not.
-    Raises `AlreadyExists` where an object of that name stands. An exception out of `batches` leaves nothing behind.
+    Raises `AlreadyExists` where an object of that name exists. An exception from `batches` leaves nothing behind.
     """
     rows, held_bytes = 0, 0.0
     row_bytes = fixed_row_bytes(schema)
@@ -41,13 +41,15 @@ def write_batches(
     repetitive: Any = _repetitive(schema)  # the stubs take no names
     with store.create(uri) as sink, _Summed(sink) as summed:
         gathered = pa.BufferedOutputStream(python_file(summed, "w"), _WRITE_BYTES)
-        with pq.ParquetWriter(  # closing it writes a footer even after an exception; without commit() nobody sees that
-            gathered,
-            schema.with_metadata(key_values),
-            compression="zstd",
-            use_dictionary=repetitive,
-            write_page_checksum=True,
-        ) as writer:
+        with (
+            pq.ParquetWriter(  # closing it writes a footer even after an exception, which is invisible without commit()
+                gathered,
+                schema.with_metadata(key_values),
+                compression="zstd",
+                use_dictionary=repetitive,
+                write_page_checksum=True,
+            ) as writer
+        ):
             for batch in batches:
                 held.append(batch)
                 rows += batch.num_rows
@@ -138,8 +140,8 @@ def fixed_row_bytes(schema: pa.Schema) -> float | None:
 
 
 class _Summed:
-    """What pyarrow asks of a sink; sums up what goes through. After the block nothing does: Arrow writes what it has gathered
-    even when it is thrown away.
+    """A sink for pyarrow that computes a checksum of what it passes on. After the block it passes on nothing: Arrow writes the
+    data that it has gathered even when it is thrown away.
     """
 
     closed = False

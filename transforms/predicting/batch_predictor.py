@@ -1,4 +1,4 @@
-"""Record batches of whatever schema through one model, on the device that is least in use. No Beam, no files."""
+"""Record batches of any schema through one model, on the least busy device. No Beam, no files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .predictor import Predictor
 
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
-    """What is asked of batches whose schema is not known yet. `keep=None` and `rows=None` leave the choice to headrace."""
+    """Options for batches whose schema is not known yet. `keep=None` and `rows=None` leave the choice to headrace."""
 
     signature: str
     columns: ColumnChoice
@@ -157,7 +157,7 @@ class BatchPredictor:
 
     @property
     def row_outputs(self) -> tuple[str, ...]:
-        """The outputs that each row gets a value of. Raises `ColumnError` for a name that is no output."""
+        """The outputs that have a value for each row. Raises `ColumnError` for a name that is not an output."""
         return tuple(selected(varying_batch(self._signature)[1], self._request.columns))
 
     @property

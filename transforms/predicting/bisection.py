@@ -1,11 +1,11 @@
-"""Batches through the predictor though some of their rows fail, or all of them at once are too many for memory. No Beam.
+"""Runs batches through the predictor when some of their rows fail, or when they are too large for memory. No Beam.
 
-Of a batch that fails, the rows that no model can be fed with (nulls, lists of another length, values that no cast may change)
-are found at once and left out. What still fails is cut in two, the left part having the largest power of two of rows that is
-less than all of them, and so on down to single rows. A batch that is too large is cut likewise, and so are those after it: its
-size is remembered. Predictions' bits depend on these pieces: which they are follows from the planned batches, from the rows
-that fail and from `Bisection.splits`, as `pieces` tells. What makes rows fail must be in the rows: one that fails only together
-with others, as lists of unequal lengths do, fails the job.
+When a batch fails, the rows that cannot be fed to any model (nulls, lists of another length, values that no cast may change)
+are found at once and left out. If the rest still fails, it is cut in two: the left part has the largest power of two of rows
+that is less than all of them. This continues down to single rows. A batch that is too large is cut the same way, and so are
+later batches: its size is remembered. Predictions' bits depend on these pieces, which follow from the planned batches, the rows
+that fail, and `Bisection.splits`, as in `pieces`. The cause of a failure must be in the rows themselves: a row that fails only
+together with others, as lists of unequal lengths do, fails the job.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Bisection:
         self.batches = self.halved = self.bad_rows = self.predicted_rows = 0
 
     def __call__(self, batch: pa.RecordBatch, first_row: int) -> Iterator[pa.RecordBatch]:
-        """Raises `DataError` naming the row, and whatever `on_bad` raises."""
+        """Raises `DataError` naming the row, and anything that `on_bad` raises."""
         return self._node(batch, range(first_row, first_row + batch.num_rows), self._predictor.limit.rows)
 
     def _node(
@@ -96,7 +96,7 @@ class Bisection:
             raise _together(failure, self._where, row, numbers[-1] + 1 - row) from failure
 
     def _unfit(self, batch: pa.RecordBatch, row: int) -> dict[int, str] | None:
-        """None where a function fails on the batch, so that nobody knows."""
+        """None where a function fails on the batch: the rows are then unknown."""
         try:
             return self._predictor.unfit(batch, self._where, row)
         except DataError:

@@ -1,4 +1,4 @@
-"""What a process computes on: its cores and TensorFlow's threads on them, or its GPUs."""
+"""The devices of a process: its cores, with TensorFlow's threads on them, or its GPUs."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """`name` is TensorFlow's; None is the host, where everything is that is told no other place.
+    """`name` is TensorFlow's; None is the host, where everything without another place runs.
 
-    `kind` is "cpu" or the GPU's own name: what the bits of a prediction may depend on.
+    `kind` is "cpu" or the GPU's own name: the bits of a prediction may depend on it.
     """
 
     name: str | None = None
@@ -73,10 +73,10 @@ def set_up_tensorflow(wanted: str = "auto", *, whole_process: bool = False) -> N
 
 
 def _start_runtime() -> None:
-    """TensorFlow's threads get less claim to a core than Python's, on Linux: they inherit it from the thread that starts them.
+    """Gives TensorFlow's threads less priority than Python's, on Linux: they inherit it from the thread that starts them.
 
-    A thread that holds the interpreter's lock would else be set aside, for milliseconds, for one that computes, and all
-    others wait for that lock. Where TensorFlow runs already, its threads keep what they have.
+    Otherwise a thread that holds the interpreter's lock would be set aside, for milliseconds, for one that computes, and all
+    others wait for that lock. If TensorFlow already runs, its threads keep their priority.
     """
     import tensorflow as tf
 
@@ -103,9 +103,9 @@ def intra_op_threads() -> int:
 
 
 def choose_devices(wanted: str) -> tuple[Device, ...]:
-    """Where this process computes, a replica of the model on each: all GPUs that TensorFlow sees, the CPU, or the one named.
+    """The devices for this process, with a replica of the model on each: all GPUs that TensorFlow sees, the CPU, or one by name.
 
-    Raises `InvalidRequest` where "gpu" is wanted and there is none, and for a name that no device has.
+    Raises `InvalidRequest` where "gpu" is requested and there is none, and for a name that no device has.
     """
     import tensorflow as tf
 

@@ -132,7 +132,7 @@ def _each_predicted(predictor: BatchPredictor, data: Any, where: str | None) -> 
 
 
 def _predicted(predictor: BatchPredictor, held: Held, where: str | None) -> Any:
-    """In as many threads as cores, since TensorFlow computes each batch in one."""
+    """Uses as many threads as cores, since TensorFlow computes each batch in one."""
     table = held.table
     rows = predictor.rows_per_batch(table.schema)
     chunk = max(1, _CHUNK_ROWS // rows) * rows

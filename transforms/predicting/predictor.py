@@ -37,7 +37,7 @@ class BatchTooLarge(DataError):
 
 
 class BatchLimit:
-    """What memory was found to hold: batches of at most `rows`, None while none was too large. Safe for many threads."""
+    """How much fits into memory, as found out: batches of at most `rows`, None while none was too large. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -54,9 +54,9 @@ class BatchLimit:
 
 
 class Predictor:
-    """Safe for many threads at once. `columns` are what it reads of a batch; `output_schema` is what it gives.
+    """Safe for many threads at once. `columns` are what it reads of a batch; `output_schema` is that of its results.
 
-    `where` is for what it gives: it tells the rows that the output has, None for all.
+    `where` applies to its results: it selects the rows of the output, None for all.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Predictor:
         kind of device the models, all on the same one, compute on.
         """
         self.device = device
-        # What is done to a batch around the model is a matter of the host, and many threads' at once.
+        # The host processes batches before and after the model, in many threads at once.
         self._host = None if all(model.device is None for model in models) else "/device:CPU:0"
         self._plan, self._preprocess, self._postprocess = plan, preprocess, postprocess
         self.output_schema = postprocess.output_schema if postprocess else plan.output_schema
@@ -194,13 +194,13 @@ class _Part:
                 raise UnsupportedModel(
                     f"{self._model.ref.uri} cannot predict any row",
                     expected="operations that run here",
-                    found=_told(error),
+                    found=_cause(error),
                     cure="Export the model again for serving, with operations that this build of TensorFlow has",
                 ) from error
             raise _failed(error, "model", rows, where, first_row) from error
 
     def _full(self, rows: int) -> int | None:
-        """The rows that the model is to be called with; a graph that is compiled anew serves smaller batches for good."""
+        """The rows for a call of the model; a graph that was compiled again keeps serving smaller batches."""
         if self._jit_rows is None or self.plan.batch_rows is not None:
             return self.plan.batch_rows
         most = self._limit.rows
@@ -214,14 +214,14 @@ def _exhausted(error: Exception) -> bool:
 
 
 def _about_data(error: Exception) -> bool:
-    """What Arrow and TensorFlow raise on their way from columns to tensors and back; a mistake of ours is none."""
+    """Whether Arrow or TensorFlow raises it between columns and tensors; our own mistakes do not count."""
     import tensorflow as tf
 
     return isinstance(error, (MemoryError, pa.ArrowException, tf.errors.OpError))
 
 
 def _message(error: Exception) -> str:
-    """What TensorFlow says, without where in the graph: that has numbers which are others in each process."""
+    """TensorFlow's message without the place in the graph, whose numbers differ between processes."""
     return _without_place(str(error))
 
 
@@ -244,7 +244,7 @@ def _runs_no_row(error: Exception) -> bool:
     return any(sign in str(error) for sign in _NO_ROW)
 
 
-def _told(error: Exception) -> str:
+def _cause(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return _without_place(said(error))
     return f"{type(error).__name__}: {_message(error)}"
@@ -256,7 +256,7 @@ def _failed(error: Exception, stage: str, rows: int, where: str, first_row: int)
     return (BatchTooLarge if exhausted else DataError)(
         f"{subject} fails on {row_span(first_row, first_row + rows)} of {where}",
         expected="memory for a batch" if exhausted else "values that it can compute with",
-        found=_told(error),
+        found=_cause(error),
         cure="Choose a smaller --batch_size, or run it where there is more memory"
         if exhausted
         else "Fix these rows, or let them go to dead letters: --on_error=dead_letter",
@@ -264,7 +264,7 @@ def _failed(error: Exception, stage: str, rows: int, where: str, first_row: int)
 
 
 def _none() -> int:
-    """A signature as it was loaded is one graph, whatever it is called with."""
+    """A signature as it was loaded is one graph, whatever its inputs."""
     return 0
 
 
@@ -311,7 +311,7 @@ def _cut(tensor: tf.Tensor, filled: int, rows: int) -> tf.Tensor:
 
 
 def load_shared(ref: ModelRef, signature: str, loading: Loading = Loading(), device: Device | None = None) -> Model:
-    """The process's one copy of the model on the device, loaded by whoever asks first; the first device where none is named."""
+    """The process's one copy of the model on the device; the first caller loads it. Without a device, the first is used."""
     device = device or devices_for([ref], loading)[0]
     model = shared_model(ref, signature, loading.on(device.name), progress.ModelProgress())
     progress.model_ready()
@@ -319,7 +319,7 @@ def load_shared(ref: ModelRef, signature: str, loading: Loading = Loading(), dev
 
 
 def devices_for(models: Sequence[ModelRef], loading: Loading, *, whole_process: bool = False) -> tuple[Device, ...]:
-    """Where this process computes with the models: a replica of all of them on each device. `whole_process`: with no others."""
+    """The devices where this process has a replica of all models. `whole_process`: no other models run in it."""
     cpu_only = loading.device == "auto" and not all(format_of(ref).runs_on_gpu for ref in models)
     wanted = "cpu" if cpu_only else loading.device
     set_up_tensorflow(wanted, whole_process=whole_process)

@@ -1,4 +1,4 @@
-"""Whether a shard failed because of its own rows, so that other shards may do well. No Beam."""
+"""Whether a shard failed because of its own rows, so other shards may succeed. No Beam."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from ..errors import DataError, HeadraceError
 
-# What code raises on values that it cannot take. Clients of services derive theirs from `Exception` or `OSError`.
+# Exceptions for values that code cannot take. Clients of services derive theirs from `Exception` or `OSError`.
 _OF_VALUES = (
     *(ValueError, TypeError, LookupError, ArithmeticError, AssertionError, AttributeError, MemoryError),
     pa.ArrowException,

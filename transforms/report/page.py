@@ -235,12 +235,10 @@ def _column_table(column: Column, old: Column | None, found: Sequence[Drift]) ->
         head = head[:3]
     rows = [_column_row("This run", column)] + ([_column_row("Before", old)] if old is not None else [])
     table = table_html(head, [row[: len(head)] for row in rows], "t" + "n" * len(head))
-    distances = "; ".join(
+    text = "; ".join(
         f"{shift.of} {shift.distance:.3f} ({shift.grade}; chance alone {shift.chance:.3f})" for shift in found
     )
-    return table + (
-        f'<p class="soft">Jensen-Shannon distance to the previous run: {distances}.</p>' if distances else ""
-    )
+    return table + (f'<p class="soft">Jensen-Shannon distance to the previous run: {text}.</p>' if text else "")
 
 
 def _column_row(name: str, column: Column) -> list[str]:

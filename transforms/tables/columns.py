@@ -23,7 +23,7 @@ class TableColumns:
         self._last: tuple[pa.Schema, dict[str, str] | None] | None = None
 
     def stored_in(self, file: pa.Schema) -> dict[str, str] | None:
-        """What the file calls each of the table's columns that it has. None where nothing tells which they are."""
+        """The file's names of the table's columns that it has. None where nothing identifies them."""
         if self._last is None or self._last[0] is not file:  # footers that are alike share a schema
             self._last = file, self._find(file)
         return self._last[1]
@@ -40,7 +40,7 @@ class TableColumns:
         return {field.name: ids[_id_of(field)] for field in self._fields if _id_of(field) in ids}
 
     def has_same_members(self, column: str, file: pa.Field[Any]) -> bool:
-        """Whether nothing within the column is another field under an old name."""
+        """Whether no field within the column is another field under an old name."""
         return _alike(next(field for field in self._fields if field.name == column), file)
 
 
@@ -53,6 +53,6 @@ def _alike(wanted: pa.Field[Any], found: pa.Field[Any]) -> bool:
     ids = _id_of(wanted), _id_of(found)
     if None not in ids and ids[0] != ids[1]:
         return False
-    if wanted.type.num_fields != found.type.num_fields:  # types tell
+    if wanted.type.num_fields != found.type.num_fields:  # the types show that
         return True
     return all(_alike(wanted.type.field(i), found.type.field(i)) for i in range(wanted.type.num_fields))

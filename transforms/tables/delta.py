@@ -34,8 +34,8 @@ _WITH_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 
 
 def read_delta(table: TableInput, store: Store) -> LiveFiles:
-    """Raises `InvalidRequest` where there is no such table, or headrace cannot read it as it is meant, and `ObjectNotFound`
-    where its log has no such version.
+    """Raises `InvalidRequest` where there is no such table, or headrace cannot read it correctly, and `ObjectNotFound` where
+    its log has no such version.
     """
     try:
         from deltalake import DeltaTable
@@ -150,7 +150,7 @@ def _check_known(table: TableInput, opened: Any) -> None:
 
 
 def _copy_vectors(table: TableInput, store: Store, copy: Path) -> None:
-    """The files of deletion vectors, which are beside the data files."""
+    """The files of deletion vectors, which are next to the data files."""
     for ref in store.list(f"{table.uri}/"):
         name = ref.uri.removeprefix(f"{table.uri}/")
         if _VECTORS.fullmatch(name):
@@ -159,7 +159,7 @@ def _copy_vectors(table: TableInput, store: Store, copy: Path) -> None:
 
 
 def _deleted(opened: Any, copy: str, uris: dict[str, str]) -> dict[str, Positions]:
-    """By the files' URIs; `uris` has these by the paths in the log. The library names files as if they were in the copy."""
+    """Deleted rows by the files' URIs; `uris` maps the log's paths to these. The library names files as if in the copy."""
     if "deletionVectors" not in (opened.protocol().reader_features or ()):
         return {}
     known = {f"{Path(copy).as_uri()}/{path}": uri for path, uri in uris.items()} | uris

@@ -31,8 +31,8 @@ _SCHEME = re.compile(r"^file:/+")
 
 
 def read_iceberg(table: TableInput, store: Store) -> LiveFiles:
-    """Raises `InvalidRequest` where there is no such table, or headrace cannot read it as it is meant, and `ObjectNotFound`
-    where it has no such snapshot.
+    """Raises `InvalidRequest` where there is no such table, or headrace cannot read it correctly, and `ObjectNotFound` where it
+    has no such snapshot.
     """
     try:
         import pyiceberg  # noqa: F401
@@ -58,7 +58,7 @@ def read_iceberg(table: TableInput, store: Store) -> LiveFiles:
         raise
     except (
         Exception
-    ) as error:  # damaged manifests lead the library to whatever its decoders raise, SystemError among them
+    ) as error:  # for damaged manifests, the library raises anything that its decoders do, even SystemError
         raise InvalidRequest(
             f"{table.uri} cannot be read as an Iceberg table",
             expected="metadata and manifests that the library pyiceberg reads, and no equality deletes",
@@ -149,7 +149,7 @@ def _check_parquet(table: TableInput, tasks: Iterable[FileScanTask]) -> None:
 
 
 def _deleted(opened: Table, tasks: Iterable[FileScanTask]) -> dict[str, Positions]:
-    """By the files' URIs, what delete files and deletion vectors mark."""
+    """The rows that delete files and deletion vectors mark, by the files' URIs."""
     # Private to the library, which has no other way to read either without reading the rows too.
     from pyiceberg.io.pyarrow import _read_deletes
 
@@ -168,7 +168,7 @@ def _deleted(opened: Table, tasks: Iterable[FileScanTask]) -> dict[str, Position
 
 
 def _arrow_schema(opened: Table, schema: Any) -> pa.Schema:
-    """With the fields' ids, and the ids that names stand for in files without."""
+    """The schema with the fields' ids, and with the ids that names mean in files without ids."""
     from pyiceberg.io.pyarrow import schema_to_pyarrow
 
     mapping = opened.name_mapping()
@@ -192,7 +192,7 @@ def _narrow(field: pa.Field[Any]) -> pa.Field[Any]:
 
 
 def _values(opened: Table, schema: Any, tasks: list[FileScanTask]) -> dict[str, pa.Array[Any]]:
-    """What columns are in files that lack them: the value that a file's partition gives, else the column's default:
+    """The values of columns in files that lack them: the value that a file's partition gives, else the column's default:
     https://iceberg.apache.org/spec/#column-projection.
     """
     from pyiceberg.transforms import IdentityTransform

@@ -19,7 +19,7 @@ from ..storage.store import ObjectRef, Store
 
 _INPUT = re.compile(r"(?P<format>delta|iceberg)\+(?P<uri>.+?)(?:@(?P<version>\d{1,19}))?", re.DOTALL)
 _STATS_AT_ONCE = 32
-# What a job holds of its files travels with each of its steps to the runner; Dataflow takes some tens of MiB in all.
+# A job's list of files travels with each of its steps to the runner; Dataflow takes some tens of MiB in all.
 MOST_PACKED_BYTES = 4 << 20
 _PINNED = {"uri": pa.string(), "size": pa.int64(), "version": pa.string(), "crc32c": pa.uint32()}
 _DELETED, _VALUE = "deleted", "value."
@@ -38,17 +38,17 @@ class TableInput:
 
     @property
     def root(self) -> str:
-        """The table's folder, of which an Iceberg table may be named by its metadata file."""
+        """The table's folder. The URI of an Iceberg table may be that of its metadata file."""
         return re.sub(r"/metadata/[^/]+\.json(\.gz)?$", "", self.uri)
 
     @property
     def name(self) -> str:
-        """The same table, of whatever version."""
+        """The table without a version."""
         return f"{self.format}+{self.uri}"
 
 
 def parse_table(given: str) -> TableInput | None:
-    """None where an --input is no table."""
+    """None where an --input is not a table."""
     match = _INPUT.fullmatch(given)
     if match is None:
         return None
@@ -58,8 +58,8 @@ def parse_table(given: str) -> TableInput | None:
 
 @dataclass(frozen=True, slots=True)
 class LiveFiles:
-    """What a log says of one version. `uris` are the files', each once; `values` are columns of as many values, text, of which
-    a file that lacks the column has that one in each row. `deleted` are rows of files, by URI, that are the table's no more.
+    """What a log records about one version. `uris` are the files', each once. `values` are columns with one text for each file:
+    the value of each row in a file that lacks the column. `deleted` are rows of files, by URI, that the table no longer has.
     """
 
     version: int
@@ -94,7 +94,7 @@ class TableSnapshot:
         return read_schema(self.schema)
 
     def columns(self) -> pa.Schema:
-        """As they are read, by names and types alone: what else is said of them is no part of what a job is."""
+        """The columns as they are read, by names and types alone: other metadata do not belong to a job."""
         return as_read(pa.schema(list(map(_bare, self.arrow_schema()))))
 
     def refs(self) -> list[ObjectRef]:
@@ -102,7 +102,7 @@ class TableSnapshot:
         return list(_unpacked(self.files).refs)
 
     def values(self, uri: str) -> dict[str, str | None]:
-        """What each row of that file has in a column that the file lacks, as far as the log knows; text, null as None."""
+        """The value of each row of that file in columns that the file lacks, as far as the log knows; text, null as None."""
         packed = _unpacked(self.files)
         at = packed.rows.get(uri)
         return {} if at is None else {name: column[at].as_py() for name, column in packed.values.items()}
@@ -115,8 +115,8 @@ class TableSnapshot:
 
 
 def pin_snapshot(table: TableInput, live: LiveFiles, store: Store) -> TableSnapshot:
-    """Raises `ObjectNotFound` where a file of the version is gone, or it has none, and `InvalidRequest` where they are too many
-    to travel with the job.
+    """Raises `ObjectNotFound` where a file of the version is gone or the version has none, and `InvalidRequest` where the files
+    are too many to travel with the job.
     """
     if not live.uris:
         raise ObjectNotFound(
