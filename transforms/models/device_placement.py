@@ -44,7 +44,7 @@ def device_name(wanted: str) -> str | None:
 
 
 def weights_leave_the_host(device: str | None) -> bool:
-    """Whether variables made on the device lie in a GPU's memory. None leaves the choice to TensorFlow: the first GPU."""
+    """Whether variables made on the device are in a GPU's memory. None leaves the choice to TensorFlow: the first GPU."""
     import tensorflow as tf
 
     if device is not None:
@@ -53,7 +53,7 @@ def weights_leave_the_host(device: str | None) -> bool:
 
 
 def on(device: str | None) -> AbstractContextManager[Any]:
-    """What the calling thread makes within the block lies on the device."""
+    """Places what the calling thread makes within the block on the device."""
     import tensorflow as tf
 
     return nullcontext() if device is None else tf.device(device)  # type: ignore[no-any-return, unused-ignore]
@@ -62,7 +62,7 @@ def on(device: str | None) -> AbstractContextManager[Any]:
 def placed(call: Call, device: str | None) -> Call:
     """The call, run on the device: its inputs are copied there, its results back to the host.
 
-    A few calls at once are let through for each device, so that its memory is bounded however many threads there are.
+    Each device takes a few calls at once: its memory is bounded however many threads there are.
     """
     if device is None:
         return call

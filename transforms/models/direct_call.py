@@ -1,14 +1,14 @@
 """A function's call without the Python around it.
 
 TensorFlow's own call binds, casts and compares its arguments in Python each time, while it holds the interpreter's lock:
-two thirds of what the call of a small network costs on a batch of a few rows. Here the same function of TensorFlow's
-runtime gets the same tensors, so that nothing of what it computes is another.
+two thirds of the time that a small network takes for a batch of a few rows. Here the same function of TensorFlow's
+runtime gets the same tensors, and computes the same.
 
-What it uses of TensorFlow that is private, each held by tests/transforms/models/test_direct_call.py:
+It uses these private parts of TensorFlow, each checked by tests/transforms/models/test_direct_call.py:
 
-- `ConcreteFunction._inference_function.name`: what the runtime calls the function.
-- `ConcreteFunction._captured_inputs`: tensors, or for those that are made anew with each call, functions that do so.
-- `context.call_function`: how TensorFlow's own call ends.
+- `ConcreteFunction._inference_function.name`: the runtime's name of the function.
+- `ConcreteFunction._captured_inputs`: tensors, or functions that make them for each call.
+- `context.call_function`: the last step of TensorFlow's own call.
 - `ConcreteFunction._arg_keywords`: names of its inputs, in the order in which the runtime takes them.
 """
 
@@ -31,8 +31,8 @@ def by_keywords(function: Any) -> Call:
 
 
 def direct(function: Any, names: Sequence[str], usual: Call) -> Call:
-    """`names` are the function's inputs in order. `usual` is its call, where this one does not know a way around it:
-    outputs that are no dict of dense tensors, captures made anew each time, other inputs, and within a graph.
+    """`names` are the function's inputs in order. `usual` is its call, used where this one cannot replace it: outputs other
+    than a dict of dense tensors, captures made for each call, other inputs, and within a graph.
     """
     import tensorflow as tf
     from tensorflow.python.eager import context

@@ -1,4 +1,4 @@
-"""Files that are often found where a model should be, told by their first bytes."""
+"""Recognises files that are often found in a model's place by their first bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _NODE_NAME = re.compile(rb"[A-Za-z0-9.][A-Za-z0-9_.\\\\/>-]*")
 
 
 def other_file(uri: str, size: int, start: bytes) -> NotAModel | None:
-    """What a file of `size` bytes is where a model was expected, by its first `FIRST_BYTES`; None where they do not tell."""
+    """What a file of `size` bytes in a model's place is, by its first `FIRST_BYTES`; None where they do not show it."""
     if start.startswith(b"version https://git-lfs"):
         return NotAModel(
             f"{uri} is a pointer of Git LFS, not the model itself",

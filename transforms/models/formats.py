@@ -14,7 +14,7 @@ from .streaming.tensor_stream import StreamOptions
 
 
 class Reader(Protocol):
-    """What the module of a format offers."""
+    """The interface of a format's module."""
 
     def describe(self, store: Store, ref: ModelRef, signature: str | None = None) -> ModelSpec: ...
 

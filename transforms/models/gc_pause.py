@@ -1,8 +1,8 @@
 """Python's garbage collector while a model loads.
 
 A process that has imported TensorFlow, Keras and Beam holds half a million objects that stay. Building a model's graph makes
-enough new ones to set off a full collection, which looks at all of them: a third of a second in which the interpreter's lock
-is held and no thread receives a byte. What stood there before is set aside meanwhile, and put back.
+enough new ones to start a full collection, which visits all of them: for a third of a second it holds the interpreter's lock
+and no thread receives a byte. Objects that existed before are set aside meanwhile, and put back.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _set_aside = False
 
 @contextmanager
 def old_objects_set_aside() -> Iterator[None]:
-    """Full collections look at what is made inside the block alone; blocks of several threads are one, until the last ends.
+    """Full collections visit only what is made inside the block; blocks of several threads are one, until the last ends.
 
-    Nothing is lost: garbage among the old is found afterwards. Where the process has frozen objects itself, or collects
-    nothing, that is left as it is.
+    Nothing is lost: garbage among the old objects is found afterwards. If the process has frozen objects itself, or has turned
+    collection off, that stays as it is.
     """
     global _inside, _set_aside
     with _lock:
@@ -42,7 +42,7 @@ def old_objects_set_aside() -> Iterator[None]:
 
 
 def modules_are_loaded() -> None:
-    """Modules are loaded; what there is now stays, and need not be looked through again."""
+    """Modules are loaded; objects that exist now stay, and full collections need not visit them again."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()

@@ -1,4 +1,4 @@
-"""From a URI to a model in memory, whatever its format."""
+"""From a URI to a model in memory, for every format."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def load_model(
 
     `model` is the URI of a SavedModel's folder, of a `.keras` file or the folder of its members, of a KerasHub preset's
     folder, of a legacy HDF5 file, or,
-    with `weights`, of a Keras model's config.json whose weights lie at that URI; or it is a `ModelRef`, which carries its
+    with `weights`, of a Keras model's config.json whose weights are at that URI. It may also be a `ModelRef`, which carries its
     own `storage`, `weights`, custom objects by name, and `unsafe`. `custom_objects` are classes and functions by name, or
     a list of `module:name`, that a Keras model needs; `unsafe` lets it run Python code of its own, such as lambdas, and lets
     a graph run operations that can reach files, the network or other processes. `import_modules` are modules whose import
     registers operations, such as "tensorflow_text". `signature` may also be a function's name, such as "__call__".
-    `loading` is how it gets into memory: connections, one copy per machine or per process, and the device on which it is and
-    runs, whatever `predict` is given. On a GPU each tensor is copied as soon as it is complete, and what waits for that in
+    `loading` is how it gets into memory: connections, one copy per machine or per process, and the device that holds and
+    runs it, whatever `predict` is given. On a GPU each tensor is copied as soon as it is complete, and what waits for that in
     the host's memory stays near `loading.in_flight_bytes`. `storage` is for the store that the URI names. `progress=True`
     shows bytes, rate and time left on standard error; a function is called with bytes arrived and bytes in all.
 
@@ -113,7 +113,7 @@ def describe_model(
 
 
 def describe_for_job(ref: ModelRef, signature: str) -> ModelSpec:
-    """As `describe_model`. Raises `UnsupportedModel` besides where predictions would depend on how rows are split."""
+    """As `describe_model`. Also raises `UnsupportedModel` where predictions would depend on how rows are split."""
     spec = describe_model(ref, signature)
     check_stateless(ref, spec.operations.get(signature, Operations()))
     return spec
@@ -124,7 +124,7 @@ def import_named(modules: Sequence[str]) -> None:
     for name in modules:
         try:
             importlib.import_module(name)
-        except (Exception, SystemExit) as error:  # the module may raise whatever it likes, and a script leaves
+        except (Exception, SystemExit) as error:  # the module may raise anything, and a script exits
             raise InvalidRequest(
                 f"The module {name!r} cannot be imported",
                 expected="a module that registers a model's operations (--import_module, import_modules=…)",

@@ -53,9 +53,9 @@ class Model:
         """Whether its reference says all that is needed to load it: not custom objects that were given as classes."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """By its reference: where it is unpickled, the process's own copy is loaded, once.
+        """Pickled as its reference: the process that unpickles it loads its own copy, once.
 
-        Raises `InvalidRequest` where the reference does not say all that loading needs.
+        Raises `InvalidRequest` where the reference lacks something that loading needs.
         """
         if not self.loads_again:
             raise InvalidRequest(
@@ -149,7 +149,7 @@ class Model:
 
 
 def said(error: BaseException) -> str:
-    """What an error says. TensorFlow's own texts quote values that may be any bytes, which Python then cannot decode."""
+    """An error's text. TensorFlow's own texts quote values that may be any bytes, which Python then cannot decode."""
     if isinstance(error, UnicodeDecodeError):
         return f"TensorFlow: {error.object.decode(errors='backslashreplace')}"
     return f"{type(error).__name__}: {error}"

@@ -1,8 +1,7 @@
-"""TensorFlow's operations, by what they can do beside computing: an allow-list, reviewed with TensorFlow 2.21.
+"""TensorFlow's operations by what they can do in addition to computing: an allow-list, reviewed with TensorFlow 2.21.
 
-An operation of TensorFlow's own that stands in none of these lists may reach files, the network or other processes, and
-is refused. tests/transforms/models/test_operations.py fails when a TensorFlow release brings a name that
-nobody has looked at.
+An operation of TensorFlow's own that is in none of these lists may reach files, the network or other processes, and is
+refused. tests/transforms/models/test_operations.py fails when a TensorFlow release brings a name that was not reviewed.
 """
 
 

@@ -1,4 +1,4 @@
-"""What a graph does beside computing: found in its nodes and functions, before TensorFlow runs any of it."""
+"""What a graph does in addition to computing: found in its nodes and functions, before TensorFlow runs any of it."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Found:
 
     @property
     def operations(self) -> Operations:
-        rewritten = ("AccumulateNV2", "Xla")  # before any kernel is looked for
+        rewritten = ("AccumulateNV2", "Xla")  # before TensorFlow looks for a kernel
         registered = {op for op in self.used if not op.startswith(rewritten) and _is_registered(op)}
         unrunnable = {op for op in registered if not _has_kernel(op)}
         found = (self.random, self.writes, self.outside, self.python, unrunnable)
@@ -89,7 +89,7 @@ class Library:
             seen.add(call)
             function = self.functions[call[0]]
             names = [argument.name for argument in function.signature.input_arg]
-            # Where a caller binds only some of the arguments, they are the last ones.
+            # If a caller binds only some of the arguments, they are the last ones.
             given = dict(zip(reversed(names), reversed(call[1]), strict=False))
             nodes = {node.name: node for node in function.node_def}
             label = labels_of(nodes.get, given)
@@ -217,7 +217,7 @@ def check_known(ref: ModelRef, graph_def: Any) -> None:
 
 
 def check_runnable(ref: ModelRef, found: Operations) -> None:
-    """Raises `UnsupportedModel` for a graph of which no row can be predicted."""
+    """Raises `UnsupportedModel` for a graph that cannot predict any row."""
     if found.python:
         raise UnsupportedModel(
             f"{ref.uri} calls a Python function ({_some(found.python)}), which ended with the process that exported it",

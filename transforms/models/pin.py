@@ -41,11 +41,11 @@ def pin_model(
 
     That is a SavedModel's folder, a `.keras` file or the folder of its members, a KerasHub preset's folder, an HDF5 file that
     holds a whole model, or a TFLite flatbuffer. With `weights`, `uri` is a Keras model's config.json (or a folder that holds
-    one), and `weights` a file of its weights: `….weights.h5`, `….weights.json` with its shards beside it, `.h5`, or
+    one), and `weights` a file of its weights: `….weights.h5`, `….weights.json` with its shards next to it, `.h5`, or
     a `.keras` file.
 
-    Raises `NotAModel` where no such model stands there, `InvalidRequest` for weights or custom objects that its format has no
-    use for, `AccessDenied`, `ObjectNotFound` for a missing bucket.
+    Raises `NotAModel` where there is no such model, `InvalidRequest` for weights or custom objects that its format does not
+    use, `AccessDenied`, `ObjectNotFound` for a missing bucket.
     """
     ref = _pinned(
         uri,
@@ -75,7 +75,7 @@ def unused_custom_objects(ref: ModelRef, names: Sequence[str]) -> InvalidRequest
 
 def _pinned(uri: str, storage: StoreOptions, weights: str | None, extra: dict[str, Any]) -> ModelRef:
     store = open_store(uri, storage)
-    # What is signed is one object, never a folder, and the signature goes as it is.
+    # A signed URL is for one object, never a folder, and is passed on unchanged.
     signed = uri.startswith(_WEB) and "?" in uri
     uri = uri if signed else uri.rstrip("/")
     if weights is not None:
@@ -134,7 +134,7 @@ def _folder(store: Store, uri: str) -> tuple[str, tuple[ObjectRef, ...]] | None:
 
 
 def _of_hub_task(store: Store, uri: str) -> list[ObjectRef]:
-    """What makes a folder of a backbone one of a KerasHub task: its description, and the weights of its own layers, if any."""
+    """The files that make a backbone's folder a KerasHub task: its description, and its own layers' weights, if any."""
     task = _stat(store, f"{uri}/task.json")
     weights = None if task is None else _stat(store, f"{uri}/task.weights.h5")
     return [ref for ref in (task, weights) if ref is not None]
@@ -227,7 +227,7 @@ def _shards(store: Store, index: ObjectRef) -> list[ObjectRef]:
 
 
 def _saved_model(store: Store, uri: str) -> tuple[ObjectRef, ...]:
-    # Asked for by name, too: to list a folder that is no model may take for ever, so that is given up then.
+    # Stat by name too: listing a folder that is not a model may take forever, and is then given up.
     no_model = threading.Event()
     with ThreadPoolExecutor(1, thread_name_prefix="headrace-list") as thread:
         # A bucket's pages come in their order; a local folder is walked whole before its first name.

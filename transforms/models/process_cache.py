@@ -49,7 +49,7 @@ def load_again(ref: ModelRef, signature: str, device: str | None) -> Model:
 
 
 def _keep_loaded() -> None:
-    """In a forked child no other thread goes on, so that no lock is ever released and no load ends."""
+    """A forked child has no other thread: no lock would ever be released, and no load would end."""
     global _lock, _places
     _lock = threading.Lock()
     loaded = {key: place.model for key, place in _places.items() if place.model is not None}

@@ -15,7 +15,7 @@ _BAR = 24
 class ProgressLine:
     """Called with bytes arrived and bytes in all, by one thread at a time: a bar, both in MiB, MiB per second, seconds left.
 
-    On a terminal the line is drawn anew ten times a second at most; elsewhere only the last one is written.
+    On a terminal the line is drawn again at most ten times a second; elsewhere only the last one is written.
     """
 
     def __init__(self, name: str) -> None:

@@ -14,7 +14,7 @@ class ModelRef:
     """`uri` is the folder or file as given, without a trailing slash.
 
     `format` is "saved_model", "keras" (a `.keras` file, or the folder of its members), "keras_h5" (a whole model in one
-    HDF5 file), "keras_config" (a configuration whose weights lie apart, at the URI `weights`), "keras_hub" (a KerasHub
+    HDF5 file), "keras_config" (a configuration whose weights are elsewhere, at the URI `weights`), "keras_hub" (a KerasHub
     preset's folder, with a task) or "tflite". `objects` holds every object of the model: in URI order, but the configuration
     before its weights. A worker that reads through it gets
     these versions or `ObjectChanged`. `custom_objects` are modules, or `module:name`, that are imported before a Keras model

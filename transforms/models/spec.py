@@ -1,4 +1,4 @@
-"""What a model takes and gives, as plain values that cross to workers."""
+"""The inputs and outputs of a model, as plain values that cross to workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ExampleFeature:
     """What a model's own parser takes under one key of a serialized message.
 
     `shape` is that of one row's values; its first dimension is None where rows may differ in it. Parsing fails for rows
-    without a `required` one.
+    that lack a `required` feature.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Signature:
 
 @dataclass(frozen=True, slots=True)
 class Operations:
-    """What a signature does beside computing, by the names of TensorFlow's operations, or of Keras' layers; all sorted.
+    """What a signature does in addition to computing, by the names of TensorFlow's operations, or of Keras' layers; all sorted.
 
     `random` draw random numbers, `writes` change what later calls find, `outside` can reach files, the network or other
     processes, `python` call Python functions, `unrunnable` have no code for any device.
@@ -95,11 +95,11 @@ class Operations:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What can be told of a model without fetching its weights.
+    """What is known about a model without fetching its weights.
 
     `parameters` counts the numbers, `nbytes` the bytes, that loading `signatures` would stream; `graph_nbytes` are those of
     the graph and its constants, which are read whole. `operations` are by signature, where they are known. `functions` are
-    names beside the signatures by which the model can be called. `parts` says what a KerasHub preset is made of.
+    other names by which the model can be called. `parts` describes the parts of a KerasHub preset.
     """
 
     format: str
@@ -113,5 +113,5 @@ class ModelSpec:
 
     @property
     def graph_memory(self) -> int:
-        """Bytes of memory that the graph takes besides the weights."""
+        """Bytes of memory that the graph takes in addition to the weights."""
         return GRAPH_FACTOR * self.graph_nbytes if self.graph_nbytes >= LARGE_GRAPH else 0

@@ -1,11 +1,11 @@
 """TFLite flatbuffers: the whole file into memory, then interpreters over it.
 
-An interpreter serves one call at a time, so each call takes an idle one, or makes one where there is none; all read the
+An interpreter serves one call at a time: each call takes an idle one, or makes one where there is none; all read the
 same bytes. A quantised model takes and gives its own integers, as the interpreter does: real = scale * (q - zero_point).
 The peak is twice the file: the interpreter takes the bytes as an object of Python's own.
 
-TFLite checks that a flatbuffer is whole, not that it is sane: one of bits flipped with care, or by bad luck, can end the
-process. Where the store knows a checksum, nothing else reaches the interpreter; else only trust can tell.
+TFLite checks that a flatbuffer is complete, not that it is sane. Bits that were flipped on purpose, or by bad luck, can end the
+process. Where the store knows a checksum, the interpreter gets only checked bytes; otherwise the file must be trusted.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class _Pool:
         try:
             outputs = self._rows(run, arrays) if self._signature in self._flatbuffer.row_by_row else run(**arrays)
         except (ValueError, RuntimeError) as error:
-            # What failed in the midst of a call is not used again.
+            # An interpreter that failed during a call is not used again.
             text = str(error).partition("\n")[0]
             if _lacks_code(text):
                 raise unresolved(self._flatbuffer.ref, text) from error
@@ -202,8 +202,8 @@ _RANDOM = frozenset({"RANDOM_UNIFORM", "RANDOM_STANDARD_NORMAL", "MULTINOMIAL"})
 
 
 def _operation_names(ref: ModelRef, data: bytes) -> tuple[frozenset[str], bool]:
-    """Of every operation in the file: a builtin's as in TFLite's schema, else that of the custom one. And whether calls
-    assign to resource variables, other than what initialises them once.
+    """The name of every operation in the file: a builtin's as in TFLite's schema, else that of the custom one. Also whether
+    calls assign to resource variables, other than in their initialisation.
     """
     schema = _schema()
     builtins = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
@@ -217,7 +217,7 @@ def _operation_names(ref: ModelRef, data: bytes) -> tuple[frozenset[str], bool]:
             custom = (code.CustomCode() or b"").decode()
             names.append(custom if builtins.get(kind) == "CUSTOM" else builtins.get(kind, str(kind)))
         return frozenset(names), bool(_ASSIGNS.intersection(names)) and _assigns(schema, model, names, len(data))
-    except Exception as error:  # whatever damaged offsets lead to
+    except Exception as error:  # damaged offsets may raise anything
         raise CorruptModel(
             f"{ref.uri} is damaged",
             expected="a flatbuffer that lists its operations",
@@ -254,7 +254,7 @@ def _operations(names: frozenset[str]) -> Operations:
     for name in sorted(names):
         if name.startswith("Flex"):
             found.add(_Operation(name.removeprefix("Flex")), ())
-    # Each call has fresh variables, so that none is left by another.
+    # Each call has fresh variables: none is left by another call.
     found.writes.clear()
     found.random |= names & _RANDOM
     return found.operations
@@ -262,7 +262,7 @@ def _operations(names: frozenset[str]) -> Operations:
 
 @dataclass(frozen=True, slots=True)
 class _Operation:
-    """As `Found.add` looks at one."""
+    """Visits operations as `Found.add` does."""
 
     op: str
     attr: Mapping[str, Any] = field(default_factory=dict)
@@ -283,7 +283,7 @@ def unresolved(ref: ModelRef, text: str) -> UnsupportedModel:
 
 
 class _Plain:
-    """What a signature's runner does, for a model without signatures: tensors go by their own names."""
+    """A signature's runner for a model without signatures: tensors have their own names."""
 
     def __init__(self, interpreter: Any) -> None:
         self._interpreter = interpreter
@@ -326,7 +326,7 @@ def _interpreter_class() -> Any:
 
 
 def _read(store: Store, ref: ModelRef, stream: StreamOptions) -> bytes:
-    """The whole file over many connections, held against its CRC-32C where the store knows that."""
+    """The whole file over many connections, checked against its CRC-32C where the store knows it."""
     source = ref.objects[0]
     if source.crc32c is None:
         say_unchecked(source.name)
@@ -338,7 +338,7 @@ def _read(store: Store, ref: ModelRef, stream: StreamOptions) -> bytes:
 
 
 def _takes_one_row(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> bool:
-    """Where each tensor is fixed to a batch of one, as most converters leave it: rows can go one by one."""
+    """Whether each tensor is fixed to a batch of one, as most converters leave it: rows can go one by one."""
     tensors = [*inputs.values(), *outputs.values()]
     return bool(inputs) and all(len(d["shape_signature"]) and d["shape_signature"][0] == 1 for d in tensors)
 
@@ -349,7 +349,7 @@ def _dtype(detail: Any) -> str:
 
 
 def _parameters(interpreter: Any) -> int:
-    """Only constants have data before any tensor is allocated. To ask for a string that has none ends the process."""
+    """Only constants have data before any tensor is allocated. Reading a string without data ends the process."""
     count = 0
     for detail in interpreter.get_tensor_details():
         if _dtype(detail) == "string":

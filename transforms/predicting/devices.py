@@ -103,7 +103,7 @@ def intra_op_threads() -> int:
 
 
 def choose_devices(wanted: str) -> tuple[Device, ...]:
-    """The devices for this process, with a replica of the model on each: all GPUs that TensorFlow sees, the CPU, or one by name.
+    """The devices for this process, each with a replica of the model: all GPUs that TensorFlow sees, the CPU, or one by name.
 
     Raises `InvalidRequest` where "gpu" is requested and there is none, and for a name that no device has.
     """

@@ -63,7 +63,7 @@ def predict(
     the next call with the same, unchanged model starts at once.
 
     `data` is a pandas or polars DataFrame, a `pyarrow.Table` or `RecordBatch`, a dict of arrays whose first dimension
-    counts the rows, or an iterable of any of these. Of an iterable, the result is an iterator: one piece is in memory
+    counts the rows, or an iterable of any of these. For an iterable, the result is an iterator: one piece is in memory
     at a time.
 
     `keep` are the columns to pass through (default: all that feed no input). `features` maps an input of the model to
@@ -75,7 +75,7 @@ def predict(
     PNG bytes. `tf_example` names inputs for which columns are encoded as serialized tf.train.Example; as a dict, with the
     features to encode. `prediction_type` is "auto", "list" or "tensor". `batch_size` is rows per call of the model.
 
-    Of a dict of arrays, numeric predictions of one size come back as arrays of shape [rows, ...].
+    For a dict of arrays, numeric predictions of one size come back as arrays of shape [rows, ...].
 
     Raises `ColumnError` where a column does not fit its input, `NullFeature` for a null without a `fill`, `DataError`
     for data that is none of these kinds, and what `load_model` raises.

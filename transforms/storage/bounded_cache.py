@@ -1,4 +1,4 @@
-"""What was found out lately, so that a store that lives long does not hold all that it ever met."""
+"""Recent results, bounded: a store that lives long does not keep everything that it ever found."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Value = TypeVar("Value")
 class Recent(Generic[Key, Value]):
     """Values by key, the newest of them up to `most` in all, and always the last one. Safe from many threads.
 
-    `weight` tells what a value counts for; by default each is one.
+    `weight` gives a value's share of `most`; by default each counts as one.
     """
 
     def __init__(self, most: int, weight: Callable[[Value], int] = lambda _: 1) -> None:

@@ -39,7 +39,7 @@ _FINAL = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionEr
 
 
 class FsspecStore(Store):
-    """Reads a pinned range, then asks whether the version still stands, since most file systems read by name alone."""
+    """Reads a pinned range, then checks that the version still exists, since most file systems read by name alone."""
 
     def __init__(self, options: StoreOptions, scheme: str, policy: RetryPolicy = RetryPolicy()) -> None:
         super().__init__(options)
@@ -159,7 +159,7 @@ class FsspecStore(Store):
             raise as_storage_error(error, uri, "open") from error
 
     def _arguments(self) -> dict[str, Any]:
-        """What the file system is made with, besides what fsspec's configuration says."""
+        """The file system's arguments, in addition to those in fsspec's configuration."""
         return {}
 
 
@@ -207,12 +207,12 @@ def _pin(uri: str, info: Mapping[str, Any]) -> ObjectRef:
 
 
 def _seconds(time_: Any) -> Any:
-    """File systems of one kind may tell the same time as a datetime or as a number."""
+    """File systems of one kind may give the same time as a datetime or as a number."""
     return time_.timestamp() if hasattr(time_, "timestamp") else time_
 
 
 def as_storage_error(error: Exception, uri: str, verb: str) -> StorageError:
-    """Each file system has exceptions of its own, so that their names must do."""
+    """Each file system has exceptions of its own: only their names can be compared."""
     if isinstance(error, StorageError):
         return error
     names = " ".join(kind.__name__ for kind in type(error).__mro__)

@@ -32,7 +32,7 @@ class GcsStore(Store):
     @property
     def _client(self) -> GcsClient:
         if self._pid != os.getpid():
-            # Whoever held the lock, as while it looked for credentials, is not in this process.
+            # A thread that held the lock, perhaps while it searched for credentials, is not in this process.
             self._pid, self._lock = os.getpid(), threading.Lock()
         with self._lock:
             if self._made is None or self._made.pid != os.getpid():
@@ -133,7 +133,7 @@ class GcsStore(Store):
             return self._published(error, source, uri)
 
     def _published(self, error: Exception, source: ObjectRef, uri: str) -> ObjectRef:
-        """What stands there after a rewrite that gave no good answer: it may have succeeded all the same."""
+        """The object after a rewrite without a good answer: the rewrite may have succeeded all the same."""
         status, _ = explain(error)
         if status == 404:
             raise ObjectNotFound(f"There is no object {source.uri}") from error
@@ -151,7 +151,7 @@ class GcsStore(Store):
         self.counters.add(requests=1)
         try:
             if client.emulated and (found := self.stat(ref.uri).version) != ref.version:
-                # fake-gcs-server 1.x deletes whatever generation stands there.
+                # fake-gcs-server 1.x deletes any generation of that name.
                 raise _changed(ref, found)
             client.bucket(bucket).blob(name).delete(
                 if_generation_match=int(ref.version), timeout=TIMEOUT_S, retry=client.retry

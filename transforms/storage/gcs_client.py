@@ -59,10 +59,10 @@ LIBRARY_ERRORS = (
 
 
 class GcsClient:
-    """The library's client with credentials of our own finding; made anew in a forked process.
+    """The library's client with credentials that headrace finds; a forked process makes its own.
 
-    `STORAGE_EMULATOR_HOST` makes it anonymous, as Google's libraries do. So does finding no credentials: public buckets
-    can be read without.
+    `STORAGE_EMULATOR_HOST` makes it anonymous, as in Google's libraries. So do missing credentials: public buckets can be
+    read without any.
     """
 
     def __init__(self, billing_project: str | None, counters: Counters) -> None:
@@ -89,8 +89,8 @@ class GcsClient:
         self._refresh = google.auth.transport.requests.Request()
         # Nothing that we ask for belongs to a project, and looking for one may start a gcloud process.
         self.library = storage.Client(project="-", credentials=self._credentials, _http=session)
-        # Since 3.17 a thread asks for each bucket's metadata besides, for traces: with a permission that reading does not
-        # need, and at nobody's expense where the requester pays.
+        # Since 3.17 a thread also asks for each bucket's metadata, for traces. That takes a permission that reading does not
+        # need, and names no project to bill where the requester pays.
         self.library._bucket_metadata_cache = None
 
     def bucket(self, name: str) -> Any:
@@ -103,8 +103,8 @@ class GcsClient:
         return f"{url}?alt=media&generation={generation}{payer}"
 
     def headers(self, url: str, *, renew: bool = False) -> dict[str, str]:
-        """What authorises a GET of `url`. `renew` asks for another token, where one was refused."""
-        # Objects stored with Content-Encoding: gzip would else be unpacked on the way, and ranges of them ignored.
+        """Headers that authorise a GET of `url`. `renew` asks for another token, where one was refused."""
+        # Objects stored with Content-Encoding: gzip would otherwise be unpacked on the way, and their ranges ignored.
         headers = {"Accept-Encoding": "gzip"}
         if not self.anonymous:
             with self._lock:
@@ -114,7 +114,7 @@ class GcsClient:
         return headers
 
     def refused(self, error: Exception, uri: str, verb: str) -> StorageError:
-        """The library's error as one of ours; a 404 is looked into, to say whether the bucket or the object is missing."""
+        """The library's error as one of ours; for a 404, finds out whether the bucket or the object is missing."""
         status, reason = explain(error)
         if status == 404:
             return self.missing(uri)
@@ -162,7 +162,7 @@ class GcsClient:
                 f"There is no object {uri}", found=f"the bucket {bucket!r}", cure="Look at its spelling."
             )
         try:
-            # Who is told 404 of an object may list its bucket; who may not is told 403.
+            # An account that gets 404 for an object may list its bucket; one that may not gets 403.
             next(
                 iter(self.library.list_blobs(self.bucket(bucket), max_results=1, timeout=TIMEOUT_S, retry=self.retry)),
                 None,
@@ -175,7 +175,7 @@ class GcsClient:
         return self.missing(uri)
 
     def note_bucket(self, bucket: str) -> None:
-        """It has answered: of an object that is missing in it, nothing more need be asked."""
+        """The bucket has answered: for an object that is missing in it, no further request is needed."""
         self._buckets.add(bucket)
 
 
@@ -202,7 +202,7 @@ def explain(error: Exception) -> tuple[int | None, str]:
 
 
 def _message(body: str) -> str:
-    """What an answer's body says: the JSON API's error, or a line of text."""
+    """The message of an answer's body: the JSON API's error, or a line of text."""
     try:
         return str(parse_json(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Upload(BlobWriter):
-    """A resumable upload. It uses the names that BlobWriter keeps for itself: there is no other way to its session."""
+    """A resumable upload. It uses BlobWriter's private names: there is no other way to its session."""
 
     def close(self) -> None:
         self._buffer.close()
@@ -76,7 +76,7 @@ class GcsWriter(Writer):
         self._retry = Retry(predicate=DEFAULT_RETRY._predicate, on_error=self._note_retry)
 
     def _note_retry(self, _: Exception) -> None:
-        # From here on, an answer "stands already" may speak of what an earlier try of ours has put there.
+        # From here on, the answer "already exists" may refer to what an earlier attempt of ours wrote.
         self._repeated = True
         self._counters.add(requests=1, retries=1)
 
@@ -172,7 +172,7 @@ class GcsWriter(Writer):
         return refused
 
     def _existing(self) -> ObjectRef | None:
-        """What stands there, if it is what was sent: an upload may succeed and its answer get lost."""
+        """The existing object, if it is what was sent: an upload may succeed and its answer get lost."""
         try:
             self._blob.reload(timeout=TIMEOUT_S)
         except LIBRARY_ERRORS:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 MOST_HEAD_BYTES = 256 << 10
-# Of a body in chunks, most may be the chunks' own sizes: 6 bytes around each byte.
+# Most of a chunked body may be the chunks' own sizes: 6 bytes around each byte.
 _MOST_OVERHEAD, _SLACK_BYTES = 8, 1 << 20
 
 
@@ -29,7 +29,7 @@ class TooMuch(Exception):
 
 
 class Meter(io.RawIOBase):
-    """The bytes of one answer. `head_s` bounds the time until the head is whole, whatever comes before it.
+    """The bytes of one answer. `head_s` bounds the time until the head is complete, whatever comes before it.
 
     From then on, `grace_s` and one second for every `least_bytes_per_s` received may pass.
     """

@@ -37,7 +37,7 @@ _IDLE_CONNECTIONS = 64
 _ERROR_BODY_BYTES = 4096
 _SKIPPED_AT_ONCE = 1 << 20
 
-# What may pass, of a network or of a server.
+# Network and server faults that may pass.
 _FAILURES = (OSError, http.client.HTTPException, TooSlow)
 
 Header = Mapping[str, str]
@@ -48,7 +48,7 @@ class HttpRefusal(Exception):
     """A status that no retry will change; `status` and the beginning of the `body` are for the store to interpret."""
 
     def __init__(self, status: int, body: str) -> None:
-        super().__init__(f"HTTP {status}")  # a body may tell what was signed, and a traceback shows this
+        super().__init__(f"HTTP {status}")  # a body may quote what was signed, and a traceback shows this
         self.status, self.body = status, body
 
 
@@ -92,17 +92,17 @@ class RangeReader:
     ) -> None:
         """Fills the buffers with the bytes from `offset` on. `name` is the object's, for errors, since URLs may be signed.
 
-        `expect` holds response headers that must have exactly that value wherever they are sent, `require` those that
-        must be sent, too; `size` is the object's in bytes, where it must be that. With `ranged` false the server is asked
-        for the whole object, of which `size` bytes must be announced, and what is not wanted of it is left or skipped.
-        Raises `HttpRefusal` for a status that is final, and `StorageError` where all attempts failed.
+        `expect` holds response headers that must have exactly that value if they are sent; those in `require` must be sent.
+        `size` is the object's in bytes, where it must be that. With `ranged` false the server is asked for the whole object; it
+        must announce `size` bytes, and unneeded ones are left or skipped. Raises `HttpRefusal` for a status that is final, and
+        `StorageError` where all attempts failed.
         """
         rest = [buffer for buffer in buffers if buffer.nbytes]
         start, end = offset, offset + sum(buffer.nbytes for buffer in rest)
         asked = _Asked(url, headers, expect, require, size, ranged)
 
         def reached() -> int:
-            # What was filled before a failure has left `rest`.
+            # Buffers that were filled before a failure are no longer in `rest`.
             return end - sum(buffer.nbytes for buffer in rest)
 
         def attempt() -> None:
@@ -253,14 +253,14 @@ class RangeReader:
                 connection.set_tunnel(parts.hostname or "", parts.port or 443, headers=_proxy_login(proxy))
         else:
             connection = http.client.HTTPConnection(via.hostname or "", via.port or 80, timeout=timeout)
-        # Of a proxy's answer to CONNECT too.
+        # Includes a proxy's answer to CONNECT.
         connection.response_class = partial(MeteredResponse, limits=self._policy.limits)  # type: ignore[assignment]
         connection.connect()
         return connection
 
 
 def _check_response(response: MeteredResponse, asked: _Asked, offset: int, end: int) -> None:
-    """Whether the body that follows is exactly the bytes `offset` to `end` (exclusive) of what was asked for."""
+    """Whether the body that follows is exactly the requested bytes `offset` to `end` (exclusive)."""
     if response.status in _TRANSIENT:
         raise MayPass(f"HTTP {response.status} {response.reason}", _retry_after_s(response))
     if response.status not in (http.client.OK, http.client.PARTIAL_CONTENT):
@@ -320,11 +320,11 @@ def _retry_after_s(response: http.client.HTTPResponse) -> float:
 
 
 def _target(url: str, proxy: urllib.parse.SplitResult | None) -> tuple[str, Header]:
-    """What to ask for, and what a proxy must be told besides: with TLS it sees neither (RFC 9112, section 3.2)."""
+    """The request target, and headers for a proxy: with TLS it sees neither (RFC 9112, section 3.2)."""
     parts = urllib.parse.urlsplit(url)
     if parts.scheme == "http" and proxy:
         return url, _proxy_login(proxy)
-    # Not urlunsplit, of which newer Pythons make four slashes where a path begins with two.
+    # Not urlunsplit: newer Pythons make four slashes where a path begins with two.
     return (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), {}
 
 

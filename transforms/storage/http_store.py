@@ -26,9 +26,9 @@ _MOST_REDIRECTS = 10
 # As much as a format's first bytes: not worth fetching a whole object for, where the server has no ranges.
 _PEEK_BYTES = 4096
 _MOST_PLACES = 4096
-# Of several objects without ranges together; a larger one is held alone.
+# Bytes of objects without ranges, all together; a larger object is held alone.
 _MOST_HELD_BYTES = 512 << 20
-# What RFC 3986 allows, and `%`, so that what is quoted already stays as it is.
+# The characters that RFC 3986 allows, and `%`: quoted text stays as it is.
 _URL_CHARACTERS = "!#$%&'()*+,/:;=?@[]~"
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class _HeldObject:
 
 
 class HttpStore(Store):
-    """Reading by ranges. An object whose server has none is fetched whole, and held in memory until others take its place."""
+    """Reads by ranges. An object whose server lacks ranges is fetched whole, and held in memory until others replace it."""
 
     def __init__(self, options: StoreOptions = StoreOptions(), policy: RetryPolicy = RetryPolicy()) -> None:
         super().__init__(options)
@@ -189,7 +189,7 @@ def _parse(uri: str) -> tuple[str, dict[str, str]]:
     except ValueError:
         host = None
     if not host or parts.scheme not in ("http", "https"):
-        # Where nothing can be told apart, all of it may be a password.
+        # Where user and password cannot be separated, all of it may be a password.
         raise InvalidRequest(f"'{uri.partition('://')[0]}://…' is not a URL", expected="https://host/path")
     # Bytes as they are stored: packed on the way, ranges and sizes would be another thing's.
     headers = {"Accept-Encoding": "identity"}
@@ -205,7 +205,7 @@ def _origin(url: str) -> tuple[str, str | None, int]:
 
 
 def _pin(uri: str, status: int, answer: Message, body: str) -> tuple[ObjectRef, bool]:
-    """What the answer to a request for the first byte tells, and whether the server has ranges."""
+    """The object according to the answer to a request for its first byte, and whether the server has ranges."""
     if status not in (200, 206, 416):
         raise _refused(status, uri, body)
     if (encoding := answer.get("Content-Encoding", "identity")) != "identity":
@@ -242,7 +242,7 @@ def _pin(uri: str, status: int, answer: Message, body: str) -> tuple[ObjectRef, 
 
 def _refused(status: int, uri: str, body: str) -> StorageError:
     name = public_uri(uri)
-    # Stores tell code and message apart from what was signed, which nobody may see.
+    # Stores keep code and message separate from what was signed, which must stay secret.
     messages = re.findall(r"<(?:Code|Message)>([^<?]{1,200})", body)
     found = f"HTTP {status}" + "".join(f", {text.strip()}" for text in messages[:2])
     if status in (404, 410):

@@ -1,7 +1,7 @@
-"""Local files as a store: `file:///…` or plain paths, taken letter for letter (`%20` is no space).
+"""Local files as a store: `file:///…` or plain paths, taken literally (`%20` is not a space).
 
-A file being written has no name until it is committed (`O_TMPFILE`, see open(2) and linkat(2)), so that not even
-`kill -9` leaves a trace. Where a file system lacks that, it has a hidden name that `list` passes over.
+A file that is being written has no name until it is committed (`O_TMPFILE`, see open(2) and linkat(2)): not even `kill -9`
+leaves a trace. On a file system without that, it has a hidden name that `list` ignores.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT}
 class LocalStore(Store):
     """`version` is inode, size in bytes, and modification and change time in ns; a local file carries no checksum.
 
-    The change time is the file system's own: nobody can set it back, as `touch` does the modification time.
+    The file system sets the change time itself: it cannot be set back, as `touch` does with the modification time.
     """
 
     def _pin(self, uri: str, status: os.stat_result) -> ObjectRef:
@@ -41,7 +41,7 @@ class LocalStore(Store):
             raise _as_storage_error(error, uri, "read") from error
 
     def list(self, folder: str) -> Iterator[ObjectRef]:
-        """Links to files are listed; links to folders are not entered, so that nothing is met twice or without end."""
+        """Links to files are listed; links to folders are not followed, which avoids duplicates and endless loops."""
         self.counters.add(requests=1)
         yield from self._walk(folder if folder.endswith("/") or not folder else folder + "/")
 
@@ -80,7 +80,7 @@ class LocalStore(Store):
         self.counters.add(requests=1, bytes_read=length)
 
     def open_arrow(self, ref: ObjectRef) -> Any:
-        """A `pyarrow.OSFile`, read without the GIL. That it was rewritten meanwhile is told when it is closed."""
+        """A `pyarrow.OSFile`, read without the GIL. Closing it raises where the file was rewritten meanwhile."""
         from .pinned_local_file import PinnedFile
 
         try:
@@ -89,7 +89,7 @@ class LocalStore(Store):
             raise _as_storage_error(error, ref.uri, "read") from error
         try:
             self._check(ref, fd)
-            # By way of the descriptor it is the very file that was checked, even if another has taken its name since.
+            # Through the descriptor, it is the very file that was checked, even if another has taken its name since.
             file = PinnedFile(f"/proc/self/fd/{fd}", mode="r")
         except BaseException:
             os.close(fd)
@@ -117,9 +117,9 @@ class LocalStore(Store):
         return len(found)
 
     def delete(self, ref: ObjectRef) -> None:
-        """Who removes files of one folder takes turns, so that nobody puts another in its place between look and removal.
+        """Callers that remove files of one folder take turns: no other file gets into the place between check and removal.
 
-        Another change time alone is no other file: a second name or other permissions change it.
+        A different change time alone does not mean another file: a second name or other permissions change it.
         """
         folder, name = os.path.split(os.path.abspath(_path(ref.uri)))
         try:
@@ -158,7 +158,7 @@ class LocalStore(Store):
     def _check(self, ref: ObjectRef, fd: int) -> None:
         status = os.fstat(fd)
         found = self._pin(ref.uri, status)
-        # To lose its last name changes the change time of a file that is open.
+        # Losing its last name changes the change time of an open file.
         same = _without_change_time(found) == _without_change_time(ref) and not status.st_nlink
         if found.version != ref.version and not same:
             raise _changed(ref, found.version)
@@ -275,7 +275,7 @@ class _LocalWriter(Writer):
 
 
 def check_writable(folder: str) -> None:
-    """Raises `StorageError` where no file can be made in that folder, which need not stand yet. Writes nothing."""
+    """Raises `StorageError` where no file can be made in that folder, which may not exist yet. Writes nothing."""
     nearest = _nearest(folder)
     if os.path.isdir(nearest) and os.access(nearest, os.W_OK | os.X_OK):
         return
@@ -288,7 +288,7 @@ def check_writable(folder: str) -> None:
 
 
 def _nearest(uri: str) -> str:
-    """What stands of a path: all of it, or the deepest that there is above it."""
+    """The existing part of a path: all of it, or its deepest existing parent."""
     path = os.path.abspath(_path(uri))
     while not os.path.lexists(path):
         path = os.path.dirname(path)

@@ -1,6 +1,6 @@
-"""Which local files a pattern matches. Links are followed, so that a linked folder's files are found as any other's.
+"""Finds the local files that match a pattern. Links are followed: a linked folder's files are found like any other's.
 
-Nothing that matches is lost in silence: it is yielded, it is an error, or it is noted with its name.
+No match is lost silently: it is yielded, it is an error, or it is noted with its name.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ _KINDS = {
 def matching_files(
     pattern: str, passed_over: str, noted: Noted, refused: Callable[[OSError, str, str], StorageError]
 ) -> Iterator[tuple[str, os.stat_result]]:
-    """URI and status of each file that matches, in the order of the URIs. Names that begin with `passed_over` are not seen.
+    """URI and status of each file that matches, in the order of the URIs. Names that begin with `passed_over` are ignored.
 
-    `noted` gets a sentence on each folder that matches and in which nothing does, and on each link back to a folder above it.
-    Raises `ObjectNotFound` for a link that leads nowhere, `StorageError` for what is neither file nor folder, and what
-    `refused` makes of a folder or file that may not be read; hidden names are no errors.
+    `noted` gets a sentence on each folder that matches but has no match inside, and on each link back to a folder above it.
+    Raises `ObjectNotFound` for a broken link, `StorageError` for what is neither file nor folder, and what `refused` makes of a
+    folder or file that may not be read; hidden names are no errors.
     """
     walk = _Walk(pattern, passed_over, noted, refused)
     yield from walk.enter(split_glob(pattern)[0], frozenset())

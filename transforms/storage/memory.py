@@ -19,7 +19,7 @@ _generations = itertools.count(1)
 
 
 def put(uri: str, data: bytes) -> ObjectRef:
-    """Sets an object, replacing what stands there."""
+    """Sets an object, replacing an existing one."""
     ref = ObjectRef(uri, len(data), str(next(_generations)), google_crc32c.value(data))
     OBJECTS[uri] = ref, data
     return ref

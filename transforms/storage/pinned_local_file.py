@@ -1,4 +1,4 @@
-"""A local file for pyarrow, read without the GIL; apart from `local`, so that only those who ask load pyarrow."""
+"""A local file for pyarrow, read without the GIL; separate from `local`, because it loads pyarrow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pyarrow as pa
 
 
 class PinnedFile(pa.OSFile):
-    """A local file that is held against its pinned version once more when it is closed."""
+    """A local file that is compared with its pinned version once more when it is closed."""
 
     _fd = -1
 

@@ -37,7 +37,7 @@ class RetryPolicy:
 
     @property
     def limits(self) -> dict[str, float]:
-        """Of one request, as `Meter` takes them."""
+        """The limits of one request, as `Meter` takes them."""
         return {
             "silence_s": self.read_timeout_s,
             "head_s": self.head_timeout_s,
@@ -66,9 +66,9 @@ def retried(
     *,
     cure: str = "Look at the network and at the store's status, then run again.",
 ) -> _T:
-    """What `attempt` returns, which is called again after each `MayPass`. Other exceptions are final.
+    """What `attempt` returns. It is called again after each `MayPass`. Other exceptions are final.
 
-    Raises `StoreUnavailable` with what `gave_up` says of so many attempts, from the last failure's own cause.
+    Raises `StoreUnavailable` with the text of `gave_up` for so many attempts, from the last failure's own cause.
     """
     for failures in itertools.count(1):
         counters.add(requests=1, retries=1 if failures > 1 else 0)

@@ -91,7 +91,7 @@ class S3Store(FsspecStore):
         except HttpRefusal as refusal:
             if refusal.status in (412, 416):
                 raise changed(ref, "another") from refusal
-            # The answer's body tells what was signed, and with what.
+            # The answer's body quotes what was signed, and with what.
             raise self._refused(refusal, ref.uri) from refusal
 
     def _fetch(self, ref: ObjectRef, offset: int, buffers: Sequence[memoryview], url: str) -> None:
@@ -150,7 +150,7 @@ class S3Store(FsspecStore):
             self.stat(uri)
         except ObjectNotFound:
             pass
-        else:  # not every service heeds IfNoneMatch when it copies
+        else:  # some services ignore IfNoneMatch when they copy
             raise taken
         self.counters.add(requests=1)
         try:
@@ -177,7 +177,7 @@ class S3Store(FsspecStore):
         filesystem, path = self._filesystem(ref.uri)
         bucket, key, _ = filesystem.split_path(path)
         try:
-            # Not every service that speaks S3 heeds IfMatch when it deletes.
+            # Some services that speak S3 ignore IfMatch when they delete.
             if (now := self.stat(ref.uri)).version != ref.version:
                 raise changed(ref, now.version)
             self.counters.add(requests=1)
@@ -284,7 +284,7 @@ class _S3Writer(Writer):
                 return self._filesystem.call_s3(method, **self._target, **arguments)
             except Exception as error:
                 conflict = _conflicts(error)
-                # An upload of parts would have to begin anew.
+                # An upload of parts would have to start over.
                 if conflict and (method == "put_object" or not self._exists()):
                     raise MayPass(described(error), attempts=None if method == "put_object" else 1) from error
                 self.abort()
@@ -324,7 +324,7 @@ class _S3Writer(Writer):
 def _check_name(uri: str) -> None:
     if re.match(r"\w+://[^/]*[*?\[]", uri):
         raise InvalidRequest(f"{uri!r} names no bucket", expected="s3://bucket/name", cure="Buckets take no wildcards.")
-    # s3fs takes it off the key, wherever it stands, and does not always heed it.
+    # s3fs takes it off the key, wherever it is, and does not always apply it.
     if "?versionId=" in uri:
         raise InvalidRequest(
             f"{uri} names a version",

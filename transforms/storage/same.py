@@ -1,4 +1,4 @@
-"""An object that may stand there already, if it is the same."""
+"""Creates an object unless the same one already exists."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from .store import ObjectRef, Store
 
 
 def create_same(store: Store, uri: str, data: bytes) -> ObjectRef:
-    """Raises `AlreadyExists` where an object of other content stands there."""
+    """Raises `AlreadyExists` where an object of other content exists."""
     with store.create(uri) as writer:
         try:
             writer.write(data)

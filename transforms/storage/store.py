@@ -22,7 +22,7 @@ HIDDEN = re.compile(r"/(?:\.|_(?![^/]*=[^/]*/))")
 class ObjectRef:
     """One version of one object. Reading through it gives that version's bytes or raises `ObjectChanged`.
 
-    `size` is in bytes. `version` is whatever the store changes on every write: a GCS generation, an ETag, or a local
+    `size` is in bytes. `version` is a value that the store changes on every write: a GCS generation, an ETag, or a local
     file's inode, size, modification and change time. `crc32c` is the whole object's CRC-32C where the store knows it.
     """
 
@@ -42,7 +42,7 @@ class ObjectRef:
 
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
-    """What a person may say about access; never a secret.
+    """The user's settings for access; never a secret.
 
     `change_times` is False for jobs that an earlier version of headrace began: versions of local files then lack the time at
     which the file system last changed them.
@@ -94,10 +94,10 @@ class Counters:
 
 
 class Writer(ABC):
-    """An object being written. It becomes visible, whole, at `commit()` and at no other moment.
+    """An object being written. It becomes visible, complete, at `commit()` and at no other moment.
 
     Neither `close()`, nor leaving the `with` block, nor an exception, nor garbage collection publishes anything: what
-    has not been committed is gone. `write`, `tell`, `flush`, `close` and `closed` are what pyarrow asks of a file.
+    has not been committed is lost. `write`, `tell`, `flush`, `close` and `closed` are what pyarrow needs of a file.
     """
 
     @abstractmethod
@@ -183,14 +183,14 @@ class Store(ABC):
 
     @abstractmethod
     def delete(self, ref: ObjectRef) -> None:
-        """Removes that version; harmless where it is gone. Raises `ObjectChanged` where another stands there."""
+        """Removes that version; harmless where it is gone. Raises `ObjectChanged` where another version exists."""
 
     def publish(self, source: ObjectRef, uri: str) -> ObjectRef:
-        """Gives the content of `source` the name `uri` too, in one step that fails where `source` is gone.
+        """Also gives the content of `source` the name `uri`, in one step that fails where `source` is gone.
 
-        So whoever removes `source` first knows that it is never published. Raises `AlreadyExists` where an object of that name
-        stands, `ObjectNotFound` where `source` is gone. A store that has no such step, as here, removes what it wrote where
-        `source` was gone afterwards.
+        So a process that removes `source` first knows that it is never published. Raises `AlreadyExists` where an object of
+        that name exists, `ObjectNotFound` where `source` is gone. A store without such a step, as here, removes what it wrote
+        if `source` was gone afterwards.
         """
         with self.create(uri) as writer:
             writer.write(self.read(source))
@@ -203,9 +203,9 @@ class Store(ABC):
         return ref
 
     def clean(self, folder: str) -> int:  # noqa: ARG002
-        """Removes what writers that ended badly left hidden below the folder, and what running ones have so far; how many.
+        """Removes what writers that crashed left hidden below the folder, and what running ones have so far; returns how many.
 
-        Most stores keep nothing hidden, or, as GCS, end it by themselves after a week and show it to nobody.
+        Most stores keep nothing hidden. GCS keeps it where nobody sees it, and deletes it after a week.
         """
         return 0
 
@@ -229,8 +229,8 @@ class Store(ABC):
     ) -> Iterator[ObjectRef]:
         """Objects whose URI matches: `*` and `?` within a folder, `**` across folders, `[...]` sets; in URI order.
 
-        A name that holds a wildcard itself is matched by putting that character in a set: `[[]`, `[*]`, `[?]`.
-        `noted` is called with a sentence on each thing that matches and is no object; only local folders hold such.
+        A name that itself contains a wildcard is matched by putting that character in a set: `[[]`, `[*]`, `[?]`.
+        `noted` is called with a sentence on each match that is not an object; only local folders hold such.
         `other` takes each object of the listing that does not match; local folders that cannot match are not listed.
         """
         folder, wild = split_glob(pattern)
@@ -278,7 +278,7 @@ def split_glob(pattern: str) -> tuple[str, bool]:
 
 
 def glob_regex(pattern: str) -> re.Pattern[str]:
-    """`**/` is any number of folders, `*`, `?` and sets stay within one; a `[` without its `]` stands for itself.
+    """`**/` is any number of folders; `*`, `?` and sets stay within one; a `[` without its `]` is literal.
 
     Raises `InvalidRequest` where a set's range runs backwards.
     """
@@ -314,5 +314,5 @@ def glob_regex(pattern: str) -> re.Pattern[str]:
 
 
 def _set_end(pattern: str, at: int) -> int:
-    """Where the set that opens at `at` closes; its first member may itself be a `]`. Negative where it never does."""
+    """Where the set that opens at `at` closes; its first member may itself be a `]`. Negative where it never closes."""
     return pattern.find("]", at + (3 if pattern[at + 1 : at + 2] in ("!", "^") else 2))

@@ -1,7 +1,7 @@
 """A zip archive in an object store, read by ranges. Format: PKWARE APPNOTE.TXT 6.3.10.
 
-The directory is parsed by `zipfile`; what is checked here is what it leaves to its caller: where a member truly lies,
-that it lies inside the archive, and that what it says about its size is no lie.
+`zipfile` parses the directory. This file checks what it leaves to its caller: where a member really is, that it is inside the
+archive, and that its recorded sizes are true.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ..first_bytes import FIRST_BYTES, other_file
 from ..streaming.composed_crc import CheckedSpan
 from ..streaming.ranges import RangeFile, Ranges
 
-# Fetched at once when an archive is opened: the end, where the directory lies, and the start, where Keras puts
-# config.json. Either is less than what one round trip costs.
+# Fetched at once when an archive is opened: the end, with the directory, and the start, where Keras puts config.json. Either
+# is less than what one round trip costs.
 _HEAD, _TAIL = 64 << 10, 64 << 10
 _INFLATE_PIECE = 8 << 20
-# What lies before a member's data: its local header, and Keras' padding.
+# The bytes before a member's data: its local header, and Keras' padding.
 _HEADER = 1 << 10
 # As Keras' own guard: deflate reaches 1032:1, weights 3:1.
 _BOMB_RATIO, _BOMB_BYTES = 100, 256 << 20
@@ -49,7 +49,7 @@ class Archive:
         try:
             with zipfile.ZipFile(_Bounded(ranges, 0, size)) as archive:
                 infos, self._directory = archive.infolist(), archive.start_dir
-        # What zipfile raises on hostile bytes is not only BadZipFile: struct.error, ValueError, UnicodeDecodeError, …
+        # On hostile bytes, zipfile raises more than BadZipFile: struct.error, ValueError, UnicodeDecodeError, …
         except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError, OSError) as error:
             if (other := other_file(self._uri, size, ranges.read(0, FIRST_BYTES))) is not None:
                 raise other from error

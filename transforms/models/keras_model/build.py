@@ -1,12 +1,12 @@
-"""A Keras model without its weights, from its configuration, and no weight computed on the way.
+"""Builds a Keras model without its weights from its configuration, and computes no weight on the way.
 
-What it uses of Keras that is private, each held by tests/transforms/models/keras_model/test_keras_private.py, for Keras
+It uses these private parts of Keras, each checked by tests/transforms/models/keras_model/test_keras_private.py, for Keras
 3.15 on TensorFlow:
 
 - `backend.StatelessScope(initialize_variables=False)`: building a model would compute random weights otherwise.
 - global state "uninitialized_variables": that scope leaves its variables there, and Keras initialises them all at the
   end of the next scope, or fails.
-- global state "custom_objects_scope_dict": the custom objects of the scope around.
+- global state "custom_objects_scope_dict": the custom objects of the surrounding scope.
 - `saving_lib._model_from_config`; for configurations as Keras 1 and 2 wrote them `saving_utils.model_from_config`,
   `json_utils.decode` and `saving_options.keras_option_scope` of `keras.src.legacy.saving`: how Keras itself reads them.
 - `serialization_lib.SafeModeScope`, `deserialize_keras_object`: likewise.
@@ -49,9 +49,9 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """What a model is built from: `config` is JSON, in the older form of HDF5 files where it is `legacy`.
+    """The source of a model: `config` is JSON, in the older form of HDF5 files where it is `legacy`.
 
-    `keras_version` is that of the Keras that wrote it, where the file tells.
+    `keras_version` is that of the Keras that wrote it, if the file records it.
 
     `custom_objects` are `module:name`, or just modules, that are imported; `unsafe` allows Python code in the configuration.
     """
@@ -65,7 +65,7 @@ class Recipe:
 
 
 class Preprocessing(Protocol):
-    """What a model's inputs are made by: `signature` are its arguments as `tf.TensorSpec`."""
+    """How a model's inputs are made: `signature` are its arguments as `tf.TensorSpec`."""
 
     def signature(self) -> list[Any]: ...
 
@@ -215,7 +215,7 @@ def _recognise(described: Any, uri: str) -> None:
 
 
 def custom_objects(names: Sequence[str]) -> dict[str, Any]:
-    """What `module:name` lead to, under the names by which a configuration may call them.
+    """The objects that `module:name` refer to, by the names that a configuration may use for them.
 
     Raises `InvalidRequest` where one cannot be imported.
     """
@@ -228,7 +228,7 @@ def custom_objects(names: Sequence[str]) -> dict[str, Any]:
             value: Any = importlib.import_module(module)
             for part in filter(None, path.split(".")):
                 value = getattr(value, part)
-        except (Exception, SystemExit) as error:  # the user's module may raise whatever it likes, and a script leaves
+        except (Exception, SystemExit) as error:  # the user's module may raise anything, and a script exits
             raise InvalidRequest(
                 f"The custom object {given!r} cannot be imported",
                 expected="module:name, e.g. my_package.layers:Scale",
@@ -268,7 +268,7 @@ def _legacy_model(text: str, unsafe: bool, known: dict[str, Any]) -> Any:
 
 @cache
 def _sequential_built_once() -> Any:
-    """Stands for `Sequential` in a configuration, whose own `from_config` builds the model anew with each layer."""
+    """Replaces `Sequential` in a configuration: its own `from_config` builds the model again with each layer."""
     import keras
     from keras.src.legacy.saving import saving_utils
     from keras.src.saving import serialization_lib
@@ -361,7 +361,7 @@ def _in_one_form(described: Any, recipe: Recipe) -> tuple[Any, bool]:
 
 
 def _adapted(config: Any) -> Any:
-    """Without what only training needs, and with names under which the stand-ins for two classes are looked up."""
+    """Removes what only training needs, and sets names under which Keras finds the replacements of two classes."""
     if isinstance(config, list):
         return [_adapted(value) for value in config]
     if not isinstance(config, dict):

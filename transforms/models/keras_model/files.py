@@ -1,8 +1,8 @@
-"""The files of a saved Keras model, wherever they lie: members of a zip archive, or objects in a store.
+"""The files of a saved Keras model: members of a zip archive, or objects in a store.
 
 A `.keras` file is a zip of config.json, model.weights.h5 and assets/; unzipped, it is a folder of the same
-(keras/src/saving/saving_lib.py). Weights that were saved with `max_shard_size` are a model.weights.json, which says
-which group of variables lies in which of the HDF5 files beside it.
+(keras/src/saving/saving_lib.py). Weights that were saved with `max_shard_size` are a model.weights.json, which records
+the HDF5 file next to it that holds each group of variables.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MAX_SHARDS = 10_000
 
 
 class Files(Protocol):
-    """Files by their path below the model. `store` is where the weights' bytes are to be read from."""
+    """Files by their path below the model. `store` is the one to read the weights' bytes from."""
 
     store: Store
     uri: str
@@ -45,7 +45,7 @@ class Files(Protocol):
         """A whole file of at most `limit` bytes."""
 
     def place(self, name: str) -> Placed:
-        """Where an HDF5 file lies."""
+        """The place of an HDF5 file."""
 
 
 class ZipFiles:
@@ -111,7 +111,7 @@ def assets(files: Files) -> dict[str, bytes | bytearray]:
 
 
 def keras_version(files: Files) -> str | None:
-    """Of the Keras that wrote the model, as its metadata.json tells."""
+    """The version of the Keras that wrote the model, from its metadata.json."""
     if _METADATA not in files.names():
         return None
     try:
@@ -126,7 +126,7 @@ def keras_version(files: Files) -> str | None:
 
 @contextmanager
 def weights_of(files: Files) -> Iterator[SavedWeights]:
-    """The weights beside a config.json. Raises `CorruptModel`, `UnsupportedModel`."""
+    """The weights next to a config.json. Raises `CorruptModel`, `UnsupportedModel`."""
     names = files.names()
     if WEIGHTS in names:
         with open_weights(files.store, [files.place(WEIGHTS)]) as weights:

@@ -1,6 +1,6 @@
-"""The weights of a Keras model put where Keras puts them: through the layers' own methods, from streamed tensors.
+"""Puts the weights of a Keras model where Keras puts them: through the layers' own methods, from streamed tensors.
 
-What it uses of Keras that is private, each held by tests/transforms/models/keras_model/test_keras_private.py, for Keras
+It uses these private parts of Keras, each checked by tests/transforms/models/keras_model/test_keras_private.py, for Keras
 3.15 on TensorFlow:
 
 - `saving_lib._load_state`, `_walk_saveable`, `_get_unique_name`: the walk that puts each layer's variables where
@@ -32,10 +32,10 @@ _SAVE_AGAIN = "Save the model again with the Keras that wrote it."
 
 
 def saved_paths(model: Any, but: Collection[int] = ()) -> list[str]:
-    """The HDF5 groups, in the order in which Keras fills them, in which the model's variables may lie.
+    """The HDF5 groups that may hold the model's variables, in the order in which Keras fills these.
 
-    `but` are ids of parts that are saved elsewhere. A plan of what to fetch, not of what goes where: a path too many costs
-    bytes, one too few a round trip.
+    `but` are ids of parts that are saved elsewhere. This plans what to fetch, not what goes where: a path too many costs bytes,
+    one too few a round trip.
     """
     from keras.src.saving import saving_lib
     from keras.src.saving.keras_saveable import KerasSaveable
@@ -73,7 +73,7 @@ def saved_paths(model: Any, but: Collection[int] = ()) -> list[str]:
 
 
 class Weights:
-    """What `fill` reads from: the variables directly below an HDF5 group as tensors, by name."""
+    """The source of `fill`: the variables directly below an HDF5 group as tensors, by name."""
 
     def __init__(self, group: str, names: Mapping[str, object], tensor: Callable[[str], Any]) -> None:
         self.group, self._names, self._tensor = group, names, tensor
@@ -98,7 +98,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one set of HDF5 groups fills: `model` without what the ids in `but` name. `weights` answers for a group."""
+    """What one set of HDF5 groups fills: `model` without the parts whose ids are in `but`. `weights` answers for a group."""
 
     model: Any
     weights: Callable[[str], Weights | None]
@@ -107,7 +107,7 @@ class Part:
 
 
 def part_of(model: Any, saved: SavedWeights, tensors: TensorStream, but: frozenset[int] = frozenset()) -> Part:
-    """The model as it lies in files of the layout of Keras 3."""
+    """The model in files of the layout of Keras 3."""
 
     def group(path: str) -> Weights | None:
         found = saved.group(path)
@@ -119,8 +119,8 @@ def part_of(model: Any, saved: SavedWeights, tensors: TensorStream, but: frozens
 def fill(built: Built, parts: Sequence[Part], assets: Mapping[str, bytes | bytearray], uri: str) -> None:
     """Gives every variable its saved value through the layers' own `load_own_variables` and `load_assets`.
 
-    `assets` holds vocabulary files by their path below `assets/`. Raises `CorruptModel` naming a variable that stays without
-    a value, or whose shape differs, and whatever the parts' `weights` raise.
+    `assets` holds vocabulary files by their path below `assets/`. Raises `CorruptModel` naming a variable that remains without
+    a value, or whose shape differs, and anything that the parts' `weights` raise.
     """
     with uninitialized(), AssetFiles(assets) as files, _filling() as filled:
         for part in parts:
@@ -173,9 +173,9 @@ def _fill_part(part: Part, files: AssetFiles | None, uri: str) -> None:
 
 
 def allocate(built: Built) -> bool:
-    """Gives every variable its place, though no value yet, so that the model can be traced while its weights come.
+    """Gives every variable its place, but no value yet: the model can be traced while its weights arrive.
 
-    False, and nothing done, where a layer makes more of its weights than variables, which a trace would not see.
+    Does nothing and returns False where a layer makes more of its weights than variables, which a trace would not see.
     """
     from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
 
@@ -192,10 +192,10 @@ def allocate(built: Built) -> bool:
 
 
 def _is_all_variables(layer: Any) -> bool:
-    """Whether filling its variables is all that loading the layer does, and its call reads none while it is traced."""
+    """Whether loading the layer only fills its variables, and its call reads none of them during tracing."""
     from keras import layers
 
-    # What stands in a variable without a value is no error to read, but garbage; nobody knows what custom code reads.
+    # Reading a variable without a value gives garbage, not an error. Custom code may read any.
     if not type(layer).__module__.startswith("keras.") or isinstance(layer, layers.Lambda):
         return False
     # Those of Keras' own that override it do so for quantized weights.
@@ -272,7 +272,7 @@ def legacy_fill(
 
 
 def _check_vocabularies(built: Built, uri: str) -> None:
-    """Where a file has no assets, a vocabulary that was learned by `adapt` is lost in it."""
+    """A file without assets has lost a vocabulary that was learned by `adapt`."""
     for layer in built.model._flatten_layers():
         if hasattr(layer, "load_assets") and layer.get_config().get("vocabulary", ()) is None:
             raise UnsupportedModel(

@@ -1,8 +1,8 @@
-"""Where the tensors of an HDF5 file lie, read from its metadata alone.
+"""Finds the tensors of an HDF5 file from its metadata alone.
 
-What is known is followed as far as it leads, and all that was missed on the way is fetched together: round trips follow the
-depth of the file's index, not the number of layers. No byte of a file reaches HDF5's own library, which crafted ones hang or
-abort: `hdf5_format` says what is read. Layout as Keras and h5py write it.
+Each pass follows the known structures as far as it can, and then fetches everything that it missed together: round trips
+depend on the depth of the file's index, not on the number of layers. HDF5's own library, which crafted files hang or abort,
+reads no byte of a file: `hdf5_format` lists what is read. Layout as Keras and h5py write it.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from .hdf5_types import (
     value_type,
 )
 
-# Largest value that is not streamed: a chunked one may expand 1032-fold while it is read. With what its chunks have beside it.
+# Largest value that is not streamed, and its largest chunks: a chunked value may expand 1032-fold while it is read.
 VALUE_BYTES, _CHUNK_BYTES = 1 << 20, 4 << 20
 # All of them together; one may be asked for by many paths.
 _ALL_VALUE_BYTES = 256 << 20
-# One layer's groups and datasets lie together, mostly within these many blocks around the first one met: 48 KiB in all,
-# which take a hundredth of a round trip's time.
+# One layer's groups and datasets are mostly within these many blocks around the first one read: 48 KiB in all, which take
+# a hundredth of a round trip's time.
 _AHEAD, _BEHIND = 7, 4
-# Where names are asked for that nobody had thought likely.
+# For names that were not expected to be read.
 _READ_AHEAD = 2
 # A pass reaches one level deeper into the index; sound files of a million datasets need about a dozen.
 _MAX_PASSES = 64
@@ -65,7 +65,7 @@ _COPY_AGAIN = "Copy the file again from where it was saved, or save it again."
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """What lies directly below a group; `address` tells one group from another, whatever its path."""
+    """The children of a group; `address` distinguishes groups, whatever their paths."""
 
     address: int
     datasets: Mapping[str, Dataset]
@@ -85,8 +85,8 @@ class Hdf5File:
     ) -> None:
         """`texts` matches the names of the attributes that `texts(path)` is to give.
 
-        `likely` tells by their own names which groups will be asked for; others cost more round trips. Raises
-        `CorruptModel` where it is no HDF5 file or a truncated one.
+        `likely` recognises by their own names the groups that will be read; others cost more round trips. Raises
+        `CorruptModel` where it is not an HDF5 file, or a truncated one.
         """
         self._size, self._what, self._texts = file.size, what, texts
         self._source, self._ranges = file.source, file.source if isinstance(file.source, Ranges) else None
@@ -150,7 +150,7 @@ class Hdf5File:
         return {} if found is None else found.texts
 
     def has(self, path: str) -> bool:
-        """Whether a group or dataset stands at `path`, by hard links alone."""
+        """Whether a group or dataset exists at `path`, by hard links alone."""
         with self._damage(f"is damaged at {path!r}", "readable HDF5"):
             return self._find(path) is not None
 
@@ -192,7 +192,7 @@ class Hdf5File:
         return read_chunks(self._structures, layout, filters, dataset.shape, dtype)
 
     def _fetch_index(self) -> None:
-        """Fetches what leads to the likely groups. What is damaged is left for whoever asks for it."""
+        """Fetches the way to the likely groups. Damage is reported to the caller that asks for the damaged part."""
         if self._ranges is None or self._indexed:
             return
         self._indexed = True
@@ -216,7 +216,7 @@ class Hdf5File:
         self._ranges.wanted.clear()
 
     def _children(self, link: Link) -> Mapping[str, Link]:
-        """What lies directly below an object."""
+        """The children of an object."""
         assert link.address is not None
         try:
             try:

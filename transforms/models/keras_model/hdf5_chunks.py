@@ -25,14 +25,14 @@ _Filters = Sequence[tuple[int, tuple[int, ...]]]
 
 
 def unpacked_bytes(layout: Layout, shape: Sequence[int]) -> int:
-    """What all chunks of a value take in memory: they may reach beyond it. Raises `Damaged`."""
+    """The memory of all chunks of a value, which may reach beyond it. Raises `Damaged`."""
     if len(layout.chunk) != len(shape) + 1:
         raise Damaged(f"chunks of {len(layout.chunk) - 1} dimensions in a value of {len(shape)}")
     return math.prod(layout.chunk) * math.prod(-(-n // c) for n, c in zip(shape, layout.chunk, strict=False))
 
 
 def read_chunks(structures: Structures, layout: Layout, filters: _Filters, shape: Sequence[int], dtype: Any) -> Any:
-    """The value as an array of `dtype`. The caller has looked at `unpacked_bytes`. Raises `Damaged`, `zlib.error`."""
+    """The value as an array of `dtype`. The caller has checked `unpacked_bytes`. Raises `Damaged`, `zlib.error`."""
     *chunk, item = layout.chunk
     # Each chunk has a key in the tree: what cannot be in the file is not even counted out.
     if math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True)) * 8 * len(layout.chunk) > structures.size:
@@ -101,7 +101,7 @@ def _unpacked(data: bytes, filters: _Filters, mask: int, nbytes: int) -> bytes:
 
 
 def _unshuffled(data: bytes, size: int) -> bytes:
-    """The first bytes of all elements come first, then the second ones; what is no whole element stays at the end."""
+    """The first bytes of all elements come first, then the second ones; an incomplete element stays at the end."""
     if size < 1:
         raise Damaged("a shuffle of elements without bytes")
     even_size = len(data) // size * size

@@ -1,4 +1,4 @@
-"""Links and attributes of which an object has many, in HDF5's newer layout: a fractal heap, and a B-tree that names what is
+"""Links and attributes of an object that has many, in HDF5's newer layout: a fractal heap, and a B-tree that names what is
 in it. Format: HDF5 File Format Specification 3.0, III.A.2 and III.G."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from ..streaming.ranges import NotFetched
 from .hdf5_format import UNDEFINED, Damaged, NotSupported, Structures, check
 
 _MAX_DEPTH, _MAX_NODE = 16, 1 << 16
-# Of a record of either type of tree: how long it is, and where in it the heap's own name of the object begins.
+# For a record of either type of tree: its length, and where in it the heap's own name of the object begins.
 _RECORDS = {5: (11, 4), 8: (17, 0)}
 
 

@@ -26,13 +26,13 @@ LINK_INFO, LINK, GROUP_INFO, ATTRIBUTE, CONTINUATION, SYMBOL_TABLE, ATTRIBUTE_IN
     0x11,
     0x15,
 )
-# A flag of a message: its body lies elsewhere, shared with others.
+# A flag of a message: its body is elsewhere, shared with others.
 SHARED = 0x02
-# Bytes that may be looked at in all: sound files need up to 1.3 times their size, and a gigabyte at most.
+# Limits for the bytes read in all: sound files need up to 1.3 times their size, and a gigabyte at most.
 _READS, _MIN_WORK, _MAX_WORK = 4, 1 << 20, 1 << 30
 # No structure is larger (a text of the global heap may be a whole configuration), no checked header, and no name longer.
 _LARGEST, _LARGEST_HEADER, _LONGEST_NAME = 64 << 20, 2 << 20, 64 << 10
-# What another look at a message costs.
+# The cost of reading a message again.
 _MESSAGE_WORK = 4
 _MAX_BLOCKS = 4096
 _SUPERBLOCK_BYTES = 100
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class Damaged(Exception):
-    """What a structure says cannot be so; the text says what."""
+    """A structure that contradicts itself; the text says how."""
 
 
 class NotSupported(Exception):
@@ -57,9 +57,9 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """`address` is that of an object's header; without one it leads elsewhere, as `kind` says.
+    """`address` is that of an object's header; a link without one leads elsewhere, as `kind` says.
 
-    `table` holds the addresses of a group's tree and heap, where the link tells them.
+    `table` holds the addresses of a group's tree and heap, if the link records them.
     """
 
     address: int | None
@@ -68,9 +68,9 @@ class Link:
 
 
 class Structures:
-    """`read` takes an address and a length, and may raise `NotFetched`, after which the same may be asked again.
+    """`read` takes an address and a length, and may raise `NotFetched`; the same may then be requested again.
 
-    Raises `Damaged`, `NotSupported`, `struct.error` and `UnicodeDecodeError` for what is no sound file.
+    Raises `Damaged`, `NotSupported`, `struct.error` and `UnicodeDecodeError` for a file that is not sound.
     """
 
     def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
@@ -112,7 +112,7 @@ class Structures:
         return messages
 
     def is_group(self, address: int) -> bool:
-        """By its header alone."""
+        """Decides by the object's header alone."""
         return any(message.kind in (SYMBOL_TABLE, LINK_INFO, GROUP_INFO) for message in self.header(address))
 
     def table_links(self, tree: int, heap: int) -> Mapping[str, Link]:

@@ -1,4 +1,4 @@
-"""What a group of an HDF5 file holds, in either layout: a symbol table, or link messages and a fractal heap of them."""
+"""The links of an HDF5 group, in either layout: a symbol table, or link messages and a fractal heap of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .hdf5_format import (
 
 
 def links(structures: Structures, address: int) -> Mapping[str, Link] | None:
-    """By name; None where the object is no group."""
+    """Links by name; None where the object is not a group."""
     return structures.once("links", address, partial(_read_links, structures))
 
 

@@ -14,7 +14,7 @@ from .hdf5_types import Attribute, attribute_name, attribute_of, unshared
 
 # Keras splits a list of names that does not fit an object header, which holds 64 KiB: 4,096 references to strings.
 _MAX_TEXTS, _TEXT_BYTES = 65_536, 1 << 20
-# Of what all references of a file lead to; that may be one text over and over.
+# For the texts behind all references of a file; they may lead to one text over and over.
 _ALL_TEXT_BYTES = 64 << 20
 _SHORT = 64
 

@@ -1,7 +1,6 @@
-"""What the messages of an HDF5 object say: of what type and shape its values are, and where they lie.
+"""Parses the messages of an HDF5 object: the type and shape of its values, and where they are.
 
-Format: HDF5 File Format Specification 3.0, IV.A.2. Only the types in which Keras and h5py
-write weights and names are known.
+Format: HDF5 File Format Specification 3.0, IV.A.2. It knows only the types in which Keras and h5py write weights and names.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ _CLASSES = {2: "times", 4: "bit fields", 6: "records", 7: "references", 8: "enum
 class Dataset:
     """`dtype` is TensorFlow's name; `shape` is in elements, `nbytes` its bytes in memory.
 
-    `offset` is that of its little-endian, C-ordered bytes within the HDF5 file, or None where they do not lie in one
-    piece: `Hdf5File.read` gives such a value, from `address`, that of its header.
+    `offset` is that of its little-endian, C-ordered bytes within the HDF5 file, or None where they are not in one piece.
+    `Hdf5File.read` gives such a value from `address`, that of its header.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""Which files a KerasHub preset may keep its vocabularies in, for stores that list no folders."""
+"""The files that may hold a KerasHub preset's vocabularies, for stores that list no folders."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from ...bounded_json import NotJson, parse_json
 
-# What KerasHub's tokenizers read (VOCAB_FILENAME and MERGES_FILENAME in keras_hub/src/tokenizers and models).
+# The files that KerasHub's tokenizers read (VOCAB_FILENAME and MERGES_FILENAME in keras_hub/src/tokenizers and models).
 _NAMES = ("vocabulary.txt", "vocabulary.json", "merges.txt", "vocabulary.spm")
 _FOLDER = re.compile(r"\w[\w-]{0,99}")
 _MOST_FOLDERS = 16
 
 
 def asset_names(task: bytes | bytearray) -> list[str]:
-    """The paths below the preset at which the tokenizers of a task.json may have files; none where it is no JSON."""
+    """The paths below the preset at which the tokenizers of a task.json may have files; none where it is not JSON."""
     try:
         described = parse_json(task)
     except NotJson:

@@ -1,4 +1,4 @@
-"""What a KerasHub task is fed through: texts or images, made by its preprocessor into what its model takes.
+"""The inputs of a KerasHub task: texts or images, which its preprocessor turns into what its model takes.
 
 The preprocessor runs as a part of the model's graph, as it does in the `tf.data` pipeline of the task's own `predict`: in C++,
 in the thread that calls the model. Vocabularies come from the preset's assets in memory.
@@ -95,7 +95,7 @@ class AsGiven:
 
 
 def preprocessing(recipe: Recipe, task: Any, assets: Mapping[str, bytes | bytearray]) -> HubPreprocessing:
-    """What `recipe` describes, with its vocabularies; `assets` are by their path below `assets/`.
+    """Builds what `recipe` describes, with its vocabularies; `assets` are by their path below `assets/`.
 
     Raises `UnsupportedModel` for what safe mode does not allow and for inputs that are neither texts nor images, and
     `CorruptModel` where assets are missing or are not what the preprocessor reads.

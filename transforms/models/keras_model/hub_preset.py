@@ -88,7 +88,7 @@ class Preset:
         return [self.backbone] if self.head is None else [self.head, self.backbone]
 
     def _filled(self, built: Built) -> list[tuple[SavedWeights, Any, frozenset[int]]]:
-        """Which weights fill what, in KerasHub's own order, and the ids of what they leave out."""
+        """Pairs weights with the parts that they fill, in KerasHub's own order, and the ids of what they leave out."""
         backbone = built.model.backbone
         found: list[tuple[SavedWeights, Any, frozenset[int]]] = [(self.backbone, backbone, frozenset())]
         if self.head is not None:

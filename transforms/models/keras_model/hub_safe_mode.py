@@ -1,7 +1,7 @@
-"""Safe mode for KerasHub's classes: which a configuration may name, and what may stand in their arguments.
+"""Safe mode for KerasHub's classes: the classes that a configuration may name, and the arguments that it may give them.
 
-KerasHub registers all it has with Keras once it is imported, functions that read files and upload presets among it. So
-its names count as known only through `hub_allow_list`, whoever imported it.
+Once imported, KerasHub registers everything with Keras, including functions that read files and upload presets. So its names
+count as known only through `hub_allow_list`, whichever code imported it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from .hub_allow_list import CLASSES
 # KerasHub was called KerasNLP, and older presets have that name.
 _PACKAGES = ("keras_hub>", "keras_nlp>")
 FUNCTIONS = {"keras_hub>gelu_approximate", "keras_nlp>gelu_approximate"}
-# Where a tokenizer takes a path as well as what is in the file.
+# Arguments in which a tokenizer takes either a path or the file's content.
 _FILES = ("vocabulary", "merges", "proto")
 # How often a constructor repeats a part of the model.
 _REPEATS = re.compile(
     r"(^|_)(num_(\w+_)?(layers|blocks|repeats|perms)|num_layers\w*|depths?|layer_num|depth_single_blocks)$"
 )
 _MOST_REPEATS = 10_000
-# What a row becomes in memory.
+# Arguments that determine the size of a row in memory.
 _SIZES = {
     "sequence_length": 1 << 20,
     "max_label_length": 1 << 12,
@@ -79,7 +79,7 @@ def check_repeats(uri: str, repeats: int) -> None:
 
 
 def _arguments(config: Any) -> Iterator[tuple[str, Any]]:
-    """Each plain value with its argument's name, but for those of objects, which are looked at themselves."""
+    """Each plain value with its argument's name, except those of objects, which are checked separately."""
     waiting = [("", config)]
     while waiting:
         key, value = waiting.pop()

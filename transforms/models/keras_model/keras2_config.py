@@ -1,18 +1,18 @@
-"""Configurations that Keras 1 or 2 wrote, said so that Keras 3 understands them.
+"""Rewrites configurations of Keras 1 or 2 so that Keras 3 understands them.
 
-Keras 3 reads most of them through its legacy code; these are the known ways in which that fails, each of which loses nothing:
+Keras 3 reads most of them through its legacy code. It is known to fail on these; the rewriting loses nothing:
 
-- recurrent layers with `time_major: false`, which is all that Keras 3 knows;
-- convolutions with arguments that they inherited in Keras 2 and never heeded, or `groups: 1`;
+- recurrent layers with `time_major: false`, the only value that Keras 3 supports;
+- convolutions with arguments that they inherited in Keras 2 and never used, or `groups: 1`;
 - calls of a nested model: Keras 2 counted the call that made the model as its first (`_should_skip_first_node` in
   keras/src/engine/functional.py of 2.15), Keras 3 does not;
-- since 2.13, `module` beside each `class_name`, which sends Keras 3 past its legacy code;
-- before, none for what a layer wraps (Bidirectional, TimeDistributed, RNN), where Keras 3 has no legacy code;
+- since 2.13, `module` next to each `class_name`, which makes Keras 3 skip its legacy code;
+- before 2.13, no `module` for what a layer wraps (Bidirectional, TimeDistributed, RNN), where Keras 3 has no legacy code;
 - Sequential models whose configuration is the bare list of their layers (2.0 to 2.2), and whose first layer has the shape of
   the input (`batch_input_shape`) with no InputLayer before it;
 - names of layers with a slash, which Keras 3 refuses.
 
-What Keras 3 reads, but understands otherwise, is in `keras2_meanings`.
+`keras2_meanings` handles what Keras 3 reads but understands in another way.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _OF_CONVOLUTIONS = ("kernel_initializer", "kernel_regularizer", "kernel_constrai
 
 
 def is_old(keras_version: Any) -> bool:
-    """Of a file that names no version, or Keras 1 or 2."""
+    """Whether a file names no version, or Keras 1 or 2."""
     return keras_version is None or (isinstance(keras_version, str) and keras_version.startswith(("1.", "2.")))
 
 
@@ -48,7 +48,7 @@ def modernised(described: Any, keras_version: str | None = None) -> Any:
 
 
 def _modernised(described: Any, version: str | None, *, listed: bool) -> Any:
-    """`listed`: it is a model, or stands in one's `layers`."""
+    """`listed`: it is a model, or one of a model's `layers`."""
     if isinstance(described, list):
         return [_modernised(value, version, listed=listed) for value in described]
     if not isinstance(described, dict):
@@ -148,7 +148,7 @@ def _rename(value: Any, new: dict[str, str]) -> None:
 
 
 def _set_module(found: dict[str, Any], name: str, listed: bool) -> None:
-    """Keras 3 has legacy code for what stands in a model's `layers`; what a layer wraps it looks up by module."""
+    """Keras 3 has legacy code for the members of a model's `layers`; it looks up by module what a layer wraps."""
     from keras import layers
 
     module = found.get("module")

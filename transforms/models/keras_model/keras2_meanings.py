@@ -1,7 +1,7 @@
-"""What the same words of a configuration mean in Keras 1 and 2, and no longer in Keras 3.
+"""Parts of a configuration that mean one thing in Keras 1 and 2, and another in Keras 3.
 
-Each is tested against tf_keras (tests/transforms/models/keras_model/test_keras_legacy.py), and so is what was looked at
-and means the same: the other activations, `alpha` of LeakyReLU (Keras 3 takes it for `negative_slope`), `epsilon` and
+Each is tested against tf_keras (tests/transforms/models/keras_model/test_keras_legacy.py), and so are parts that were checked
+and mean the same: the other activations, `alpha` of LeakyReLU (Keras 3 takes it for `negative_slope`), `epsilon` and
 `axis` of the normalizations, padding and the output's shape of transposed convolutions, the interpolation of
 UpSampling2D. `noise_shape` is for training alone.
 
@@ -27,7 +27,7 @@ _POLICIES = {"Policy", "PolicyV1"}
 
 
 def keep_meaning(name: str, config: dict[str, Any], keras_version: str | None) -> None:
-    """Changes a layer's configuration of Keras 1 or 2 so that it means in Keras 3 what it meant there."""
+    """Changes a layer's configuration of Keras 1 or 2 so that it keeps its meaning in Keras 3."""
     if name in _CONVOLUTIONAL or (name in _GATED and _before_2_3(keras_version)):
         config.setdefault("recurrent_activation", "hard_sigmoid")
     if name in _GRUS:
@@ -68,5 +68,5 @@ def hard_sigmoid_of_keras_2(x: Any) -> Any:
 
 
 def own_objects() -> dict[str, Any]:
-    """What `keep_meaning` puts into configurations, by name."""
+    """The objects that `keep_meaning` puts into configurations, by name."""
     return {hard_sigmoid_of_keras_2.__name__: hard_sigmoid_of_keras_2}

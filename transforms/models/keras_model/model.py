@@ -171,7 +171,7 @@ def _parameters(model: Any) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Saved:
-    """An open model; `store` is the one that its weights lie in."""
+    """An open model; `store` is the one that holds its weights."""
 
     recipe: Recipe
     weights: SavedWeights
@@ -196,7 +196,7 @@ class _Saved:
         return self.weights.spans(slots)
 
     def plan(self, built: Built) -> list[Tensor]:
-        """What inference needs, in the order in which Keras asks for it."""
+        """The tensors that inference needs, in the order in which Keras asks for them."""
         if self.weights.legacy_root is not None:
             return [tensor for _, _, tensors in self._legacy_pairs(built) for tensor in tensors]
         groups = saved_paths(built.model)

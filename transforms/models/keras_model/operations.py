@@ -1,9 +1,9 @@
 """Layers of a Keras model that draw random numbers or change their own state when it predicts.
 
-Layers of Keras' own may do so only where the model calls them with `training=True`, or where they are stateful: whether
-they do, tells a trace of the model's call, which needs no weights. Other classes are traced in any case.
+Keras' own layers may do so only where the model calls them with `training=True`, or where they are stateful. A trace of the
+model's call, which needs no weights, shows whether they do. Other classes are traced in any case.
 
-What it uses of Keras that is private, each held by tests/transforms/models/keras_model/test_keras_private.py:
+It uses these private parts of Keras, each checked by tests/transforms/models/keras_model/test_keras_private.py:
 `Layer._flatten_layers`; `Functional._nodes_by_depth` and `Node.arguments`: how a functional model calls its layers;
 `StatelessScope`.
 """
@@ -34,7 +34,7 @@ def operations(model: Any, signature: list[Any]) -> Operations:
     try:
         return _traced(model, signature)
     except Exception:
-        # What cannot be traced without weights is taken for what its layers say.
+        # A model that cannot be traced without weights is judged by what its layers declare.
         _log.debug("The call of a model could not be traced without weights", exc_info=True)
         return suspected
 

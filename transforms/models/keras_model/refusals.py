@@ -1,4 +1,4 @@
-"""What is said of a Keras configuration that safe mode does not let through: the name, its place, and the flag that would."""
+"""Errors for a Keras configuration that safe mode refuses: the name, its place, and the flag that would allow it."""
 
 from __future__ import annotations
 

@@ -3,12 +3,12 @@
 Keras' own safe mode is a block-list over names that it resolves as it goes. Here the whole configuration is walked
 first, in the form in which Keras will read it, and each name in it must be
 
-- one of `allow_list`, which holds what is pure among Keras' names, in the module that the configuration gives; or
+- one of `allow_list`, which holds the pure ones of Keras' names, in the module that the configuration gives; or
 - what the user named with `--custom_objects`, or what code of the user's process registered with Keras; of KerasHub,
-  which registers all it has, only what `hub_allow_list` holds.
+  which registers everything that it has, only what `hub_allow_list` holds.
 
-What stands for a function must be one, and what stands for a class must be one. No path to a file may stand where a layer would
-read it. Numbers that would make Keras work or take memory out of all proportion to the file are refused too.
+A function's place must hold a function, and a class's place a class. A place where a layer would read a file must not hold a
+path. Numbers that would make Keras work or take memory out of all proportion to the file are refused too.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CODE = {"__lambda__": "Python code", "__typespec__": "a type of TensorFlow's"}
 _DATA = {"__keras_tensor__", "__tensor__", "__numpy__", "__bytes__", "__ellipsis__", "__slice__"}
 # Layers of Keras that run what no list can cover.
 _FOREIGN = {"FlaxLayer", "JaxLayer", "TFSMLayer", "TorchModuleWrapper"}
-# Where a configuration has layers, and nothing else will do.
+# Keys of a configuration that must hold layers.
 _LAYERS = {"layers", "layer", "forward_layer", "backward_layer", "cell", "cells"}
 _VOCABULARIES = ("vocabulary", "idf_weights", "input_vocabulary", "input_idf_weights")
 _LOOKUPS = {"StringLookup", "IntegerLookup", "IndexLookup", "TextVectorization"}
@@ -44,7 +44,7 @@ _MOST_CALLS = 100_000
 _MOST_RETRIES = 20_000_000
 _LARGEST = 1 << 40
 _NOT_SIZES = {"seed", "shared_object_id", "keras_history", "salt", "value", "vocabulary", "mask_token", "oov_token"}
-# Python loops, or lists, that are as long as the number says; larger ones are no model's.
+# Lengths of Python loops or lists; larger numbers do not belong to a real model.
 _LOOPS = {
     "ngrams": 1000,
     "num_oov_indices": 1_000_000,
@@ -86,7 +86,7 @@ class _Walk:
 def check(config: Any, uri: str, known: Mapping[str, Any], ours: Mapping[str, Any]) -> bool:
     """Whether the configuration names anything that is not Keras' own.
 
-    `known` are the user's own objects, and `ours` headrace's, by the names by which a configuration may call them. Raises
+    `known` are the user's own objects, and `ours` headrace's, by the names that a configuration may use for them. Raises
     `UnsupportedModel` for what is not on the list, with its name, its place, and the flag that would allow it.
     """
     walk = _Walk(uri, known, ours)
@@ -257,7 +257,7 @@ def _config(walk: _Walk, config: Any, place: str) -> int:
 
 
 def _calls(walk: _Walk, inner: int, rest: dict[str, Any], place: str) -> int:
-    """Of the layer itself, and of the layers in it, as often as it is called."""
+    """Counts the calls of the layer itself, and of the layers in it, as often as it is called."""
     nodes = rest.pop("inbound_nodes", None)
     for key, value in rest.items():
         _value(walk, value, f"{place}.{key}", key)
@@ -320,7 +320,7 @@ def _hashable(value: Any) -> bool:
 
 
 def _is_one_of(value: Any, names: Set[str]) -> bool:
-    """Also of what JSON holds beside names: a list in a name's place has no hash."""
+    """Safe for any JSON value: a list in a name's place has no hash."""
     return isinstance(value, str) and value in names
 
 
@@ -332,7 +332,7 @@ def _kind(walk: _Walk, described: dict[str, Any], name: str, place: str) -> str:
         if not isinstance(own, type):
             raise keras_refusals.refused(walk.uri, repr(registered), place, "a class", "a function")
         if name not in (registered, own.__name__) or (name != registered and name in _FOREIGN):
-            # Where the module is missing, Keras looks for the class by `class_name` alone.
+            # Without a module, Keras looks for the class by `class_name` alone.
             raise keras_refusals.refused(walk.uri, f"{name!r} registered as {registered!r}", place, own.__name__, name)
         walk.custom = True
         return next((k.__name__ for k in own.__mro__ if k.__name__ in _LOOKUPS), own.__name__)
@@ -403,7 +403,7 @@ def _shape(walk: _Walk, shape: Any, place: str) -> None:
 
 
 def registered() -> Mapping[str, Any]:
-    """What code of this process registered with Keras, by `Package>Name`, but for KerasHub's classes."""
+    """What code of this process registered with Keras, by `Package>Name`, except KerasHub's classes."""
     from keras.src.saving import object_registration
 
     found: Mapping[str, Any] = object_registration.GLOBAL_CUSTOM_OBJECTS

@@ -1,6 +1,6 @@
-"""What a Keras model takes and gives, under the names that its SavedModel would have, and the call itself.
+"""The inputs and outputs of a Keras model, under the names that its SavedModel would have, and the call itself.
 
-What it uses of Keras and TensorFlow that is private, each held by tests/transforms/models/keras_model/test_keras_private.py:
+It uses these private parts of Keras and TensorFlow, each checked by tests/transforms/models/keras_model/test_keras_private.py:
 
 - `export_utils.get_input_signature`, `_infer_input_signature_from_model`, `make_tf_tensor_spec`: input names and shapes as
   `model.export` gives them to a SavedModel.
@@ -73,7 +73,7 @@ def _with_fixed_batch(model: Any, signature: list[Any]) -> list[Any]:
 
 
 def _argument_names(concrete: Any) -> list[str]:
-    """What `tf.saved_model.save` calls the inputs of a concrete function, in the order of its flattened arguments."""
+    """The names that `tf.saved_model.save` gives the inputs of a concrete function, in the order of its flattened arguments."""
     return [str(name) for name in concrete._arg_keywords]
 
 
@@ -100,7 +100,7 @@ def output_struct(model: Any, signature: list[Any]) -> Any:
 def needs_static_shapes(model: Any) -> bool:
     """Whether a graph that leaves the number of steps open would be wrong, as it is in the model's own export.
 
-    `TimeDistributed.call` takes the size of the batch for the number of steps where that is not known (Keras 3.15).
+    `TimeDistributed.call` takes the size of the batch for an unknown number of steps (Keras 3.15).
     """
     from keras.layers import TimeDistributed
 

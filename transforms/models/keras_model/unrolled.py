@@ -1,10 +1,10 @@
 """Layers whose graph grows with the number of steps: one small number in a configuration, and a graph of millions of nodes.
 
 An unrolled recurrent layer, and `TimeDistributed` over a known number of steps, write each step into the graph (Keras 3.15 on
-TensorFlow). Their steps are counted: once the model is built, from the shapes that it was built for, so that `plan` sees
-it; and while the model is loaded, as its graph is made, where layers are called again with other shapes.
+TensorFlow). Their steps are counted twice. Once the model is built, the shapes that it was built for show them to `plan`. While
+the model is loaded, they are counted as its graph is made, where layers are called again with other shapes.
 
-What it uses of Keras that is private, each held by tests/transforms/models/keras_model/test_keras_private.py:
+It uses these private parts of Keras, each checked by tests/transforms/models/keras_model/test_keras_private.py:
 
 - `Layer._build_shapes_dict`: the shapes that a layer was built for.
 - `Layer._flatten_layers`: every layer.

@@ -1,4 +1,4 @@
-"""The tensors of a Keras model by the HDF5 group that they lie in, over one file or the shards of several.
+"""The tensors of a Keras model by their HDF5 group, over one file or several shards.
 
 Two layouts: that of Keras 3, a group `…/vars` for each object, with numbered datasets (keras/src/saving/saving_lib.py); and
 the older one, a group for each layer, with the names of layers and weights in attributes
@@ -30,7 +30,7 @@ _MODEL_WEIGHTS, _TOP_LEVEL = "model_weights", "top_level_model_weights"
 # Keras 2.12 to 2.15 called the layers of a model so, in `.weights.h5` and `.keras` files.
 _LAYERS_ONCE = "_layer_checkpoint_dependencies"
 _FILES_AT_ONCE = 8
-# Of all layers; a file may name one layer, and that one weight, as often as it likes.
+# For all layers together: a file may name one layer, and its weight, any number of times.
 _MAX_NAMED = 1_000_000
 HEAD_BYTES = 16 << 10
 
@@ -39,7 +39,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """An HDF5 file that lies from byte `offset` of an object on, or in memory.
+    """An HDF5 file that begins at byte `offset` of an object, or is in memory.
 
     `checksums` cover its bytes, perhaps with others, the quickest first.
     """
@@ -54,7 +54,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A dataset, and which of the files it lies in."""
+    """A dataset, and the file that holds it."""
 
     file: int
     dataset: Dataset
@@ -67,7 +67,7 @@ class LegacyLayer:
 
 
 class SavedWeights:
-    """Open HDF5 files. `shards` tells for each group in which of them it lies; without it there is one file."""
+    """Open HDF5 files. `shards` maps each group to the files that hold it; without it there is one file."""
 
     def __init__(
         self, store: Store, files: Sequence[tuple[Placed, Hdf5File]], shards: Mapping[str, Sequence[int]] | None
@@ -89,7 +89,7 @@ class SavedWeights:
 
     @property
     def keras_version(self) -> str | None:
-        """Of the Keras that wrote a file of the older layout."""
+        """The version of the Keras that wrote a file of the older layout."""
         texts = self._files[0][1].texts("") or self._files[0][1].texts(_MODEL_WEIGHTS)
         return next(iter(texts.get("keras_version", ())), None)
 
@@ -122,7 +122,7 @@ class SavedWeights:
         self._each(lambda i: self._files[i][1].locate([g for g in groups if i in self._holding(g)]))
 
     def guess(self) -> list[Tensor]:
-        """What inference needs, before there is a model to ask: all but the optimizers.
+        """The tensors that inference needs, before there is a model to ask: all except the optimizers'.
 
         One too many costs its bytes; one too few is read when Keras asks for it.
         """
@@ -242,7 +242,7 @@ class SavedWeights:
 def open_weights(
     store: Store, files: Sequence[Placed], shards: Mapping[str, Sequence[int]] | None = None
 ) -> Iterator[SavedWeights]:
-    """Raises `CorruptModel` where a file is no HDF5 file."""
+    """Raises `CorruptModel` where a file is not an HDF5 file."""
     with ExitStack() as opened:
 
         def enter(placed: Placed) -> tuple[Placed, Hdf5File]:

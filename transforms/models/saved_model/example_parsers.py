@@ -1,7 +1,7 @@
-"""Which inputs of a graph take serialized tf.train.Example: what its own parsers do with them, read from nodes and functions.
+"""Finds the inputs of a graph that take serialized tf.train.Example, from its own parsers in nodes and functions.
 
-An input's strings are followed from where they enter through what leaves them as they are, function calls and loops
-included, to `ParseExample` and its like, whose keys and types are constants of the graph
+An input's strings are followed from the input through operations that leave them unchanged, function calls and loops
+included, to `ParseExample` and similar operations, whose keys and types are constants of the graph
 (tensorflow/core/ops/parsing_ops.cc).
 """
 
@@ -17,7 +17,7 @@ from ..spec import ExampleFeature, ExampleFormat, Signature
 _EXAMPLES = frozenset({"ParseExample", "ParseExampleV2", "ParseSingleExample"})
 _SEQUENCES = frozenset({"ParseSequenceExample", "ParseSequenceExampleV2", "ParseSingleSequenceExample"})
 _PARSERS = _EXAMPLES | _SEQUENCES
-# What hands strings on as they are: all of them, some, or through a loop.
+# Operations that pass strings on unchanged: all of them, some, or through a loop.
 _SAME = frozenset(
     (
         *(
@@ -93,13 +93,13 @@ class _Scope:
         return [value.decode(errors="backslashreplace") for value in tensor.string_val]
 
     def is_empty(self, name: str) -> bool:
-        """Whether the default is a constant without elements, by which a feature is required."""
+        """Whether the default is a constant without elements, which makes a feature required."""
         tensor = self.constant(name)
         return tensor is not None and any(dim.size == 0 for dim in tensor.tensor_shape.dim)
 
 
 class _Computed(Exception):
-    """A parser's keys are no constants."""
+    """A parser's keys are not constants."""
 
 
 class ExampleParsers:
@@ -204,7 +204,7 @@ def _with_examples(signature: Signature, parsers: Mapping[str, Sequence[tuple[An
 
 
 def _format(parsers: Sequence[tuple[Any, _Scope]]) -> ExampleFormat:
-    """What suits all of the parsers."""
+    """The format that suits all of the parsers."""
     if any(node.op in _SEQUENCES for node, _ in parsers):
         why = "headrace encodes tf.train.Example, and no sequences"
         return ExampleFormat((), "tf.train.SequenceExample", why)
@@ -261,7 +261,7 @@ def _features(node: Any, scope: _Scope) -> Iterator[ExampleFeature]:
 
 
 def _attr(node: Any, name: str) -> Any:
-    """To read a missing key by its brackets would insert it. Raises `KeyError`."""
+    """Reads without inserting, as brackets would for a missing key. Raises `KeyError`."""
     if name not in node.attr:
         raise KeyError(f"{node.op} {node.name!r} has no attribute {name!r}")
     return node.attr[name]

@@ -1,7 +1,7 @@
-"""FarmHash's Fingerprint64, by which a SavedModel's fingerprint.pb names the index of its weights.
+"""FarmHash's Fingerprint64: a SavedModel's fingerprint.pb identifies the index of its weights by it.
 
-TensorFlow has an operation for it, but to run any operation settles its number of threads, which is done later, by whoever
-predicts. From https://github.com/google/farmhash, farmhashna::Hash64; tests compare it with TensorFlow's.
+TensorFlow has an operation for it, but running any operation fixes TensorFlow's number of threads, which predicting sets
+later. From https://github.com/google/farmhash, farmhashna::Hash64; tests compare it with TensorFlow's.
 """
 
 from __future__ import annotations

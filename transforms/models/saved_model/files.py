@@ -54,10 +54,10 @@ def read_proto(store: Readable, ref: ModelRef) -> Any:
         if binary is not None:
             return saved_model_pb2.SavedModel.FromString(data)
         return text_format.Parse(data.decode(), saved_model_pb2.SavedModel())
-    # Of text that nests deeper than Python can follow, a RecursionError.
+    # Text that nests too deep for Python raises RecursionError.
     except (DecodeError, text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
         start = data[:FIRST_BYTES]
-        # What begins as it should is damaged further on.
+        # A file that begins correctly is damaged further on.
         if not start.startswith(SAVED_MODEL) and (other := other_file(source.uri, source.size, start)) is not None:
             raise other from error
         raise CorruptModel(
@@ -106,7 +106,7 @@ def _check_fingerprint(store: Readable, ref: ModelRef, index: ObjectRef) -> None
 
 
 def signature_of(name: str, definition: Any, ref: ModelRef, *, ragged: bool = False) -> Signature:
-    """Raises `UnsupportedModel` where it takes or gives what is no dense tensor, or gives a ragged one unless allowed."""
+    """Raises `UnsupportedModel` for inputs and outputs that are not dense tensors; ragged outputs may be allowed."""
     return Signature(name, _specs(definition.inputs, ref), _specs(definition.outputs, ref, ragged))
 
 
@@ -142,7 +142,7 @@ def unloadable(ref: ModelRef, error: Exception) -> UnsupportedModel:
 
 @contextmanager
 def reading_graph(ref: ModelRef) -> Iterator[None]:
-    """What a damaged graph leads to is not only a message that cannot be parsed: unknown dtypes, missing inputs, no UTF-8."""
+    """Damaged graphs cause more than messages that cannot be parsed: unknown dtypes, missing inputs, invalid UTF-8."""
     from google.protobuf.message import DecodeError
 
     try:

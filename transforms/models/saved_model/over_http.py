@@ -1,4 +1,4 @@
-"""What a SavedModel's folder holds, where nobody can list it: web servers answer for names alone."""
+"""The objects of a SavedModel's folder where listing is impossible: web servers answer for names alone."""
 
 from __future__ import annotations
 

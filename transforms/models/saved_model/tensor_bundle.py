@@ -1,9 +1,9 @@
-"""The weights' side of a SavedModel: where each tensor's bytes lie in a TensorBundle.
+"""The weights of a SavedModel: where each tensor's bytes are in a TensorBundle.
 
 Format: tensorflow/core/util/tensor_bundle/tensor_bundle.h and tensorflow/core/protobuf/tensor_bundle.proto; the index is
-a LevelDB table (leveldb/doc/table_format.md) with Snappy-compressed blocks at will (snappy/format_description.txt);
+a LevelDB table (leveldb/doc/table_format.md) with optionally Snappy-compressed blocks (snappy/format_description.txt);
 slices are found under keys in OrderedCode (tensorflow/core/lib/strings/ordered_code.cc, util/saved_tensor_slice_util.cc).
-Nothing here believes a number that the file gives before it has been held against what the file can hold.
+Every number from the file is checked against what the file can hold before it is used.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..streaming.whole_reads import Readable, read_whole
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48
 _TRAILER = 5
-# Keys share prefixes, and blocks may be packed, so that a small index may expand without bound; real ones stay under 20.
+# Keys share prefixes, and blocks may be packed: a small index may expand without bound. Real ones stay under 20.
 _MAX_KEY_EXPANSION, _MIN_KEY_BYTES = 64, 1 << 20
 # As TensorFlow's own TensorShape.
 _MAX_RANK = 254
@@ -339,7 +339,7 @@ def _varint(data: bytes, at: int, uri: str) -> tuple[int, int]:
         at += 1
         value |= (byte & 127) << shift
         if byte < 128:
-            # Of the tenth byte, one bit is within 64.
+            # One bit of the tenth byte is within 64.
             if value < 1 << 64:
                 return value, at
             break

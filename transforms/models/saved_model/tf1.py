@@ -1,10 +1,10 @@
 """SavedModels of TensorFlow 1: the graph's own restore operations, fed with tensors from the engine.
 
 The graph holds one `RestoreV2`, whose outputs go to an assignment for each variable and to an import for each table
-(tensorflow/python/training/saver.py). Here those outputs are fed with streamed tensors instead, so that no checkpoint
-needs to lie in any file system, and only the assignments run that concern what the signature and the initialisers reach.
-A resource variable takes the fed buffer over; a reference variable (`VariableV2`) copies it. TensorFlow keeps reference
-variables and the tables of such graphs until the process ends.
+(tensorflow/python/training/saver.py). Here those outputs are fed with streamed tensors instead: the checkpoint does not need
+to be in any file system. Only those assignments run that the signature and the initialisers need. A resource variable takes
+the fed buffer over; a reference variable (`VariableV2`) copies it. TensorFlow keeps reference variables and the tables of such
+graphs until the process ends.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def load(store: Store, ref: ModelRef, proto: Any, signature: str, stream: Stream
         say_once(
             f"{public_uri(ref.uri)} has reference variables of TensorFlow 1, which hold a copy of each process's own"
         )
-        # A shared segment would be a second copy, which nobody reads again.
+        # A shared segment would be a second copy that is never read again.
         stream = replace(stream, place=None)
     slots = {piece.slot.name: piece.slot for entry in values.values() for piece in entry.pieces}
     with open_stream(store, list(slots.values()), stream) as tensors:
@@ -142,9 +142,8 @@ class _Filler:
 def _load(folder: str, tags: list[str], fill: Callable[[Any], None], ref: ModelRef) -> Any:
     import tensorflow as tf
 
-    # Private, since tf.saved_model.load either restores from a path or leaves initialisers to run over unset variables:
-    # between the two lies this method alone. tests/transforms/models/saved_model/test_saved_model_v1.py breaks where it
-    # is gone.
+    # Private, since tf.saved_model.load either restores from a path or leaves initialisers to run over unset variables. Only
+    # this method is between the two. tests/transforms/models/saved_model/test_saved_model_v1.py fails if it is gone.
     from tensorflow.python.saved_model.load_v1_in_v2 import _EagerSavedModelLoader
 
     class Loader(_EagerSavedModelLoader):

@@ -1,4 +1,4 @@
-"""What a graph of TensorFlow 1 never computes, such as the dropout of a model that only predicts."""
+"""The parts of a TensorFlow 1 graph that are never computed, such as the dropout of a model that only predicts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Output = tuple[str, int]
 
 
 class DeadBranches:
-    """Outputs that are never computed: what lies behind a `Switch` whose condition is a constant.
+    """Outputs that are never computed: those behind a `Switch` whose condition is a constant.
 
     Models that were trained with Keras or slim in TensorFlow 1 hold dropout behind such a condition.
     """

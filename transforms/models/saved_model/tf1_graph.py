@@ -34,7 +34,7 @@ class Step:
 
 
 class Graph:
-    """One meta graph of a SavedModel, read as nodes and edges, of which TensorFlow runs nothing here."""
+    """One meta graph of a SavedModel, read as nodes and edges; TensorFlow runs none of it here."""
 
     def __init__(self, store: Readable, ref: ModelRef, proto: Any) -> None:
         self._store, self._ref, self._proto = store, ref, proto
@@ -76,7 +76,7 @@ class Graph:
         return saved_model_pb2.SavedModel(saved_model_schema_version=schema, meta_graphs=[self._meta])
 
     def operations(self, signature: str) -> Operations:
-        """What the signature does beside computing; `outside` and `python` also of the initialisers, which run before it.
+        """What the signature does in addition to computing; `outside` and `python` also cover the initialisers before it.
 
         Raises `SignatureNotFound`.
         """
@@ -121,9 +121,9 @@ class Graph:
         return self._definitions[signature]
 
     def steps(self, signature: str) -> list[Step]:
-        """What fills all that the signature and the initialisers reach.
+        """The steps that fill everything that the signature and the initialisers reach.
 
-        Raises `SignatureNotFound`, and `UnsupportedModel` where something reached is filled by nothing.
+        Raises `SignatureNotFound`, and `UnsupportedModel` where nothing fills something that is reached.
         """
         definition = self._definition(signature)
         fed = {self._output(info.name) for info in definition.inputs.values()}
@@ -148,11 +148,11 @@ class Graph:
         return steps
 
     def copies(self, steps: Iterable[Step]) -> bool:
-        """Whether any of the steps copies what it is given."""
+        """Whether any of the steps copies its input."""
         return any(self._nodes[step.operation].op == "Assign" for step in steps)
 
     def values(self, steps: Iterable[Step]) -> dict[Output, Entry]:
-        """Where each restored tensor lies. Raises `CorruptModel` where it is missing or of another dtype."""
+        """Where each restored tensor is. Raises `CorruptModel` where it is missing or of another dtype."""
         import tensorflow as tf
 
         found: dict[Output, Entry] = {}
@@ -295,7 +295,7 @@ class Graph:
     def _above(
         self, outputs: Iterable[Output], fed: Iterable[Output] = (), stop: str = "", dead: DeadBranches | None = None
     ) -> Iterator[Output]:
-        """The outputs themselves and all that they stand on, but nothing above what is fed, `dead`, or an operation `stop`."""
+        """The outputs themselves and all their ancestors, but nothing above what is fed, `dead`, or an operation `stop`."""
         todo, seen = list(outputs), set(fed)
         while todo:
             output = todo.pop()
@@ -312,7 +312,7 @@ class Graph:
         return {name for body in bodies for node in body.node_def if (name := _shared_name(node))}
 
     def _state(self, name: str) -> str:
-        """Two operations of one shared name stand for one variable or table."""
+        """Two operations of one shared name are one variable or table."""
         return _shared_name(self._nodes[name]) or name
 
     def _node(self, name: str) -> Any:
@@ -354,8 +354,8 @@ class Graph:
 
 
 def _attr(node: Any, name: str) -> Any:
-    """To read a missing key of a protobuf's map by its brackets would insert it: an attribute without a value, in the graph
-    that is loaded. Raises `KeyError`.
+    """Reads a key of a protobuf's map. Brackets would insert a missing one: an attribute without a value, in the graph that is
+    loaded. Raises `KeyError`.
     """
     if name not in node.attr:
         raise KeyError(f"{node.op} {node.name!r} has no attribute {name!r}")

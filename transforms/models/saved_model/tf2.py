@@ -127,7 +127,7 @@ def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> 
 
 @dataclass(frozen=True, slots=True)
 class _Node:
-    """Where a node of the saved object graph stands in the checkpoint's; `path` is how it is called from the root."""
+    """Where a node of the saved object graph is in the checkpoint's; `path` is its name from the root."""
 
     path: str
     attributes: Mapping[str, str]
@@ -168,7 +168,7 @@ class _Graph:
         return self._bundle
 
     def signature(self, name: str) -> Signature:
-        """One of `signatures`, or what a function that was saved beside them takes and gives."""
+        """One of `signatures`, or the inputs and outputs of a function that was saved next to them."""
         if name in self.signatures:
             return self.signatures[name]
         if name in self.functions:
@@ -179,7 +179,7 @@ class _Graph:
         raise no_such_signature(self._ref, name, list(self.signatures), list(self.functions))
 
     def called_functions(self) -> dict[str, Signature]:
-        """What the functions take and give that stand in for signatures, where each has one form."""
+        """The inputs and outputs of the functions that replace signatures, where each has one form."""
         found = {}
         for name in self.functions:
             with suppress(UnsupportedModel):
@@ -217,7 +217,7 @@ class _Graph:
         return bound
 
     def operations(self, signature: str) -> Operations:
-        """What the signature does beside computing; `outside` and `python` also of what the loader runs before it."""
+        """What the signature does in addition to computing; `outside` and `python` also cover what the loader runs first."""
         library, found, before = Library(self.graph_def), Found(), Found()
         function = self._concrete(signature)
         library.walk([(function, self._labels(function))], found)
@@ -227,7 +227,7 @@ class _Graph:
         return found.operations
 
     def _labels(self, function: str) -> tuple[Label, ...]:
-        """Of what the function is bound to: its last arguments."""
+        """The inputs that the function is bound to: its last arguments."""
         return tuple(self._label(self._objects.nodes[node]) for node in self._bound(function))
 
     def _label(self, node: Any) -> Label:
@@ -254,9 +254,9 @@ class _Graph:
         return any(self._objects.nodes[node].WhichOneof("kind") == "asset" for node in nodes)
 
     def weights(self, nodes: Iterable[int], refuse: bool = True) -> dict[int, State]:
-        """What fills each captured variable and table. Raises `UnsupportedModel` where anything else has saved state."""
+        """The steps that fill captured variables and tables. Raises `UnsupportedModel` where anything else has saved state."""
         kinds = {node: self._objects.nodes[node].WhichOneof("kind") for node in nodes}
-        # Constants lie in the graph itself; a model of nothing else may lack a checkpoint.
+        # Constants are in the graph itself; a model with nothing else may lack a checkpoint.
         stateful = [node for node, kind in kinds.items() if kind not in ("constant", "asset", "captured_tensor")]
         if not stateful:
             return {}

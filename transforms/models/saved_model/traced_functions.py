@@ -1,4 +1,4 @@
-"""Functions that a SavedModel holds beside its signatures, as hubs share them: `__call__`, and others by their names."""
+"""Functions that a SavedModel holds next to its signatures, as hubs share them: `__call__`, and others by their names."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class TracedFunction:
 
 
 def traced_functions(objects: Any) -> dict[str, TracedFunction]:
-    """By their names from the root; those without a trace cannot be called. `objects` is the saved object graph."""
+    """Functions by their names from the root; those without a trace cannot be called. `objects` is the saved object graph."""
     found: dict[str, TracedFunction] = {}
     for child in objects.nodes[0].children if objects.nodes else ():
         if not 0 <= child.node_id < len(objects.nodes) or child.local_name.startswith("_default_save"):

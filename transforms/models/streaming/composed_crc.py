@@ -16,13 +16,13 @@ from ...storage import ObjectRef
 
 _POLYNOMIALS = {"CRC-32C": 0x82F63B78, "CRC-32": 0xEDB88320}
 _ONE = 1 << 31
-# What is read for the checksum's sake alone: less than this costs nothing to speak of.
+# Bytes that are read only for the checksum: fewer than this cost almost nothing.
 _MOST_BESIDES, _SHARE_BESIDES = 256 << 10, 256
 
 
 @dataclass(frozen=True, slots=True)
 class CheckedSpan:
-    """Bytes `start` (inclusive) to `stop` (exclusive) of an object, of which a checksum is known.
+    """Bytes `start` (inclusive) to `stop` (exclusive) of an object, with a known checksum.
 
     `kind` is "CRC-32C", as stores keep it of whole objects, or "CRC-32", as a zip archive does of its members.
     """
@@ -34,9 +34,9 @@ class CheckedSpan:
     kind: str
 
     def besides(self, taken: Iterable[tuple[int, int]]) -> list[tuple[int, int]] | None:
-        """What of the span is left beside the (start, stop) that are read anyway, where reading it too costs little.
+        """The rest of the span, outside the (start, stop) that are read anyway, where reading it too costs little.
 
-        None where it costs too much, or where these overlap or leave the span: then the checksum is of no use.
+        None where it costs too much, or where these overlap or leave the span: the checksum then cannot be used.
         """
         left, at = [], self.start
         for start, stop in sorted(taken):
@@ -59,7 +59,7 @@ class ComposedCrc:
         self._pieces: dict[int, tuple[int, int]] = {}
 
     def add(self, offset: int, data: memoryview) -> None:
-        """A piece of the object, from byte `offset` on; what lies outside the span is nobody's."""
+        """A piece of the object, from byte `offset` on; bytes outside the span are ignored."""
         if self._span.start <= offset < self._span.stop:
             self._pieces[offset] = len(data), _crc(self._span.kind, data)
 

@@ -29,9 +29,9 @@ def aligned_empty(nbytes: int) -> Any:
 
 
 def to_tensor(array: Any, dtype: str | None = None) -> Any:
-    """A `tf.Tensor` over the array's memory, or over an aligned copy where that memory will not do.
+    """A `tf.Tensor` over the array's memory, or over an aligned copy where that memory cannot be used.
 
-    No copy is made of an array that is C-contiguous and aligned to `ALIGNMENT`. The array must not change as long as
+    An array that is C-contiguous and aligned to `ALIGNMENT` is not copied. The array must not change as long as
     the tensor lives; TensorFlow never writes through it (it does not own the buffer, so updates copy). `dtype` is the
     name of the tensor's dtype where the array holds only its bits as unsigned integers. Strings, float8 and the
     integers narrower than a byte are always copied: neither DLPack nor `tf.bitcast` carries them. Raises `TypeError`

@@ -27,8 +27,8 @@ class NotFetched(Exception):
 class Ranges:
     """What has been read of one object, in blocks of `BLOCK` bytes; for one thread at a time.
 
-    While `collecting`, a miss is noted and raises `NotFetched`, so that a caller can go on with something else and fetch
-    all that is missing in one round trip with `fetch_wanted`. Otherwise it is read at once.
+    While `collecting`, a miss is noted and raises `NotFetched`: a caller can continue with other work and fetch everything
+    that is missing in one round trip with `fetch_wanted`. Otherwise it is read at once.
     """
 
     def __init__(self, store: Store, ref: ObjectRef) -> None:

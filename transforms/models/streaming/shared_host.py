@@ -1,10 +1,10 @@
-"""The processes of one machine and user that use the same weights: who streams them, who hands them on.
+"""The processes of one machine and user that use the same weights: one streams them, and hands them on to the others.
 
 They meet at an abstract socket address (unix(7)), which the kernel gives to one process at a time, shows in no file system,
-and frees when that process ends, however it ends. Who gets it leads: it streams, tells those who connect how far it is, and
-hands them the sealed segment's descriptor. Who has got that keeps its connection, and tries for the address when it breaks.
-Nothing polls. The address is visible to every user of the network namespace, so each end asks the kernel whose process the
-other is (SO_PEERCRED) and deals with its own user's alone.
+and frees when that process ends, however it ends. The process that gets it leads: it streams, reports its progress to those
+that connect, and hands them the sealed segment's descriptor. A process that has the descriptor keeps its connection, and tries
+to get the address when the connection breaks. Nothing polls. The address is visible to every user of the network namespace:
+each end asks the kernel for the user of the other process (SO_PEERCRED), and deals only with its own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Callable
 
 from .shared_segment import Layout, Unshared, check_sealed
 
-# What a peer says: a magic, how it stands, bytes arrived, bytes in all, the layout's digest.
+# A peer's message: a magic, its state, bytes arrived, bytes in all, the layout's digest.
 _MESSAGE = struct.Struct("<8sBQQ32s")
 _MAGIC = b"headrace"
 _STREAMING, _COMPLETE, _UNREADABLE = range(3)
@@ -68,9 +68,9 @@ _strangers = _Strangers()
 
 
 def meet(layout: Layout) -> tuple[socket.socket, bool]:
-    """A listener at the segment's address and True, where nobody has it; else a connection to who has, and False.
+    """A listener at the segment's address and True, where it is free; else a connection to its owner, and False.
 
-    Raises `Unshared` where that is another user's process, or does not answer, or where none could be told from this one.
+    Raises `Unshared` where the owner is another user's process, or does not answer, or where users cannot be distinguished.
     """
     if _like_strangers():
         raise Unshared("other users look like this one here, whom its namespace does not know")
@@ -111,7 +111,7 @@ def meet(layout: Layout) -> tuple[socket.socket, bool]:
 def receive(connection: socket.socket, layout: Layout, progress: Callable[[int, int], None]) -> int | None:
     """Waits for the sealed segment and gives its descriptor, or None where the peer has ended without one.
 
-    Raises `Unshared` where the peer is silent, stands still, found that the model cannot be read, or hands over anything else.
+    Raises `Unshared` where the peer is silent, stalls, found that the model cannot be read, or sends anything else.
     """
     most, since = -1, time.monotonic()
     connection.settimeout(SILENCE_S)
@@ -137,7 +137,7 @@ def receive(connection: socket.socket, layout: Layout, progress: Callable[[int, 
                 os.close(descriptor)
         if arrived > most:
             most, since = arrived, time.monotonic()
-            if arrived < total:  # that all is here is told when it is
+            if arrived < total:  # the last state is reported when the segment is here
                 progress(arrived, total)
         elif time.monotonic() - since > STALL_S:
             raise Unshared(f"the process that streams them got nothing for {STALL_S:.0f} s")
@@ -155,7 +155,7 @@ def _read(data: bytes, layout: Layout, *, sealed: bool) -> tuple[int, int, int]:
 
 
 def _like_strangers() -> bool:
-    """Whether this process's user has the number that the kernel shows for all whom its user namespace does not know."""
+    """Whether this process's user has the number that the kernel shows for users unknown in its namespace."""
     try:
         with open("/proc/sys/kernel/overflowuid") as file:
             unknown = int(file.read())
@@ -178,10 +178,10 @@ def _user(connection: socket.socket) -> int:
 
 
 class Host:
-    """Answers for the segment at its address, or stands by to do so, in a thread of its own until `close`.
+    """Answers for the segment at its address, or waits to take over, in a thread of its own until `close`.
 
     Begin with the `listener`, before anything has arrived, or with a `connection` and the `descriptor` that came over it.
-    Both, and the descriptor, are the host's from then on. `arrived` gives the bytes that have. Raises `Unshared`, with
+    From then on, the host owns both, and the descriptor. `arrived` gives the bytes that have arrived. Raises `Unshared`, with
     all of them closed, where the system has no thread for it or no socket.
     """
 
@@ -209,16 +209,16 @@ class Host:
             raise Unshared(f"nobody to hand them on: {error}") from error
 
     def publish(self, descriptor: int) -> None:
-        """The segment is complete and sealed: whoever asks gets it."""
+        """The segment is complete and sealed: every peer that asks gets it."""
         total = self._total
-        # What it was asks the stream, which holds the mapping, whose end is to close this host.
+        # The old `arrived` refers to the stream, which holds the mapping; the mapping's end closes this host.
         self._arrived = lambda: total
         self._descriptor = descriptor
         self._rouse()
 
     def close(self, *, unreadable: bool = False) -> None:
-        """Gives the address up; harmless when called twice, from any thread. `unreadable` is told to those who wait: nobody
-        who took this one's place would have more luck.
+        """Gives the address up; harmless when called twice, from any thread. Peers that wait are informed of `unreadable`: a
+        successor could not read the model either.
         """
         self._unreadable = self._unreadable or unreadable
         self._closed = True
@@ -266,7 +266,7 @@ class Host:
             if listener in ready:
                 self._accept(listener)
             for client in ready & self._clients.keys():
-                # Nobody sends anything here, so that it is readable means that it has ended.
+                # Clients send nothing: a readable connection has ended.
                 self._drop(client)
             for client in [client for client, served in self._clients.items() if not served]:
                 self._send_state(client)
@@ -304,7 +304,7 @@ class Host:
         client.close()
 
     def _watch(self, connection: socket.socket) -> None:
-        """Until the peer ends. What it says is read, so that it may go on, and dropped."""
+        """Waits until the peer ends. Its messages are read, to let it continue, and ignored."""
         connection.setblocking(False)
         while not self._closed:
             if connection not in self._ready({self._wake, connection}, None):

@@ -1,8 +1,7 @@
-"""One copy of a model's weights for many processes: a sealed memfd (memfd_create(2)), and where each tensor lies in it.
+"""One copy of a model's weights for many processes: a sealed memfd (memfd_create(2)), and the place of each tensor in it.
 
-A memfd has no name in any file system, is bound by no size of /dev/shm, and the kernel frees it with its last user. Once it
-is sealed against writing, nobody can change it, whoever holds it; a private mapping of it may be written, page by page, by
-its own process alone.
+A memfd has no name in any file system, the size of /dev/shm does not bound it, and the kernel frees it with its last user. Once
+it is sealed against writing, no process can change it; a process may write to its own private mapping, page by page.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ class Layout:
 
 
 def lay_out(slots: Sequence[TensorSlot], identity: str) -> Layout:
-    """Every process computes it from its own graph, so that nobody has to trust a description sent by another.
+    """Every process computes it from its own graph, and does not trust a description from another.
 
-    `identity` tells models apart; the slots' names, types, shapes, sources and checksums are told apart besides.
+    `identity` distinguishes models; so do the slots' names, types, shapes, sources and checksums.
     """
     offsets, rows, end = [0] * len(slots), [], 0
     for i in sorted(range(len(slots)), key=lambda i: slots[i].name):
@@ -77,7 +76,7 @@ def create(nbytes: int) -> int:
 
 
 def map_shared(descriptor: int, nbytes: int) -> mmap.mmap:
-    """What is written here is in the segment. A child process does not inherit it: it would keep it from being sealed."""
+    """Writes here go to the segment. A child process does not inherit it, which would keep it from being sealed."""
     mapping = mmap.mmap(descriptor, nbytes)
     mapping.madvise(mmap.MADV_DONTFORK)
     return mapping
@@ -99,12 +98,12 @@ def seal(descriptor: int) -> None:
 
 
 def check_sealed(descriptor: int, nbytes: int) -> None:
-    """Raises `Unshared` unless it is a segment of `nbytes` that nobody can write, shrink or grow.
+    """Raises `Unshared` unless it is a segment of `nbytes` that no process can write, shrink or grow.
 
     A segment that could shrink would kill its readers (SIGBUS); one that could be written would change under them.
     """
     try:
-        # In this order: the size of what is sealed stays what it is.
+        # In this order: the size cannot change after sealing.
         seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
     except OSError as error:
         raise Unshared(f"what was handed over is no memfd: {error}") from error

@@ -1,4 +1,4 @@
-"""A stream whose tensors lie in memory that the processes of the machine share: the first to come fetches, the others map."""
+"""A stream whose tensors are in memory that the machine's processes share: the first process fetches, the others map."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ _log = logging.getLogger(__name__)
 def machine_identity(ref: ModelRef) -> str:
     """What must be equal where two processes mean the same bytes.
 
-    The mount namespace is part of it. A path means nothing in another one. And containers that share a network, and so see
-    the same addresses, may trust each other with nothing else.
+    It includes the mount namespace: a path means nothing in another one. And containers that share a network, and so see
+    the same addresses, may not trust each other.
     """
     return f"{ref.uri}\n{ref.digest}\n{os.readlink('/proc/self/ns/mnt')}"
 
@@ -60,19 +60,18 @@ def say_once(reason: str) -> None:
 
 
 class MachineStream(TensorStream):
-    """As `TensorStream`, and one of three: it leads and fetches, it follows and maps, or it is on its own.
+    """Like `TensorStream`, in one of three roles: it leads and fetches, it follows and maps, or it is on its own.
 
-    What is trusted is a process of the same user and mount namespace: it could change this one's memory anyway. Its segment
-    is checked for size and seals, and its bytes against every checksum that this process knows from the model's own files;
-    where one differs, the process fetches the weights itself. A process that comes in the very moment between a leader's
-    end and another's taking its place fetches anew.
+    It trusts a process of the same user and mount namespace, which could change this one's memory anyway. It checks that
+    process's segment for size and seals, and its bytes against every checksum that this process knows from the model's own
+    files; where one differs, the process fetches the weights itself. A process that comes in the very moment between a leader's
+    end and its successor's start fetches again.
 
-    Who leads hands out tensors as they become whole, and the segment, sealed, when its `with` block is left; by then every
-    slot has been fetched, taken or not. Until then nothing taken may be written: a page that is written no longer gets what
-    else is fetched into it. Who follows waits at the first `take`; where the leader ends before it is done, one of those who
-    wait takes its place; where it finds that the model cannot be read, each finds that out for itself. Where sharing fails
-    for any reason, that is said once in the log, and the process fetches into memory of its own. `identity` tells models
-    apart.
+    A leader hands out tensors as they are completed, and the segment, sealed, when its `with` block is left; by then every slot
+    has been fetched, taken or not. Until then, what was taken must not be written: a page that is written no longer receives
+    fetched bytes. A follower waits at the first `take`. Where the leader ends before it is done, one of those that wait takes
+    its place; where it finds that the model cannot be read, each finds that out for itself. Where sharing fails for any reason, the
+    log says so once, and the process fetches into memory of its own. `identity` distinguishes models.
     """
 
     def __init__(
@@ -252,7 +251,7 @@ class MachineStream(TensorStream):
             self._options.progress(min(arrived, self._total), self._total)
 
     def _take_rest(self) -> bool:
-        """Whether every slot has arrived: what this process did not need, another may."""
+        """Whether every slot has arrived, even those that this process does not need: others may."""
         try:
             for name in list(self._index):
                 super().take(name)

@@ -2,11 +2,10 @@
 
 Formats know nothing of networks, stores nothing of tensors, and this file nothing of formats.
 
-What counts as in flight is every byte that has been asked for and has not arrived yet. Bytes that have arrived lie
-in their tensor's own final buffer, which becomes the weight itself; so the memory beyond the weights is bounded by the
-gaps between joined neighbours, and by what is read for a checksum's sake. Nothing waits for `take`: the caller may take
-in any order. Only with `host_bytes`, where buffers are on their way to a device, does what nobody has taken hold back
-what is asked for next.
+Every byte that has been requested and has not arrived yet counts as in flight. Bytes that have arrived are in their tensor's
+own final buffer, which becomes the weight itself. So the memory beyond the weights is bounded by the gaps between joined
+neighbours, and by what is read only for a checksum. Nothing waits for `take`: the caller may take in any order. Only with
+`host_bytes`, where buffers are on their way to a device, do tensors that were not taken delay the next requests.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class StreamOptions:
-    """`connections` in parallel at most, `in_flight_bytes` asked for at once, in requests of at most `piece_bytes`.
+    """At most `connections` in parallel, and `in_flight_bytes` requested at once, in requests of at most `piece_bytes`.
 
     `progress` is called with bytes arrived and bytes in all, by one thread at a time, often not the caller's. `place` makes
-    the stream where the tensors are to lie in other memory than the process's own.
+    the stream where the tensors are to be in other memory than the process's own.
 
-    `host_bytes` bounds the bytes that were asked for and not taken, for callers that copy each tensor elsewhere and drop
-    it: it is passed by less than a piece, and where a tensor is waited for that lies behind others in the order of the bytes.
+    `host_bytes` bounds the bytes that were requested and not taken, for callers that copy each tensor elsewhere and drop it.
+    It is exceeded by less than a piece, or where a tensor that is waited for comes after others in the order of the bytes.
     """
 
     connections: int = 32
@@ -62,7 +61,7 @@ class StreamOptions:
 
 @dataclass(frozen=True, slots=True)
 class TensorSlot:
-    """Where a tensor's little-endian, C-ordered bytes lie: `nbytes` from `offset` of `source`.
+    """Where a tensor's little-endian, C-ordered bytes are: `nbytes` from `offset` of `source`.
 
     `dtype` is TensorFlow's name of it; `masked_crc32c` is the CRC-32C of exactly these bytes in LevelDB's masked form.
     """
@@ -134,7 +133,7 @@ def open_stream(
 class TensorStream:
     """Tensors on their way; leaving the `with` block ends every thread.
 
-    It cancels what was not yet asked for, unless there are `spans`: these are read to their end and checked then, whatever
+    It cancels what was not yet requested, unless there are `spans`: these are then read to their end and checked, whatever
     was taken, and `CorruptModel` is raised out of the block where one is damaged.
     """
 
@@ -324,7 +323,7 @@ class TensorStream:
 
 
 def _check(slots: Sequence[TensorSlot]) -> None:
-    """Before any allocation: a slot's sizes agree, it lies inside its object, and no object is handed out twice."""
+    """Before any allocation: a slot's sizes agree, it is inside its object, and no object is handed out twice."""
     if len({slot.name for slot in slots}) != len(slots):
         raise ValueError("two slots of one name")
     claimed: dict[ObjectRef, int] = {}

@@ -21,13 +21,13 @@ def say_unchecked(name: str) -> None:
 
 
 class Readable(Protocol):
-    """What is asked of a store by those who only read."""
+    """The part of a store's interface that reads."""
 
     def read(self, ref: ObjectRef, offset: int = 0, length: int | None = None) -> bytes: ...
 
 
 class ReadTogether:
-    """Asks at once for the ends of some objects, so that one round trip does for all; other reads go to the store.
+    """Requests the ends of some objects together: one round trip is enough for all. Other reads go to the store.
 
     `wanted` are objects and the offsets from which on their bytes will be read.
     """
@@ -54,7 +54,7 @@ class ReadTogether:
 
 
 def read_whole(store: Readable, ref: ObjectRef) -> bytes:
-    """The object, held against its CRC-32C where the store knows that. Raises `CorruptModel`."""
+    """The object, checked against its CRC-32C where the store knows it. Raises `CorruptModel`."""
     import crc32c
 
     data = store.read(ref)
