@@ -70,8 +70,8 @@ class MachineStream(TensorStream):
     A leader hands out tensors as they are completed, and the segment, sealed, when its `with` block is left; by then every slot
     has been fetched, taken or not. Until then, what was taken must not be written: a page that is written no longer receives
     fetched bytes. A follower waits at the first `take`. Where the leader ends before it is done, one of those that wait takes
-    its place; where it finds that the model cannot be read, each finds that out for itself. Where sharing fails for any reason, the
-    log says so once, and the process fetches into memory of its own. `identity` distinguishes models.
+    its place; where it finds that the model cannot be read, each finds that out for itself. Where sharing fails for any
+    reason, the log says so once, and the process fetches into memory of its own. `identity` distinguishes models.
     """
 
     def __init__(
