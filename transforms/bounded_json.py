@@ -11,25 +11,25 @@ import math
 import re
 from typing import Any, NoReturn
 
-# A record of headrace, or of Keras beside its weights.
+# A record of headrace, or of Keras next to its weights.
 RECORD_BYTES = 64 << 20
 # Sound records nest to about 10, configurations of nested models to some dozens.
 _MAX_DEPTH = 200
 # 64 bits have 20 digits; Python takes seconds to minutes for millions of them.
 _MAX_DIGITS = 40
 _SHOWN = 100
-# Where a text has none, Python's own reading of whole numbers, some five times faster, finds none that is too long.
+# Without a match, no number in a text is too long for Python's own reading of whole numbers, some five times faster.
 _LONG_INTEGER = re.compile(rf"[-\d]\d{{{_MAX_DIGITS}}}", re.ASCII)
 
 
 class NotJson(ValueError):
-    """What it is instead; `ValueError` is what callers that try a text out already expect."""
+    """What the text is instead of JSON; callers that try a text already expect `ValueError`."""
 
 
 def parse_json(data: bytes | bytearray | str, *, most_bytes: int = RECORD_BYTES, not_finite: bool = False) -> Any:
     """The value of a JSON text in UTF-8. With `not_finite`, NaN and infinities are numbers, as Keras writes them.
 
-    Raises `NotJson` for whatever else it is: cut short, nested deeper than 200, two keys of one name, numbers of more than 40
+    Raises `NotJson` for anything else: cut short, nested deeper than 200, two keys of one name, numbers of more than 40
     digits.
     """
     if len(data) > most_bytes:

@@ -38,7 +38,7 @@ def usable_memory() -> int:
 
 
 def _v2_quotas() -> Iterator[float]:
-    """Of `QUOTA PERIOD`, in microseconds; a quota of "max" is none."""
+    """Cores from `QUOTA PERIOD`, in microseconds; a quota of "max" is no limit."""
     for text in _texts(_V2_ROOTS, _group(""), "cpu.max"):
         quota, _, period = text.partition(" ")
         # The kernel takes a period that is left out for 100 ms.
@@ -96,7 +96,7 @@ def _numbers(roots: tuple[str, ...], group: str, name: str) -> Iterator[float]:
 
 
 def _read(path: str) -> str | None:
-    """None where there is no such file, as on other systems, or a sandbox forbids it: then it sets no limit that shows."""
+    """None where there is no such file, as on other systems, or a sandbox forbids it: then no limit is known."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read(4096).strip()

@@ -1,5 +1,5 @@
-"""Data in memory, whatever holds it, as record batches, and predictions back in the same kind: a pandas or polars
-DataFrame, an Arrow table or record batch, a dict of arrays, or an iterable of any of these.
+"""Data in memory of several kinds as record batches, and predictions back in the same kind: a pandas or polars DataFrame, an
+Arrow table or record batch, a dict of arrays, or an iterable of any of these.
 """
 
 from __future__ import annotations

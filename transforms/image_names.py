@@ -1,4 +1,4 @@
-"""What an error says where images were given for Parquet files."""
+"""Errors for images that were given in the place of Parquet files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _IMAGE = re.compile(r"\.(jpe?g|png|gif|bmp|webp|tiff?)\b", re.IGNORECASE)
 
 
 def cure_of_images(names: str) -> str:
-    """What to do where names of images were given for Parquet files; "" for other names."""
+    """The fix where names of images were given for Parquet files; "" for other names."""
     return (
         "These are images: put the bytes of each into a column of a Parquet file first, as in docs/inputs.md (A folder of "
         "images), and read them with --decode_image"

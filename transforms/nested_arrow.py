@@ -12,19 +12,19 @@ import pyarrow as pa
 
 
 def value_type(kind: pa.DataType) -> pa.DataType:
-    """Of a list or a dictionary."""
+    """The type of a list's or a dictionary's values."""
     some: Any = kind
     return some.value_type
 
 
 def value_field(kind: pa.DataType) -> pa.Field[Any]:
-    """Of a list."""
+    """The field of a list's values."""
     some: Any = kind
     return some.value_field
 
 
 def list_size(kind: pa.DataType) -> int:
-    """Of a fixed-size list."""
+    """The size of a fixed-size list."""
     some: Any = kind
     return some.list_size
 
@@ -78,7 +78,7 @@ def repeated(value: Any, kind: pa.DataType, rows: int) -> pa.Array[Any]:
 
 
 def buffer_of(values: Any) -> pa.Buffer:
-    """The memory of whatever lends it: an array of NumPy, a tensor."""
+    """The memory of any object that lends it: an array of NumPy, a tensor."""
     return pa.py_buffer(values)
 
 

@@ -1,7 +1,7 @@
-"""Foreign text made safe to print: whatever would move a cursor, hide letters or reorder them is written as an escape.
+"""Foreign text made safe to print: characters that would move a cursor, hide letters or reorder them become escapes.
 
-Names of files, columns, tensors and models, and what servers and libraries say, come from strangers. Every place that shows
-text to a person calls one of these functions, so that no message has to remember it.
+Names of files, columns, tensors and models, and messages of servers and libraries, come from strangers. Every place that shows
+text to a person calls one of these functions: no message has to remember it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 # Unicode's Default_Ignorable_Code_Point (DerivedCoreProperties.txt, Unicode 16) without the variation selectors U+FE00 to
 # U+FE0F and the joiners U+200C and U+200D, which belong to letters and pictures; controls (C0, DEL, C1); line and paragraph
-# separators; interlinear annotations; and surrogates, which stand for bytes that are no UTF-8.
+# separators; interlinear annotations; and surrogates, which represent bytes that are not UTF-8.
 _ALWAYS = (
     "\\x00-\\x1f\\x7f-\\x9f\\u00ad\\u034f\\u061c\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180f\\u200b\\u200e\\u200f"
     "\\u2028-\\u202e\\u2060-\\u206f\\u3164\\ufeff\\uffa0\\ufff0-\\ufffb\\ud800-\\udfff"

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Bytes of the models; shards and rows of the plan. `shards_found` of the `shards_done` stood in the output already, with
-    `rows_found`, of which `bad_rows_found` lie in dead letters. `rows_done` were predicted by this run, or are its `bad_rows`.
+    """Bytes of the models; shards and rows of the plan. `shards_found` of the `shards_done` existed before, with `rows_found`
+    rows; `bad_rows_found` of these are in dead letters. `rows_done` were predicted by this run, or are its `bad_rows`.
     """
 
     model_bytes: int = 0
@@ -51,7 +51,7 @@ def add(**amounts: int) -> None:
 
 
 class ModelProgress:
-    """What a loader tells of one model, added to what it told of others. Called by one thread at a time."""
+    """Adds a loader's progress with one model to that of others. Called by one thread at a time."""
 
     def __init__(self) -> None:
         self._done = self._total = 0

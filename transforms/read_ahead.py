@@ -49,7 +49,7 @@ def read_ahead(items: Iterator[Item], depth: int) -> Iterator[Iterator[Item]]:
             free.put(None)
             yield item  # type: ignore[misc]
 
-    # In the consumer's context, which says what its log lines are about.
+    # In the consumer's context, which has the subject of its log lines.
     thread = threading.Thread(target=copy_context().run, args=(run,), name="headrace-read", daemon=True)
     thread.start()
     try:

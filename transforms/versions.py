@@ -1,4 +1,4 @@
-"""What a job's numbers and files depend on beside its inputs: the launcher's versions, which workers must have too."""
+"""What a job's numbers and files depend on in addition to its inputs: the launcher's versions, which workers must have."""
 
 from __future__ import annotations
 

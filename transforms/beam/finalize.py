@@ -1,7 +1,7 @@
-"""The graph's last step: plan and results joined, the manifest written in parts, and then what `finish` does.
+"""The graph's last step: joins plan and results, writes the manifest in parts, and then runs `finish`.
 
-What a shard tells for the report, tens of kilobytes where it has many columns, is added up where the shard was predicted: no
-runner moves it. What is joined and sorted is a result without it.
+A shard's measurements for the report, tens of kilobytes where it has many columns, are added up where the shard was predicted:
+no runner moves them. Results are joined and sorted without them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _KEYS = 16
 # Bytes in all, and some of the outputs: the digest of each name, the name, and its bytes.
 _Drawn: TypeAlias = tuple[int, list[tuple[bytes, str, int]]]
 
-# What is left of a planned shard: its input, and its rows from first (inclusive) to end (exclusive).
+# What remains of a planned shard: its input, and its rows from first (inclusive) to end (exclusive).
 _Planned: TypeAlias = tuple[str, int, int]
 
 
@@ -50,7 +50,7 @@ def _result_by_name(result: ShardResult | FailedShard) -> tuple[str, ShardResult
 
 
 class _Account(beam.DoFn):
-    """Of plan and results of one output's name: each planned shard has its result, or what it failed on."""
+    """Pairs plan and results of one output's name: each planned shard has its result, or the error that it failed with."""
 
     def process(
         self, element: tuple[str, Iterable[_Planned | ShardResult | FailedShard]]
@@ -71,8 +71,8 @@ class _Account(beam.DoFn):
 
 
 class _AddUp(beam.DoFn):
-    """Results without what they tell for the report, and one account of a bundle's. Its key is any of a few, so that several
-    workers add up accounts.
+    """Results without their measurements, and one account of a bundle's. Its key is one of a few: several workers add up
+    accounts.
     """
 
     def start_bundle(self) -> None:
@@ -94,7 +94,7 @@ class _AddUp(beam.DoFn):
 
 
 class Accounts(beam.CombineFn):
-    """Accounts of bundles to that of all of them, which is the same in whatever order they come."""
+    """Merges the accounts of bundles into one, which is the same in any order."""
 
     def create_accumulator(self) -> Account:
         return Account()
@@ -118,8 +118,8 @@ class Accounts(beam.CombineFn):
 
 
 class PartBegins(beam.CombineFn):
-    """Names of outputs, each with a number of bytes, to those names that begin the second and later parts, so that parts
-    come to about as many bytes: by a sample, which is always the same since the names' digests draw it.
+    """Takes names of outputs, each with a number of bytes, and gives the names that begin the second and later parts, for parts
+    of about as many bytes. It draws a sample by the names' digests, which is therefore always the same.
     """
 
     def __init__(self, part_bytes: int) -> None:
@@ -180,8 +180,8 @@ class _Finish(beam.DoFn):
 
 class Finalize(beam.PTransform):
     """(PCollection[Shard], and any number of PCollection[ShardResult | FailedShard]) to the one element that `_SUCCESS` holds.
-    No worker holds more of the results than about `part_bytes`, and what they tell for the report in accounts of a bounded
-    size. The job fails where a shard has failed, and has no `_SUCCESS` then.
+    No worker holds more of the results than about `part_bytes`, and their measurements in accounts of a bounded size. If a
+    shard has failed, the job fails and writes no `_SUCCESS`.
     """
 
     def __init__(self, job: GivenJob, part_bytes: int = PART_BYTES) -> None:
@@ -191,8 +191,8 @@ class Finalize(beam.PTransform):
     def expand(self, joined: tuple[beam.PCollection[Any], ...]) -> Any:
         planned, *outcomes = joined
         results, accounts = self._added_up(outcomes)
-        # Beam's own joins, combinations with a default, and Create are several steps each, of which every one costs a small
-        # job some ten milliseconds.
+        # Beam's own joins, combinations with a default, and Create are several steps each, and every step costs a small job
+        # some ten milliseconds.
         by_name = (
             planned | "PlannedByName" >> beam.Map(_planned_by_name),
             *(part | f"ResultsByName{i}" >> beam.Map(_result_by_name) for i, part in enumerate(results)),

@@ -1,9 +1,9 @@
-"""Where `RunInference(…).with_exception_handling()` takes elements that fail, so that a row that fails takes no other with it.
+"""Finds where `RunInference(…).with_exception_handling()` takes failed elements: a failed row takes no other row with it.
 
-Beam sends the whole batch of a failed call to `failed_inferences`, and tells a model handler neither whether anybody handles
-exceptions nor where. Beam's wrapper is found among the callers instead: a private class of Beam 2.77, named here alone. Where
-it is not found, as with `use_subprocess` or a timeout, whose threads have other callers, or with keys, which Beam pairs with
-results by their places, the call fails as a whole.
+Beam sends the whole batch of a failed call to `failed_inferences`, and does not inform a model handler whether or where
+exceptions are handled. So Beam's wrapper is found among the callers: a private class of Beam 2.77, named only here. Sometimes
+it is not found: with `use_subprocess` or a timeout, whose threads have other callers, or with keys, which Beam pairs with
+results by position. The call then fails as a whole.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from ..errors import DataError
 
-# What may lie between the wrapper and a handler without looking at the results.
+# Callers between the wrapper and a handler that do not read the results.
 _BETWEEN = frozenset(
     {"OOMProtectedFn", "_RunInferenceDoFn", "_PreProcessingModelHandler", "_PostProcessingModelHandler"}
 )

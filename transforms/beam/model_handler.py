@@ -43,7 +43,7 @@ Row = Mapping[str, Any]
 """One row: an array (or a scalar) for each input of the model, without the batch dimension."""
 
 _GRAPH = re.compile(r"/saved_model\.pb(txt)?$")
-# What Python, Beam and TensorFlow take beside the model.
+# The memory of Python, Beam and TensorFlow, in addition to the model.
 _BESIDE_THE_MODEL = 2 << 30
 
 
@@ -155,8 +155,8 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         model: _Served,
         inference_args: dict[str, Any] | None = None,
     ) -> list[PredictionResult | TaggedOutput]:
-        """In the order of the elements. Raises what a `Predictor` raises, `DataError` where rows do not fit together. Where
-        somebody handles exceptions, the elements that fail are left out and go to `failed_inferences`.
+        """In the order of the elements. Raises what a `Predictor` raises, and `DataError` where rows do not fit together. Where
+        exceptions are handled, the elements that fail are left out and go to `failed_inferences`.
         """
         self.validate_inference_args(inference_args)
         tag = failures_tag()
@@ -168,7 +168,7 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         rows = sum(map(_rows_in, elements))
         count_batch(rows - failed, time.perf_counter() - started, bad_rows=failed)
         if self._counted_by_beam and self._path is None:
-            # Beam adds the elements; what they hold beside the first of their rows is missing.
+            # Beam adds the elements; it does not count what they hold after the first of their rows.
             Metrics.counter(NAMESPACE, "num_inferences").inc(rows - len(batch))
         return [TaggedOutput(tag, (item.elements, item.error)) if isinstance(item, Failure) else item for item in found]
 
@@ -184,7 +184,7 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
 
     @property
     def _rows(self) -> int:
-        """Of one call of the model."""
+        """Rows for one call of the model."""
         signature = self._spec.signatures[self._request.signature]
         asked = None if self._weighs else self._batching_kwargs.get("max_batch_size")
         return fixed_batch(signature) or self._request.rows or asked or _auto_rows(signature)
@@ -193,7 +193,7 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         return sum(map(_nbytes, [batch] if isinstance(batch, pa.RecordBatch) else batch))
 
     def get_metrics_namespace(self) -> str:
-        """Called where Beam counts in it: another that was given to `RunInference` is not told."""
+        """Beam calls it only where it counts in this namespace, and not where `RunInference` was given another."""
         self._counted_by_beam = True
         return NAMESPACE
 
@@ -222,7 +222,7 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
 
 
 class _Served(BatchPredictor):
-    """What Beam keeps. With models by key it lies in another process, which only methods' arguments and results reach."""
+    """What Beam keeps. With models by key it is in another process: only methods' arguments and results cross."""
 
     def infer(
         self, elements: Sequence[Row | pa.RecordBatch], most: int, narrow: bool = False

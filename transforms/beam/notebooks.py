@@ -35,4 +35,4 @@ def let_beam_build_pipelines() -> None:
 
 
 def _leave_label(_transform: object, _inputs: object) -> None:
-    """In place of Beam's `alter_label_if_ipython`."""
+    """Replaces Beam's `alter_label_if_ipython`."""

@@ -63,10 +63,10 @@ class _PredictShard(beam.DoFn):
     """Runners hand out elements one by one and bundles unevenly; the process-wide pool keeps all cores busy anyway.
 
     `process` returns once the last shard of its element has a place in the pool: the rest of the bundle stays with the
-    runner, which can give it to another worker. Results leave as they come, in whatever order, and so do shards that failed by
-    their own rows: the job's last step makes of them what its policy says.
+    runner, which can give it to another worker. Results leave as they come, in any order, and so do shards that failed because
+    of their own rows; the job's last step applies its policy to these.
 
-    The model is loaded in `setup`, unless the job is found out by an earlier step, as in a template.
+    The model is loaded in `setup`, unless an earlier step determines the job, as in a template.
     """
 
     def __init__(self, job: Job | None, step: str) -> None:
@@ -154,7 +154,7 @@ class _PredictShard(beam.DoFn):
 
     @contextmanager
     def _ended_in_order(self) -> Iterator[None]:
-        """What is raised within ends the bundle: shards that run may be finished, unless what ended it is not of the data."""
+        """An exception within ends the bundle. Running shards may finish, unless its cause is not the data."""
         try:
             yield
         except (DataError, TooManyFailedShards):
@@ -226,7 +226,7 @@ class _PredictBatch(beam.DoFn):
                 bad_rows=bisection.bad_rows,
                 halved=bisection.halved,
             )
-            # Beam's coder sends the whole of what a slice is of: kept columns would go with each piece anew.
+            # Beam's coder sends the whole array behind a slice: each piece would send all kept columns again.
             yield from (one_batch([result]) if result.num_rows < batch.num_rows else result for result in results)
             started = time.perf_counter()
         if bad:
@@ -244,13 +244,13 @@ class Predict(beam.PTransform):
     each row. `constants` are values of inputs that are the same for every row. `top_k` asks for an output's best classes in
     place of its column: {"scores": 5}, or "5:labels.txt" for their labels, a line for each class.
 
-    `keep=None` keeps all columns that are no feature. `batch_rows` splits
-    larger batches; "auto" is a pure function of schema and signature; a batch that memory does not hold is halved, and so
+    `keep=None` keeps all columns that are not features. `batch_rows` splits
+    larger batches; "auto" is a pure function of schema and signature; a batch that does not fit into memory is halved, and so
     are those after it. `rules` say what may be done to values, `loading` how the model reaches which device.
 
     A row that cannot be predicted fails the pipeline, or with `on_error="dead_letter"` goes to a second collection, as a
-    record batch of its columns and of those that `headrace.transforms.output.dead_letters` tells; what comes back is
-    then a tuple of both, `.predictions` and `.dead_letters`. No bound holds there: count the latter.
+    record batch of its columns and those that `headrace.transforms.output.dead_letters` describes; the result is
+    then a tuple of both, `.predictions` and `.dead_letters`. Their number has no bound: count the latter.
 
     Raises `ModelError`, `StorageError`, `InvalidRequest`, and `ColumnError` for names that the model lacks, when it is
     constructed; `ColumnError` and `NullFeature` where a batch does not fit.
@@ -301,7 +301,7 @@ class Predict(beam.PTransform):
 
 
 def _shown(models: Sequence[tuple[ModelRef, str]], rows: int | str, loading: Loading) -> dict[str, Any]:
-    """What a runner's page tells of a step; a key may have one value."""
+    """Display data of a step for a runner's page; a key may have one value."""
     items = {
         "model": ("Model", [public_uri(ref.uri) for ref, _ in models]),
         "digest": ("SHA-256 of the model", [ref.digest for ref, _ in models]),

@@ -1,4 +1,4 @@
-"""Patterns to input files: listings that are streamed, so that memory does not grow with the number of files. No Beam."""
+"""Patterns to input files. Listings are streamed: memory does not grow with the number of files. No Beam."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ..tables.snapshot import TableSnapshot
 from .table_formats import Tables
 
 _STATS_AT_ONCE = 32
-# What an output tells of its files travels with it as one element of a runner.
+# An output's list of its files travels with it as one element of a runner.
 # Lines for some millions of files.
 _LIST_BYTES = 1 << 30
 MOST_JOINED = 4096
@@ -35,8 +35,8 @@ Part = TypeVar("Part")
 
 @dataclass(slots=True)
 class PassedOver:
-    """What matches and is not read: names that start with `_` or `.`, objects of zero bytes, and `others` that are no files:
-    folders, and links back to a folder above. `first_other` is a sentence on the first of them.
+    """Files that match but are not read: names that start with `_` or `.`, objects of zero bytes, and `others`, which are not
+    files: folders, and links back to a folder above. `first_other` is a sentence about the first of them.
     """
 
     hidden: int = 0
@@ -52,12 +52,12 @@ class PassedOver:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What one pass over the listing tells, in eight bytes for each file.
+    """The results of one pass over the listing, in eight bytes for each file.
 
     `first` is the first by URI. `sources` are the `source_digest`s of all files, or of those that are joined together, uint64,
-    sorted. `partitions` are the keys of the folders `key=value` that every file lies in, in that order. `too_long` are keys of
+    sorted. `partitions` are the keys of the folders `key=value` that contain every file, in that order. `too_long` are keys of
     folders that the output cannot have as `key=value`, each with a file in such a folder. `types` are of folders' values.
-    `table` is what the files are of, where they are of a table. `nbytes` are of all files, as they are stored.
+    `table` is the table that the files belong to, if any. `nbytes` are of all files, as they are stored.
     """
 
     first: ObjectRef
@@ -78,7 +78,7 @@ class Survey:
 
 
 def absolute_uri(uri: str) -> str:
-    """One name for each local file, however it was given; other URIs, and what is no path, as they are."""
+    """One name for each local file, however it was given; other URIs, and text that is not a path, stay as they are."""
     path = uri.removeprefix("file://")
     local = path.startswith("/") if uri.startswith("file://") else path and "://" not in path
     return os.path.abspath(path) if local else uri
@@ -299,7 +299,7 @@ def _what_is_near(store: Store, folder: str) -> str:
 
 def together(files: Iterable[ObjectRef], joined_bytes: int | None) -> Iterator[tuple[ObjectRef, ...]]:
     """The files of one output each: neighbours of one folder up to `joined_bytes` and 4096 files, or each alone where that is
-    None. A pure function of the listing, so that whoever lists the same files joins the same; what it gave, it gives again.
+    None. A pure function of the listing: the same files are always joined in the same way.
     """
     if joined_bytes is None:
         yield from ((ref,) for ref in files)
@@ -331,7 +331,7 @@ def survey_inputs(
     joined_bytes: int | None = None,
     table: TableSnapshot | None = None,
 ) -> Survey:
-    """Lists the input once; `check` is called with each file. `joined_bytes` as in `together`. A table's folders are no
+    """Lists the input once; `check` is called with each file. `joined_bytes` as in `together`. A table's folders are not
     partitions.
     """
     folder, passed = common_folder(patterns), PassedOver()

@@ -38,7 +38,7 @@ FORMAT_1 = 1
 
 @dataclass(frozen=True, slots=True)
 class FirstInput:
-    """The input file that told the schema, of which `schema` is the Arrow IPC form: kept, so that a job which is run again
+    """The input file that the schema was learned from; `schema` is its Arrow IPC form. It is kept so that a job that runs again
     reads no footer.
     """
 
@@ -55,10 +55,10 @@ class FirstInput:
 
 @dataclass(frozen=True, slots=True)
 class OnError:
-    """What becomes of rows that cannot be predicted. `dead_letters` is the folder that they go to, without a trailing
-    slash; None fails their shard. `most` is how many may: `N`, or `P%`, which is rounded up to a whole row.
-    A shard that fails fails the job; with `skip_shards`, up to `most_shards` of them are listed at the job's end. That decides
-    no output's content, so it is no part of what the job is.
+    """The policy for rows that cannot be predicted. `dead_letters` is the folder that they go to, without a trailing
+    slash; None fails their shard. `most` is how many may go there: `N`, or `P%`, which is rounded up to a whole row.
+    A failed shard fails the job; with `skip_shards`, up to `most_shards` of them are listed at the job's end. That policy
+    changes no output's content and is not part of the job's identity.
     """
 
     dead_letters: str | None = None
@@ -77,8 +77,8 @@ class OnError:
 class JobModel:
     """One model of the job's pass over the rows. Its columns are resolved: nothing is left to a default.
 
-    `columns.name` is "" where the job has one model, else what `--model NAME=URI` calls it. `operations` are what the
-    signature does beside computing.
+    `columns.name` is "" where the job has one model, else its NAME in `--model NAME=URI`. `operations` are what the signature
+    does in addition to computing.
     """
 
     ref: ModelRef
@@ -107,7 +107,7 @@ class JobModel:
         }
 
     def _record_operations(self) -> dict[str, list[str]]:
-        """What makes predictions differ from run to run, and what the model was allowed beside computing."""
+        """What makes predictions differ from run to run, and what else the model may do in addition to computing."""
         found = self.operations
         named = {
             "random_operations": found.random,
@@ -135,14 +135,14 @@ class Job:
 
     `input_schema` is the Arrow IPC form of the columns that are read, in the order in which they are read.
     `inputs` are globs, URIs and `@` lists of them; `folder` is the deepest above all of them, with its trailing slash.
-    `table` is the version of a Delta or Iceberg table that is all of the input; its number is no part of what the job is.
-    `partitions` are the columns that the folders below it tell. `user_packages` are names and digests of contents.
-    `first_input` is what the schema was learned from; no part of what the job is.
+    `table` is the version of a Delta or Iceberg table that is all of the input; its number is not part of the job's identity.
+    `partitions` are the columns from the folders below it. `user_packages` are names and digests of contents.
+    `first_input` is what the schema was learned from; it is not part of the identity.
     `where` is the condition for a row to be in the output; the others are counted.
     `compact` joins the rows of small files into outputs of up to `shard_bytes`.
-    `incremental` lets outputs of inputs that changed or vanished give way; it is no part of what the job is.
-    `claim` is the number of the run's claim on the output; 0 where it has none. It is no part of what the job is.
-    `report` is the page that is written at the end, `compare` another one to hold it against; neither is part of it either.
+    `incremental` lets outputs of inputs that changed or vanished be removed; it is not part of the identity.
+    `claim` is the number of the run's claim on the output; 0 where it has none. It is not part of the identity.
+    `report` is the page that is written at the end, `compare` another one to compare it with; neither is part of the identity.
     `output` has no trailing slash. `batch_rows` and `limit` are rows, `shard_bytes` compressed bytes.
     """
 
@@ -179,12 +179,12 @@ class Job:
         return _job, (*_packed(values.pop("input_schema")), values)
 
     def record(self) -> dict[str, Any]:
-        """What `_headrace/job.json` holds. Two jobs with equal fingerprints write equal predictions."""
+        """The content of `_headrace/job.json`. Two jobs with equal fingerprints write equal predictions."""
         record: dict[str, Any] = {
             "headrace_format": FORMAT if self.storage.change_times else FORMAT_1,
             "models": {model.columns.name: model.record() for model in self.models},
             "input": list(self.inputs),
-            # What a list names may change the folder, and with it every output's name.
+            # Files in a list may change the folder, and with it every output's name.
             **({"folder": self.folder} if any(pattern.startswith("@") for pattern in self.inputs) else {}),
             "partition_columns": list(self.partitions),
             "keep": list(self.keep),
@@ -209,7 +209,7 @@ class Job:
         return record
 
     def _record_on_error(self) -> dict[str, Any]:
-        """The usual folder of dead letters is no part of it: it follows the output wherever that lies."""
+        """The usual folder of dead letters is not part of it: it follows the output."""
         folder = self.on_error.dead_letters
         if folder is None:
             return {"on_error": "fail"}
@@ -258,8 +258,8 @@ def _job(size: int, data: bytes, values: dict[str, Any]) -> Job:
 
 
 def fingerprint_of(record: dict[str, Any]) -> str:
-    """Where a model lies is not part of what it is; its digest is. What becomes of bad rows decides none of the others, nor
-    does which file told the schema. Of a table, versions have files in common, whose outputs stay.
+    """A model's digest is part of its identity, its place is not. The policy for bad rows changes no other row, nor does the
+    file that the schema came from. A table's versions have files in common, whose outputs stay.
     """
     no_part = {"fingerprint", "max_bad_rows", "first_input", "table"}
     if record.get("headrace_format") != FORMAT_1:
@@ -311,13 +311,13 @@ def check_same_job(output: str, kept: dict[str, Any], wanted: dict[str, Any]) ->
 
 
 def _goes_on(kept: dict[str, Any], wanted: dict[str, Any]) -> bool:
-    """What stands has no bad rows where the first of them failed the job; else they must lie where this job looks for them."""
+    """Existing outputs have no bad rows if the first one failed the job; otherwise these must be where this job looks."""
     policy = ("on_error", "dead_letters")
     return kept.get("on_error") == "fail" or all(kept.get(key) == wanted.get(key) for key in policy)
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    """Each field by the name that a person knows it by; a model is its digest, and lies wherever it lies."""
+    """Each field by the name that users know; a model is its digest, independent of its place."""
     flat = {key: value for key, value in record.items() if key not in ("fingerprint", "models", "first_input", "table")}
     models: dict[str, dict[str, Any]] = record.get("models", {})
     if models.keys() == {""}:

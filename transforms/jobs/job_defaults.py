@@ -1,4 +1,4 @@
-"""What help texts say of a job before anything heavy is imported: its defaults, and where it writes beside predictions."""
+"""Facts for help texts, available before anything heavy is imported: a job's defaults, and the other files that it writes."""
 
 from __future__ import annotations
 

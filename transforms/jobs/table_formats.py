@@ -1,7 +1,7 @@
 """Folders of Delta, Iceberg and Hudi tables among the input: their Parquet files are not their rows.
 
-A table's log names the files that hold its rows now. Files of earlier versions, and rows that are marked as deleted, lie beside
-them: https://github.com/delta-io/delta/blob/master/PROTOCOL.md, https://iceberg.apache.org/spec/.
+A table's log names the files that hold its current rows. Files of earlier versions, and rows that are marked as deleted, are
+next to them: https://github.com/delta-io/delta/blob/master/PROTOCOL.md, https://iceberg.apache.org/spec/.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _FOLDERS = ("_delta_log", "metadata", ".hoodie")
 
 
 class Tables:
-    """Looks for a table's own records while one pattern's listing goes by, and above the pattern's folder, where that is one
-    within a table. A listing is in the order of URIs, so that all objects of a table are neighbours.
+    """Searches for a table's own records during one pattern's listing, and above the pattern's folder, where that is within a
+    table. A listing is in the order of URIs: all objects of a table are neighbours.
     """
 
     def __init__(self, store: Store, pattern: str) -> None:
@@ -37,7 +37,7 @@ class Tables:
         self._above = list(_above(store, split_glob(pattern)[0]))
 
     def note(self, ref: ObjectRef) -> None:
-        """An object that does not match. Raises `InvalidRequest` where it is the record of a table of which a file matched."""
+        """An object that does not match. Raises `InvalidRequest` where it is the record of a table whose file matched."""
         if (found := _table_of(ref.uri)) is not None:
             self._root = (*found, ref.uri)
             if self._last.startswith(found[1]):
@@ -59,7 +59,7 @@ class Tables:
             yield ref
 
     def _check_folders(self, file: str) -> None:
-        """In each folder from the pattern's down to the file's, once."""
+        """Checks each folder from the pattern's down to the file's, once."""
         folders = {self._folder}
         for end in re.finditer("/", file[len(self._folder) :]):
             folders.add(file[: len(self._folder) + end.end()])

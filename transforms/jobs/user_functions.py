@@ -55,7 +55,7 @@ def _find(name: str) -> tuple[BatchFunction, str]:
         raise InvalidRequest(f"{name!r} names no function", expected="module:function", found=name)
     try:
         module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:  # the user's module may raise whatever it likes, and a script leaves
+    except (Exception, SystemExit) as error:  # the user's module may raise anything, and a script exits
         raise InvalidRequest(
             f"The module {module_name} cannot be imported",
             expected="a module on this process's path",
@@ -86,7 +86,7 @@ def _source(module: ModuleType, name: str) -> bytes:
 class AppliedFunction:
     """The function as it is applied to batches of `schema`; `output_schema` is known from a batch without rows.
 
-    Whether a column can hold nulls may differ from file to file: the function sees, and gives, columns that can.
+    Whether a column can hold nulls may differ from file to file: the function's input and output columns always can.
     """
 
     def __init__(
@@ -190,7 +190,7 @@ def _shown(schema: pa.Schema, other: pa.Schema) -> str:
 
 
 def _line_of(error: BaseException) -> str:
-    """Where in the user's code it was raised: of the frames below ours, the deepest that lies in the function's file."""
+    """The place in the user's code that raised it: of the frames below ours, the deepest in the function's file."""
     frame = error.__traceback__.tb_next if error.__traceback__ else None
     if frame is None:
         return ""

@@ -1,1 +1,1 @@
-"""What a job writes beside the predictions, and reads again: claims, dead letters and the manifest."""
+"""What a job writes in addition to the predictions, and reads again: claims, dead letters and the manifest."""

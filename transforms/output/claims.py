@@ -1,30 +1,30 @@
-"""Who may act on an output folder: numbered claims, each created once or not at all. No Beam.
+"""Which run may change an output folder: numbered claims, each created once or not at all. No Beam.
 
-A claim says for which job and which inputs the folder is being written. Runs of one job over the same inputs make the same
-files, so that they share a claim and need not be told apart; every other run creates the next number. The newest claim is the
-one whose next number does not exist: one request shows it, on every store, without a listing.
+A claim records the job and the inputs that the folder is being written for. Runs of one job over the same inputs make the same
+files: they share a claim and need not be distinguished. Every other run creates the next number. The newest claim is the one
+whose next number does not exist: one request shows it, on every store, without a listing.
 
 Why a run that was paused at any point does no harm:
 
 *The mark.* `_SUCCESS` is first prepared under a name of its own, then published: the store gives that very object the name
-`_SUCCESS`, atomically, and only while it exists. Whoever claims the folder next takes the prepared marks away before anything
-else, and after that no older run can publish one.
+`_SUCCESS`, atomically, and only while it exists. The next run that claims the folder removes the prepared marks before anything
+else. After that, no older run can publish one.
 
 *Removing.* A run removes exact versions only, and only what it listed while its claim was the newest. Each prediction file
-holds its claim's number, so that the same rows written under another claim are another version, also where a version is a
-digest of the content. What an older claim did not own may still be removed by one of its runs at any time: the next claim
-does not go on with it, but removes it and computes it again (`Adoptable`).
+holds its claim's number: the same rows written under another claim are another version, even where a version is a digest of
+the content. What an older claim did not own may still be removed by one of its runs at any time: the next claim does not keep
+it, but removes it and computes it again (`Adoptable`).
 
 *Adding.* A shard's commit checks the claim first, and again afterwards: a run that lost its claim meanwhile removes the file
-that it has just added, unless the newest claim owns a file of that name, which is then the same rows.
+that it has just added, unless the newest claim owns a file of that name, which then has the same rows.
 
-Why numbers, and not one object that changes by compare-and-swap: to create an object only where none exists is in every
-store's contract, as no replacing of a certain version is. A local file has none, and what speaks S3 often lacks `If-Match` on
-writes. What was claimed also stays to be read: what a new run may go on with depends on all claims since the last that had
-started. And why a mark is prepared first: a run that looks at the claim and then writes `_SUCCESS` can be paused between the
-two for as long as another whole run takes, and no store makes a write depend on another object. But a store can give an object
-a further name on condition that this very object still stands, so that whoever takes it away decides, once and for all (a
-store that cannot writes the mark, and removes it where what was prepared was gone afterwards: `Store.publish`).
+Why numbers, and not one object that changes by compare-and-swap: every store can create an object only where none exists, but
+not every store can replace a certain version. Local files cannot, and services that speak S3 often lack `If-Match` on writes.
+Claims also stay readable: what a new run may keep depends on all claims since the last that had started. Why a mark is prepared
+first: a run that checks the claim and then writes `_SUCCESS` can be paused between the two for as long as another whole run
+takes, and no store makes a write depend on another object. But a store can give an object a further name on condition that this
+very object still exists. Removing the object therefore decides, once and for all (a store that lacks this writes the mark, and
+removes it if the prepared object was gone afterwards: `Store.publish`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CLAIMS_FOLDER = "_headrace/claims"
 CLAIM_KEY = "headrace.claim"
 _CLAIM = re.compile(CLAIMS_FOLDER + r"/(\d{8})\.claim")
 _PREPARED = re.compile(CLAIMS_FOLDER + r"/(\d{8})-[0-9a-f]{16}\.mark")
-# What two records must agree in, beside the fingerprint, for their runs to share a claim.
+# Fields that two records must have in common, in addition to the fingerprint, for their runs to share a claim.
 _POLICY = ("on_error", "dead_letters", "max_bad_rows")
 
 Sources: TypeAlias = np.ndarray[Any, np.dtype[np.uint64]]
@@ -61,7 +61,8 @@ Sources: TypeAlias = np.ndarray[Any, np.dtype[np.uint64]]
 @dataclass(frozen=True, slots=True, eq=False)
 class Claim:
     """`number` is from 1. `record` is the job's; `sources` are the `source_digest`s of its inputs, sorted. `clears` says that
-    its run removes files before it computes any, `overwrites` that these are all that it finds. `by` tells people who it is.
+    its run removes files before it computes any, `overwrites` that it removes all files that it finds. `by` names the run to
+    people.
     """
 
     number: int
@@ -72,7 +73,7 @@ class Claim:
     by: str
 
     def owns(self, made: OutputName) -> bool:
-        """Whether a file of that name is one that this claim's runs make."""
+        """Whether this claim's runs make a file of that name."""
         if made.job != str(self.record["fingerprint"])[:8] or not len(self.sources):
             return False
         at = min(int(np.searchsorted(self.sources, np.uint64(made.source))), len(self.sources) - 1)
@@ -96,7 +97,7 @@ def _started_uri(output: str, number: int) -> str:
 
 
 def claim_number(name: str) -> int:
-    """Of an object's name below the output folder; 0 where it is no claim."""
+    """The number in an object's name below the output folder; 0 where it is not a claim."""
     match = _CLAIM.fullmatch(name)
     return int(match[1]) if match else 0
 
@@ -110,7 +111,7 @@ def exists(store: Store, uri: str) -> bool:
 
 
 def newest_claim(store: Store, output: str, known: int = 0) -> int:
-    """Its number, from `known` on, which was one; 0 where nobody has claimed the folder."""
+    """Its number, searched from `known` on, which was one; 0 where the folder is unclaimed."""
     while exists(store, claim_uri(output, known + 1)):
         known += 1
     return known
@@ -176,10 +177,10 @@ def note_started(store: Store, output: str, number: int) -> None:
 
 
 class Adoptable:
-    """The files that stand which a new claim may go on with: those that no run of an earlier claim may still remove.
+    """The existing files that a new claim may keep: those that no run of an earlier claim may still remove.
 
-    That is what each earlier claim owned, back to the last that had started: such a claim has itself removed what it could
-    not go on with.
+    These are what each earlier claim owned, back to the last that had started: that one has itself removed what it could not
+    keep.
     """
 
     def __init__(self, store: Store, output: str, number: int) -> None:
@@ -242,9 +243,9 @@ def prepare_mark(job: Job, store: Store, data: bytes) -> ObjectRef:
 
 
 def withdraw_marks(store: Store, output: str, number: int) -> None:
-    """Takes away what runs of claims before `number` have prepared, so that they cannot publish it any more.
+    """Removes what runs of claims before `number` have prepared: they can no longer publish it.
 
-    Raises `StorageError` where the listing lacks claim `number`: what it shows is not what stands there.
+    Raises `StorageError` where the listing lacks claim `number`: the listing is then out of date.
     """
     listed = {ref.uri.removeprefix(f"{output}/") for ref in store.list(f"{output}/{CLAIMS_FOLDER}/")}
     if claim_uri(output, number).removeprefix(f"{output}/") not in listed:
@@ -261,7 +262,7 @@ def withdraw_marks(store: Store, output: str, number: int) -> None:
 
 
 def discard(store: Store, uri: str) -> None:
-    """Whatever version stands there: on local files, publishing changes it. For names that are never used twice."""
+    """Removes any version: on local files, publishing changes it. For names that are never used twice."""
     while True:
         try:
             store.delete(store.stat(uri))

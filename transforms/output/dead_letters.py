@@ -1,9 +1,9 @@
 """Rows that could not be predicted: one Parquet file for each shard that has any, named by its content. No Beam.
 
-It holds the columns as they were read, before any function, and beside them `headrace_input`, `headrace_row` (from 0 in
-that input), `headrace_stage` and `headrace_error`. Of a file whose schema is not the job's it holds all rows, with all of that
+It holds the columns as they were read, before any function, and in addition `headrace_input`, `headrace_row` (from 0 in that
+input), `headrace_stage` and `headrace_error`. For a file whose schema is not the job's it holds all rows, with all of that
 file's own columns: files of dead letters need not have one schema. It is committed before the prediction file, which names it
-in its own metadata: dead letters that no prediction file names are of an attempt that came to nothing, and do not count.
+in its own metadata: dead letters that no prediction file names are from a failed attempt, and do not count.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def too_many_bad_rows(job: Job, among: str, allowed: int | None, found: int, exa
 
 
 def of_another_schema(shard: Shard) -> ColumnError:
-    """What all rows of a shard fail on whose file has not the job's columns."""
+    """The failure of all rows of a shard whose file lacks the job's columns."""
     what, expected, found = shard.drift
     error = ColumnError(what, expected=expected, found=found)
     error.stage = "schema"
@@ -211,7 +211,7 @@ def _example(row: int, stage: str, error: str) -> str:
 
 
 def first_examples(store: Store, uris: Sequence[str]) -> Iterator[str]:
-    """Of the first rows in these files, three at most, each with its file."""
+    """The first rows in these files, three at most, each with its file."""
     left = EXAMPLES
     for uri in uris[:EXAMPLES]:
         source = store.open_arrow(store.stat(uri))
@@ -240,7 +240,7 @@ def list_dead_letters(job: Job) -> Iterator[tuple[str, ObjectRef]]:
 
 
 def dead_letters_of(output: str, store: Store, folder: str) -> Iterator[ObjectRef]:
-    """Every file of dead letters in the folder that says itself that it belongs to that output folder, of whatever job."""
+    """Every file of dead letters in the folder whose metadata name that output folder, of any job."""
     for ref in store.list(f"{folder}/"):
         match = _NAME.fullmatch(ref.uri.removeprefix(f"{folder}/"))
         if match is not None and _output_of(store, ref) == f"{output}/{match['output']}.parquet":
@@ -274,7 +274,7 @@ class UriDigests:
 
 
 def check_dead_letters(job: Job, named: Callable[[], Iterable[str]]) -> None:
-    """`named` gives the files that prediction files name, anew each time. Raises `OutputIncomplete` where one is gone."""
+    """`named` gives the files that prediction files name, again each time. Raises `OutputIncomplete` where one is gone."""
     wanted, there = UriDigests(named()), UriDigests(ref.uri for _, ref in list_dead_letters(job))
     if there.includes(wanted):
         return
@@ -291,8 +291,8 @@ def check_dead_letters(job: Job, named: Callable[[], Iterable[str]]) -> None:
 
 
 def unnamed_dead_letters(job: Job, named: UriDigests) -> Iterator[ObjectRef]:
-    """What no prediction file names, of attempts that came to nothing and of outputs that are no more; and of that only what
-    says itself that it is of this output folder, and of no later claim.
+    """Files that no prediction file names, of failed attempts and of removed outputs; only those whose metadata name this
+    output folder, and no later claim.
     """
     for output, ref in list_dead_letters(job):
         if ref.uri in named:

@@ -37,8 +37,8 @@ _SUMMARY = b"headrace.summary"
 
 @dataclass(frozen=True, slots=True)
 class FailedSummary:
-    """Of a job that is done but for its failed shards: those and their rows, and what is done; `manifest` names parts of the
-    latter, below the output folder.
+    """The list for a job that is done except for its failed shards: those and their rows, and what is done; `manifest` names
+    parts of the latter, below the output folder.
     """
 
     shards: int
@@ -49,7 +49,7 @@ class FailedSummary:
 
 
 def is_failed_list(name: str) -> bool:
-    """Of an object's name below the output folder."""
+    """Whether an object's name below the output folder is that of a list."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -97,7 +97,7 @@ def write_failed_list(job: Job, failed: Sequence[FailedShard], shards: int, rows
 
 
 def read_failed_list(store: Store, ref: ObjectRef, most: int) -> tuple[FailedSummary, list[dict[str, Any]]]:
-    """What it says, and its first `most` rows. Of a list that this job has just written."""
+    """The content and the first `most` rows of a list that this job has just written."""
     file = pq.ParquetFile(pa.BufferReader(store.read(ref)))
     said = json.loads(file.schema_arrow.metadata[_SUMMARY])
     summary = FailedSummary(**said | {"manifest": tuple(said["manifest"])})

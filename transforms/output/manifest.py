@@ -1,4 +1,4 @@
-"""The manifest's parts read one after the other, so that memory does not grow with the output. No Beam."""
+"""The manifest's parts, read one by one: memory does not grow with the output. No Beam."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _read_parts(store: Store, parts: Iterable[ObjectRef], columns: list[str]) ->
             with _as_manifest_error(part):
                 if (batch := next(batches, None)) is None:
                     break
-                batch.validate(full=True)  # texts that are no UTF-8
+                batch.validate(full=True)  # texts that are not UTF-8
             if batch[0].null_count:
                 raise _no_part(part, "a name in each row", "a row without one")
             yield pa.Table.from_batches([batch])

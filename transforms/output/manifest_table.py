@@ -1,4 +1,4 @@
-"""What a part of the manifest says of each output: the schema, and results as a table of it. No Beam."""
+"""The table in a part of the manifest: its schema, and results as its rows. No Beam."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ MANIFEST_SCHEMA = schema_of(
 
 
 def manifest_table(results: Iterable[ShardResult]) -> pa.Table:
-    """One row per output, in input order. Times are null where the output stood there before this run.
+    """One row per output, in input order. Times are null where the output existed before this run.
 
     `rows` of the input are `predicted_rows` in the output, `filtered_rows` that --where leaves out, and `bad_rows` in the file
     `dead_letters`, a URI or null.
-    `batch_splits` tells where batches were of other than the planned size; see
+    `batch_splits` records where batches differ from the planned size; see
     `headrace.transforms.predicting.bisection`. Where an output joins files, `input` is the first of them, `rows`,
     `bad_rows` and `filtered_rows` are of all, and `joined` are all of them in the order of their rows; else it is null.
     Raises `OutputIncomplete` where rows of a shard are in neither.

@@ -1,5 +1,5 @@
-"""What became of a run's shards, in little: accounts of any of them merge, in whatever order, to the same to the bit. The
-size of one does not grow with the number of shards.
+"""The outcome of a run's shards in a small, mergeable form: accounts merge, in any order, to the same result, equal to the bit.
+An account's size does not grow with the number of shards.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class TimeLine:
         total = [_whole_nanoseconds(value) for value in seconds]
 
         def until(span: int) -> list[int]:
-            """What was spent before the span begins: differences of it add up, however wide spans are."""
+            """The time spent before the span begins: differences of it add up, however wide spans are."""
             share = min(1.0, max(0.0, (span * self.width - began) / lasted))
             return [round(value * share) for value in total]
 
@@ -102,7 +102,7 @@ class Slow:
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """A row in dead letters, as they tell of it."""
+    """A row in dead letters, as they record it."""
 
     where: str
     row: int
@@ -122,11 +122,11 @@ class Unread:
 
 @dataclass(slots=True)
 class Account:
-    """Shards and rows, those of them that this run computed, and what these took.
+    """Shards and rows, those that this run computed, and the time that these took.
 
-    `columns` are of `described` shards, of which `footers` were found done, and told by their own files; `unlike` are names of
-    columns that are not of one type. `unread` and `dead_letters` (output and URI) are files to look into, a bounded number.
-    `reasons` count rows of `bad_looked_at` by stage and what is said of them; `began` and `ended` are since 1970.
+    `columns` cover `described` shards; `footers` of these were found done, and their own files have the statistics. `unlike`
+    are names of columns with more than one type. `unread` and `dead_letters` (output and URI) are files to read, a bounded
+    number. `reasons` count rows of `bad_looked_at` by stage and message; `began` and `ended` are since 1970.
     """
 
     shards: int = 0
@@ -175,7 +175,7 @@ class Account:
         self._bound()
 
     def settle(self) -> None:
-        """Puts all in the order and the size that it has whatever was added first."""
+        """Sorts and cuts everything: the result does not depend on the order of additions."""
         self._bound(1)
         self.columns = [column for column in self.columns if column.name not in self.unlike]
         self.devices = Counter(dict(sorted(self.devices.items())))
@@ -190,8 +190,8 @@ class Account:
             column.values = None if column.values is None else dict(sorted(column.values.items()))
 
     def _bound(self, times: int = 2) -> None:
-        """Bounded lists may grow to some `times` of their bounds before they are cut. What is cut is never among the first of
-        more, so that it does not matter when.
+        """Bounded lists may grow to some `times` of their bounds before they are cut. An item that is cut is never
+        among the first of a longer list: it does not matter when lists are cut.
         """
         if len(self.slowest) > times * SLOWEST or times == 1:
             self.slowest = heapq.nlargest(SLOWEST, self.slowest)
@@ -204,7 +204,7 @@ class Account:
 
     @property
     def seconds(self) -> list[float]:
-        """Of read, predict and write."""
+        """Seconds for read, predict and write."""
         return [value / _NANOSECONDS for value in self.nanoseconds]
 
     @property
@@ -288,7 +288,7 @@ _SUMS = (
 
 
 def account_of(results: Iterable[ShardResult]) -> Account:
-    """Of results that were not merged before."""
+    """Merges results that were not merged before."""
     account = Account()
     for result in results:
         add_safely(account, result)
@@ -305,7 +305,7 @@ def add_safely(account: Account, result: ShardResult) -> None:
 
 
 def merged(accounts: Iterable[Account]) -> Account:
-    """Of all of a run's, with the time that loading models took."""
+    """Merges all accounts of a run, with the time for loading models."""
     total = Account()
     for account in accounts:
         total.merge(account)

@@ -26,7 +26,7 @@ _HAIR = 1e-12
 @dataclass(frozen=True, slots=True)
 class Bars:
     """Shares (0 to 1) of this run and of the one before. `labels` name each bar, or where `between` is set, each edge
-    between and beside them.
+    between and next to them.
     """
 
     title: str
@@ -70,7 +70,7 @@ def histogram(title: str, now: Numbers | None, before: Numbers | None) -> Bars |
     """Equally wide bars. Where nearly all numbers would be in one of them, bars that each double, if all are above 0; else the
     outermost bars reach out to what is rare.
     """
-    if now is None or not now.binned:  # numbers may lie in batches alone that were not looked at
+    if now is None or not now.binned:  # all numbers may be in batches that were not sampled
         return None
     both = [now] if before is None or not before.binned else [now, before]
     least, most = min(numbers.least for numbers in both), max(numbers.most for numbers in both)
@@ -101,7 +101,7 @@ def histogram(title: str, now: Numbers | None, before: Numbers | None) -> Bars |
         else:
             usual = [numbers.quantile(share) or 0.0 for numbers in both for share in (_RARE, 1 - _RARE)]
             narrow = linear(min(usual), max(usual))
-            if len(narrow[1]) > 2:  # else all that is usual is one number, as where nearly all are 0
+            if len(narrow[1]) > 2:  # else the usual numbers are one, as where nearly all are 0
                 counted, edges, first = narrow
                 edges[0], edges[-1] = min(least, edges[0]), max(most, edges[-1])
     bars = range(first, first + len(edges) - 1)
@@ -151,7 +151,7 @@ def _numbered(counts: np.ndarray[Any, Any]) -> dict[str, int]:
 
 
 def _categories(title: str, now: dict[str, int], before: dict[str, int] | None) -> Bars:
-    """In their order where all have a bar, else the most frequent of both runs, most first."""
+    """Sorted if all have a bar, else the most frequent of both runs, most frequent first."""
     totals = [max(1, sum(some.values())) for some in (now, before or {})]
     names = list(now) + [name for name in before or {} if name not in now]
     if all(re.fullmatch(r"-?[0-9]{1,20}", name) for name in names):

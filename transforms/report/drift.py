@@ -1,13 +1,13 @@
-"""How far the predictions of two runs lie apart: the Jensen-Shannon distance of their distributions.
+"""The distance between the predictions of two runs: the Jensen-Shannon distance of their distributions.
 
 distance(p, q) = sqrt(H((p + q) / 2) - (H(p) + H(q)) / 2), with H Shannon's entropy in bits: 0 where they are equal, 1 where
 they share nothing. J. Lin, "Divergence measures based on the Shannon entropy", IEEE Transactions on Information Theory 37(1),
-1991; that its root is a metric: D. Endres and J. Schindelin, the same 49(7), 2003. It needs no correction for what one run
-never had. Small shifts have 8 ln 2 times its square as their population stability index, so that `SLIGHT` and `MARKED` are
-where that index has its customary 0.1 and 0.25.
+1991; that its root is a metric: D. Endres and J. Schindelin, the same 49(7), 2003. It needs no correction for values that one
+run lacks. For small shifts, the population stability index is 8 ln 2 times its square: `SLIGHT` and `MARKED` are where that
+index has its customary 0.1 and 0.25.
 
-Runs of few rows differ by chance. Of n and m rows of one distribution over k bins, the square is expected to be
-(k - 1) (1/n + 1/m) / (8 ln 2), as that of a chi-squared; twice its root must be exceeded too.
+Runs of few rows differ by chance. For n and m rows of one distribution over k bins, the square is expected to be
+(k - 1) (1/n + 1/m) / (8 ln 2), as that of a chi-squared; a shift must also exceed twice its root.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Drift:
 
 
 def distance(now: Sequence[float], before: Sequence[float]) -> float:
-    """Of two distributions over the same bins, as counts of any total."""
+    """The distance of two distributions over the same bins, as counts of any total."""
     p, q = (np.asarray(counts, np.float64) / max(1e-300, float(np.sum(counts))) for counts in (now, before))
     divergence = _entropy((p + q) / 2) - (_entropy(p) + _entropy(q)) / 2
     return math.sqrt(min(1.0, max(0.0, divergence)))
@@ -114,5 +114,5 @@ def _not_finite(numbers: Numbers | None) -> list[int]:
 
 
 def is_text(column: Column) -> bool:
-    """Of lists and dictionaries, what is in them."""
+    """For lists and dictionaries, their values' type decides."""
     return re.search(r"(^|: |values=)(large_)?(string|binary)($|[>, ])", column.kind) is not None

@@ -1,4 +1,4 @@
-"""What the report says of shards that failed."""
+"""The report's section on shards that failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the page is made of: tables, charts with their numbers, and words for amounts. Whatever is given is shown as text."""
+"""Parts of the page: tables, charts with their numbers, and words for amounts. All input is shown as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A report kept within a report: what the next run holds itself against. It is read as data, and never run."""
+"""A report kept within a report: the next run compares itself with it. It is read as data, and never run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Kept:
 
 
 def embedded(data: Any) -> str:
-    """JSON that cannot end the element that it stands in."""
+    """JSON that cannot end the element that contains it."""
     return printable_json(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 

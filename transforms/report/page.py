@@ -42,7 +42,7 @@ _MOST_CHARTS = 80
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """All that a page says. `compared` is why there is no `before`, or where it lay."""
+    """The content of a page. `compared` is the reason why there is no `before`, or its place."""
 
     job: Job
     account: Account

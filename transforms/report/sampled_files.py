@@ -1,4 +1,4 @@
-"""Files that a report looks into, when all shards are accounted for: some of those found done, and some dead letters."""
+"""Files that a report reads when all shards are accounted for: some of those found done, and some dead letters."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read_statistics(job: Job, account: Account) -> None:
 
 
 def _columns_of(job: Job, store: Store, unread: Unread) -> Sequence[Column] | None:
-    """Where a file has gone since it was found, or was never whole, the job's own account of its files says so."""
+    """If a file has gone since it was found, or is damaged, the job's own account of its files reports that."""
     there = ObjectRef(f"{job.output}/{unread.output}", unread.nbytes, unread.version)
     try:
         kept = read_footer(store, there).key_values.get(STATISTICS.encode())
@@ -63,7 +63,7 @@ def read_dead_letters(job: Job, account: Account) -> None:
 
 
 def _bad_rows(store: Store, uri: str) -> Iterator[Bad]:
-    """Of one file, the first `_ROWS_OF_A_FILE` at most; none where it has gone."""
+    """The first rows of one file, at most `_ROWS_OF_A_FILE`; none where it has gone."""
     try:
         with closing(store.open_arrow(store.stat(uri))) as opened:
             left = _ROWS_OF_A_FILE
@@ -80,7 +80,7 @@ def _bad_rows(store: Store, uri: str) -> Iterator[Bad]:
 
 
 def _reason(error: str) -> str:
-    """What is alike in messages of the same mistake: without numbers, and without the places that they name."""
+    """The common part of messages of the same mistake: without numbers, and without the places that they name."""
     text = re.sub(r"\b\w+:///?\S+|(?<![\w.])/\S+", "…", error)
     text = re.sub(r"\d+", "#", text)
     return text[:_REASON_LETTERS]

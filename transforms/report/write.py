@@ -1,4 +1,4 @@
-"""The report written at its place, once the run is done; an earlier one that stands there is what it is held against."""
+"""Writes the report at its place, once the run is done, and compares it with an earlier one there."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 def write_report(
     job: Job, manifest: Sequence[str], accounts: Iterable[Account], failed: Sequence[FailedShard] = ()
 ) -> str | None:
-    """Where it lies, or None where it could not be written: what was predicted stands all the same, and the log says why."""
+    """Its place, or None where it could not be written: the predictions are complete all the same, and the log says why."""
     assert job.report is not None
     try:
         account = merged(accounts)

@@ -1,9 +1,9 @@
-"""What a column of predictions holds, in little: made while a shard is written, kept with it, merged over shards. No Beam.
+"""Statistics of a column of predictions: made while a shard is written, kept with it, merged over shards. No Beam.
 
-Numbers are in `number_bins`. Nothing here looks at one row after the other.
+Numbers are in `number_bins`. Nothing here visits rows one by one.
 
-Rows, nulls, NaN, least, most and sums are of every row. Bins, classes and values are of a shard's first `ALL_ROWS` rows and
-then of every `EVERY`-th batch, which stands for as many: that keeps them cheap beside a light model.
+Rows, nulls, NaN, min, max and sums cover every row. Bins, classes and values cover a shard's first `ALL_ROWS` rows and
+then every `EVERY`-th batch, which counts for as many: that keeps them cheap compared with a light model.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _MOST_DECODED = 4 << 20
 
 @dataclass(slots=True)
 class Column:
-    """`rows` of one column, of which `nulls` are null as a whole.
+    """`rows` of one column; `nulls` of them are null as a whole.
 
-    `numbers` are its numbers, of lists each one, or its texts' lengths in bytes. `classes` counts, of rows of one to
-    `MOST_CLASSES` scores, where in the row the largest is (of equal ones the first), and `largest` are these.
-    `values` counts each value, None where that is too much: whole numbers, bools and texts of few different values alone.
+    `numbers` are its numbers, each number of a list, or the lengths of its texts in bytes. For rows of one to `MOST_CLASSES`
+    scores, `classes` counts where in the row the largest is (of equal ones the first), and `largest` are these scores.
+    `values` counts each value, None where these are too many: only whole numbers, bools and texts of few different values.
     """
 
     name: str
@@ -132,7 +132,7 @@ class Column:
             self.values = None
 
     def is_like(self, other: Column) -> bool:
-        """Of the same name and type, and counted in the same way."""
+        """Whether it has the same name and type, and is counted in the same way."""
         return self._way() == other._way()
 
     def _way(self) -> tuple[Any, ...]:

@@ -40,7 +40,7 @@ def without_rows(ref: ObjectRef, deleted: Positions) -> ObjectRef:
 
 
 def stored_object(ref: ObjectRef) -> ObjectRef:
-    """What the store has, with the rows that are deleted."""
+    """The object in the store, which still has the deleted rows."""
     return replace(ref, version=stored_version(ref.version))
 
 
@@ -55,7 +55,7 @@ def deleted_count(version: str) -> int:
 
 
 def live_rows(row_group_rows: Sequence[int], deleted: Positions) -> list[int]:
-    """Of each row group, how many are left."""
+    """The rows that are left in each row group."""
     ends = np.cumsum([0, *row_group_rows])
     gone = np.diff(np.searchsorted(deleted, ends))
     return [rows - int(count) for rows, count in zip(row_group_rows, gone, strict=True)]

@@ -1,4 +1,4 @@
-"""What a shard tells for the report beside its result. No Beam."""
+"""A shard's measurements for the report. No Beam."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ Loaded = TypeVar("Loaded")
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """Where shards are predicted. `began` (seconds since 1970) and `load_seconds` are of getting the models ready;
-    `retries_before` are requests to stores that this process had tried again until then.
+    """A process that predicts shards. `began` (seconds since 1970) and `load_seconds` are about loading the models;
+    `retries_before` are requests to stores that this process had repeated until then.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Process:
 
 
 def timed_load(load: Callable[[], Loaded]) -> tuple[Loaded, Process]:
-    """What it loads, and this process, which loaded it."""
+    """Times a load, and records this process as the one that loaded."""
     began, started, retries = time.time(), time.perf_counter(), retries_so_far()
     loaded = load()
     return loaded, Process(f"{socket.gethostname()}:{os.getpid()}", began, time.perf_counter() - started, retries)
@@ -77,7 +77,7 @@ def _measured(text: str | None, *more: Any) -> ShardMeasurements:
 
 
 def known_columns(text: str | None) -> tuple[Column, ...] | None:
-    """What a prediction file keeps of its columns. None also where it holds something else under that name."""
+    """The columns that a prediction file describes. None also where it holds something else under that name."""
     try:
         return None if text is None else tuple(decode(text))
     except ValueError:
@@ -99,7 +99,7 @@ def _added(columns: Columns, batch: pa.RecordBatch) -> Columns:
 
 
 class ShardMeasuring:
-    """Collects while a shard is predicted. Where that fails, the shard is told of without its columns: no row is lost by it."""
+    """Collects while a shard is predicted. If that fails, the shard is reported without its columns: no row is lost by it."""
 
     def __init__(self, schema: pa.Schema, predictions: Iterable[str]) -> None:
         """`predictions` are the columns of it to describe."""
@@ -116,7 +116,7 @@ class ShardMeasuring:
             self._count_seconds()
 
     def key_values(self) -> dict[str, str]:
-        """What the prediction file keeps of it; nothing is added afterwards."""
+        """The metadata for the prediction file; nothing is added afterwards."""
         encoded = None if self._columns is None else _tried(self._columns.encode)
         if encoded is None:
             return {}

@@ -1,8 +1,8 @@
 """Numbers counted in bins that merge exactly, with their sums.
 
-A number's bin is the upper 16 bits of its float64: sign, exponent and the first four bits of the fraction, so that a bin is a
-sixteenth of an octave wide and bins of any shards merge exactly. Where too many are filled, fraction bits are dropped, which
-merges neighbours: that too gives the same whatever is merged first.
+A number's bin is the upper 16 bits of its float64: sign, exponent and the first four bits of the fraction. A bin is a
+sixteenth of an octave wide, and bins of any shards merge exactly. Where too many bins are filled, fraction bits are dropped,
+which merges neighbours: the result is again the same in any order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 
 FRACTION_BITS = 4
-# Of a sum of squares: less than that, and its last digits are all that tells how far numbers lie apart.
+# Below this share of a sum of squares, only its last digits show how far numbers are apart.
 _CANCELLED = 1e-8
 _MOST_BINS = 1024  # and 4094, without fraction bits, where numbers are of every exponent
 _NOTHING = np.zeros(0, np.int64)
@@ -25,9 +25,9 @@ _NOTHING = np.zeros(0, np.int64)
 @dataclass(slots=True)
 class Numbers:
     """`count` finite numbers, their `least`, `most`, `total` and `spread`, the sum of their squared
-    distances from their mean; beside them `nan` and `infinite` ones.
+    distances from their mean; and the numbers of `nan` and `infinite` ones.
 
-    Finite ones are counted by key: the float64's upper 16 bits, of which all fraction bits but the first `bits` are 0. `keys`
+    Finite ones are counted by key: the float64's upper 16 bits, whose fraction bits after the first `bits` are 0. `keys`
     (ascending) and `counts`, both int64, lack what was added since they were last settled.
     """
 
@@ -75,7 +75,7 @@ class Numbers:
     def merge(self, other: Numbers) -> None:
         """In whatever order any are merged, the result is the same to the bit: sums are kept as whole numbers meanwhile.
 
-        It takes no more memory than its bins, so that many columns can be merged at the same time.
+        It takes no more memory than its bins: many columns can be merged at the same time.
         """
         self.settle()
         other.settle()
@@ -102,8 +102,8 @@ class Numbers:
         self._sums = None
 
     def _exact(self) -> tuple[int | None, int | None]:
-        """The sum and the sum of squares, in units of which every float64 and every square is a multiple; None where it is
-        not finite. What is not whole in the square of a mean is cut off, once for each that `merge` was never called on.
+        """The sum and the sum of squares, in units that divide every float64 and every square; None where it is not finite. The
+        fraction in the square of a mean is cut off, once for each that `merge` was never called on.
         """
         if self._sums is None:
             total, spread = _multiple(self.total), _multiple(self.spread)
@@ -168,7 +168,7 @@ class Numbers:
 
     @property
     def binned(self) -> int:
-        """What the bins come to: about `count`."""
+        """The sum of the bins: about `count`."""
         self.settle()
         return int(self.counts.sum())
 

@@ -19,7 +19,7 @@ def fits(value: str | None, kind: pa.DataType) -> bool:
 
 
 def constant(value: str | None, kind: pa.DataType) -> pa.Scalar[Any]:
-    """Of text that `fits`, or, for other types, that Arrow made of a value."""
+    """The value of text that `fits`, or, for other types, of text that Arrow made of a value."""
     if value is None or pa.types.is_string(kind):
         return pa.scalar(value, kind)
     parsed = _parsed(value, kind)
@@ -41,7 +41,7 @@ def _parsed(text: str, kind: pa.DataType) -> int | float | date | None:
 
 
 class PartitionTypes:
-    """What the values of each key may still be, as they are seen one after the other."""
+    """The types that the values of each key may still have; values arrive one by one."""
 
     def __init__(self) -> None:
         self._left: dict[str, list[pa.DataType]] = {}

@@ -1,4 +1,4 @@
-"""Folders `key=value`: what they say of the rows below them, and how they are written so that every reader says the same.
+"""Folders `key=value`: what they mean for the rows below them, and how they are written so that every reader agrees.
 
 Readers split such a folder at its first `=` and percent-decode the value; pyarrow decodes the key too, which DuckDB and polars
 do not. So a value is quoted as a whole, and a key keeps the spelling that it has in the input. Letters and digits of any script
@@ -79,7 +79,7 @@ def _quoted(text: str, composed: bool) -> str:
 
 
 def _is_letter(character: str) -> bool:
-    """Of another script than Latin; marks belong to the letters before them."""
+    """A letter of another script than Latin; marks belong to the letters before them."""
     return not character.isascii() and unicodedata.category(character)[0] in "LMN"
 
 
@@ -89,7 +89,7 @@ def _value(text: str) -> str | None:
 
 
 def _decoded(text: str) -> str:
-    """What is no UTF-8 once decoded was not quoted by a writer of UTF-8, and means itself."""
+    """Text that is not UTF-8 once decoded was not quoted by a writer of UTF-8, and is taken literally."""
     try:
         return unquote_to_bytes(text).decode() if "%" in text else text
     except UnicodeDecodeError:

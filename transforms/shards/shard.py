@@ -23,12 +23,12 @@ _OUTPUT_NAME = re.compile(
 # A file system's names end at 255 bytes: a mark is one, `output_name` adds 55, and a file of dead letters 17.
 _SEGMENT_BYTES = 182
 
-# Stands for what a stem leaves out; in a segment itself it is quoted, so that different inputs have different stems.
+# Replaces what a stem leaves out; in a segment itself it is quoted: different inputs have different stems.
 _MARK = "@"
 
 _REASON_LETTERS = 4000
 
-# A reader decodes a row group from its start, so that n spans of one cost (n + 1) / 2 times its decoding: twice, for 3.
+# A reader decodes a row group from its start: n spans of one cost (n + 1) / 2 times its decoding: twice, for 3.
 _SPANS_OF_A_ROW_GROUP = 3
 
 
@@ -37,13 +37,13 @@ class Shard:
     """Rows `first_row` (inclusive) to `first_row + rows` (exclusive) of one input file, counted from 0.
 
     `row_groups` is (first inclusive, end exclusive), of `nbytes` compressed bytes; `skip` rows of the first row group
-    come before `first_row`. `partitions` are the columns that the input's folders tell: name and value, null as None.
+    come before `first_row`. `partitions` are the columns from the input's folders: name and value, null as None.
     `renamed` are columns of a table that the file has under another name: the table's and the file's.
     `deleted` are packed numbers of rows, from the first row group's first, that are not read and count nowhere else.
     `batch_rows` are rows per batch where these are fewer than the job's, for rows that are large.
     `drift` says how the file's schema differs from the job's: a sentence, expected, found; () where it does not.
     `joined` are whole files whose rows follow in the same output: `rows` and `nbytes` count theirs too.
-    Shards sort in the order of their outputs' names. `source` and the row span are what the shard is; `output` follows.
+    Shards sort in the order of their outputs' names. `source` and the row span identify the shard; `output` follows.
     """
 
     output: str
@@ -92,13 +92,13 @@ PartOutcome = tuple[int, int, tuple[tuple[int, int], ...]]
 
 @dataclass(frozen=True, slots=True)
 class ShardResult:
-    """What became of a shard. `seconds` are of one thread, by stage; unknown where the output stood there already.
+    """The outcome of a shard. `seconds` are of one thread, by stage; unknown where the output existed already.
 
     Its rows are `predicted_rows` in the output, `filtered_rows` that the job's condition leaves out, and `bad_rows` in the file
-    `dead_letters` (its URI). `batch_splits` tells where batches were of other than the planned size: from row (inclusive), at
+    `dead_letters` (its URI). `batch_splits` records where batches differ from the planned size: from row (inclusive), at
     most so many rows; see `headrace.transforms.predicting.bisection`. Where the shard joins files, `of_parts` are the bad rows,
-    the filtered rows and the batch splits of each (() where none has any), and `batch_splits` is empty. `told` is for the
-    report, where one is wanted.
+    the filtered rows and the batch splits of each (() where none has any), and `batch_splits` is empty. `measurements` are for
+    the report, if one is written.
     """
 
     shard: Shard
@@ -186,7 +186,7 @@ def output_name(
 
 
 def named_output(stem: str, first_row: int, rows: int, fingerprint: str, sources: int) -> str:
-    """`output_name` of inputs of which only the `source_digest` is known."""
+    """`output_name` for inputs that are known only by their `source_digest`."""
     return f"{stem}-{first_row:012d}-{first_row + rows:012d}-{fingerprint[:8]}{sources:012x}.parquet"
 
 
@@ -196,7 +196,7 @@ def source_digest(*sources: ObjectRef) -> int:
 
 
 def sources_sha256(*sources: ObjectRef) -> str:
-    """In hexadecimal, of the inputs' URIs and versions in their order."""
+    """SHA-256 of the inputs' URIs and versions in their order, in hexadecimal."""
     return _sources_hash(sources).hexdigest()
 
 
@@ -217,7 +217,7 @@ def join_shards(parts: Sequence[Shard], stem: str, fingerprint: str) -> Shard:
 
 @dataclass(frozen=True, slots=True)
 class OutputName:
-    """What an output's name tells without opening it. `job` are eight hex digits; `source` is its `source_digest`."""
+    """What an output's name shows without opening it. `job` are eight hex digits; `source` is its `source_digest`."""
 
     stem: str
     first_row: int
@@ -245,9 +245,9 @@ def split_file(
     drift: tuple[str, ...] = (),
 ) -> Iterator[Shard]:
     """Shards of whole row groups, each of at most `shard_bytes` compressed bytes unless one row group alone exceeds it;
-    one of more than twice as many bytes is cut into spans of its rows.
+    a row group of more than twice as many bytes is cut into spans of its rows.
 
-    A file without rows is one shard without rows, so that its output exists and has the schema.
+    A file without rows is one shard without rows: its output exists and has the schema.
     """
 
     def shard(first_row: int, rows: int, groups: tuple[int, int], nbytes: int, skip: int = 0) -> Shard:

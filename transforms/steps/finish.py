@@ -44,8 +44,8 @@ from ..shards.shard import ShardResult, parse_output_name
 from ..storage import ObjectRef, Store, open_store
 from ..storage.same import create_same
 
-# Of one worker's memory, what finishing takes at the most, however many shards there are: a part of the manifest, a few
-# accounts for the report, and what reading and writing Parquet needs. `make bench-edges` shows it.
+# The most that finishing takes of one worker's memory, however many shards there are: a part of the manifest, a few accounts
+# for the report, and what reading and writing Parquet needs. `make bench-edges` shows it.
 FINISHING_BYTES = 512 << 20
 _ROWS_AT_ONCE = 10_000
 _one_table = threading.Lock()
@@ -74,7 +74,7 @@ def held_bytes(result: ShardResult) -> int:
 
 
 def write_part(job: Job, number: int, results: Iterable[ShardResult]) -> ManifestPart:
-    """The results whose names lie between those of the parts before and after."""
+    """The results whose names are between those of the parts before and after."""
     results = sorted(results, key=attrgetter("shard"))
     record = {b"headrace.job": json.dumps(job.record(), sort_keys=True).encode(), CLAIM_KEY.encode(): b"%d" % job.claim}
     # One at a time in a process, whose memory then holds one table, however many cores it has.
@@ -95,10 +95,10 @@ def _parquet(results: Sequence[ShardResult], record: dict[bytes, bytes]) -> byte
 
 
 def finish(job: Job, parts: Iterable[ManifestPart], accounts: Iterable[Account] = ()) -> dict[str, Any]:
-    """Holds the manifest against the output folder, writes `_SUCCESS`, and returns what that holds.
+    """Compares the manifest with the output folder, writes `_SUCCESS`, and returns its content.
 
-    Where an equal run, started at the same time, was first, its manifest and its mark are the ones that stay. What is removed
-    was listed while this run's claim was the newest. Raises `ClaimLost` where it is not any more, and leaves no mark then.
+    If an equal run, started at the same time, was first, its manifest and its mark stay. Only files that were listed while this
+    run's claim was the newest are removed. Raises `ClaimLost` where it no longer is, and then leaves no mark.
     """
     store, parts = open_store(job.output, job.storage), sorted(parts, key=lambda part: part.number)
     names = [part.name for part in parts]
@@ -118,7 +118,7 @@ def finish(job: Job, parts: Iterable[ManifestPart], accounts: Iterable[Account] 
         summary["digest"] = outputs_digest(job.output, store, names)
         superseded = check_complete(job, names)
         check_bad_rows(job, names, summary["rows"], summary["bad_rows"])
-        _remove(job, store, superseded)  # before the mark, with which nobody may find a row twice
+        _remove(job, store, superseded)  # before the mark: with it, no row may be there twice
         summary = _mark_success(job, store, mark, summary)
     except ObjectNotFound as error:
         check_claim(job, store)
@@ -137,7 +137,7 @@ def finish(job: Job, parts: Iterable[ManifestPart], accounts: Iterable[Account] 
 
 
 def _remove(job: Job, store: Store, listed: Sequence[ObjectRef]) -> None:
-    """What was listed before the claim is looked at: nothing in it is of a newer claim then."""
+    """Lists before it checks the claim: the listing then has nothing of a newer claim."""
     if not listed:
         return
     check_claim(job, store)
@@ -152,10 +152,11 @@ def finalize(job: Job, results: Iterable[ShardResult]) -> dict[str, Any]:
 
 
 def check_complete(job: Job, parts: Sequence[str]) -> list[ObjectRef]:
-    """What stands and is to be removed: files of inputs that changed or vanished, and what a run added that lost its claim.
+    """Existing files that are to be removed: those of inputs that changed or vanished, and those added by a run that lost its
+    claim.
 
-    Raises `OutputIncomplete` where a file of the plan is gone or is another than was accounted for, `OutputConflict` where one
-    stands that is none of it and may not go.
+    Raises `OutputIncomplete` where a file of the plan is gone or differs from the one accounted for, `OutputConflict` where a
+    file is not part of the plan and may not be removed.
     """
     gone, stray, both, superseded = _Counted(), _Counted(), 0, list[ObjectRef]()
     is_superseded = _Superseded(job)
@@ -208,7 +209,7 @@ def _refuse_replaced(job: Job, name: str, version: str, ref: ObjectRef) -> None:
 
 
 def _planned_and_existing(job: Job, parts: Sequence[str]) -> Iterator[tuple[str, str | None, ObjectRef | None]]:
-    """Every name of the manifest or of the output folder: the version that the manifest has of it, and what stands there."""
+    """Every name of the manifest or of the output folder: its version in the manifest, and the existing object."""
     store = open_store(job.output, job.storage)
     refs = [store.stat(f"{job.output}/{part}") for part in parts]
     planned: Iterator[tuple[str, str | ObjectRef]] = manifest_versions(store, refs)
@@ -220,8 +221,8 @@ def _planned_and_existing(job: Job, parts: Sequence[str]) -> Iterator[tuple[str,
 
 
 class _Superseded:
-    """Whether a file that is none of the plan may go: it is this job's own, of an input that has changed or vanished, or a run
-    wrote it that has lost its claim since. What it says of itself decides, not its name alone.
+    """Whether a file outside the plan may be removed: it is this job's own, of an input that has changed or vanished, or of a
+    run that has since lost its claim. Its metadata decide, not its name alone.
     """
 
     def __init__(self, job: Job) -> None:
@@ -248,7 +249,7 @@ class _Superseded:
 
 
 def check_bad_rows(job: Job, parts: Iterable[str], rows: int, bad: int) -> None:
-    """Holds the dead letters that the manifest names against what stands, and their number against the job's bound.
+    """Compares the dead letters that the manifest names with the existing ones, and their number with the job's bound.
 
     Raises `OutputIncomplete`, and `TooManyBadRows`: also where not a single row was predicted, whatever the bound.
     """
@@ -296,9 +297,9 @@ def _mark_of_an_equal_job(store: Store, uri: str, summary: dict[str, Any], gone:
 
 
 def _mark_success(job: Job, store: Store, uri: str, summary: dict[str, Any]) -> dict[str, Any]:
-    """What `_SUCCESS` holds then: an equal run's account of the same files may name another manifest of them.
+    """Returns the final content of `_SUCCESS`: an equal run's account of the same files may name another manifest of them.
 
-    It is prepared first: whoever claims the folder takes what is prepared away, and then it cannot be published any more.
+    It is prepared first: the next run that claims the folder removes what is prepared, which then cannot be published.
     """
     prepared = prepare_mark(job, store, json.dumps(summary, indent=2).encode() + b"\n")
     try:
@@ -334,7 +335,7 @@ def _remove_own_mark(store: Store, uri: str, summary: dict[str, Any]) -> None:
 
 
 def _says_the_same(there: dict[str, Any], summary: dict[str, Any]) -> bool:
-    """Of the same files; the manifest may be another. Earlier versions wrote no claim and no digest, nor filtered rows."""
+    """Whether both are about the same files; manifests may differ. Earlier versions wrote no claim, digest or filtered rows."""
     keys, there = summary.keys() - {"manifest"}, {"filtered_rows": 0} | there
     if there.get("claim") is None and not summary["claim"]:
         keys -= {"claim", "digest"}

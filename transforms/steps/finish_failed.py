@@ -1,4 +1,4 @@
-"""The end of a job of which shards have failed: no `_SUCCESS`. Plain functions, without Beam."""
+"""The end of a job with failed shards: no `_SUCCESS`. Plain functions, without Beam."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def fail_for_shards(
 ) -> NoReturn:
     """Raises the first shard's own error; under `skip_shards` `ShardsFailed` once all are listed and the report is written.
 
-    What is done stays as it is: files of inputs that changed or vanished wait for the run that completes the job, and so does
-    the mark. Raises `ClaimLost` where another run has claimed the folder, and `TooManyFailedShards`.
+    Finished outputs stay as they are: removing files of inputs that changed or vanished waits for the run that completes the
+    job, and so does the mark. Raises `ClaimLost` where another run has claimed the folder, and `TooManyFailedShards`.
     """
     store, parts = open_store(job.output, job.storage), sorted(parts, key=lambda part: part.number)
     failed = sorted(failed, key=lambda failure: failure.shard)

@@ -29,7 +29,7 @@ from ..tables.columns import TableColumns
 _FOOTERS_AT_ONCE = 16
 # Enough to make little of what a runner spends on an element, and few enough to keep many workers busy.
 MOST_FILES_A_UNIT = 64
-# After a file of another schema, so many shards more are looked at, to name others.
+# After a file of another schema, so many more shards are checked, to name others.
 _CHECKED_ON = 64
 _NAMED = 5
 
@@ -76,7 +76,7 @@ class _Splitter:
         stem = _stem(self._job, source.uri)
         deleted = self._deleted(source, footer)
         rows, sizes = live_rows(footer.row_group_rows, deleted), footer.row_group_bytes
-        # Of a file that drifts, those that it has.
+        # For a file that drifts, those that it has.
         keys = [key for key in self._job.partitions if key in values and key not in footer.schema.names]
         partitions = tuple((key, values[key]) for key in keys) or self._lacking(source, footer.schema)
         if drift:  # all that the file has is read then, under its own names
@@ -127,7 +127,7 @@ class _Splitter:
         return deleted
 
     def _lacking(self, source: ObjectRef, schema: pa.Schema) -> tuple[tuple[str, str | None], ...]:
-        """Columns of a table that the file lacks: partitions, whose values the log tells, and later ones, null there."""
+        """Columns of a table that the file lacks: partitions, whose values are in the log, and later ones, null there."""
         if self._job.table is None or self._table is None:
             return ()
         if not (names := self._columns.difference(self._table.stored_in(schema) or schema.names)):
@@ -142,9 +142,9 @@ class _Splitter:
         return tuple((name, stored[name]) for name in sorted(self._columns & stored.keys()) if stored[name] != name)
 
     def _drift_of_columns(self, source: ObjectRef, schema: pa.Schema) -> tuple[str, ...]:
-        """Columns may come in another order, of another type that is read alike, and others may be there too.
+        """Columns may come in another order or in another type that is read alike, and there may be other columns.
 
-        Raises `ColumnError` where one is there twice: its rows could not be told in dead letters either.
+        Raises `ColumnError` for a column that is there twice: dead letters could not hold its rows either.
         """
         if schema is self._sound:  # `read_footer` gives the same one again for files that are alike
             return ()

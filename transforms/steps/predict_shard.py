@@ -82,7 +82,7 @@ class _ShardRun:
         self._measuring = ShardMeasuring(predictor.output_schema, predictor.predictions) if reported else None
         self._letters = DeadLetters(job, shard, self._schema) if job.on_error.dead_letters is not None else None
         on_bad = self._letters.add if self._letters else None
-        # No batch has rows of two files, so that a joined file's predictions are those of the file alone.
+        # No batch has rows of two files: a joined file's predictions are those of the file alone.
         self._bisections = [
             Bisection(predictor, part.source.uri, job.batch_rows, on_bad, part.batch_rows) for part in shard.parts
         ]
@@ -201,7 +201,7 @@ def _identity(job: Job, shard: Shard) -> dict[str, str]:
 
 
 def _key_values(job: Job, shard: Shard, threads: int, device: str) -> dict[str, str]:
-    """What each prediction file says of itself: what it is, and what its bits depend on."""
+    """The metadata of each prediction file: its identity, and what its bits depend on."""
     bits = {
         "headrace.batch_rows": str(job.batch_rows),
         "headrace.intra_op_threads": str(threads),
@@ -213,7 +213,7 @@ def _key_values(job: Job, shard: Shard, threads: int, device: str) -> dict[str, 
 def _outcome(
     bisections: Sequence[Bisection], filtering: ShardFiltering, committed: CommittedDeadLetters | None
 ) -> dict[str, str]:
-    """What is known only at the end: rows left out and where they lie, and batches of other than the planned size."""
+    """What is known only at the end: rows left out and their place, and batches of another than the planned size."""
     key_values = {}
     if committed is not None:
         key_values["headrace.bad_rows"] = str(sum(bisection.bad_rows for bisection in bisections))
@@ -238,7 +238,7 @@ def _already_written(job: Job, sink: Store, uri: str, shard: Shard) -> ShardResu
 
 
 def result_of_existing(job: Job, sink: Store, there: ObjectRef, shard: Shard) -> ShardResult:
-    """What the prediction file `there` says of the shard. Raises `OutputConflict` where it is of something else."""
+    """What the prediction file `there` records about the shard. Raises `OutputConflict` where it is of something else."""
     wanted, footer = _identity(job, shard), read_footer(sink, there)
     kept = {key.decode(): value.decode() for key, value in footer.key_values.items()}
     if different := [key for key, value in wanted.items() if kept.get(key) != value]:
@@ -262,7 +262,7 @@ def result_of_existing(job: Job, sink: Store, there: ObjectRef, shard: Shard) ->
 
 
 def _kept_outcome(there: ObjectRef, kept: Mapping[str, str]) -> dict[str, Any]:
-    """What a prediction file says of rows that are not in it. Raises `OutputConflict` where it is damaged."""
+    """What a prediction file records about rows that are not in it. Raises `OutputConflict` where it is damaged."""
     try:
         parts = parse_json(kept.get("headrace.of_parts", "[]"))
         return {
@@ -286,7 +286,7 @@ def _splits(read: Iterable[Sequence[int]]) -> tuple[tuple[int, int], ...]:
 
 
 def found_result(job: Job, there: ObjectRef, shard: Shard, has_dead_letters: bool) -> ShardResult:
-    """Of a prediction file that stands in the output: it is read only where it may have left rows out."""
+    """For an existing prediction file: it is read only where it may have left rows out."""
     if shard.drift or job.where is not None or has_dead_letters:
         return result_of_existing(job, open_store(job.output, job.storage), there, shard)
     return ShardResult(shard, there.size, there.version, there.crc32c, computed=False, predicted_rows=shard.rows)

@@ -1,4 +1,4 @@
-"""What `--where` leaves out of a shard, counted: of each input file, and what each batch keeps. No Beam."""
+"""Rows of a shard that `--where` leaves out, counted for each input file, and the rows that each batch keeps. No Beam."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST_BATCHES = 4096
 
 
 class ShardFiltering:
-    """Of one shard. `left_out` are rows of each of its parts."""
+    """The filtering of one shard. `left_out` are rows of each of its parts."""
 
     def __init__(self, where: RowFilter | None, parts: int) -> None:
         self._where = where
@@ -35,15 +35,15 @@ class ShardFiltering:
         return kept
 
     def key_values(self) -> dict[str, str]:
-        """What the prediction file keeps of it: with rows left out, where a batch's rows begin is in no other place."""
+        """The metadata for the prediction file: with rows left out, only they show where a batch's rows begin."""
         if self._where is None:
             return {}
         return {FILTERED: str(sum(self.left_out)), BATCH_KEPT: json.dumps(self._batches)}
 
 
 def batches_kept(key_values: Mapping[bytes, bytes], part: int) -> list[tuple[int, int]]:
-    """Of the part's batches, in their order, the rows that were predicted and those of them that stayed; of the first
-    `_MOST_BATCHES` of its file. Raises `ValueError` where the file does not say it.
+    """For the first `_MOST_BATCHES` batches of the part's file, in their order: the rows that were predicted and those that
+    stayed. Raises `ValueError` where the file does not record them.
     """
     try:
         batches = [(rows, kept) for rows, kept in parse_json(key_values[BATCH_KEPT.encode()])[part]]

@@ -1,4 +1,4 @@
-"""What a failed shard does to its job: it goes on with the others, as far as its policy allows. No Beam."""
+"""How a job handles a failed shard: it continues with the others, as far as its policy allows. No Beam."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..jobs.job import Job
 from ..predicting.row_failures import blames_rows
 from ..shards.shard import FailedShard, Shard
 
-# Where the first failed shard is to fail the job: what may still be done before, in one process.
+# Limits for further work in one process, once the first failed shard will fail the job.
 MOST_FAILED = 10
 GO_ON_SECONDS = 60.0
 
@@ -21,10 +21,10 @@ _log = logging.getLogger(__name__)
 
 
 class ShardFailures:
-    """Those that one DoFn has met.
+    """The failures that one DoFn has met.
 
-    A job that a failed shard is to fail goes on with other shards all the same: what they make need not be made again. That
-    is bounded, since a fix may change every prediction: it goes on for `GO_ON_SECONDS`, or for as long as it had worked if
+    A job that a failed shard will fail still continues with other shards: their outputs need not be made again. That
+    is bounded, since a fix may change every prediction: it continues for `GO_ON_SECONDS`, or for as long as it had worked if
     that is longer, and until `MOST_FAILED` shards have failed. With `skip_shards` only their number is bounded.
     """
 

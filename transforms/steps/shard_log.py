@@ -1,4 +1,4 @@
-"""Which shard a thread works on: part of each of its log lines, and known to whoever stops the process."""
+"""The shard that a thread works on: part of each of its log lines, and known to the code that stops the process."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def running() -> list[str]:
 
 
 def mark_log_lines() -> None:
-    """Every logger's lines, whoever formats them: Beam sends a worker's to its runner by a handler of its own."""
+    """Covers every logger's lines, with any formatter: Beam sends a worker's to its runner by a handler of its own."""
     global _marked
     with _lock:
         if _marked:
