@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     one = measure.run(f"{name}, {place}", command, f"{folder}/log.txt", own, places[place])
                     if number >= 0 or asked.quick:
                         used[name][place].append(one)
-                        measure.tell(
+                        measure.show_progress(
                             f"round {number + 1} of {rounds}: {name}, {place}: {one.wall:.2f} s, {one.cpu:.2f} CPU s"
                         )
     lines, goals = [f"{Machine.here()}\n{HERE} / {asked.revision}, medians of {rounds} rounds, and quartiles", ""], []

@@ -18,7 +18,7 @@ from benchmarks.measure import Goal, Machine
 MIB = 1 << 20
 SIZES = (10_000, 100_000, 1_000_000)
 QUICK = (1_000, 2_000)
-# In their order: some read what others leave.
+# In this order: some read what others leave.
 WHAT = {
     "resume": "one worker: lists the output, drops half of the plan",
     "add_up": "one worker of ten: adds up what shards tell",
@@ -28,7 +28,7 @@ WHAT = {
     "again": "launcher: the same command when all is done",
     "local": "all of that on Beam's local runner, in one process",
 }
-# Beam's local runner holds every element in memory; so it is looked at where that is bearable.
+# Beam's local runner holds every element in memory: it is measured only where that is bearable.
 MOST_LOCAL = 100_000
 MOST_MIB, LEAST_LINEAR = 1024.0, 0.8
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     with open(f"{folder}/log.txt", encoding="utf-8") as log:
                         rows.setdefault((program, count), []).append(json.loads(log.read().splitlines()[-1]))
                     last = rows[program, count][-1]
-                    measure.tell(f"{WHAT[program]}, {count:,} shards: {last['seconds']:.1f} s")
+                    measure.show_progress(f"{WHAT[program]}, {count:,} shards: {last['seconds']:.1f} s")
     cpu = {key: median(run["cpu_seconds"] for run in runs) for key, runs in rows.items()}
     lines, goals = [f"{Machine.here()}\nmedians of {rounds}", ""], []
     for (program, count), runs in rows.items():

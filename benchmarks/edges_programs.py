@@ -40,7 +40,7 @@ COLUMNS, ROWS, BUNDLE, WORKERS = 50, 1000, 1000, 10
 
 
 def shards(count: int) -> Iterator[Shard]:
-    """In the order of their names: what `PlanShards` makes of the made-up listing."""
+    """The planned shards in the order of their names, as `PlanShards` makes them of the made-up listing."""
     fingerprint, size = job().fingerprint, len(content())
     for i in range(count):
         stem = f"dt={i // 1000:05d}/part-{i % 1000:05d}"
@@ -50,7 +50,7 @@ def shards(count: int) -> Iterator[Shard]:
 
 
 class MadeUpOutput(MadeUpStore):
-    """Lists an output for each shard, too; whatever else is written stands in memory."""
+    """Lists an output for each shard, too; all other objects are in memory."""
 
     outputs = 0
 
@@ -66,8 +66,8 @@ class MadeUpOutput(MadeUpStore):
 
 
 @cache
-def told() -> tuple[ShardMeasurements, ...]:
-    """What shards of 50 columns tell: of ten different contents."""
+def measurements_of_ten() -> tuple[ShardMeasurements, ...]:
+    """Measurements of shards of 50 columns, with ten different contents."""
     schema = schema_of({f"c{i:02d}": pa.float32() for i in range(COLUMNS)})
     made = []
     for seed in range(10):
@@ -88,14 +88,14 @@ def result(i: int, shard: Shard, *, with_columns: bool) -> ShardResult:
         return done
     process = Process(f"worker-{i % 100}:7", 1e9, 2.5, 0)
     began = 1e9 + i // 100 * 2.75
-    mine = told()[i % 10]
+    mine = measurements_of_ten()[i % 10]
     return replace(
         done, measurements=ShardMeasurements(mine.columns, began, began + 2.75, mine.batch_seconds, process, 1)
     )
 
 
 def resume(count: int, _: str) -> None:
-    """One worker, all by itself: lists the output, and drops what stands of a plan of which half does."""
+    """One worker alone: lists the output, and drops the existing half of a plan."""
     MadeUpOutput.outputs = count // 2
     listed = sum(1 for _ in _ListOutput().process(b"", job()))
     assert listed == count // 2
@@ -111,7 +111,7 @@ def resume(count: int, _: str) -> None:
 
 
 def bundle_account(count: int, first: int = 0) -> Account:
-    """What a worker sends on of a bundle of so many shards."""
+    """What a worker sends on for a bundle of so many shards."""
     adding = _AddUp()
     adding.start_bundle()
     for i, shard in enumerate(shards(count)):
@@ -123,7 +123,7 @@ def bundle_account(count: int, first: int = 0) -> Account:
 
 
 def add_up(count: int, folder: str) -> None:
-    """One worker of ten: what its shards tell, bundle by bundle."""
+    """One worker of ten: adds up the measurements of its shards, bundle by bundle."""
     account = Account()
     for first in range(0, count // WORKERS, BUNDLE):
         account = bundle_account(min(BUNDLE, count // WORKERS), first)
@@ -136,12 +136,12 @@ def combine(count: int, folder: str) -> None:
     with open(f"{folder}/account", "rb") as file:
         sent = file.read()
     adding = Accounts()
-    whole = adding.create_accumulator()
+    total = adding.create_accumulator()
     for _ in range(max(1, count // BUNDLE)):
-        whole = adding.add_input(whole, pickle.loads(sent))
-    whole = adding.extract_output(whole)
+        total = adding.add_input(total, pickle.loads(sent))
+    total = adding.extract_output(total)
     with open(f"{folder}/whole", "wb") as file:
-        pickle.dump(whole, file, protocol=5)
+        pickle.dump(total, file, protocol=5)
 
 
 def parts(count: int, folder: str) -> None:
@@ -163,7 +163,7 @@ def parts(count: int, folder: str) -> None:
 
 
 def last(count: int, folder: str) -> None:
-    """The worker of the last step: the manifest held against the listing, `_SUCCESS`, and the report."""
+    """The worker of the last step: compares the manifest with the listing, writes `_SUCCESS` and the report."""
     written: list[ManifestPart] = _kept(folder, "parts")
     with open(f"{folder}/whole", "rb") as file:
         accounts = [pickle.load(file)] * 16
@@ -177,9 +177,9 @@ def again(count: int, folder: str) -> None:
     """The launcher: the same command again, when all is done."""
     _kept(folder, "done")
     MadeUpOutput.files = MadeUpOutput.outputs = count
-    standing = examine_output(prepared(), overwrite=False)
-    assert standing.complete
-    assert standing.done == count
+    state = examine_output(prepared(), overwrite=False)
+    assert state.complete
+    assert state.done == count
 
 
 def local(count: int, _: str) -> None:
@@ -197,9 +197,9 @@ def local(count: int, _: str) -> None:
     split = joined | "Resume" >> beam.ParDo(_DropDone(), asked()).with_outputs("done", main="todo")
     computed = split.todo | beam.Reshuffle() | beam.FlatMap(lambda unit: [predicted(shard) for shard in unit])
 
-    def then_all_stand(one: ShardResult) -> ShardResult:
+    def then_all_stand(result: ShardResult) -> ShardResult:
         MadeUpOutput.outputs = count
-        return one
+        return result
 
     (planned, split.done, computed | beam.Map(then_all_stand)) | "Finalize" >> Finalize(asked())
     pipeline.run().wait_until_finish()
@@ -234,7 +234,7 @@ def main(program: str, count: int, folder: str) -> None:
     headrace.transforms.storage.memory.MemoryStore = MadeUpOutput  # type: ignore[misc]  # `open_store` finds it there
     content()
     if program in ("add_up", "local"):
-        told()
+        measurements_of_ten()
     before, start, cpu = peak(), time.perf_counter(), time.process_time()
     PROGRAMS[program](count, folder)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu

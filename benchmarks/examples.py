@@ -33,8 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     columns: dict[str, Any] = {name: rng.normal(size=BATCH_ROWS).astype(np.float32) for name in FLOATS}
     columns |= {name: rng.integers(0, 5000, BATCH_ROWS) for name in INTS}
     batch = pa.RecordBatch.from_pydict(columns)
-    told = tuple(ExampleFeature(one, "float32" if one in FLOATS else "int64", (), True) for one in sorted(columns))
-    spec = TensorSpec("examples", "string", (None,), ExampleFormat(told))
+    features = tuple(
+        ExampleFeature(column, "float32" if column in FLOATS else "int64", (), True) for column in sorted(columns)
+    )
+    spec = TensorSpec("examples", "string", (None,), ExampleFormat(features))
     encoded = plan_inputs(batch.schema, {"examples": spec}, {}, rules=ColumnRules(tf_example=(("examples", ()),)))
     kept = pa.schema([("examples", pa.binary())])
     held = plan_inputs(kept, {"examples": spec}, {"examples": ("examples",)})
@@ -50,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def parsed(strings: Any) -> list[Any]:
         import tensorflow as tf
 
-        kinds = {one.name: tf.io.FixedLenFeature([], one.dtype) for one in told}
+        kinds = {feature.name: tf.io.FixedLenFeature([], feature.dtype) for feature in features}
         return [tensor.numpy().tolist() for tensor in tf.io.parse_example(strings, kinds).values()]
 
     if parsed(by_columns()) != parsed(by_rows()["examples"]):

@@ -118,7 +118,7 @@ def _jpegs(rows: int) -> Any:
 
     random = np.random.default_rng(0)
     some = [np.kron(random.integers(0, 255, (16, 16, 3), np.uint8), np.ones((10, 10, 1), np.uint8)) for _ in range(50)]
-    encoded = [tf.io.encode_jpeg(one).numpy() for one in some]
+    encoded = [tf.io.encode_jpeg(image).numpy() for image in some]
     return pa.table({"id": np.arange(rows), "x": pa.array([encoded[i % 50] for i in range(rows)], pa.binary())})
 
 
@@ -141,12 +141,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in asked.kinds:
             for round_ in range(1 if asked.quick else asked.runs):
                 figures[f"{name}-{round_}"] = found = _compared(folder, name, asked.quick)
-                told = (
+                cells = (
                     f"{found['forecast'][what]:8.0f} /{found['real'][what]:6.0f} ={ratio:5.2f}"
                     for what, ratio in found["ratio"].items()
                 )
-                lines.append(f"{name:<9}{''.join(told)}   {found['busy']:.0%}")
-                measure.tell(lines[-1])
+                lines.append(f"{name:<9}{''.join(cells)}   {found['busy']:.0%}")
+                measure.show_progress(lines[-1])
     machine = Machine.here()
     measure.show(asked, "\n".join([str(machine), *lines]), goals, {**asdict(machine), "figures": figures})
     return 0

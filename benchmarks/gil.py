@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 frames = stack.split(";")
                 leaves[frames[-1]] += count
                 callers[next((frame for frame in reversed(frames) if OURS.search(frame)), "no code of ours")] += count
-            measure.tell(f"round {number + 1} of {rounds}: held in {shares[-1]:.1%} of samples")
+            measure.show_progress(f"round {number + 1} of {rounds}: held in {shares[-1]:.1%} of samples")
     instants = RATE * seconds * rounds
     goals = [Goal("share of samples in which the lock is held", median(shares), MOST, at_least=False)]
     machine = Machine.here()

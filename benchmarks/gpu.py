@@ -1,7 +1,7 @@
 """What a GPU makes of headrace: loading, a whole job, and batches that its memory does not hold.
 
-Each stage is a process of its own (benchmarks/gpu_programs.py) with a time limit; one that fails is told, and the others go on.
-The GPU's numbers are held against the natively loaded model's on the same GPU. Without a GPU, --quick runs it all on the CPU.
+Each stage is a process of its own (benchmarks/gpu_programs.py) with a time limit; one that fails is reported, and the others go
+on. The GPU's numbers are compared with the natively loaded model's on the same GPU. Without a GPU, --quick runs it on the CPU.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     with measure.work_folder(asked.work) as folder:
         for stage in asked.stages:
             STAGES[stage](Bench(asked, folder, found, goals))
-    lines = [str(Machine.here()), *(f"{told.pop('stage')}: {json.dumps(told)}" for told in map(dict, found))]
+    lines = [str(Machine.here()), *(f"{stage.pop('stage')}: {json.dumps(stage)}" for stage in map(dict, found))]
     measure.show(asked, "\n".join(lines), goals, {"found": found})
-    return int(any("failed" in told for told in found))
+    return int(any("failed" in stage for stage in found))
 
 
 class Bench:
-    """What was asked for, and what was found so far."""
+    """The request, and the results so far."""
 
     def __init__(self, asked: Any, folder: str, found: list[dict[str, Any]], goals: list[Goal]) -> None:
         self.asked, self.folder, self.found, self.goals = asked, folder, found, goals
@@ -61,7 +61,7 @@ class Bench:
             said = {"failed": f"not done after {error.timeout:.0f} s: {(error.stderr or b'')[-3000:]!r}"}
         named = {name: value for name, value in task.items() if name not in ("folder", "width")}
         self.found.append({"stage": stage, **named, **said, "process_s": round(time.perf_counter() - start, 1)})
-        measure.tell(json.dumps(self.found[-1]))
+        measure.show_progress(json.dumps(self.found[-1]))
         return {} if "failed" in said else said
 
     def goal(self, what: str, figure: float, bound: float, *, at_least: bool) -> None:
@@ -69,14 +69,14 @@ class Bench:
 
 
 def _card(bench: Bench) -> None:
-    """Which GPU and libraries, and that a product and a convolution come out right."""
-    told = bench.run("card")
-    if told:
-        bench.goal("largest relative error (TF32 has 10 bits)", max(told["errors"].values()), 2e-3, at_least=False)
+    """The GPU and the libraries, and whether a product and a convolution are correct."""
+    result = bench.run("card")
+    if result:
+        bench.goal("largest relative error (TF32 has 10 bits)", max(result["errors"].values()), 2e-3, at_least=False)
 
 
 def _load(bench: Bench) -> None:
-    """A model of each format onto the GPU, beside its native loader: seconds, host memory, the same numbers."""
+    """A model of each format onto the GPU, compared with its native loader: seconds, host memory, the same numbers."""
     width = make_models(f"{bench.folder}/models-{bench.asked.size}", bench.asked.size)
     largest = bench.asked.size * MIB // LAYERS
     for model in MODELS:
@@ -84,8 +84,8 @@ def _load(bench: Bench) -> None:
         for number in range(bench.asked.runs):
             for program in measure.in_turn(list(runs), number):
                 task = {"model": model, "program": program, "width": width, "in_flight": IN_FLIGHT}
-                told = bench.run("load", folder=f"{bench.folder}/models-{bench.asked.size}", **task)
-                runs[program] += [told] if told else []
+                result = bench.run("load", folder=f"{bench.folder}/models-{bench.asked.size}", **task)
+                runs[program] += [result] if result else []
         if not all(runs.values()):
             continue
         digests = {run["predictions"] for each in runs.values() for run in each}
@@ -95,28 +95,28 @@ def _load(bench: Bench) -> None:
 
 
 def _job(bench: Bench) -> None:
-    """Images through ResNet50 by whole jobs, with more and more calls at once, beside that model alone."""
+    """Images through ResNet50 by whole jobs, with more and more calls at once, compared with that model alone."""
     quick = bench.asked.quick
     work = (
         {"images": 8, "files": 2, "side": 32, "batch": 4}
         if quick
         else {"images": 1024, "files": 8, "side": 224, "batch": 256}
     )
-    told = bench.run("job", folder=bench.folder, times=2 if quick else 3, calls=(2,) if quick else CALLS, **work)
-    if told:
-        rate = told["jobs"]["2 at once"]["rows_per_s"] / told["alone_with_copies"]
+    result = bench.run("job", folder=bench.folder, times=2 if quick else 3, calls=(2,) if quick else CALLS, **work)
+    if result:
+        rate = result["jobs"]["2 at once"]["rows_per_s"] / result["alone_with_copies"]
         bench.goal("images/s, job / model alone with copies", rate, 0.9, at_least=True)
-        bench.goal("job: rows that differ", told["different"], 0, at_least=False)
+        bench.goal("job: rows that differ", result["different"], 0, at_least=False)
 
 
 def _memory(bench: Bench) -> None:
     """A batch too large for two GPUs of 2 GiB each, cut out of one: halved, and the same numbers all the same."""
-    told = bench.run("memory", folder=bench.folder, rows=400 if bench.asked.quick else 80_000)
-    if told:
-        bench.goal("rows that differ after halving", told["different"], 0, at_least=False)
-        if told["gpus"]:
-            bench.goal("halvings", told["halved"], 1, at_least=True)
-            bench.goal("replicas used", told["replicas"], 2, at_least=True)
+    result = bench.run("memory", folder=bench.folder, rows=400 if bench.asked.quick else 80_000)
+    if result:
+        bench.goal("rows that differ after halving", result["different"], 0, at_least=False)
+        if result["gpus"]:
+            bench.goal("halvings", result["halved"], 1, at_least=True)
+            bench.goal("replicas used", result["replicas"], 2, at_least=True)
 
 
 STAGES = {"card": _card, "load": _load, "job": _job, "memory": _memory}

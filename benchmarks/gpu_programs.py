@@ -68,7 +68,7 @@ def load(folder: str, model: str, program: str, width: int, in_flight: int) -> d
 
     set_up_tensorflow()
     device, path = choose_devices("auto")[0].name, f"{folder}/{model}"
-    tf.linalg.matmul(tf.ones((2, 2)), tf.ones((2, 2))).numpy()  # whatever TensorFlow and the driver take once
+    tf.linalg.matmul(tf.ones((2, 2)), tf.ones((2, 2))).numpy()  # the one-time costs of TensorFlow and the driver
     batch = np.random.default_rng(7).random((64, width), np.float32)
     idle, start = _reset_peak(), time.perf_counter()
     if program == "headrace":
@@ -95,7 +95,7 @@ def load(folder: str, model: str, program: str, width: int, in_flight: int) -> d
 
 
 def job(folder: str, images: int, files: int, side: int, batch: int, times: int, calls: list[int]) -> dict[str, Any]:
-    """Whole jobs in a process that is warm, beside the natively loaded model alone: images per second."""
+    """Whole jobs in a warm process, compared with the natively loaded model alone: images per second."""
     import tensorflow as tf
 
     from headrace.pipeline.cli import main as headrace
@@ -106,7 +106,7 @@ def job(folder: str, images: int, files: int, side: int, batch: int, times: int,
     inputs, output = under_more_names(source, times), f"{folder}/out"
     device = f"--device={'gpu' if tf.config.list_physical_devices('GPU') else 'cpu'}"
     flags = [f"--model={model}", f"--output={output}", "--keep=id", f"--batch_size={batch}", device]
-    told: dict[str, Any] = {"rows": images * files * times, "jobs": {}}
+    results: dict[str, Any] = {"rows": images * files * times, "jobs": {}}
     for number in (0, *calls):  # the first one loads the model, and lets cuDNN choose
         shutil.rmtree(output, ignore_errors=True)
         placement._CALLS_AT_ONCE = number or placement._CALLS_AT_ONCE
@@ -118,13 +118,13 @@ def job(folder: str, images: int, files: int, side: int, batch: int, times: int,
         if code:
             raise SystemExit(f"headrace ended with exit code {code}")
         name = f"{number} at once" if number else "cold"
-        count = told["rows"] if number else images * files
-        told["jobs"][name] = {"seconds": round(seconds, 2), "rows_per_s": round(count / seconds), **watched}
+        count = results["rows"] if number else images * files
+        results["jobs"][name] = {"seconds": round(seconds, 2), "rows_per_s": round(count / seconds), **watched}
     function = (native := tf.saved_model.load(model)).signatures[SIGNATURE]
-    told |= _alone(function, source, batch) | _against(function, output, source, "image")
-    told["gpu_peak"] = _gpu_peaks()
+    results |= _alone(function, source, batch) | _against(function, output, source, "image")
+    results["gpu_peak"] = _gpu_peaks()
     del native
-    return told
+    return results
 
 
 def memory(folder: str, rows: int) -> dict[str, Any]:
@@ -149,25 +149,25 @@ def memory(folder: str, rows: int) -> dict[str, Any]:
     parts = [pq.read_table(part) for part in sorted(glob.glob(f"{output}/_manifest/*"))]
     splits = [split for part in parts for split in part["batch_splits"].to_pylist() if split]
     function = (native := tf.saved_model.load(model)).signatures[SIGNATURE]
-    told = {
+    results = {
         "gpus": len(tf.config.list_logical_devices("GPU")),
         "batch_rows": batch,
         "seconds": round(seconds, 1),
-        "halved": len({one["rows"] for split in splits for one in split}),
+        "halved": len({piece["rows"] for split in splits for piece in split}),
         "batch_splits": splits,
         "replicas": sum(peak > 0 for peak in _gpu_peaks()),
         "gpu_peak": _gpu_peaks(),
         **_against(function, output, source, "x"),
     }
     del native
-    return told
+    return results
 
 
 STAGES: dict[str, Callable[..., dict[str, Any]]] = {"card": card, "load": load, "job": job, "memory": memory}
 
 
 def _against(function: Any, output: str, source: str, name: str) -> dict[str, Any]:
-    """Predictions of some 4,096 rows beside the native model's, called on the batches that the files tell of."""
+    """Predictions of some 4,096 rows next to the native model's, called on the batches that the files record."""
     import pyarrow.parquet as pq
     import tensorflow as tf
 
@@ -177,18 +177,18 @@ def _against(function: Any, output: str, source: str, name: str) -> dict[str, An
     largest, kinds = 0.0, set()
     for path in sorted(glob.glob(f"{output}/*.parquet")):
         ours = pq.read_table(path)
-        told = {key.decode(): value.decode() for key, value in (pq.read_metadata(path).metadata or {}).items()}
-        kinds.add(told["headrace.device"])
-        first, count = int(told["headrace.first_row"]), int(told["headrace.rows"])
-        given = f"{source}/{os.path.basename(told['headrace.input'])[-12:]}"
+        metadata = {key.decode(): value.decode() for key, value in (pq.read_metadata(path).metadata or {}).items()}
+        kinds.add(metadata["headrace.device"])
+        first, count = int(metadata["headrace.first_row"]), int(metadata["headrace.rows"])
+        given = f"{source}/{os.path.basename(metadata['headrace.input'])[-12:]}"
         if compared + count > 4096 and compared:
             continue
         values = pq.read_table(given, columns=[name]).slice(first, count)[name].combine_chunks()
         shape = tuple(function.structured_input_signature[1][name].shape[1:])
         array = values.flatten().to_numpy().reshape(count, *shape)  # type: ignore[attr-defined]
         scores = ours.column(ours.num_columns - 1).combine_chunks().flatten().to_numpy().reshape(count, -1)  # type: ignore[attr-defined]
-        splits = [tuple(split) for split in json.loads(told.get("headrace.batch_splits", "[]"))]
-        for row, rows in pieces(first, count, int(told["headrace.batch_rows"]), splits, ()):
+        splits = [tuple(split) for split in json.loads(metadata.get("headrace.batch_splits", "[]"))]
+        for row, rows in pieces(first, count, int(metadata["headrace.batch_rows"]), splits, ()):
             piece = slice(row - first, row - first + rows)
             (expected,) = (value.numpy() for value in function(**{name: tf.constant(array[piece])}).values())
             compared += rows

@@ -25,7 +25,7 @@ from headrace.transforms.shards.shard import Shard
 from headrace.transforms.storage import open_store
 
 BATCH_ROWS = 8192
-# Columns, rows, row groups, and the ratio that is to be kept.
+# Columns, rows, row groups, and the largest ratio allowed.
 SHAPES = ((8, 500_000, 4, 1.1), (500, 16_000, 2, None), (2_000, 8_000, 2, 1.3))
 
 
@@ -39,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             seconds = _measure(path, rounds)
             ratio = {name: seconds[name] / seconds["pyarrow"] for name in ("first", "again")}
             figures[columns] = {"seconds": seconds, "ratio": ratio}
-            told = "  ".join(f"{name} {value * 1e3:8.1f} ms" for name, value in seconds.items())
-            lines.append(f"{columns:>6} columns  {told}  ratios {ratio['first']:.2f}, {ratio['again']:.2f}")
-            measure.tell(lines[-1])
+            times = "  ".join(f"{name} {value * 1e3:8.1f} ms" for name, value in seconds.items())
+            lines.append(f"{columns:>6} columns  {times}  ratios {ratio['first']:.2f}, {ratio['again']:.2f}")
+            measure.show_progress(lines[-1])
             if most is not None:
                 goals.append(Goal(f"CPU beside pyarrow's, {columns:,} columns", ratio["first"], most, at_least=False))
     machine = Machine.here()

@@ -103,7 +103,7 @@ def _rounds(asked: argparse.Namespace, folder: str, model: str, images: str, siz
                 if not np.allclose(scores[0], scores[-1], rtol=1e-3, atol=1e-5):
                     raise SystemExit("The programs' predictions differ: comparing them means nothing.")
                 runs.append(Run(name, count, number, used.wall, used.cpu, used.peak))
-                measure.tell(f"round {number + 1}: {name}, {count} images in {used.wall:.1f} s")
+                measure.show_progress(f"round {number + 1}: {name}, {count} images in {used.wall:.1f} s")
     shutil.rmtree(output)
     return runs
 

@@ -69,9 +69,10 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bare(port: int, task: dict[str, Any]) -> dict[str, Any]:
-    """What fetching costs by itself: into one preallocated buffer, and nothing done with it.
+    """The cost of fetching by itself: into one preallocated buffer that is not used.
 
-    Of plain pages: numpy's own arrays have huge ones, whose first touch costs a virtual machine more, and never the same.
+    The buffer has plain pages: numpy's own arrays have huge ones, whose first touch costs a virtual machine more, and never the
+    same.
     """
     _warm(task["warm"])
     idle = _reset_peak()
@@ -85,7 +86,7 @@ def _bare(port: int, task: dict[str, Any]) -> dict[str, Any]:
 def _fetch(port: int, name: str, view: memoryview, connections: int) -> None:
     local = threading.local()
 
-    def one(start: int) -> None:
+    def read_range(start: int) -> None:
         end = min(start + RANGE, len(view))
         if not hasattr(local, "http"):
             local.http = http.client.HTTPConnection("127.0.0.1", port)
@@ -96,13 +97,13 @@ def _fetch(port: int, name: str, view: memoryview, connections: int) -> None:
         response.read()
 
     with ThreadPoolExecutor(connections) as threads:
-        list(threads.map(one, range(0, len(view), RANGE)))
+        list(threads.map(read_range, range(0, len(view), RANGE)))
 
 
 def _copy(port: int, files: dict[str, int], folder: str, connections: int) -> None:
     local = threading.local()
 
-    def one(piece: tuple[str, int, int, int]) -> None:
+    def read_piece(piece: tuple[str, int, int, int]) -> None:
         name, descriptor, start, end = piece
         if not hasattr(local, "http"):
             local.http, local.buffer = http.client.HTTPConnection("127.0.0.1", port), bytearray(1 << 20)
@@ -123,7 +124,7 @@ def _copy(port: int, files: dict[str, int], folder: str, connections: int) -> No
         step = RANGE if connections > 1 else max(size, 1)
         pieces += [(name, descriptor, start, min(start + step, size)) for start in range(0, size, step)]
     with ThreadPoolExecutor(connections) as threads:
-        list(threads.map(one, pieces))
+        list(threads.map(read_piece, pieces))
     for descriptor in descriptors:
         os.close(descriptor)
 
@@ -137,16 +138,16 @@ def _name(model: Any) -> str:
 
 
 def _warm(nbytes: int) -> None:
-    """A virtual machine gives free memory back to its host, and getting it anew takes three times as long or more.
+    """A virtual machine gives free memory back to its host; getting it again takes three times as long or more.
 
-    What is touched and freed here is at hand for any program alike; on a machine of its own this changes nothing.
+    Memory that is touched and freed here is available to any program alike; on a machine of its own this changes nothing.
     """
     with mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         memoryview(memory)[::4096] = bytes(-(-nbytes // 4096))
 
 
 def _reset_peak() -> int:
-    """Resident bytes now, from which on the peak counts anew (proc(5), /proc/pid/clear_refs)."""
+    """Resident bytes now; from here on the peak counts again (proc(5), /proc/pid/clear_refs)."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
     return _status("VmRSS")

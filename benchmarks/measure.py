@@ -78,7 +78,7 @@ def _cpu() -> str:
 
 
 def python(module: str, *arguments: str) -> list[str]:
-    """The command line of one of our modules, or of one that stands in this environment."""
+    """The command line of one of our modules, or of one that is installed in this environment."""
     return [sys.executable, "-m", module, *arguments]
 
 
@@ -111,7 +111,7 @@ def run(
 
 
 def in_turn(programs: Sequence[str], round_number: int) -> Iterator[str]:
-    """Each round begins with another program, so that none always finds the machine as the same one left it."""
+    """Each round begins with another program: none always finds the machine as the same one left it."""
     for at in range(len(programs)):
         yield programs[(round_number + at) % len(programs)]
 
@@ -138,7 +138,7 @@ def work_folder(given: str | None) -> Iterator[str]:
         yield folder
 
 
-def tell(progress: str) -> None:
+def show_progress(progress: str) -> None:
     print(progress, file=sys.stderr, flush=True)
 
 
@@ -147,6 +147,6 @@ def show(asked: argparse.Namespace, table: str, goals: Sequence[Goal], everythin
     text = "\n".join([table, "", *map(str, goals)])
     print("It runs; so little work says nothing of speed or memory." if asked.quick else text)
     if asked.json:
-        told = [{"what": goal.what, "figure": goal.figure, "bound": goal.bound, "kept": goal.kept} for goal in goals]
+        results = [{"what": goal.what, "figure": goal.figure, "bound": goal.bound, "kept": goal.kept} for goal in goals]
         with open(asked.json, "w", encoding="utf-8") as file:
-            json.dump({**everything, "goals": told, "quick": asked.quick}, file, indent=1)
+            json.dump({**everything, "goals": results, "quick": asked.quick}, file, indent=1)

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for number in range(rounds):
             for name in measure.in_turn(list(peaks), number):
                 peaks[name].append(_peak(name, folder, model, inputs.get(name), shards.get(name, (0, 0))[0]))
-                measure.tell(f"round {number + 1} of {rounds}: {name}: peak {peaks[name][-1] / MIB:,.0f} MiB")
+                measure.show_progress(f"round {number + 1} of {rounds}: {name}: peak {peaks[name][-1] / MIB:,.0f} MiB")
     middle = {name: median(each) / MIB for name, each in peaks.items()}
     above = {name: middle[name] - middle[BASE] for name in shards}
     first, *others = above
@@ -86,7 +86,7 @@ def _peak(name: str, folder: str, model: str, source: str | None, rows: int) -> 
 
 
 def make_shard(folder: str, rows: int, row_group_rows: int) -> str:
-    """One file; a few rows stand in memory under many names while it is written, so that this takes little of it."""
+    """One file; while it is written, a few rows are in memory under many names, which takes little memory."""
     target = f"{folder}/shard-{rows}-{row_group_rows}.parquet"
     if os.path.exists(target):
         return target
@@ -96,8 +96,8 @@ def make_shard(folder: str, rows: int, row_group_rows: int) -> str:
     for _ in range(BLOCKS):
         row = random.standard_normal(work.WIDTH, dtype=np.float32)
         blocks.append(pa.FixedSizeListArray.from_arrays(pa.array(np.tile(row, size)), work.WIDTH))
-    whole, rest = divmod(rows, size)
-    chunks = [blocks[i % BLOCKS] for i in range(whole)] + [blocks[whole % BLOCKS].slice(0, rest)]
+    full, rest = divmod(rows, size)
+    chunks = [blocks[i % BLOCKS] for i in range(full)] + [blocks[full % BLOCKS].slice(0, rest)]
     table = pa.table({"id": pa.array(np.arange(rows)), "features": pa.chunked_array(chunks)})
     with pq.ParquetWriter(
         f"{target}.part",

@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     with open(f"{folder}/log.txt", encoding="utf-8") as log:
                         rows.setdefault((program, files), []).append(json.loads(log.read().splitlines()[-1]))
                     last = rows[program, files][-1]
-                    measure.tell(f"{WHAT[program]}, {files:,} files: {last['seconds']:.1f} s")
+                    measure.show_progress(f"{WHAT[program]}, {files:,} files: {last['seconds']:.1f} s")
     seconds = {key: median(run["seconds"] for run in runs) for key, runs in rows.items()}
     peaks = {key: median(run["peak"] for run in runs) / MIB for key, runs in rows.items()}
     goals = []
@@ -84,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         lines.append(
             f"{WHAT[program]:<44}{files:>10,} files{spent:>9.1f} s{rate:>10,.0f} files/s, peak{peak:>7,.0f} MiB"
         )
-    told = {f"{program} {files}": runs for (program, files), runs in rows.items()}
-    measure.show(asked, "\n".join(lines), goals, {**asdict(Machine.here()), "runs": told})
+    results = {f"{program} {files}": runs for (program, files), runs in rows.items()}
+    measure.show(asked, "\n".join(lines), goals, {**asdict(Machine.here()), "runs": results})
     return 0
 
 

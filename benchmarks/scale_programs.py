@@ -105,14 +105,14 @@ def prepared() -> Prepared:
 
 
 def launcher(files: int) -> None:
-    """What the launcher does with a listing: surveys it, and holds it against an empty output."""
+    """What the launcher does with a listing: surveys it, and compares it with an empty output."""
     found = prepared()
     examine_output(found, overwrite=False)
     assert found.inputs.files == files
 
 
 def planning(files: int) -> None:
-    """What the workers do, on one."""
+    """What the workers do, on one worker."""
     count = sum(1 for _ in plan_shards(job(), input_files(job())))
     assert count == files
 
@@ -135,9 +135,9 @@ def finished(files: int) -> Callable[[], None]:
     finish(job(), [write_part(job(), 0, results)])
 
     def again() -> None:
-        standing = examine_output(prepared(), overwrite=False)
-        assert standing.complete
-        assert standing.done == files
+        state = examine_output(prepared(), overwrite=False)
+        assert state.complete
+        assert state.done == files
 
     return again
 
@@ -168,10 +168,10 @@ def bucket(files: int) -> dict[str, float]:
         with subprocess.Popen(command, cwd=measure.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as served:
             assert served.stdout is not None
             os.environ["STORAGE_EMULATOR_HOST"] = f"http://127.0.0.1:{int(served.stdout.readline())}"
-            told = _beside_a_bare_loop(files)
+            results = _beside_a_bare_loop(files)
             assert served.stdin is not None
             served.stdin.close()
-        return told
+        return results
 
 
 def _name(i: int) -> str:
@@ -200,8 +200,8 @@ def peak() -> int:
 
 def main(program: str, files: int) -> None:
     if real := {"emulator": emulator, "bucket": bucket}.get(program):
-        told = real(files)
-        print(json.dumps({"seconds": told["plan_seconds"], "peak": peak(), **told}))
+        results = real(files)
+        print(json.dumps({"seconds": results["plan_seconds"], "peak": peak(), **results}))
         return
     MadeUpStore.files = files
     headrace.transforms.storage.memory.MemoryStore = MadeUpStore  # type: ignore[misc]  # `open_store` finds it there

@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name in measure.in_turn(PROGRAMS, number):
                 shutil.rmtree(output, ignore_errors=True)
                 seconds[name].append(measure.run(name, commands[name], f"{folder}/log.txt").wall)
-                measure.tell(f"round {number + 1} of {rounds}: {name}: {seconds[name][-1]:.2f} s")
+                measure.show_progress(f"round {number + 1} of {rounds}: {name}: {seconds[name][-1]:.2f} s")
     middle = {name: median(each) for name, each in seconds.items()}
     goals = [Goal(" / ".join(PROGRAMS), middle[PROGRAMS[0]] / middle[PROGRAMS[1]], MOST, at_least=False)]
     machine = Machine.here()

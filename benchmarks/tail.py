@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 SHARDS, WORKERS, SLOWER = 200, 4, 5.0
 _SEEDS = 20
-# Of a shard of average size: its footer and the output's, measured as 15 ms of a shard of 5 s.
+# A shard of average size has this overhead: its footer and the output's, measured as 15 ms of a shard of 5 s.
 _START = 0.003
 
 
@@ -65,7 +65,7 @@ _ROW_GROUPS = 8
 
 
 def sizes(seed: int) -> list[float]:
-    """Of the planned shards, 1 on average. The planner splits what is larger than --shard_bytes: twice the average here."""
+    """The sizes of planned shards, 1 on average. The planner splits shards over --shard_bytes: twice the average here."""
     drawn = [min(2.0, random.Random(f"{seed} {k}").lognormvariate(0, 0.8)) for k in range(SHARDS)]
     return [size * SHARDS / sum(drawn) for size in drawn]
 
@@ -83,15 +83,15 @@ def makespan(way: Way, cores: int, seed: int, slower: float = SLOWER) -> float:
 
     def fill(i: int) -> None:
         nonlocal number
-        one = workers[i]
-        one.take(holds)
-        while one.waiting and one.running < one.cores:
-            size = one.waiting.popleft()
+        worker = workers[i]
+        worker.take(holds)
+        while worker.waiting and worker.running < worker.cores:
+            size = worker.waiting.popleft()
             number += 1
-            started[number] = (i, now + size / one.speed)
-            heapq.heappush(ends, (now + size / one.speed, number, i))
-            one.running += 1
-            one.take(holds)
+            started[number] = (i, now + size / worker.speed)
+            heapq.heappush(ends, (now + size / worker.speed, number, i))
+            worker.running += 1
+            worker.take(holds)
 
     def steal(i: int) -> bool:
         """Half of what the worker that has most left has not taken; else, if shards split, half of a running one's rest."""
@@ -140,15 +140,15 @@ def ideal(cores: int, slower: float = SLOWER) -> float:
 
 
 def table(cores: Sequence[int], seeds: int = _SEEDS) -> str:
-    heads = [f"{one} cores each: makespan, over the ideal" for one in cores]
+    heads = [f"{count} cores each: makespan, over the ideal" for count in cores]
     lines = [f"| way | {' | '.join(heads)} |", f"|---|{'---|' * len(cores)}"]
-    best = " | ".join(f"{ideal(one):.1f}" for one in cores)
+    best = " | ".join(f"{ideal(count):.1f}" for count in cores)
     lines.append(f"| the ideal | {best} |")
     for way in WAYS:
         cells = []
-        for one in cores:
-            mean = sum(makespan(way, one, seed) for seed in range(seeds)) / seeds
-            cells.append(f"{mean:.1f}, {mean / ideal(one):.2f} x")
+        for count in cores:
+            mean = sum(makespan(way, count, seed) for seed in range(seeds)) / seeds
+            cells.append(f"{mean:.1f}, {mean / ideal(count):.2f} x")
         lines.append(f"| {way.name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

@@ -44,10 +44,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Figures:
-    """By program; `cpu_microseconds_per_row` lacks programs whose workers' time nobody counts.
+    """By program; `cpu_microseconds_per_row` lacks programs whose workers' time is not counted.
 
     `bound` is rows per second: cores / CPU-seconds per row of the bare loop. `ceiling` is the same of the model alone, on a
-    batch that stands in memory: no program can make more.
+    batch in memory: no program can do more.
     """
 
     rows: dict[str, str]
@@ -66,13 +66,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--svg", metavar="FILE", help="the figures as a picture")
     asked = parser.parse_args(argv)
     left_out = {program.name: reason for program in PROGRAMS if (reason := why_not(program, asked.peers_python))}
-    chosen = [one for one in PROGRAMS if one.name not in left_out and one.name in (asked.only or [one.name])]
+    chosen = [
+        program
+        for program in PROGRAMS
+        if program.name not in left_out and program.name in (asked.only or [program.name])
+    ]
     with measure.work_folder(asked.work) as folder:
         work.make_model(folder)
         alone = [measure.apart(_seconds_of_a_row, folder)]
         runs = _rounds(asked, chosen, folder)
         alone.append(measure.apart(_seconds_of_a_row, folder))
-    figures = _figures(runs, {one.name: QUICK if asked.quick else one.sizes for one in chosen}, min(alone))
+    figures = _figures(runs, {program.name: QUICK if asked.quick else program.sizes for program in chosen}, min(alone))
     goals = _goals(figures)
     machine = Machine.here()
     table = _table(figures, f"{machine}\nmedians of {1 if asked.quick else asked.runs}", left_out)
@@ -105,7 +109,7 @@ def _rounds(asked: argparse.Namespace, chosen: Sequence[Program], folder: str) -
                 rows = sizes.rows * times
                 run, scores = _measure(by_name[name], folder, inputs, rows, number, asked.peers_python)
                 runs.append(run)
-                measure.tell(f"round {number + 1} of {rounds}: {name}, {rows:,} rows in {run.wall:.1f} s")
+                measure.show_progress(f"round {number + 1} of {rounds}: {name}, {rows:,} rows in {run.wall:.1f} s")
                 expected = scores[::times] if expected is None else expected
                 if not np.allclose(scores, np.repeat(expected, times, axis=0), rtol=1e-4, atol=1e-6):
                     raise SystemExit(f"{name} predicts otherwise than {runs[0].program}: comparing them means nothing.")
@@ -177,8 +181,8 @@ def _table(of: Figures, head: str, left_out: Mapping[str, str]) -> str:
         spent = f"{cpu[name]:.2f}" if name in cpu else "-"
         lines.append(f"{name:<30} {rate:>10,.0f} {times:>12} {spent:>11}   {of.rows.get(name, '')}".rstrip())
     lines += [f"{name:<30} was not run: {reason}" for name, reason in left_out.items()]
-    told = ["the bound: cores / CPU-seconds per row of the bare loop"]
-    return "\n".join([*lines, "", *told, "the ceiling: the same of the model alone, its batch in memory"])
+    bound_lines = ["the bound: cores / CPU-seconds per row of the bare loop"]
+    return "\n".join([*lines, "", *bound_lines, "the ceiling: the same of the model alone, its batch in memory"])
 
 
 def _picture(of: Figures, machine: Machine) -> str:

@@ -30,9 +30,9 @@ QUICK = Sizes(2_048, 0, 1)
 
 @dataclass(frozen=True)
 class Program:
-    """`goal` is how many times as fast headrace is to be; `apart`: in the environment of the peers.
+    """`goal` is the least speed of headrace relative to it; `apart`: in the environment of the peers.
 
-    `counts_cpu` is false where work is done by processes that are nobody's children.
+    `counts_cpu` is false where processes work that are not children of the bench.
     """
 
     name: str

@@ -14,7 +14,7 @@ WIDTH = 64
 
 
 def make_model(folder: str) -> str:
-    """`folder`/model, a SavedModel, and the same network as `folder`/model.keras, unless they stand there."""
+    """Makes `folder`/model, a SavedModel, and the same network as `folder`/model.keras, unless they exist."""
     once(f"{folder}/model", _write_model)
     return f"{folder}/model"
 
