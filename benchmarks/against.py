@@ -66,11 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for place in measure.in_turn(tuple(places), number):
                     shutil.rmtree(f"{folder}/out", ignore_errors=True)
                     own = {"PYTHONPATH": places[place]}
-                    one = measure.run(f"{name}, {place}", command, f"{folder}/log.txt", own, places[place])
+                    figures = measure.run(f"{name}, {place}", command, f"{folder}/log.txt", own, places[place])
                     if number >= 0 or asked.quick:
-                        used[name][place].append(one)
+                        used[name][place].append(figures)
                         measure.show_progress(
-                            f"round {number + 1} of {rounds}: {name}, {place}: {one.wall:.2f} s, {one.cpu:.2f} CPU s"
+                            f"round {number + 1} of {rounds}: {name}, {place}: {figures.wall:.2f} s, {figures.cpu:.2f} CPU s"
                         )
     lines, goals = [f"{Machine.here()}\n{HERE} / {asked.revision}, medians of {rounds} rounds, and quartiles", ""], []
     for name, runs in used.items():
@@ -82,7 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios * 3)
             lines.append(f"{name:<28} {what:<5} {median(ratios):6.3f}   {low:.3f} to {high:.3f}")
             goals.append(Goal(f"{name}, {what}", median(ratios), MOST, at_least=False))
-    each = {name: {place: [asdict(one) for one in some] for place, some in runs.items()} for name, runs in used.items()}
+    each = {
+        name: {place: [asdict(figures) for figures in some] for place, some in runs.items()}
+        for name, runs in used.items()
+    }
     measure.show(asked, "\n".join(lines), goals, {**asdict(Machine.here()), "runs": each})
     return 0
 

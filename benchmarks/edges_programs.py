@@ -105,7 +105,7 @@ def resume(count: int, _: str) -> None:
     for i, shard in enumerate(shards(count)):
         there: list[Any] = [(5000, "1", 7)] if i % 2 else []
         done += sum(
-            isinstance(one, beam.pvalue.TaggedOutput) for one in drop.process((shard.output, [shard, *there]), asked)
+            isinstance(item, beam.pvalue.TaggedOutput) for item in drop.process((shard.output, [shard, *there]), asked)
         )
     assert done == count // 2
 
@@ -226,7 +226,7 @@ def _kept(folder: str, name: str) -> Any:
 
 
 PROGRAMS: dict[str, Callable[[int, str], None]] = {
-    one.__name__: one for one in (resume, add_up, combine, parts, last, again, local)
+    program.__name__: program for program in (resume, add_up, combine, parts, last, again, local)
 }
 
 

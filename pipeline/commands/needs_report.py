@@ -39,7 +39,7 @@ def with_needs(answer: Answer, needs: Sequence[Need], command: str | None) -> An
         return Answer(answer.lines, document)
     lines = [*answer.lines, "", "What the columns need", ""]
     for need in needs:
-        lines += _told(need)
+        lines += _need_lines(need)
     flags = {name for name, _ in flags_of_needs(needs)}
     if flags & {"fill", "pad"}:
         lines += ["", *textwrap.wrap(_PLACEHOLDERS, WIDTH)]
@@ -47,7 +47,7 @@ def with_needs(answer: Answer, needs: Sequence[Need], command: str | None) -> An
     return Answer(lines, document)
 
 
-def _told(need: Need) -> Iterator[str]:
+def _need_lines(need: Need) -> Iterator[str]:
     allowed = " ".join(f"--{name}={value}" for name, value in flags_of_needs([need]))
     found = f" Found: {need.error.found.rstrip('.')}." if need.error.found else ""
     for text in (f"{need.error.what.rstrip('.')}.{found}", allowed or f"No flag allows it. {need.error.cure}"):

@@ -221,7 +221,7 @@ class DaskResult(PipelineResult):
         pickled = pickler.dumps((transform.fn, transform.args, transform.kwargs, views))
         # As a task's result: the scheduler keeps it once, and can make it again.
         shipped = self._submit(Step, step.full_label, pickled, tuple(tag for tag in step.outputs if tag is not None))
-        sides = [self._whole(side.pvalue) for side in step.side_inputs]
+        sides = [self._gathered(side.pvalue) for side in step.side_inputs]
         groups = [[part] for part in parts] if main in self._spread else _in_groups(parts, self._threads)
         bundles = [self._submit(run_bundle, shipped, group, sides) for group in groups]
         self._uncounted += [self._submit(counted, bundle) for bundle in bundles]
@@ -229,7 +229,7 @@ class DaskResult(PipelineResult):
             self._collections[output] = [self._submit(output_of, bundle, tag) for bundle in bundles]
         self._collect()
 
-    def _whole(self, collection: PCollection) -> Any:
+    def _gathered(self, collection: PCollection) -> Any:
         """Computed once, for all bundles that read it."""
         parts = self._collections[collection]
         if len(parts) > 1:

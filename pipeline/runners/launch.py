@@ -89,7 +89,7 @@ def launch(job: Job, pipeline: beam.Pipeline, found_done: int = 0) -> Done:
         elsewhere = runner_of(pipeline.options) is not None  # asked now: Beam's portable runner takes its name away
         with watched() if _in_this_process(pipeline.options) else nullcontext():
             result = _submit(pipeline)
-        with _told(pipeline.options, result, found_done) if elsewhere else nullcontext():
+        with _logged_run(pipeline.options, result, found_done) if elsewhere else nullcontext():
             result.wait_until_finish()
         counted = _counted(result)
         store = open_store(job.output, job.storage)
@@ -150,7 +150,7 @@ def _submit(pipeline: beam.Pipeline) -> Any:
 
 
 @contextmanager
-def _told(options: PipelineOptions, result: Any, found_done: int) -> Iterator[None]:
+def _logged_run(options: PipelineOptions, result: Any, found_done: int) -> Iterator[None]:
     """Says where a job that runs elsewhere is seen, and what it has counted, until the context ends."""
     if not is_dataflow(options):
         try:

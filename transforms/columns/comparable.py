@@ -34,8 +34,8 @@ def comparable(left: pa.Array[Any] | Constant, right: pa.Array[Any] | Constant) 
     if isinstance(left, Constant):
         if isinstance(right, Constant):
             raise NotComparable
-        other, one = _with_constant(right, left.value)
-        return one, other
+        second, first = _with_constant(right, left.value)
+        return first, second
     return _with_constant(left, right.value) if isinstance(right, Constant) else _of_columns(left, right)
 
 

@@ -166,11 +166,11 @@ class RowFilter:
         return self._compared(_COMPARISONS[type(operator)], left, right, batch)
 
     def _compared(self, function: str, left: ast.expr, right: ast.expr, batch: pa.RecordBatch) -> pa.Array[Any]:
-        one, other = self._value(left, batch), self._value(right, batch)
+        first, second = self._value(left, batch), self._value(right, batch)
         try:
-            return _call(function, *comparable(one, other))
+            return _call(function, *comparable(first, second))
         except (NotComparable, pa.ArrowException) as error:
-            shown = f"{_source(self._text, left)} ({_kind(one)}) and {_source(self._text, right)} ({_kind(other)})"
+            shown = f"{_source(self._text, left)} ({_kind(first)}) and {_source(self._text, right)} ({_kind(second)})"
             why = "" if isinstance(error, NotComparable) else f": {error}"
             raise ColumnError(
                 f"--where {self._text[:200]!r} compares what cannot be compared",

@@ -24,12 +24,12 @@ def shown(shape: tuple[int | None, ...]) -> str:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(names), 3, 0.5)
-    return f"Did you mean {' or '.join(repr(one) for one in near)}?" if near else ""
+    return f"Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
 
 
-def counted(number: int, one: str, several: str = "") -> str:
-    """ "1 row", "2,000 rows"; `several` where the plural is not made with an s."""
-    return f"{number:,} {one if number == 1 else several or one + 's'}"
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """ "1 row", "2,000 rows"; `plural` where the plural is not made with an s."""
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
 
 
 def listed(what: str, names: Iterable[str]) -> str:

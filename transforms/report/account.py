@@ -126,7 +126,7 @@ class Account:
 
     `columns` cover `described` shards; `footers` of these were found done, and their own files have the statistics. `unlike`
     are names of columns with more than one type. `unread` and `dead_letters` (output and URI) are files to read, a bounded
-    number. `reasons` count rows of `bad_looked_at` by stage and message; `began` and `ended` are since 1970.
+    number. `reasons` count rows of `bad_rows_read` by stage and message; `began` and `ended` are since 1970.
     """
 
     shards: int = 0
@@ -154,7 +154,7 @@ class Account:
     unlike: set[str] = field(default_factory=set)
     unread: list[Unread] = field(default_factory=list)
     dead_letters: list[tuple[str, str]] = field(default_factory=list)
-    bad_looked_at: int = 0
+    bad_rows_read: int = 0
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
     examples: list[Bad] = field(default_factory=list)
 
@@ -283,7 +283,7 @@ class Account:
 
 _SUMS = (
     *("shards", "rows", "bad_rows", "output_bytes", "computed_shards", "computed_rows", "read_bytes", "written_bytes"),
-    *("batches", "batches_halved", "filtered_rows", "described", "footers", "bad_looked_at"),
+    *("batches", "batches_halved", "filtered_rows", "described", "footers", "bad_rows_read"),
 )
 
 

@@ -322,7 +322,7 @@ def _dead_letters(run: Run) -> Iterator[str]:
     are = "is" if account.bad_rows == 1 else "are"
     yield f"<p>{rows_text(account.bad_rows)} {are} in <code>{say(folder)}</code>, as read.</p>"
     note = (
-        "" if account.bad_looked_at == account.bad_rows else f" (of the {account.bad_looked_at:,} that were looked at)"
+        "" if account.bad_rows_read == account.bad_rows else f" (of the {account.bad_rows_read:,} that were looked at)"
     )
     yield f"<h3>Reasons{note}</h3>"
     reasons = account.reasons.most_common(_NAMES_SHOWN)

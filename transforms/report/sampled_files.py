@@ -55,7 +55,7 @@ def read_dead_letters(job: Job, account: Account) -> None:
     store = open_store(folder, job.storage)
     for _, uri in account.dead_letters:
         for bad in _bad_rows(store, uri):
-            account.bad_looked_at += 1
+            account.bad_rows_read += 1
             account.reasons[bad.stage, _reason(bad.error)] += 1
             if len(account.examples) < EXAMPLES:
                 account.examples.append(bad)
