@@ -44,7 +44,7 @@ LOGIN = re.compile(
 _WEB_ADDRESS = re.compile(
     r"(https?://)(?:[^\s/?#]*@)?((?:(?!https?://)[^\s?#])*)(?:[?#](?:(?!https?://)\S)*?(?=['\")\]},.;:]*(?:\s|https?://|$)))?"
 )
-# What libraries say of an error may have many lines; a runner hands on no more than the first of ours.
+# A library's text of an error may have many lines; a runner passes only the first of ours on.
 _LINES = re.compile(r"\s*\n\s*")
 
 

@@ -42,7 +42,7 @@ def flat(lists: pa.Array[Any]) -> pa.Array[Any]:
 
 
 def members(structs: pa.Array[Any]) -> list[pa.Array[Any]]:
-    """Each null where its struct is."""
+    """The members of structs; each is null where its struct is."""
     some: Any = structs
     return some.flatten()
 

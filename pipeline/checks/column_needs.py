@@ -89,7 +89,7 @@ class _Tensor:
         self.found: list[Need] = []
 
     def columns(self) -> tuple[Column, ...]:
-        """Those that feed it; none where its type cannot be had."""
+        """The columns that feed it; none where its type is out of reach."""
         try:
             try:
                 return self._planned(self._rules).columns

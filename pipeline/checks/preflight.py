@@ -222,7 +222,7 @@ def with_partitions(
 
 
 def pin_requested(request: Request) -> list[ModelRef]:
-    """Each of the models. Raises `InvalidRequest` where none of them has a use for --custom_objects."""
+    """Pins each of the models. Raises `InvalidRequest` where none of them uses --custom_objects."""
     refs = [
         pin_model(
             model.uri,
@@ -364,5 +364,5 @@ class _OutputApart:
 
 
 def _name_in_store(uri: str) -> str:
-    """Without the scheme and the bucket."""
+    """The URI without the scheme and the bucket."""
     return uri.partition("://")[2].partition("/")[2] if "://" in uri else uri

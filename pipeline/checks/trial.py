@@ -65,7 +65,7 @@ class Trial:
 
 
 class EvenSample:
-    """Some of a plan's shards, spread evenly, however many there are."""
+    """A sample of a plan's shards, spread evenly over any number of shards."""
 
     def __init__(self) -> None:
         self.shards: list[Shard] = []
@@ -150,7 +150,7 @@ class _Runner:
         self._store = open_store(job.folder, job.storage)
 
     def run(self, rows: int, stop_after: float | None = None) -> _Round:
-        """So many rows on each thread, as far as its shards have them."""
+        """Predicts at most `rows` rows of its shards on each thread."""
         before, sink, cancelled = progress.snapshot(), _NothingKept(), threading.Event()
         timer = threading.Timer(stop_after, cancelled.set) if stop_after is not None else None
         started, cpu = time.perf_counter(), time.process_time()
@@ -196,7 +196,7 @@ class _Runner:
 
 
 def _of_each(parts: Sequence[Shard], threads: int) -> list[list[Shard]]:
-    """Each thread's own, neighbours together; where there are fewer than threads, some have the same."""
+    """Deals shards to threads, neighbours together; where there are fewer shards than threads, some threads share them."""
     if len(parts) < threads:
         return [[parts[i % len(parts)]] for i in range(threads)]
     edges = [i * len(parts) // threads for i in range(threads + 1)]

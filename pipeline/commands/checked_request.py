@@ -53,7 +53,7 @@ def checked_request(argv: Sequence[str], command: str) -> Iterator[tuple[Request
 
 
 def _start_tensorflow(device: str, *, check: bool) -> None:
-    """Before anything else uses it, since it takes its number of threads only then. `check`: it is to predict here."""
+    """Runs before anything else uses TensorFlow, which sets its number of threads then. `check`: it will predict here."""
     from headrace.transforms.predicting.devices import choose_devices, set_up_tensorflow
 
     set_up_tensorflow(device, whole_process=True)

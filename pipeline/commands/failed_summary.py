@@ -19,7 +19,7 @@ _REASON_LETTERS = 300
 
 
 def report_failed(job: Job, error: ShardsFailed, seconds: float) -> Answer | None:
-    """From the list that the error's text names; None where it is not there any more, as after an equal run's."""
+    """Reads the list that the error's text names; None where it has gone, as after an equal run."""
     name = failed_list_in(str(error))
     if name is None:
         return None

@@ -349,7 +349,7 @@ def _example_document(example: ExampleFormat) -> dict[str, Any]:
     }
 
 
-# From so many on, what a runner keeps of each is a share of its memory that is worth a line.
+# From this many shards on, the runner's memory for them deserves a line.
 _MANY_SHARDS = 10_000
 _OPERATIONS = {
     "random": "draws random numbers, so that predictions differ from run to run",

@@ -21,7 +21,7 @@ class Name:
 
     @property
     def trimmed(self) -> str:
-        """Without blanks at its ends, unless they are quoted."""
+        """The text without blanks at its ends, unless they are quoted."""
         return self.text if self.quoted else self.text.strip()
 
     def __bool__(self) -> bool:

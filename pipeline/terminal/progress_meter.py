@@ -49,7 +49,7 @@ class Reading:
         return left / self.model_bytes_per_second if self.model_bytes_per_second else None
 
     def fields(self) -> dict[str, Any]:
-        """Under the names that transforms/beam/metrics.py gives them, where it has them."""
+        """The numbers, by their names in transforms/beam/metrics.py if they are there."""
         now, left = self.now, self.seconds_left
         return {
             "seconds": round(self.seconds, 3),
@@ -101,7 +101,7 @@ class Meter:
 
 
 class _Rate:
-    """How fast an amount grows: since the last moment at which it was 0, and no further back than the window."""
+    """The rate at which an amount grows: since it was last 0, but no further back than the window."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()

@@ -31,7 +31,7 @@ PART_BYTES = 64 << 20
 _SAMPLE = 10_000
 FAILED = "failed"
 _ACCOUNTS = "accounts"
-# So many accounts are left to the last step.
+# The number of accounts for the last step.
 _KEYS = 16
 
 # Bytes in all, and some of the outputs: the digest of each name, the name, and its bytes.
@@ -212,7 +212,7 @@ class Finalize(beam.PTransform):
         return once | "Finish" >> beam.ParDo(_Finish(), AsList(parts), AsList(failed), accounts, self._job)
 
     def _added_up(self, outcomes: Sequence[beam.PCollection[ShardResult | FailedShard]]) -> tuple[Sequence[Any], Any]:
-        """Each of these collections where it is made, before anything that a runner may move."""
+        """Adds up each collection where it is made, before any step at which a runner may move elements."""
         if isinstance(self._job, Job) and self._job.report is None:
             return outcomes, []
         split = [

@@ -173,8 +173,8 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         return [TaggedOutput(tag, (item.elements, item.error)) if isinstance(item, Failure) else item for item in found]
 
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
-        """So many rows at most, whether they come one by one or in batches. Where Beam looks for a size of its own, it calls
-        with no element at all before one that is larger than that. What was given for Beam rules.
+        """At most so many rows in a call, whether they come one by one or in batches. Where Beam searches for a size itself, it
+        makes a call without elements before a larger element. The user's arguments take precedence.
         """
         given, rows = self._batching_kwargs, self._rows
         most = given.get("max_batch_size", max(rows, given.get("min_batch_size", 0)))

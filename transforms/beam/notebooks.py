@@ -2,8 +2,8 @@
 
 While IPython runs, Beam 2.77 imports its interactive package for each step of a pipeline, only to put the cell's number before
 the step's label (`apache_beam/utils/interactive_utils.py`, `alter_label_if_ipython`). That package imports Beam's
-DataFrame API, which fails without pandas and with pandas 3. Then no pipeline can be built, also none that has no use
-for pandas.
+DataFrame API, which fails without pandas and with pandas 3. Then no pipeline can be built, even one that does not use
+pandas.
 
 This is the one place that touches that private function; tests/transforms/beam/test_notebooks.py fails when Beam changes it.
 """

@@ -242,7 +242,7 @@ class Column:
 def _alike(
     at: Opened, indices: np.ndarray[Any, Any], values: np.ndarray[Any, Any] | None, form: str = "{}"
 ) -> tuple[tuple[int, str], ...]:
-    """Each row that has a value at one of these indices, and the first of these."""
+    """Each row that has a value at one of these indices, with the first such value."""
     rows, first = np.unique(at.rows(indices), return_index=True)
     found = [form] * len(rows) if values is None else [form.format(values[index]) for index in indices[first]]
     return tuple(zip(rows.tolist(), found, strict=True))

@@ -139,7 +139,7 @@ def _binaries(
 
 
 def _by_row(items: pa.Array[Any], counts: int | np.ndarray[Any, Any], rows: int) -> pa.Array[Any]:
-    """So many items after one another become the value of each row."""
+    """Joins `counts` consecutive items to the value of each row."""
     edges = np.arange(rows + 1) * counts if isinstance(counts, int) else _edges(counts)
     ends = offsets(items) if len(items) else np.zeros(1, np.int64)
     return pa.LargeBinaryArray.from_buffers(_KIND, rows, [None, buffer_of(ends[edges]), items.buffers()[2]])

@@ -32,7 +32,7 @@ class Opened:
     kept: np.ndarray[Any, Any] | None = None
 
     def leave_out_nulls(self) -> None:
-        """Before any list is opened."""
+        """Called before any list is opened."""
         if self.array.null_count:
             there = ~nulls(self.array)
             self.array, self.kept = self.array.filter(pa.array(there)), np.flatnonzero(there)

@@ -211,7 +211,7 @@ def each_input(patterns: tuple[str, ...], options: StoreOptions, passed: PassedO
 
 
 def _merged(sources: list[Iterator[tuple[ObjectRef, bool]]]) -> Iterator[tuple[ObjectRef, bool]]:
-    """Each file once, in the order of its URI; hidden where every source says so."""
+    """Each file once, in URI order; hidden where every source says so."""
     if len(sources) == 1:  # a store names an object once, in order: a third of the time of a long listing
         yield from sources[0]
         return

@@ -223,7 +223,7 @@ class Job:
 
     @property
     def joined_bytes(self) -> int | None:
-        """How many bytes of small files go into one output; None where each has its own."""
+        """The bytes of small files that go into one output; None where each has its own."""
         return self.shard_bytes if self.compact else None
 
     @property
@@ -272,7 +272,7 @@ def fingerprint_of(record: dict[str, Any]) -> str:
 
 
 def options_as_begun(storage: StoreOptions, record: dict[str, Any] | None) -> StoreOptions:
-    """Those with which the job of that record goes on: one that an earlier version began keeps its versions of local files."""
+    """The options for resuming the job of that record: a job of an earlier version keeps its versions of local files."""
     old = record is not None and record.get("headrace_format") == FORMAT_1
     return replace(storage, change_times=False) if old else storage
 

@@ -249,7 +249,7 @@ def _assigns(schema: Any, model: Any, names: list[str], nbytes: int) -> bool:
 
 
 def _operations(names: frozenset[str]) -> Operations:
-    """Those that TensorFlow runs have its own names, behind "Flex"."""
+    """Operations that TensorFlow runs have its own names, after "Flex"."""
     found = Found()
     for name in sorted(names):
         if name.startswith("Flex"):

@@ -215,8 +215,8 @@ def claim_lost(job: Job, store: Store) -> ClaimLost:
 
 
 def confirm_added(job: Job, store: Store, added: ObjectRef, also: Iterable[tuple[Store, ObjectRef]] = ()) -> None:
-    """After a prediction file was committed. Where the claim was lost meanwhile, it and `also` are removed, unless the newest
-    claim owns a file of that name. Raises `ClaimLost` then, either way.
+    """Called after a prediction file was committed. If the claim was lost meanwhile, it removes that file and `also`, unless
+    the newest claim owns a file of that name, and raises `ClaimLost` either way.
     """
     if not exists(store, claim_uri(job.output, job.claim + 1)):
         return

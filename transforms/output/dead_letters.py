@@ -120,7 +120,7 @@ class DeadLetters:
         self._new.append(bad)
 
     def settle(self) -> None:
-        """After each batch: puts its rows in order, and holds on to no memory of it."""
+        """Called after each batch: sorts its rows, and keeps none of its memory."""
         if self._new:
             self._held.append(dead_letters(sorted(self._new, key=lambda bad_row: bad_row.row)))
             self._new = []

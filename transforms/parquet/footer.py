@@ -72,8 +72,8 @@ class Chunk:
 
 @dataclass(slots=True)
 class Chunks:
-    """Some columns' chunks in some row groups of a file: those that hold values, by row group, each in the order of its bytes;
-    start and length of those that hold none.
+    """Chunks of some columns in some row groups of a file: `groups` are those with values, by row group, each in the order of
+    its bytes; `empty` has the start and length of those without.
     """
 
     groups: list[list[Chunk]]
@@ -109,7 +109,7 @@ class ParsedFooter:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def chunks(self, row_groups: tuple[int, int], columns: Sequence[int], repeated: Collection[int]) -> Chunks:
-        """Those of these columns (leaves, by number). Raises `NotParquet` where one leaves the file, or two overlap."""
+        """The chunks of these columns (leaves, by number). Raises `NotParquet` where one leaves the file, or two overlap."""
         groups: list[list[Chunk]] = []
         empty: set[tuple[int, int]] = set()
         for row_group in range(*row_groups):
@@ -204,7 +204,7 @@ footers = Footers(_KEPT_BYTES)
 
 
 def footer_of(store: Store, source: ObjectRef) -> ParsedFooter:
-    """From the object's end, in one request where the footer is not unusually long; or as it was parsed before."""
+    """Read from the object's end, in one request unless the footer is unusually long; or as it was parsed before."""
     stored = stored_object(source)
     return footers.get(source, lambda start, length: store.read(stored, start, length))
 

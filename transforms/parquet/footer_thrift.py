@@ -190,8 +190,8 @@ def column_chunks(uri: str, raw: bytes, at: int) -> array[int]:
 
 
 def null_counts(uri: str, raw: bytes, at: int, wanted: Container[int]) -> dict[int, int]:
-    """How many nulls each of the `wanted` columns has, by its number, in the row group whose columns begin at `at`; without
-    those for which no program has recorded it.
+    """The nulls of each of the `wanted` columns, by its number, in the row group whose columns begin at `at`; without columns
+    whose nulls are not recorded.
     """
     found, ordinary = dict[int, int](), _ordinary_column()
     try:

@@ -27,21 +27,21 @@ _PAGE_VALUES = 1 << 27
 BATCH_BYTES = 512 << 20
 _HEADER_BYTES = 1 << 14
 _MOST_HEADER_BYTES = 16 << 20
-# parquet-mr before 1.2.9 left a dictionary's header out of a chunk's length (PARQUET-816): Arrow reads on for so many bytes.
+# parquet-mr before 1.2.9 left a dictionary's header out of a chunk's length (PARQUET-816): Arrow reads so many bytes more.
 PADDING = 100
-# Each value may begin as the one before it does, as far as that reaches. As Thrift has it in a page's header.
+# The encoding in which a value may share a prefix of the value before it, and its bytes in a page's header.
 _DELTA_BYTE_ARRAY, _ORDINARY_PREFIXED = 7, b"\x15\x0e"
 _DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 2, 3
 # The field of a page's header that describes its values, by the kind of page.
 _OF_KIND = {_DATA_PAGE: 5, _DICTIONARY_PAGE: 7, _DATA_PAGE_V2: 8}
 _ORDINARY_DICTIONARY = 6  # the last group of its kind
 _ASKED = frozenset({(1, I32), (2, I32), (3, I32), *((named, STRUCT) for named in _OF_KIND.values())})
-# How many; and how they are encoded, in a page of version 1 and in one of version 2.
+# The number of values; and their encoding, in a page of version 1 and in one of version 2.
 _OF_VALUES = frozenset({(1, I32), (2, I32), (4, I32)})
 
 
 class TooManyRows(Exception):
-    """So many rows may become too large, since one page's bytes may be in each of them: decode `rows` at once."""
+    """A batch may become too large, since one page's bytes may be in each of its rows: decode `rows` at once."""
 
     def __init__(self, rows: int) -> None:
         super().__init__(f"decode {rows} rows at once")

@@ -242,7 +242,7 @@ class _Wanted:
 
 
 def _leaves_as_paths(metadata: pq.FileMetaData, names: Container[str]) -> list[int]:
-    """Those that Arrow reads when asked for these columns: asked for "a.b", it reads the member b of a struct a as well."""
+    """The leaves that Arrow reads for these columns: for "a.b", it also reads the member b of a struct a."""
     read = []
     for i in range(metadata.num_columns):
         parts = metadata.schema.column(i).path.split(".")

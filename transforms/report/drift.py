@@ -59,7 +59,7 @@ def _entropy(p: np.ndarray[Any, Any]) -> float:
 
 
 def shifts(now: Column, before: Column) -> Iterator[Drift]:
-    """Each thing of the column that both runs can be held together by."""
+    """Compares both runs by each statistic of the column that they have in common."""
     rows = now.rows, before.rows
     if not all(rows):
         return

@@ -141,7 +141,7 @@ def _head(run: Run, found: dict[str, list[Drift]]) -> Iterator[str]:
 
 
 def _allowed(job: Job, rows: int) -> str:
-    """How many rows may be bad; of a share, that it is rounded up."""
+    """The number of rows that may be bad; for a share, also that it is rounded up."""
     most, allowed = job.on_error.most, job.on_error.allowed(rows)
     if not most.endswith("%"):
         return f"At most {allowed:,} may be."

@@ -62,7 +62,7 @@ def live_rows(row_group_rows: Sequence[int], deleted: Positions) -> list[int]:
 
 
 def deleted_in(row_group_rows: Sequence[int], row_groups: tuple[int, int], deleted: Positions) -> Positions:
-    """Those in some row groups, the second number not included, counted from the first of these."""
+    """The deleted rows in row groups from the first (inclusive) to the second (exclusive), counted from there."""
     first, end = (sum(row_group_rows[:group]) for group in row_groups)
     start, stop = np.searchsorted(deleted, [first, end])
     return deleted[start:stop] - first

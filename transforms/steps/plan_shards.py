@@ -98,7 +98,7 @@ class _Splitter:
         if not is_auto(job.batch_rule) or job.jit_compile:
             return None
         groups = list(zip(footer.row_group_unpacked, footer.row_group_rows, strict=False))
-        # Some programs record 0 there, or the compressed size: what adds up to no more than the file's bytes shows nothing.
+        # Some programs record 0 there, or the compressed size: a sum within the file's bytes shows nothing.
         recorded = sum(footer.row_group_unpacked) > sum(footer.row_group_bytes)
         if recorded and all(nbytes * job.batch_rows <= MOST_READ_BYTES * rows for nbytes, rows in groups):
             return None
@@ -262,7 +262,7 @@ def _shards_in_order(job: Job, splitter: _Splitter, files: Iterable[ObjectRef]) 
 def _shards_of_the_first(
     splitter: _Splitter, ahead: deque[tuple[tuple[ObjectRef, ...], list[Future[Footer]]]]
 ) -> Iterator[Shard]:
-    """Each file's own, or one of all the files that go into one output; files of another schema are not joined."""
+    """The shards of each file, or one shard of the files that share an output; files of another schema are not joined."""
     sources, footers = ahead.popleft()
     shards = chain.from_iterable(
         splitter.shards(source, footer.result()) for source, footer in zip(sources, footers, strict=True)

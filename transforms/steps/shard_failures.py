@@ -51,7 +51,7 @@ class ShardFailures:
         return FailedShard(shard, error)
 
     def check(self, job: Job) -> None:
-        """Before more work is begun: raises the first failure where the job has gone on for long enough."""
+        """Called before more work begins: raises the first failure where the job has continued for long enough."""
         if self._first is None or job.on_error.skip_shards:
             return
         failed, error = self._first

@@ -39,5 +39,5 @@ class ShardThreads:
 
 @cache
 def shard_threads() -> ShardThreads:
-    """Those of this process."""
+    """The threads of this process."""
     return ShardThreads(cores())

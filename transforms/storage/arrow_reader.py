@@ -70,7 +70,7 @@ class _CachedReader(io.RawIOBase):
     def _cached(self, start: int, size: int) -> Any:
         first, last = start // _BLOCK, (start + size - 1) // _BLOCK
         missing = [block for block in range(first, last + 1) if block not in self._blocks]
-        # Before loading, lest what is loaded drives out what is wanted.
+        # Before loading: loaded blocks must not evict wanted ones.
         for block in range(first, last + 1):
             if block in self._blocks:
                 self._blocks.move_to_end(block)

@@ -1,6 +1,6 @@
-"""Whatever fsspec has a file system for (`az://`, `abfs://`, `hf://`, …), for reading.
+"""Reads from everything that fsspec has a file system for (`az://`, `abfs://`, `hf://`, …).
 
-Each file system finds its credentials as its own documentation says; fsspec's configuration (`FSSPEC_*` variables or
+Each file system finds its credentials as its documentation describes; fsspec's configuration (`FSSPEC_*` variables or
 ~/.config/fsspec) reaches all of them. Writing is refused: fsspec's files publish when they are closed, by the garbage
 collector too, and few of its file systems can create without replacing.
 """

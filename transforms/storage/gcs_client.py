@@ -69,7 +69,7 @@ class GcsClient:
         self.pid, self._billing_project = os.getpid(), billing_project
         self.emulated = "STORAGE_EMULATOR_HOST" in os.environ
         self._lock = threading.Lock()
-        # Those that were seen to be there.
+        # Buckets that are known to exist.
         self._buckets: set[str] = set()
         credentials = None if self.emulated else _find_credentials()
         self.anonymous = credentials is None
@@ -80,7 +80,7 @@ class GcsClient:
         adapter = requests.adapters.HTTPAdapter(pool_connections=4, pool_maxsize=_CONNECTIONS)
         session.mount("https://", adapter)
         session.mount("http://", adapter)
-        # Without credentials most likely nothing will work: say so soon.
+        # Without credentials, requests will probably fail: report that soon.
         self.retry = Retry(
             predicate=DEFAULT_RETRY._predicate,
             timeout=DEFAULT_RETRY.timeout if self.emulated or not self.anonymous else _ANONYMOUS_PATIENCE_S,

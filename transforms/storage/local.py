@@ -234,7 +234,7 @@ class _LocalWriter(Writer):
                 os.link(f"/proc/self/fd/{self._fd}", self._name, dst_dir_fd=self._folder, follow_symlinks=True)
             else:
                 os.link(self._hidden, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
-                # Before the file is pinned: to lose a name changes its change time.
+                # Before the file is pinned: losing a name changes its change time.
                 hidden, self._hidden = self._hidden, None
                 os.unlink(hidden, dir_fd=self._folder)
             ref = self._store._pin(self._uri, os.fstat(self._fd))

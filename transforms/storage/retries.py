@@ -17,9 +17,10 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How long to go on with what may pass. Times are in seconds; a wait is drawn from the upper half of its bound.
+    """How long to repeat requests after faults that may pass. Times are in seconds; a wait is drawn from the upper half of its
+    bound.
 
-    `read_timeout_s` bounds the silence before any byte. An answer's head must be whole after `head_timeout_s`, and its body
+    `read_timeout_s` bounds the silence before any byte. An answer's head must be complete after `head_timeout_s`. Its body must
     come with `least_bytes_per_s` on average, not counting the first `grace_s`: that is an overall deadline of each request.
     A server that is too slow for it is asked `slow_attempts` times.
     """

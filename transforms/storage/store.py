@@ -63,7 +63,7 @@ def retries_so_far() -> int:
 
 
 def take_retries() -> int:
-    """Those since this was last asked."""
+    """The retries since the last call."""
     global _retries_taken
     with _lock:
         taken, _retries_taken = _retries - _retries_taken, _retries

@@ -198,7 +198,7 @@ def _is_all_variables(layer: Any) -> bool:
     # Reading a variable without a value gives garbage, not an error. Custom code may read any.
     if not type(layer).__module__.startswith("keras.") or isinstance(layer, layers.Lambda):
         return False
-    # Those of Keras' own that override it do so for quantized weights.
+    # Keras' own layers that override it do so for quantized weights.
     plain = (layers.Layer, layers.Dense, layers.EinsumDense, layers.Embedding, layers.Conv2D)
     return (
         type(layer).load_own_variables in {kind.load_own_variables for kind in plain}

@@ -107,7 +107,7 @@ def _records(structures: Structures, tree: int, kind: int) -> Iterator[bytes | N
     root, count = struct.unpack_from("<QH", head, 16)
     if version != 0 or record_bytes != _RECORDS[kind][0] or depth > _MAX_DEPTH or not 64 <= node_bytes <= _MAX_NODE:
         raise NotSupported(f"a tree of records of {record_bytes} bytes, {depth} levels and nodes of {node_bytes} bytes")
-    # How many bytes the numbers of records take follows from how many may be there.
+    # The largest possible number of records determines the bytes that store these numbers.
     most = (node_bytes - 10) // record_bytes
     width = _bytes_of(most)
     in_all = [most]
