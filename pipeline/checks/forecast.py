@@ -18,7 +18,7 @@ DEFAULT_WITHIN = 3600.0
 # https://cloud.google.com/compute/docs/general-purpose-machines#n2_series: vCPUs, and GiB of memory for each.
 _CORES = (2, 4, 8, 16, 32, 48, 64, 80)
 _FAMILIES = {"n2-standard": 4, "n2-highmem": 8}
-# One process serves up to some twenty cores; of smaller machines a job has no more than so many, where larger ones do.
+# One process serves up to some twenty cores; a job uses at most so many smaller machines where larger ones are available.
 _MOST_CHOSEN, _FEW_MACHINES = 16, 8
 
 

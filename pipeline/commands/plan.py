@@ -45,7 +45,7 @@ class Planned:
 
 
 def plan(request: Request, options: PredictOptions, ready: Ready) -> Planned:
-    """Raises a `HeadraceError` for all that a run would refuse before it writes, but for columns that do not fit."""
+    """Raises a `HeadraceError` for all that a run would refuse before it writes, except for columns that do not fit."""
     try:
         prepared = prepare(request)
     except ColumnError as error:

@@ -330,7 +330,7 @@ def _joined(parts: list[pa.RecordBatch]) -> pa.RecordBatch:
 
 
 def _array(value: Any, spec: TensorSpec | None) -> np.ndarray[Any, Any]:
-    """Python's own numbers have no dtype of their own: they take the input's, but for a fraction where the input is whole."""
+    """Python's own numbers have no dtype: they take the input's, except where a fraction meets an input of whole numbers."""
     kinds = {int: ("float", "int", "uint"), float: ("float",)}.get(type(value))
     if spec is not None and kinds is not None and spec.dtype.rstrip("0123456789") in kinds:
         return np.asarray(value, spec.dtype)

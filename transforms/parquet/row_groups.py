@@ -44,7 +44,7 @@ class GroupsInMemory:
             guard.check(chunk, self._memory, 0, chunk.start, min(chunk.end + padding, self._size))
 
     def drop(self, chunks: list[Chunk]) -> None:
-        """Gives their memory back, but for what others have of the first page and the last."""
+        """Gives their memory back, except for what others have of the first page and the last."""
         if not chunks:
             return
         page = mmap.PAGESIZE

@@ -140,7 +140,7 @@ class Column:
         return self.name, self.kind, self.numbers is None, self.largest is None, scores
 
     def merge(self, other: Column) -> None:
-        """The result does not depend on the order of merges, but for that of `values`. Raises `ValueError` where it is a
+        """The result does not depend on the order of merges, except for that of `values`. Raises `ValueError` where it is a
         column of another type.
         """
         if not self.is_like(other):

@@ -69,7 +69,7 @@ def deleted_in(row_group_rows: Sequence[int], row_groups: tuple[int, int], delet
 
 
 def drop_rows(batches: Iterator[pa.RecordBatch], deleted: Positions) -> Iterator[pa.RecordBatch]:
-    """The batches' rows but for those, counted from the first batch's first."""
+    """The batches' rows except for those, counted from the first batch's first."""
     at = 0
     for batch in batches:
         start, stop = np.searchsorted(deleted, [at, at + batch.num_rows])

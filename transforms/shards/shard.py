@@ -144,7 +144,7 @@ def common_folder(patterns: tuple[str, ...]) -> str:
 def relative_stem(uri: str, folder: str) -> str:
     """The input's place below `folder`, without `.parquet`; no segment leaves the output folder or hides in it.
 
-    Different inputs have different stems, but for folders `key=value` that say the same in other ways: a name that does not
+    Different inputs have different stems, except for folders `key=value` that say the same in other ways: a name that does not
     end in `.parquet` gets a mark, as does a nameless folder.
     """
     relative = uri.removeprefix(folder).replace("://", "/")

@@ -89,7 +89,7 @@ class _CachedReader(io.RawIOBase):
         self._next_block = end
         data = self._fetch(first * _BLOCK, min(end * _BLOCK, self._size) - first * _BLOCK)
         for block in range(first, end):
-            # A copy, lest one block that is still wanted keeps all its neighbours in memory.
+            # A copy: otherwise one wanted block would keep all its neighbours in memory.
             self._blocks[block] = memoryview(bytes(data[(block - first) * _BLOCK :][:_BLOCK]))
         while len(self._blocks) > _CACHED_BLOCKS:
             self._blocks.popitem(last=False)

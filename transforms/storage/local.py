@@ -345,7 +345,7 @@ def _without_change_time(ref: ObjectRef) -> list[str]:
 
 @contextmanager
 def _locked(folder: str) -> Iterator[int]:
-    """The folder's descriptor, locked. Some network file systems lock no folders: there it is open and no more."""
+    """The folder's descriptor, locked. Some network file systems cannot lock folders: there it is only open."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with suppress(OSError):

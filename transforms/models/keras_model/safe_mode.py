@@ -390,7 +390,7 @@ def _shape(walk: _Walk, shape: Any, place: str) -> None:
         if isinstance(inner, list):
             _shape(walk, inner, place)
     values = 1
-    for dimension in shape[1 : _MOST_DIMENSIONS + 1]:  # no more, since products of many large numbers take long
+    for dimension in shape[1 : _MOST_DIMENSIONS + 1]:  # stop here: products of many large numbers take long
         values *= dimension if isinstance(dimension, int) and not isinstance(dimension, bool) else 1
     batch = shape[0] if shape and isinstance(shape[0], int) and not place.endswith(".input_shape") else 0
     if len(shape) > _MOST_DIMENSIONS or abs(values) > _MOST_IN_A_ROW or batch > _MOST_ROWS:

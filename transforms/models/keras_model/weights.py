@@ -200,7 +200,7 @@ class SavedWeights:
         return (0,) if self._shards is None else self._shards.get(group, ())
 
     def _each(self, work: Callable[[int], Any]) -> list[Any]:
-        """For every file; their round trips go side by side, but for those of one object's parts."""
+        """For every file; their round trips go side by side, except for those of one object's parts."""
         if len({id(placed.source) for placed, _ in self._files}) < len(self._files):
             return [work(i) for i in range(len(self._files))]
         if len(self._files) == 1:

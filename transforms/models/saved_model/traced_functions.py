@@ -167,7 +167,7 @@ def _traces(objects: Any, names: list[str]) -> list[Trace]:
             nested_structure_coder.NotEncodableError,
             ValueError,
             TypeError,
-        ):  # of a type that TensorFlow has no more
+        ):  # of a type that TensorFlow no longer has
             continue
         traces.append(Trace(at, name, tuple(arguments), dict(keywords), outputs))
     return traces
