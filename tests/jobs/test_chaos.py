@@ -231,10 +231,14 @@ def test_a_run_that_was_stopped_while_another_took_its_folder_does_no_harm(place
         for point in PAUSES if RUNS >= 10 else ("prediction file", "mark"):
             part = PAUSES[point]
             out = f"paused-{number}-{len(point)}"
-            paused = place.warm.start(place.argv(out), place.log, {**place.env, "HEADRACE_TEST_STOP_AT": part})
+            # Else the other job would wait a minute for the weights of the process that is stopped.
+            alone = "--model_sharing=process"
+            paused = place.warm.start(
+                [*place.argv(out), alone], place.log, {**place.env, "HEADRACE_TEST_STOP_AT": part}
+            )
             wait_stopped(paused)
             other = ["--overwrite"] if rng.random() < 0.5 else ["--overwrite", "--clean"]
-            code = place.warm.wait(place.start(out, "--batch_size=49", *other))
+            code = place.warm.wait(place.start(out, "--batch_size=49", alone, *other))
             assert code == 0, place.said()
             os.killpg(paused, signal.SIGCONT)
             late = place.warm.wait(paused)
