@@ -16,7 +16,8 @@ the content. What an older claim did not own may still be removed by one of its 
 it, but removes it and computes it again (`Adoptable`).
 
 *Adding.* A shard's commit checks the claim first, and again afterwards: a run that lost its claim meanwhile removes the file
-that it has just added, unless the newest claim owns a file of that name, which then has the same rows.
+that it has just added, unless the newest claim owns a file of that name, which then has the same rows. A run plans
+the files of its own claim only, so that it keeps no file that its claim does not own.
 
 Why numbers, and not one object that changes by compare-and-swap: every store can create an object only where none exists, but
 not every store can replace a certain version. Local files cannot, and services that speak S3 often lack `If-Match` on writes.
@@ -74,10 +75,14 @@ class Claim:
 
     def owns(self, made: OutputName) -> bool:
         """Whether this claim's runs make a file of that name."""
-        if made.job != str(self.record["fingerprint"])[:8] or not len(self.sources):
+        return made.job == str(self.record["fingerprint"])[:8] and self.has_source(made.source)
+
+    def has_source(self, digest: int) -> bool:
+        """Whether the `source_digest` is of one of its inputs, or of those that are joined."""
+        if not len(self.sources):
             return False
-        at = min(int(np.searchsorted(self.sources, np.uint64(made.source))), len(self.sources) - 1)
-        return int(self.sources[at]) == made.source
+        at = min(int(np.searchsorted(self.sources, np.uint64(digest))), len(self.sources) - 1)
+        return int(self.sources[at]) == digest
 
     def is_equal(self, record: dict[str, Any], sources: Sources) -> bool:
         """Whether a run of that job over these inputs makes the same files."""

@@ -12,17 +12,18 @@ from operator import attrgetter
 import pyarrow as pa
 
 from ..columns.plan import MOST_READ_BYTES, is_auto, rows_within
-from ..errors import ColumnError, NotParquet
+from ..errors import ColumnError, NotParquet, ObjectChanged
 from ..jobs.input_files import PassedOver, each_input, expand_lists, together
 from ..jobs.job import Job
 from ..nested_arrow import read_schema
+from ..output.claims import read_claim
 from ..output.dead_letters import rows_of_another_schema
 from ..parquet.arrow_types import read_alike
 from ..parquet.reader import Footer, most_row_bytes, read_footer, repeated_columns
 from ..shards.deleted_rows import NONE, Positions, deleted_in, live_rows, pack_positions
 from ..shards.partition_types import fits
 from ..shards.partitions import partition_values
-from ..shards.shard import Shard, join_shards, output_name, relative_stem, split_file
+from ..shards.shard import Shard, join_shards, output_name, relative_stem, source_digest, split_file
 from ..storage import ObjectRef, open_store
 from ..tables.columns import TableColumns
 
@@ -36,9 +37,10 @@ _NAMED = 5
 
 def input_files(job: Job) -> Iterator[ObjectRef]:
     """In the order of their URIs; where the job is limited to its first rows, in the order of their outputs, which needs
-    the whole listing at once.
+    the whole listing at once. Of a job that has claimed its output, the files that its claim names: one that appeared since is
+    left for the next run. Raises `ObjectChanged` where one is missing or was rewritten.
     """
-    files = _listed(job)
+    files = _listed(job) if not job.claim else _claimed(job)
     if job.limit is None:
         return files
     return iter(sorted(files, key=lambda ref: (f"{_stem(job, ref.uri)}-{0:012d}-", ref)))
@@ -48,6 +50,26 @@ def _listed(job: Job) -> Iterator[ObjectRef]:
     if job.table is not None:
         return iter(job.table.refs())
     return each_input(expand_lists(job.inputs, job.storage), job.storage, PassedOver())
+
+
+def _claimed(job: Job) -> Iterator[ObjectRef]:
+    """What another run may keep or remove depends on the claim: a file that it does not name may have neither."""
+    claim = read_claim(open_store(job.output, job.storage), job.output, job.claim)
+    left, appeared = len(claim.sources), ""
+    for files in together(_listed(job), job.joined_bytes):
+        if claim.has_source(source_digest(*files)):
+            left -= 1
+            yield from files
+        else:
+            appeared = appeared or files[0].uri
+    if left:
+        raise ObjectChanged(
+            f"Input files changed or vanished since the job claimed {job.output}",
+            expected=f"the {len(claim.sources):,} that were listed then",
+            found=f"{left:,} of them missing" + (f", and others such as {appeared}" if appeared else ""),
+            cure="Run the same command again once nothing writes to the input. For inputs that change between runs, add "
+            "--incremental",
+        )
 
 
 def _stem(job: Job, uri: str) -> str:
