@@ -2,8 +2,7 @@
 
     python -m examples.tabular [FOLDER]
 
-The model is a Normalization and a linear layer in one `.keras` file, whose weights are set by hand, so that what comes out can
-be checked.
+The model is a Normalization and a linear layer in one `.keras` file. Its weights are set by hand: the results can be checked.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python -m examples.text [FOLDER]
 
 The vocabulary of `TextVectorization` is part of the model: a hash table, which streams into memory as the weights do. The
-network counts kind words and unkind ones, by weights that are set by hand, so that what comes out can be checked.
+network counts kind words and unkind ones. Its weights are set by hand: the results can be checked.
 """
 
 from __future__ import annotations

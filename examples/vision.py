@@ -2,8 +2,8 @@
 
     python -m examples.vision [FOLDER]
 
-The network is not trained: it answers which third of the image is the brightest, by weights that are set by hand, so that
-what comes out can be checked.
+The network is not trained: it answers which third of the image is the brightest, by weights that are set by hand. The
+results can be checked.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from headrace.transforms.storage import ObjectRef, Store, open_store
 from .soundness import Verdict, input_spans
 
 RELATIVE, ABSOLUTE = 1e-3, 1e-5
-"""Tolerances of numbers that another kind of machine computed: other instructions round otherwise."""
+"""Tolerances for numbers from another kind of machine, whose instructions round differently."""
 
 
 def verify_sample(verdict: Verdict, job: Job, manifest: pa.Table, count: int) -> None:

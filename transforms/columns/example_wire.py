@@ -23,7 +23,7 @@ Part = bytes | tuple[np.ndarray[Any, Any], "np.ndarray[Any, Any] | None"]
 
 _FIELD_1 = b"\x0a"
 _VALUE = b"\x12"
-"""Of an entry of a map, whose key is field 1."""
+"""The value's field in an entry of a map; the key's is field 1."""
 _LISTS = {"string": b"\x0a", "float32": b"\x12", "int64": b"\x1a"}
 """The field of a `Feature` that holds values of a dtype."""
 _KIND = pa.large_binary()

@@ -30,7 +30,7 @@ JOB_RECORD = "_headrace/job.json"
 SUCCESS = "_SUCCESS"
 MANIFEST_FOLDER = "_manifest"
 ASIDE = ".pq"
-"""How Parquet files of the manifest and of dead letters end, so that a glob of `*.parquet` gives predictions alone."""
+"""The ending of the manifest's and dead letters' Parquet files: a glob of `*.parquet` gives only predictions."""
 FORMAT = 2
 # The first format counted what becomes of bad rows as part of what a job is, and local files' versions had no change time.
 FORMAT_1 = 1

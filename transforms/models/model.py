@@ -46,7 +46,7 @@ class Model:
         self.call = call
         """{name: tf.Tensor} -> {name: tf.Tensor}, unchecked: the hot path. It does not choose the device: see `placed`."""
         self.device: str | None = None
-        """Where its variables lie; None is wherever TensorFlow has put them."""
+        """The device of its variables; None where TensorFlow chose it."""
         self._keep = keep
         self._process = os.getpid()
         self.loads_again = True

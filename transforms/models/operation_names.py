@@ -235,7 +235,7 @@ SparseApplyMomentum SparseApplyProximalAdagrad SparseApplyProximalGradientDescen
 SparseConditionalAccumulator Stage StageClear StagePeek StageSize StridedSliceAssign TakeManySparseFromTensorsMap
 Unstage
 """)
-"""They change what later calls find: variables, tables, queues, and whatever else outlives a call."""
+"""They change what later calls find: variables, tables, queues, and anything else that outlives a call."""
 
 RANDOM = _names("""
 AllCandidateSampler AnonymousRandomSeedGenerator AnonymousSeedGenerator DummySeedGenerator ExperimentalRandomDataset
@@ -314,8 +314,8 @@ XlaSparseDenseMatmulGradWithFtrlAndStaticBufferSize XlaSparseDenseMatmulGradWith
 XlaSparseDenseMatmulGradWithSgdAndStaticBufferSize XlaSparseDenseMatmulWithCsrInput
 XlaSparseDenseMatmulWithStaticBufferSize
 """)
-"""They can reach files, the network, other devices or processes, or nobody serves a model with them. Only tests use this list:
-what counts is that they stand in none of the others.
+"""They can reach files, the network, other devices or processes, or no served model uses them. Only tests use this list: what
+counts is that they are in none of the others.
 """
 
 READS_FILES = {

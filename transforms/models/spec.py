@@ -10,7 +10,7 @@ GRAPH_FACTOR = 18
 measured of 80 MB, with TensorFlow 2.21.
 """
 LARGE_GRAPH = 8 << 20
-"""Bytes of a graph from which on that counts: smaller ones fit into what is set aside for TensorFlow."""
+"""Bytes of a graph above which that counts: smaller ones fit into the memory that is reserved for TensorFlow."""
 
 
 @dataclass(frozen=True, slots=True)

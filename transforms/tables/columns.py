@@ -10,7 +10,7 @@ import pyarrow as pa
 from .snapshot import TableSnapshot
 
 NAMES = "headrace.names"
-"""In a schema's metadata: JSON of the ids that names stand for in files without ids."""
+"""In a schema's metadata: JSON of the ids that names mean in files without ids."""
 _ID = b"PARQUET:field_id"
 
 

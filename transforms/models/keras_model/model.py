@@ -177,7 +177,7 @@ class _Saved:
     weights: SavedWeights
     store: Store
     files: keras_files.Files | None = None
-    """Where its assets lie."""
+    """The place of its assets."""
 
     @property
     def nbytes(self) -> int:

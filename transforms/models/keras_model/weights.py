@@ -76,7 +76,7 @@ class SavedWeights:
         self._streamed: set[str] = set()
         self._named = 0
         self.nbytes = 0
-        """Of the tensors that were asked for."""
+        """Bytes of the requested tensors."""
 
     @property
     def round_trips(self) -> int:
