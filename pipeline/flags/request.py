@@ -312,7 +312,9 @@ def _models(options: PredictOptions) -> tuple[ModelRequest, ...]:
         ModelRequest(
             name,
             absolute_uri(uri).rstrip("/") or "/",
-            absolute_uri(beside) if (beside := weights.get(name, weights.get("") if name == "" else None)) else None,
+            absolute_uri(weights_uri)
+            if (weights_uri := weights.get(name, weights.get("") if name == "" else None))
+            else None,
             signatures.get(name, signatures.get("", DEFAULT_SIGNATURE)),
         )
         for name, uri in uris.items()

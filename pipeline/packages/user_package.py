@@ -110,13 +110,13 @@ def _build(source: str, work: Path) -> UserPackage:
 
 
 def _copied(folder: Path, to: Path) -> Path:
-    def beside(within: str, names: list[str]) -> set[str]:
+    def ignored(within: str, names: list[str]) -> set[str]:
         # Below the top, and with modules in them, they are packages like others.
         left = [name for name in _BESIDE if Path(within) == folder and not (folder / name / "__init__.py").exists()]
         return _NO_SOURCES(within, names).union(left)
 
     try:
-        return Path(shutil.copytree(folder, to, ignore=beside, ignore_dangling_symlinks=True))
+        return Path(shutil.copytree(folder, to, ignore=ignored, ignore_dangling_symlinks=True))
     except (shutil.Error, OSError) as error:
         several = isinstance(error, shutil.Error)
         path, reason = (error.args[0][0][0], error.args[0][0][2]) if several else (error.filename, error.strerror)

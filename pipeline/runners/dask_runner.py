@@ -246,10 +246,10 @@ class DaskResult(PipelineResult):
 
         What the same step emitted to other outputs is kept too: the two belong together.
         """
-        for beside in given.producer.outputs.values():
-            if beside is not given:
-                parts = self._kept(self._collections[beside])
-                self._collections[beside] = [self._submit(kept, part) for part in parts]
+        for other in given.producer.outputs.values():
+            if other is not given:
+                parts = self._kept(self._collections[other])
+                self._collections[other] = [self._submit(kept, part) for part in parts]
         elements = [*chain.from_iterable(self._kept(self._collections[given]))]
         count = min(len(elements), _TASKS_PER_THREAD * self._threads)
         return [self._submit(kept, elements[i::count]) for i in range(count)]

@@ -67,7 +67,7 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
 
     With `RunInference(…, model_metadata_pcoll=…)` or `watch_model_pattern` the model is replaced by the one at the path that
     comes, pinned when a worker loads it; its signature must fit as the first one's did, and it may need the same custom
-    objects. A SavedModel's saved_model.pb stands for its folder, since Beam's patterns match files alone. The old one's memory
+    objects. A SavedModel's saved_model.pb means its folder, since Beam's patterns match files alone. The old one's memory
     is freed.
     Raises `ModelError`, `StorageError`, `InvalidRequest`, and `ColumnError` for names that the model lacks, when it is
     constructed.

@@ -289,8 +289,10 @@ def _no_model(store: Store, uri: str) -> NotAModel:
             cure="Name the folder that holds saved_model.pb.",
         )
     parent, _, name = uri.rpartition("/")
-    beside = {ref.uri.removeprefix(f"{parent}/").partition("/")[0] for ref in islice(store.list(f"{parent}/"), _GLANCE)}
-    close = difflib.get_close_matches(name, beside, n=3, cutoff=0.5) or sorted(beside)
+    neighbours = {
+        ref.uri.removeprefix(f"{parent}/").partition("/")[0] for ref in islice(store.list(f"{parent}/"), _GLANCE)
+    }
+    close = difflib.get_close_matches(name, neighbours, n=3, cutoff=0.5) or sorted(neighbours)
     return NotAModel(
         f"There is no model at {uri}",
         expected="a SavedModel's folder or a `.keras` file",

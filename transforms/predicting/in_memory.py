@@ -54,8 +54,8 @@ def predict(
     storage: StoreOptions = StoreOptions(),
     loading: Loading = Loading(),
 ) -> Any:
-    """The kept columns and the model's predictions, in the kind in which `data` came, one row for each row; or with `where` for
-    each row of which that condition on these columns is true, as in "score > 0.9".
+    """The kept columns and the model's predictions, in the kind in which `data` came, one row for each row; or with `where`,
+    which is a condition on these columns, one for each row that it is true for, as in "score > 0.9".
 
         predictions = headrace.predict("gs://bucket/model", frame, keep=["id"])
 

@@ -55,7 +55,7 @@ def predict_shard(
         if (found := _already_written(job, sink, uri, shard)) is None:
             raise
         return found
-    confirm_added(job, sink, written, run.beside)
+    confirm_added(job, sink, written, run.committed_letters)
     spent = run.clock.seconds
     spent["write"] = time.perf_counter() - started - spent["read"] - spent["predict"]
     progress.add(shards_done=1)
@@ -88,7 +88,7 @@ class _ShardRun:
         ]
         self._filtering = ShardFiltering(predictor.where, len(shard.parts))
         self._committed: CommittedDeadLetters | None = None
-        self.beside: list[tuple[Store, ObjectRef]] = []
+        self.committed_letters: list[tuple[Store, ObjectRef]] = []
 
     @property
     def _bad_rows(self) -> int:
@@ -142,7 +142,7 @@ class _ShardRun:
             letters_store = open_store(self._job.on_error.dead_letters, self._job.storage)
             if (committed := self._letters.commit(letters_store)) is not None:
                 self._committed = committed
-                self.beside.append((letters_store, committed.ref))
+                self.committed_letters.append((letters_store, committed.ref))
         measured = self._measuring.key_values() if self._measuring is not None else {}
         outcome = _outcome(self._bisections, self._filtering, self._committed)
         return outcome | self._filtering.key_values() | measured

@@ -77,7 +77,7 @@ def _uri_of(table: TableInput, path: str) -> str:
 
 def _copy_log(table: TableInput, store: Store, folder: Path) -> int:
     """The last checkpoint at or before the version that is asked for, and the commits since. Returns the version."""
-    commits, checkpoints, beside = _log_of(table, store)
+    commits, checkpoints, sidecars = _log_of(table, store)
     newest = max((*commits, *checkpoints))
     version = newest if table.version is None else table.version
     base = max((at for at in checkpoints if at <= version), default=-1)
@@ -90,7 +90,7 @@ def _copy_log(table: TableInput, store: Store, folder: Path) -> int:
             found=str(version),
             cure="Name another one, or none for the newest: the log of old versions is cleaned up after a time",
         )
-    wanted = [*checkpoints.get(base, ()), *(commits[at] for at in needed), *beside]
+    wanted = [*checkpoints.get(base, ()), *(commits[at] for at in needed), *sidecars]
     if base in commits:
         wanted.append(commits[base])
     folder.mkdir(parents=True)
@@ -111,7 +111,7 @@ def _log_of(
     commits: dict[int, ObjectRef] = {}
     checkpoints: dict[int, list[ObjectRef]] = {}
     of_several: dict[int, list[ObjectRef]] = {}
-    beside = []
+    sidecars = []
     log = f"{table.uri}/{_LOG}"
     for ref in store.list(log):
         name = ref.uri.removeprefix(log)
@@ -126,7 +126,7 @@ def _log_of(
                 if len(of_several[at]) == int(match[2]):
                     checkpoints.setdefault(at, of_several[at])
         elif re.fullmatch(r"_sidecars/[\w.-]+\.parquet", name):
-            beside.append(ref)
+            sidecars.append(ref)
     if not (commits or checkpoints):
         near = next(iter(store.list(f"{table.uri}/")), None)
         raise InvalidRequest(
@@ -135,7 +135,7 @@ def _log_of(
             found=f"no such log, but {near.uri}" if near else "nothing there",
             cure="Name the table's folder, as in delta+gs://bucket/table, or plain Parquet files without delta+",
         )
-    return commits, checkpoints, beside
+    return commits, checkpoints, sidecars
 
 
 def _check_known(table: TableInput, opened: Any) -> None:
