@@ -37,8 +37,8 @@ _NAMED = 5
 
 def input_files(job: Job) -> Iterator[ObjectRef]:
     """In the order of their URIs; where the job is limited to its first rows, in the order of their outputs, which needs
-    the whole listing at once. Of a job that has claimed its output, the files that its claim names: one that appeared since is
-    left for the next run. Raises `ObjectChanged` where one is missing or was rewritten.
+    the whole listing at once. For a job that has claimed its output, the files that its claim names: one that appeared since
+    is left for the next run. Raises `ObjectChanged` where one is missing or was rewritten.
     """
     files = _listed(job) if not job.claim else _claimed(job)
     if job.limit is None:
