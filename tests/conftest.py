@@ -9,6 +9,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 
 from tests.support.warm import Warm, shared
@@ -21,6 +22,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 # Read when google.auth is imported: no test waits for, or finds, a metadata server.
 os.environ["NO_GCE_CHECK"] = "true"
+# A machine that does much else takes a second now and then for what takes it milliseconds.
+hypothesis.settings.register_profile("busy machine", deadline=None)
+hypothesis.settings.load_profile("busy machine")
 # A shell that starts the tests in the background has them, and their children, ignore it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
