@@ -80,6 +80,7 @@ def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[Co
             some or None,
             tuple(sorted(constants.items())),
             tuple(TopK(output, k, labels[uri] if uri else None) for output, (k, uri) in sorted(top_k.items())),
+            row_by_row=request.batch_rows == 1,
         )
 
     return [choice(*parts) for parts in zip(names, signatures, rows, encoded, strict=True)]

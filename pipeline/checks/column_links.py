@@ -8,8 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from headrace.transforms.columns.composite_inputs import CompositeInput
 from headrace.transforms.columns.example_inputs import ExampleInput, encoded_features, row_inputs
-from headrace.transforms.columns.inputs import Input, plan_inputs, plan_outputs
+from headrace.transforms.columns.inputs import AnyInput, plan_inputs, plan_outputs
 from headrace.transforms.columns.plan import ColumnChoice, of_whole_batch, selected, varying_batch
 from headrace.transforms.columns.rules import ColumnRules
 from headrace.transforms.columns.struct_paths import known_name, member_type, path_of
@@ -22,7 +23,7 @@ from headrace.transforms.models.spec import Signature, TensorSpec
 @dataclass(frozen=True, slots=True)
 class Link:
     """A link from columns to a tensor or back. `kind` is "feature", "prediction", "kept", "unused", or "aside" for a tensor
-    without a column: a constant, or an output that becomes no column.
+    without a column: a constant, or an output that becomes no column, or whose dimensions the first row shows.
 
     `model` is its name, "" for an only model. `columns` are names and types; the type is None for a missing column. `how` is
     "" where values stay as they are, else "widened", "cast", "decoded", "packed", "encoded", or why a tensor has no column.
@@ -39,12 +40,13 @@ class Link:
 
     def fields(self) -> dict[str, Any]:
         tensor = self.tensor
+        kind = {"kind": tensor.composite.kind} if tensor is not None and tensor.composite is not None else {}
         shape = None if tensor is None or tensor.shape is None else list(tensor.shape)
         return {
             "kind": self.kind,
             "model": self.model,
             "columns": [{"name": name, "type": None if kind is None else str(kind)} for name, kind in self.columns],
-            "tensor": None if tensor is None else {"name": tensor.name, "dtype": tensor.dtype, "shape": shape},
+            "tensor": None if tensor is None else {"name": tensor.name, "dtype": tensor.dtype, "shape": shape} | kind,
             "how": self.how,
             "problem": self.problem,
             "cure": self.cure,
@@ -76,7 +78,7 @@ def link_columns(
 
 def _of_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice) -> Iterator[Link]:
     constants = {name: spec for name, spec in signature.inputs.items() if name in dict(choice.constants)}
-    inputs, outputs = varying_batch(choice.fed(signature))
+    inputs, outputs = varying_batch(choice.fed(signature), choice)
     features, predictions = dict(choice.features), dict(choice.predictions)
     best = {asked.output: asked for asked in choice.top_k}
     fed = row_inputs(inputs, choice.rules)
@@ -125,6 +127,9 @@ def _of_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice) -> 
             why = "one value for the whole batch" if of_whole_batch(spec) else "left out"
             yield Link("aside", choice.name, (), spec, why)
             continue
+        if spec.shape is None:
+            yield Link("aside", choice.name, (), spec, "of the first row")
+            continue
         column = predictions.get(name) or (f"{choice.name}_{name}" if choice.name else name)
         try:
             (out,) = plan_outputs({name: spec}, {name: column}, rules=choice.rules).outputs
@@ -142,7 +147,7 @@ def _of_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice) -> 
         yield Link("prediction", choice.name, tuple((field.name, field.type) for field in fields), outputs[name])
 
 
-def _fed(model_input: Input | ExampleInput, model: str) -> Link:
+def _fed(model_input: AnyInput, model: str) -> Link:
     columns = tuple((column.name, member_type(column.type, column.path)) for column in model_input.columns)
     return Link("feature", model, columns, model_input.spec, _how(model_input))
 
@@ -157,9 +162,11 @@ def rules_of(rules: ColumnRules, *tensors: str) -> ColumnRules:
     return replace(rules, cast=tuple(name for name in rules.cast if name in tensors), **of_pairs)
 
 
-def _how(model_input: Input | ExampleInput) -> str:
+def _how(model_input: AnyInput) -> str:
     if isinstance(model_input, ExampleInput):
         return "encoded"
+    if isinstance(model_input, CompositeInput) and len(model_input.columns) > 1:
+        return "packed"
     if any(column.rule.image is not None for column in model_input.columns):
         return "decoded"
     if any(column.leaf.dtype != model_input.spec.dtype or not column.leaf.exact for column in model_input.columns):

@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from headrace.transforms.columns.casts import casts_exactly
 from headrace.transforms.columns.column import Column
-from headrace.transforms.columns.example_inputs import ExampleInput, encoded_features
-from headrace.transforms.columns.inputs import Input, plan_inputs
+from headrace.transforms.columns.example_inputs import encoded_features
+from headrace.transforms.columns.inputs import AnyInput, plan_inputs
 from headrace.transforms.columns.nesting import FixedLists, Member
 from headrace.transforms.columns.plan import ColumnChoice, varying_batch
 from headrace.transforms.columns.rules import ColumnRules
@@ -58,7 +58,7 @@ def column_needs(request: Request, signatures: Sequence[Signature], sample: Inpu
     """
     tensors: list[_Tensor] = []
     for signature, choice in zip(signatures, choose_columns(request, signatures), strict=True):
-        inputs, _ = varying_batch(choice.fed(signature))
+        inputs, _ = varying_batch(choice.fed(signature), choice)
         # For encoded inputs, the run names the first column that does not fit.
         encoded = encoded_features(inputs, choice.rules)
         tensors += (_Tensor(sample, signature, inputs, name, choice) for name in inputs if name not in encoded)
@@ -108,7 +108,7 @@ class _Tensor:
         if unsure := [column for column in stored if not self._settled_by_footers(column) or bounded]:
             self._check_rows(unsure)
 
-    def _planned(self, rules: ColumnRules) -> Input | ExampleInput:
+    def _planned(self, rules: ColumnRules) -> AnyInput:
         schema = self._sample.schema(
             self._signature, replace(self._choice, rules=rules), self._chosen.get(self._name, ())
         )
@@ -209,7 +209,7 @@ class _Tensor:
         """Whether flags, including those found to be necessary, make a tensor of the rows."""
 
         def works(rules: ColumnRules) -> None:
-            self._planned(rules).tensor(batch, where, first_row)
+            self._planned(rules).tensors(batch, where, first_row)
 
         try:
             works(self._rules)

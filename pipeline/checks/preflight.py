@@ -11,7 +11,14 @@ from typing import Any
 import pyarrow as pa
 
 from headrace.transforms.columns.example_inputs import row_inputs
-from headrace.transforms.columns.plan import ColumnChoice, ColumnPlan, choose_batch_rows, plan_columns
+from headrace.transforms.columns.plan import (
+    ColumnChoice,
+    ColumnPlan,
+    choose_batch_rows,
+    plan_columns,
+    unknown_ranks,
+    varying_batch,
+)
 from headrace.transforms.columns.where import RowFilter
 from headrace.transforms.errors import ColumnError, HeadraceError, InvalidRequest
 from headrace.transforms.jobs.input_files import Survey, expand_lists, scheme_of, survey_inputs
@@ -36,6 +43,7 @@ from headrace.transforms.versions import versions
 from ..flags.request import Request
 from .column_choices import choose_columns
 from .held_examples import check_examples
+from .output_ranks import found_ranks
 from .report_place import check_report
 from .single_file import check_single_file
 from .table_input import patterns_of, requested_table
@@ -76,7 +84,7 @@ def prepare(request: Request) -> Prepared:
     if request.single_file:
         check_single_file(request, inputs)
     if table is None and (said := _kept_schema(kept, inputs.first)) is not None:
-        prepared = _hold_together(request, around, refs, specs, patterns, inputs, said[0])
+        prepared = _planned(request, around, refs, specs, patterns, inputs, said[0])
         if prepared.job.fingerprint == said[1]:
             return prepared
     store = open_store(inputs.first.uri, request.storage)
@@ -88,7 +96,7 @@ def prepare(request: Request) -> Prepared:
             found="none",
             cure="Leave it out of --input, or write it again",
         )
-    prepared = _hold_together(request, around, refs, specs, patterns, inputs, stored)
+    prepared = _planned(request, around, refs, specs, patterns, inputs, stored)
     check_plain(store, inputs.first, input_columns(prepared.job))
     check_examples(request, prepared.job, prepared.columns, inputs.first)
     return prepared
@@ -119,7 +127,7 @@ def _kept_schema(record: dict[str, Any] | None, first: ObjectRef) -> tuple[pa.Sc
         return None
 
 
-def _hold_together(
+def _planned(
     request: Request,
     around: tuple[FunctionRef | None, ...],
     refs: Sequence[ModelRef],
@@ -129,10 +137,36 @@ def _hold_together(
     stored: pa.Schema,
 ) -> Prepared:
     """`stored` is the schema of the first file; `around` are the functions before and after the models."""
+    signatures = [spec.signatures[model.signature] for spec, model in zip(specs, request.models, strict=True)]
+    choices = choose_columns(request, signatures)
+    models = list(zip(signatures, choices, strict=True))
+    unknown = [unknown_ranks(varying_batch(choice.fed(one), choice)[1], choice) for one, choice in models]
+    if any(unknown):
+        # Planned with any rank, a job tells how the first row is read.
+        some = [
+            replace(one, ranks=tuple((name, 1) for name in names)) for one, names in zip(choices, unknown, strict=True)
+        ]
+        bare = replace(request, where=None, keep=())
+        planned = _hold_together(bare, (around[0], None), refs, specs, patterns, inputs, stored, some)
+        ranks = found_ranks(planned.job, specs, choices, inputs.first)
+        choices = [replace(choice, ranks=found) for choice, found in zip(choices, ranks, strict=True)]
+    return _hold_together(request, around, refs, specs, patterns, inputs, stored, choices)
+
+
+def _hold_together(
+    request: Request,
+    around: tuple[FunctionRef | None, ...],
+    refs: Sequence[ModelRef],
+    specs: tuple[ModelSpec, ...],
+    patterns: tuple[str, ...],
+    inputs: Survey,
+    stored: pa.Schema,
+    choices: Sequence[ColumnChoice],
+) -> Prepared:
+    """`choices` are what is said of each model's columns."""
     preprocess, postprocess = around
     first = inputs.first
     signatures = [spec.signatures[model.signature] for spec, model in zip(specs, request.models, strict=True)]
-    choices = choose_columns(request, signatures)
     schema, partitions = with_partitions(request, inputs, stored, list(zip(signatures, choices, strict=True)))
     seen, where = schema, first.uri
     if preprocess is not None:
@@ -245,12 +279,13 @@ def check_compilable(request: Request, refs: Sequence[ModelRef], columns: Column
     """Raises `InvalidRequest` for what XLA cannot compile, as far as it can be known without compiling."""
     for model, ref, plan in zip(request.models, refs, columns.models, strict=True):
         specs = [*(model_input.spec for model_input in plan.inputs.inputs), *plan.outputs.specs]
-        strings = [spec.name for spec in specs if spec.dtype == "string"]
-        if request.jit_compile and (strings or not format_of(ref).compiles):
+        wrong = [f"strings in {spec.name!r}" for spec in specs if spec.dtype == "string"]
+        wrong += [f"{spec.name!r}, which is {spec.composite.kind}" for spec in specs if spec.composite is not None]
+        if request.jit_compile and (wrong or not format_of(ref).compiles):
             raise InvalidRequest(
                 f"--jit_compile cannot compile {model.uri}",
-                expected="a SavedModel or a Keras model of numbers",
-                found=f"strings in {strings[0]!r}" if strings else format_of(ref).in_words,
+                expected="a SavedModel or a Keras model of numbers in dense tensors",
+                found=wrong[0] if wrong else format_of(ref).in_words,
                 cure="Leave --jit_compile out",
             )
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from headrace.transforms.columns.plan import of_whole_batch, varying_batch
-from headrace.transforms.columns.wording import counted
+from headrace.transforms.columns.wording import counted, lists_taken
 from headrace.transforms.container_limits import usable_memory
 from headrace.transforms.jobs.input_files import PassedOver
 from headrace.transforms.jobs.job import Job
@@ -341,6 +341,8 @@ def _example_lines(signature: Signature) -> Iterator[str]:
                 else f"; --tf_example={name} makes them of columns"
             )
             yield from wrapped("", f"{name} takes {tensor.example}{why}")
+        if tensor.composite is not None:
+            yield from wrapped("", f"{name} takes {lists_taken(tensor)}")
 
 
 def _example_document(example: ExampleFormat) -> dict[str, Any]:
@@ -372,6 +374,7 @@ def _signature_document(signature: Signature, spec: ModelSpec) -> dict[str, Any]
         return [
             {"name": tensor.name, "dtype": tensor.dtype, "shape": None if tensor.shape is None else list(tensor.shape)}
             | ({} if tensor.example is None else {"example": _example_document(tensor.example)})
+            | ({} if tensor.composite is None else {"kind": tensor.composite.kind})
             for tensor in tensors
         ]
 

@@ -14,6 +14,8 @@ _LEAST_CELL = 8
 
 def tensor_cells(spec: TensorSpec) -> tuple[str, str]:
     dtype = spec.dtype if spec.example is None else spec.example.message
+    if spec.composite is not None:
+        dtype = f"{spec.composite.kind} {dtype}"
     if spec.shape is None:
         return dtype, "any shape"
     dims = ("batch" if i == 0 and dim is None else str(dim or "?") for i, dim in enumerate(spec.shape))

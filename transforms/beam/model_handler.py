@@ -337,6 +337,13 @@ def _array(value: Any, spec: TensorSpec | None) -> np.ndarray[Any, Any]:
     return as_whole_array(value)
 
 
+def _stacked(values: list[Any], spec: TensorSpec | None) -> Any:
+    """One array of all rows; rows of a ragged input stay as long as they are."""
+    if spec is not None and spec.composite is not None:
+        return values
+    return np.stack([_array(value, spec) for value in values])
+
+
 def _only_input(row: Any, inputs: Mapping[str, TensorSpec], uri: str) -> Row:
     """A bare array, or a number or text, for the only input that rows feed."""
     bare = isinstance(row, np.ndarray | np.generic | int | float | complex | str | bytes | list) or hasattr(
@@ -376,7 +383,7 @@ def _predict_rows(rows: Sequence[Row], fixed: int | None, predictor: BatchPredic
     try:
         if other := [row for row in fed if row.keys() != names]:
             raise KeyError(f"{', '.join(names)}, and {', '.join(other[0])}")
-        arrays = {name: np.stack([_array(row[name], model.inputs.get(name)) for row in padded]) for name in names}
+        arrays = {name: _stacked([row[name] for row in padded], model.inputs.get(name)) for name in names}
         arrays |= predictor.constants(len(padded))
     except (KeyError, ValueError, OverflowError) as error:
         raise DataError(
@@ -399,11 +406,11 @@ def _predict_rows(rows: Sequence[Row], fixed: int | None, predictor: BatchPredic
             ) from error
     found = {name: found[name] for name in predictor.row_outputs}
     for name, values in found.items():
-        if values.shape[:1] != (full,):
+        if not isinstance(values, np.ndarray) or values.shape[:1] != (full,):
             raise UnsupportedModel(
                 f"The output {name!r} of {model.ref.uri} has no value for each row",
                 expected=f"a first dimension of {full}",
-                found=str(list(values.shape)),
+                found=str(list(values.shape)) if isinstance(values, np.ndarray) else type(values).__name__,
                 cure="Leave it out (outputs=[...]), or choose another signature",
             )
     for k, row in enumerate(rows):

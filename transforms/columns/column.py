@@ -20,7 +20,7 @@ from ..models.streaming.dlpack import to_tensor
 from ..nested_arrow import list_size, value_type
 from .casts import UncastableError, cast, casts_exactly, numpy_dtype
 from .images import Images
-from .nesting import EqualLists, FixedLists, Level, ListLengthError, Member, Opened, PaddedLists
+from .nesting import EqualLists, FixedLists, Level, ListLengthError, Member, Opened, PaddedLists, RaggedLists
 from .rules import TensorRule
 from .values import BadValueError, Bytes, Leaf, Numbers, leaf_of, nulls
 from .wording import of
@@ -65,7 +65,19 @@ class Column:
         """
         at = self._open(batch, where, first_row)
         dims = (*at.dims, *self.leaf.dims) if inner is None else inner
-        shape = (batch.num_rows, *dims)
+        return self._made(at, (batch.num_rows, *dims), where, first_row)
+
+    def ragged(
+        self, batch: pa.RecordBatch, where: str, first_row: int
+    ) -> tuple[tf.Tensor, tuple[np.ndarray[Any, Any], ...]]:
+        """The values of all rows, one after the other, and the int64 splits of the outermost lists, which stay as long as they
+        are. Raises as `tensor`.
+        """
+        at = self._open(batch, where, first_row)
+        count = int(at.splits[-1][-1])
+        return self._made(at, (count, *at.dims, *self.leaf.dims), where, first_row), tuple(at.splits)
+
+    def _made(self, at: Opened, shape: tuple[int, ...], where: str, first_row: int) -> tf.Tensor:
         # TensorFlow's own cast would make zeros of the numbers nearest to zero.
         same = not isinstance(self.leaf, Numbers) or self.leaf.dtype == self.rule.dtype
         if same and self._lends(at):
@@ -125,7 +137,9 @@ class Column:
                     expected=error.wanted,
                     found=f"{error.length} values",
                     cure="Shorten the longer lists before predicting: nothing is cut off."
-                    if isinstance(level, PaddedLists)
+                    if isinstance(level, PaddedLists) or (isinstance(level, RaggedLists) and level.most is not None)
+                    else "Make the lists equally long before predicting."
+                    if self.rule.lists
                     else f"Make the lists equally long before predicting, or fill them up: --pad {self.rule.tensor}=VALUE.",
                 )
                 if error.wrong is not None and error.lengths is not None:
@@ -143,7 +157,9 @@ class Column:
         row = at.row(index)
         if row:
             before = batch.slice(0, row)
-            if self.rule.optional:
+            if self.rule.lists:
+                self.ragged(before, where, first_row)
+            elif self.rule.optional:
                 self.row_values(before, where, first_row)
             else:
                 self.tensor(before, None, where, first_row)
@@ -259,7 +275,7 @@ def column_of(name: str, path: Sequence[str], kind: pa.DataType, rule: TensorRul
             levels.append(Member(members[0]))
             at = at.field(members.pop(0)).type
             continue
-        level = _list_level(at, rule)
+        level = _list_level(at, rule, sum(not isinstance(one, Member) for one in levels))
         if level is None:
             leaf = _leaf(at, rule)
             fits = leaf is not None and not members
@@ -268,7 +284,11 @@ def column_of(name: str, path: Sequence[str], kind: pa.DataType, rule: TensorRul
         at = value_type(at)
 
 
-def _list_level(kind: pa.DataType, rule: TensorRule) -> Level | None:
+def _list_level(kind: pa.DataType, rule: TensorRule, depth: int) -> Level | None:
+    if depth < rule.lists:
+        if pa.types.is_fixed_size_list(kind):
+            return RaggedLists((list_size(kind),))
+        return RaggedLists((None,)) if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return EqualLists((None,)) if rule.pad is None else PaddedLists((None,))
     if pa.types.is_fixed_size_list(kind):

@@ -52,6 +52,13 @@ def plan_constants(inputs: Mapping[str, TensorSpec], given: Mapping[str, str]) -
 
 
 def _constant(spec: TensorSpec, text: str) -> Constant:
+    if spec.composite is not None:
+        raise ColumnError(
+            f"--constant (constants) names the {spec.composite.kind} input '{spec.name}'",
+            expected="a dense input",
+            found=described(spec),
+            cure=f"Feed it from a column of lists: --feature {spec.name}=COLUMN.",
+        )
     by_row = bool(spec.shape) and spec.shape is not None and spec.shape[0] is None
     inner = None if spec.shape is None else spec.shape[1:] if by_row else spec.shape
     try:

@@ -51,13 +51,13 @@ class ExampleInput:
             total += 16 + len(feature.name) + values * (4 if feature.dtype == "float32" else 10)
         return total
 
-    def tensor(self, batch: pa.RecordBatch, where: str, first_row: int) -> tf.Tensor:
+    def tensors(self, batch: pa.RecordBatch, where: str, first_row: int) -> dict[str, tf.Tensor]:
         """Strings, of one dimension or as many of one as the tensor has."""
         values = [column.row_values(batch, where, first_row) for column in self.columns]
         features = [(feature.name, feature.dtype, found) for feature, found in zip(self.features, values, strict=True)]
         rows = batch.num_rows
         shape = (rows, *(1 for _ in (self.spec.shape or (None,))[1:]))
-        return Bytes("string").tensor(encode_examples(rows, features), shape)
+        return {self.spec.name: Bytes("string").tensor(encode_examples(rows, features), shape)}
 
 
 def encoded_features(inputs: Mapping[str, TensorSpec], rules: ColumnRules) -> dict[str, dict[str, ExampleFeature]]:

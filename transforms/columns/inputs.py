@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from ..models.streaming.dlpack import to_tensor
 from ..nested_arrow import numbers_in
 from .casts import NUMERIC, can_cast, casts_exactly, is_float, numpy_dtype
 from .column import Column, column_of
+from .composite_inputs import CompositeInput, composite_columns, composite_input
 from .example_inputs import (
     ExampleInput,
     check_feature_column,
@@ -31,11 +32,11 @@ from .example_inputs import (
     feature_rule,
     row_inputs,
 )
-from .nesting import EqualLists, Level, PaddedLists
+from .fitting import match, misfit, misfit_type, with_lengths
 from .outputs import Output, OutputPlan, output_plan
 from .rules import ColumnRules, TensorRule, tensor_rules
 from .struct_paths import member_type, path_names, path_of
-from .wording import described, listed, nearest, shown, within
+from .wording import described, listed, nearest, within
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -63,10 +64,10 @@ class Input:
         itemsize = 2 if self.spec.dtype == "bfloat16" else np.dtype(self.spec.dtype).itemsize
         return itemsize * math.prod(dim or 0 for dim in inner)
 
-    def tensor(self, batch: pa.RecordBatch, where: str, first_row: int) -> tf.Tensor:
+    def tensors(self, batch: pa.RecordBatch, where: str, first_row: int) -> dict[str, tf.Tensor]:
         if len(self.columns) > 1:
-            return self._packed(batch, where, first_row)
-        return self.columns[0].tensor(batch, self.inner, where, first_row)
+            return {self.spec.name: self._packed(batch, where, first_row)}
+        return {self.spec.name: self.columns[0].tensor(batch, self.inner, where, first_row)}
 
     def _packed(self, batch: pa.RecordBatch, where: str, first_row: int) -> tf.Tensor:
         rows, shape = batch.num_rows, (batch.num_rows, *(self.inner or (len(self.columns),)))
@@ -84,11 +85,14 @@ class Input:
         return to_tensor(packed.reshape(shape), self.spec.dtype)
 
 
+AnyInput = Input | ExampleInput | CompositeInput
+
+
 @dataclass(frozen=True, slots=True)
 class InputPlan:
     """Which columns become which tensors, and how; survives pickling."""
 
-    inputs: tuple[Input | ExampleInput, ...]
+    inputs: tuple[AnyInput, ...]
 
     @property
     def mapping(self) -> Mapping[str, tuple[str, ...]]:
@@ -127,13 +131,15 @@ class InputPlan:
             check_held_examples(feed.spec, feed.columns[0], batch, where)
 
     def tensors(self, batch: pa.RecordBatch, *, where: str = "", first_row: int = 0) -> dict[str, tf.Tensor]:
-        """One tensor per input, its first dimension the rows of the batch, in Arrow's own memory where that is aligned.
+        """One tensor per input, its first dimension the rows of the batch, in Arrow's own memory where that is aligned; of a
+        ragged or sparse input its parts, by their names.
 
         `where` (the file) and `first_row` (the file's row at which the batch begins, from 0) are for messages.
         Raises `NullFeature` for a null that nothing fills, and `ColumnError` for a list of another length, a value that
         cannot be cast and an image that cannot be decoded; all name the first such row.
         """
-        return {feed.spec.name: feed.tensor(batch, where, first_row) for feed in self.inputs}
+        made = [feed.tensors(batch, where, first_row) for feed in self.inputs]
+        return {name: tensor for tensors in made for name, tensor in tensors.items()}
 
     def unfit(self, batch: pa.RecordBatch, where: str, first_row: int) -> dict[int, str]:
         """Rows of the batch, from 0, that no tensor can hold, each with its own error; not those that fail only together."""
@@ -151,11 +157,11 @@ class InputPlan:
 
 
 def _unfit(
-    feed: Input | ExampleInput, batch: pa.RecordBatch, rows: np.ndarray[Any, Any], where: str, first_row: int
+    feed: AnyInput, batch: pa.RecordBatch, rows: np.ndarray[Any, Any], where: str, first_row: int
 ) -> dict[int, str]:
     """Some of the rows that fail, all of them in the same way, if any does; `rows` are the batch's by their numbers."""
     try:
-        feed.tensor(batch, where, first_row)
+        feed.tensors(batch, where, first_row)
     except (ColumnError, NullFeature) as error:
         alike = error.alike
     else:
@@ -176,9 +182,9 @@ def _unfit(
     }
 
 
-def _error_of(feed: Input | ExampleInput, batch: pa.RecordBatch, index: int, where: str, row: int) -> DataError | None:
+def _error_of(feed: AnyInput, batch: pa.RecordBatch, index: int, where: str, row: int) -> DataError | None:
     try:
-        feed.tensor(batch.slice(index, 1), where, row)
+        feed.tensors(batch.slice(index, 1), where, row)
     except (ColumnError, NullFeature) as error:
         return error
     return None
@@ -204,7 +210,7 @@ def plan_inputs(
         ((tensor, spec),) = inputs.items()
         names = {tensor: (_only_match(schema, spec, ruled[tensor], where),)}
 
-    def plan(tensor: str, spec: TensorSpec) -> Input | ExampleInput:
+    def plan(tensor: str, spec: TensorSpec) -> AnyInput:
         if tensor not in encoded:
             return _input(schema, spec, names[tensor], ruled[tensor], where)
         found = encoded[tensor]
@@ -256,7 +262,9 @@ def plan_outputs(
     return output_plan(outputs, predictions, rules.prediction_type)
 
 
-def _input(schema: pa.Schema, spec: TensorSpec, names: tuple[str, ...], rule: TensorRule, where: str) -> Input:
+def _input(
+    schema: pa.Schema, spec: TensorSpec, names: tuple[str, ...], rule: TensorRule, where: str
+) -> Input | CompositeInput:
     if spec.shape is not None and (not spec.shape or spec.shape[0] is not None):
         raise UnsupportedModel(
             f"The model's input '{spec.name}' has no batch dimension",
@@ -265,27 +273,30 @@ def _input(schema: pa.Schema, spec: TensorSpec, names: tuple[str, ...], rule: Te
             cure=f"Give its value, as --constant {spec.name}=VALUE (constants={{{spec.name!r}: …}}), or export the model "
             "with a batch dimension of None.",
         )
+    if spec.composite is not None:
+        read = composite_columns(schema, spec, names, rule)
+        return composite_input(spec, tuple(_column(schema, one, name, own, where) for one, name, own in read), where)
     columns = [_column(schema, spec, name, rule, where) for name in names]
     target = None if spec.shape is None else spec.shape[1:]
     if len(columns) == 1:
         (column,) = columns
-        match = _match(column.dims, target)
-        if match is None:
-            raise _misfit(spec, column, where, "Reshape the column, or name another with --feature.")
-        lengths, inner = match
-        return Input(spec, (_with_lengths(column, lengths),), inner)
+        fit = match(column.dims, target)
+        if fit is None:
+            raise misfit(spec, column, where, "Reshape the column, or name another with --feature.")
+        lengths, inner = fit
+        return Input(spec, (with_lengths(column, lengths),), inner)
     for column in columns:
         if column.dims:
-            raise _misfit(spec, column, where, "Only scalar columns can be packed side by side.")
-    match = _match((len(columns),), target)
-    if match is None:
+            raise misfit(spec, column, where, "Only scalar columns can be packed side by side.")
+    fit = match((len(columns),), target)
+    if fit is None:
         raise ColumnError(
             f"{len(columns)} columns do not fit tensor '{spec.name}'{within(where)}",
             expected=described(spec),
             found=", ".join(names),
             cure=f"Give --feature {spec.name}=… as many columns as the tensor has values in a row.",
         )
-    return Input(spec, tuple(columns), match[1])
+    return Input(spec, tuple(columns), fit[1])
 
 
 def _of_feature(
@@ -317,7 +328,7 @@ def _column(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule, wh
     column = column_of(name, path, kind, rule)
     if column is None:
         found_kind = member_type(kind, path)
-        raise _misfit_type(spec, name, str(found_kind), where, _cure(found_kind, spec, name, rule))
+        raise misfit_type(spec, name, str(found_kind), where, _cure(found_kind, spec, name, rule))
     own = column.leaf.dtype
     if own == spec.dtype and column.leaf.exact:
         return column
@@ -331,7 +342,7 @@ def _column(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule, wh
         cure = f"Values could change, so nothing is cast: write the column as {spec.dtype}, or say --cast {spec.name}."
     elif own in NUMERIC and spec.dtype in NUMERIC:
         cure = f"A decimal becomes a fraction only: write the column as {spec.dtype}."
-    raise _misfit(spec, column, where, cure)
+    raise misfit(spec, column, where, cure)
 
 
 def _cure(kind: pa.DataType, spec: TensorSpec, name: str, rule: TensorRule) -> str:
@@ -363,57 +374,3 @@ def _fits(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule) -> b
     except ColumnError:
         return False
     return not plan.columns[0].leaf.meaning
-
-
-def _match(
-    dims: tuple[int | None, ...], target: tuple[int | None, ...] | None
-) -> tuple[tuple[int | None, ...], tuple[int, ...] | None] | None:
-    """Holds the shape of a column's row against the tensor's: the lengths that the column's levels must have and the
-    tensor's shape beyond the batch (None where the rows decide), or None where they do not fit.
-    """
-    if target is None:
-        return dims, _known(dims)
-    if len(dims) == len(target) and all(d is None or t is None or d == t for d, t in zip(dims, target, strict=True)):
-        lengths = tuple(t if d is None else d for d, t in zip(dims, target, strict=True))
-        return lengths, _known(lengths)
-    if not dims and target == (None,):
-        return (), (1,)
-    inner = _known(target)
-    if inner is None:
-        return None
-    if len(dims) == 1 and dims[0] in (None, math.prod(inner)):
-        return (math.prod(inner),), inner
-    if None not in dims and [d for d in dims if d != 1] == [t for t in inner if t != 1]:
-        return dims, inner
-    return None
-
-
-def _known(dims: tuple[int | None, ...]) -> tuple[int, ...] | None:
-    known = tuple(dim for dim in dims if dim is not None)
-    return known if len(known) == len(dims) else None
-
-
-def _with_lengths(column: Column, lengths: tuple[int | None, ...]) -> Column:
-    """The column, its lists held to these lengths from the outermost in."""
-    levels: list[Level] = []
-    at = 0
-    for level in column.levels:
-        levels.append(replace(level, dims=(lengths[at],)) if isinstance(level, EqualLists | PaddedLists) else level)
-        at += len(level.dims)
-    return replace(column, levels=tuple(levels))
-
-
-def _misfit(spec: TensorSpec, column: Column, where: str, cure: str) -> ColumnError:
-    kind = str(member_type(column.type, column.path))
-    if column.rule.image is not None:
-        kind += f", decoded to {shown(column.leaf.dims)}"
-    return _misfit_type(spec, column.name, kind, where, cure)
-
-
-def _misfit_type(spec: TensorSpec, name: str, kind: str, where: str, cure: str) -> ColumnError:
-    return ColumnError(
-        f"Column '{name}'{within(where)} does not fit tensor '{spec.name}'",
-        expected=described(spec),
-        found=kind,
-        cure=cure,
-    )

@@ -1,4 +1,4 @@
-"""The levels between a row and its values: fixed lists, equal lists, padded lists, members of structs.
+"""The levels between a row and its values: fixed lists, equal lists, padded lists, ragged lists, members of structs.
 
 A level opens an array of its kind, and gives the inner values and the shape that it adds. After the first padded level, a mask
 records the places of these values, in order. The leaf then puts them there once, however many levels are padded.
@@ -7,7 +7,7 @@ records the places of these values, in order. The leaf then puts them there once
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,13 +23,15 @@ class Opened:
     """The values of `array` belong, in order, at the places where `present` is true, or everywhere where that is None.
 
     `dims` is the shape of one row according to the levels so far; places are row-major. `kept` are the batch's rows that are
-    not left out, None for all.
+    not left out, None for all. `splits` are of the outermost lists, if these stay as long as they are: where each begins among
+    the values of the next level, from 0, and where the last ends. `dims` is then the shape of one of the innermost values.
     """
 
     array: pa.Array[Any]
     present: np.ndarray[Any, Any] | None = None
     dims: tuple[int, ...] = ()
     kept: np.ndarray[Any, Any] | None = None
+    splits: list[np.ndarray[Any, Any]] = field(default_factory=list)
 
     def leave_out_nulls(self) -> None:
         """Called before any list is opened."""
@@ -45,6 +47,8 @@ class Opened:
         """`row` of each."""
         places = indices if self.present is None else np.flatnonzero(self.present)[indices]
         rows = places // math.prod(self.dims)
+        for edges in reversed(self.splits):
+            rows = np.searchsorted(edges, rows, side="right") - 1
         return rows if self.kept is None else self.kept[rows]
 
 
@@ -155,4 +159,40 @@ class PaddedLists:
         at.array, at.dims = values, (*at.dims, size)
 
 
-Level = Member | FixedLists | EqualLists | PaddedLists
+@dataclass(frozen=True, slots=True)
+class RaggedLists:
+    """Outermost lists that stay as long as they are; of `dims[0]` values each where that is known, and of `most` at most.
+    A null one is empty.
+    """
+
+    dims: tuple[int | None]
+    most: int | None = None
+    fills_nulls = True
+
+    def open(self, at: Opened) -> None:
+        array, wanted = at.array, self.dims[0]
+        if pa.types.is_fixed_size_list(array.type):
+            size = list_size(array.type)
+            edges = np.arange(array.offset, array.offset + len(array) + 1, dtype=np.int64) * size
+        else:
+            edges = offsets(array) if len(array) else np.zeros(1, np.int64)
+        values = child(array).slice(int(edges[0]), int(edges[-1] - edges[0]))
+        splits = edges.astype(np.int64, copy=False) - edges[0] if edges[0] else edges.astype(np.int64, copy=False)
+        if array.null_count:
+            lengths, missing = np.diff(splits), nulls(array)
+            if lengths[missing].any():
+                values = values.filter(pa.array(np.repeat(~missing, lengths)))
+            lengths[missing] = 0
+            splits = np.concatenate([[0], np.cumsum(lengths)])
+        if wanted is not None or self.most is not None:
+            lengths = np.diff(splits)
+            wrong = lengths != wanted if wanted is not None else lengths > (self.most or 0)
+            if wrong.any():
+                index = int(wrong.argmax())
+                told = f"{wanted} values" if wanted is not None else f"at most {self.most} values"
+                raise ListLengthError(index, int(lengths[index]), told, lengths, wrong)
+        at.array = values
+        at.splits.append(splits)
+
+
+Level = Member | FixedLists | EqualLists | PaddedLists | RaggedLists

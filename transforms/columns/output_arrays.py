@@ -33,6 +33,10 @@ ARROW_TYPES: dict[str, pa.DataType] = {
 }
 
 
+POSITION, VALUE = "index", "value"
+"""What the members of a sparse tensor's values are called."""
+
+
 def list_type(kind: pa.DataType, size: int) -> pa.DataType:
     """Lists of such values, none of them null; of any size where it is -1."""
     return pa.list_(pa.field("element", kind, nullable=False), size)
@@ -47,7 +51,9 @@ def check_shape(spec: TensorSpec, tensor: tf.Tensor, rows: int) -> tuple[int, ..
             f"The model's output '{spec.name}' has another shape than its rows and its signature say",
             expected=shown(expected),
             found=shown(shape),
-            cure="Export the model with an output of one row per row of the input.",
+            cure="Predict row by row, as --batch_size=1 (batch_size=1): the model makes one row of a batch."
+            if shape[:1] == (1,) and rows > 1
+            else "Export the model with an output of one row per row of the input.",
         )
     return shape
 
@@ -89,6 +95,27 @@ def nested(kind: pa.DataType, values: pa.Array[Any], shape: tuple[int, ...]) -> 
     refuse_large(shape[0] * shape[1], "values in lists")
     offsets = np.arange(shape[0] + 1, dtype=np.int32) * np.int32(shape[1])
     return pa.Array.from_buffers(kind, shape[0], [None, buffer_of(offsets)], children=[child])
+
+
+def pairs_type(kind: pa.DataType) -> pa.DataType:
+    """Of a sparse tensor's rows: lists of each value with its position."""
+    members = [pa.field(POSITION, pa.int64(), nullable=False), pa.field(VALUE, kind, nullable=False)]
+    return list_type(pa.struct(members), -1)
+
+
+def pairs(kind: pa.DataType, tensor: tf.SparseTensor, rows: int) -> pa.Array[Any]:
+    """The rows of a sparse tensor of two dimensions as an array of that `pairs_type`, by rising positions."""
+    import tensorflow as tf
+
+    ordered = tf.sparse.reorder(tensor)
+    indices = np.asarray(memoryview(ordered.indices))
+    count = len(indices)
+    refuse_large(count, "values in lists")
+    places = pa.Array.from_buffers(pa.int64(), count, [None, buffer_of(np.ascontiguousarray(indices[:, 1]))])
+    values = [places, leaf_array(ordered.values, count)]
+    structs = pa.Array.from_buffers(value_type(kind), count, [None], children=values)
+    edges = np.searchsorted(indices[:, 0], np.arange(rows + 1)).astype(np.int32)
+    return pa.Array.from_buffers(kind, rows, [None, buffer_of(edges)], children=[structs])
 
 
 def refuse_large(size: int, what: str) -> None:

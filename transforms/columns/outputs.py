@@ -13,7 +13,7 @@ import pyarrow as pa
 from ..errors import ColumnError, UnsupportedModel
 from ..models.spec import TensorSpec
 from ..nested_arrow import buffer_of, value_type
-from .output_arrays import ARROW_TYPES, check_shape, leaf_array, list_type, nested, refuse_large
+from .output_arrays import ARROW_TYPES, check_shape, leaf_array, list_type, nested, pairs, pairs_type, refuse_large
 from .rules import PREDICTION_TYPES
 from .top_k import BestClasses
 from .wording import described, listed, nearest
@@ -36,6 +36,8 @@ class Output:
 
     def array(self, tensor: tf.Tensor, rows: int) -> pa.Array[Any]:
         shape = check_shape(self.spec, tensor, rows)
+        if self.spec.composite is not None:
+            return pairs(self.field.type, tensor, rows)
         if hasattr(tensor, "nested_row_splits"):
             return self._ragged(tensor)
         return nested(self.field.type, leaf_array(tensor, math.prod(shape)), shape)
@@ -116,14 +118,20 @@ def _output(spec: TensorSpec, column: str, prediction_type: str) -> Output:
         reason = "has no known rank, so that its column's type cannot be told before the first row"
     elif not spec.shape or spec.shape[0] is not None:
         reason = "does not depend on the batch: it has no row for each row of the input"
+    elif spec.composite is not None and len(spec.shape) != 2:
+        reason = "is sparse, and of other dimensions than rows and positions"
     elif spec.dtype not in ARROW_TYPES:
         reason = "has a dtype that Arrow cannot hold"
     if reason:
+        alone = spec.shape is not None and spec.shape[:1] == (1,)
         raise UnsupportedModel(
             f"The model's output '{spec.name}' {reason}",
             expected="a number, bool or string dtype and a first dimension that varies (None)",
             found=described(spec),
-            cure="Choose other outputs, as --outputs A,B (outputs=[…]), or another --signature.",
+            cure="Predict row by row, as --batch_size=1 (batch_size=1), if it is the only row's, or choose other outputs: "
+            "--outputs=A,B (outputs=[…])."
+            if alone
+            else "Choose other outputs, as --outputs A,B (outputs=[…]), or another --signature.",
         )
     return Output(spec, pa.field(column, _column_type(spec, prediction_type), nullable=False), prediction_type)
 
@@ -131,6 +139,8 @@ def _output(spec: TensorSpec, column: str, prediction_type: str) -> Output:
 def _column_type(spec: TensorSpec, prediction_type: str) -> pa.DataType:
     """Arrow's tensors hold numbers (but it cannot read bool) of known dimensions; all others become lists."""
     kind, inner = ARROW_TYPES[spec.dtype], (spec.shape or ())[1:]
+    if spec.composite is not None:
+        return pairs_type(kind)
     least_dims = {"auto": 2, "tensor": 1, "list": math.inf}[prediction_type]
     if len(inner) >= least_dims and None not in inner and spec.dtype not in ("bool", "string"):
         known: Any = inner

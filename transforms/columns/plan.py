@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +38,9 @@ class ColumnChoice:
     `name` distinguishes several models of one job. An output that `predictions` leaves out becomes the column `NAME_OUTPUT`, or
     `OUTPUT` where there is no name. `outputs` are those that become columns, None for all that have a row for each row.
     `constants` are inputs whose value, as typed, is the same for every row. `top_k` are outputs whose best classes become
-    columns; the output's own column is then left out, unless `outputs` names it. Hashable; survives pickling.
+    columns; the output's own column is then left out, unless `outputs` names it. `row_by_row`: each batch is one row, so that
+    an output of one row for any batch has one for each, if it is named. `ranks` are those of outputs of which the signature
+    does not know it, as running the model has shown. Hashable; survives pickling.
     """
 
     name: str = ""
@@ -47,6 +50,8 @@ class ColumnChoice:
     outputs: tuple[str, ...] | None = None
     constants: tuple[tuple[str, str], ...] = ()
     top_k: tuple[TopK, ...] = ()
+    row_by_row: bool = False
+    ranks: tuple[tuple[str, int], ...] = ()
 
     def fed(self, signature: Signature) -> Signature:
         """The signature without the inputs that are constants."""
@@ -58,12 +63,20 @@ class ColumnChoice:
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """How one model is fed and what becomes of its outputs. `batch_rows` is its fixed batch; None where it varies."""
+    """How one model is fed and what becomes of its outputs. `batch_rows` is its fixed batch; None where it varies.
+    `one_row`: it is 1 because the model makes one row of any batch.
+    """
 
     inputs: InputPlan
     outputs: OutputPlan
     batch_rows: int | None
     constants: tuple[Constant, ...] = ()
+    one_row: bool = False
+
+    def tensors(self, batch: pa.RecordBatch, where: str, first_row: int) -> dict[str, Any]:
+        """All that the model is called with. Raises as `InputPlan.tensors`."""
+        fed = self.inputs.tensors(batch, where=where, first_row=first_row)
+        return fed | {one.spec.name: one.tensor(batch.num_rows) for one in self.constants}
 
     def resolved(self, choice: ColumnChoice) -> ColumnChoice:
         """The choice with nothing left to a default."""
@@ -71,7 +84,7 @@ class ModelPlan:
         outputs = tuple(output for output, _ in columns)
         features = tuple(sorted(self.inputs.mapping.items()))
         best = tuple(best.asked for best in self.outputs.best)
-        return ColumnChoice(choice.name, features, tuple(columns), choice.rules, outputs, choice.constants, best)
+        return replace(choice, features=features, predictions=tuple(columns), outputs=outputs, top_k=best)
 
 
 @dataclass(frozen=True)
@@ -150,12 +163,13 @@ def plan_columns(
 def _plan_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice, where: str) -> ModelPlan:
     constants = plan_constants(signature.inputs, dict(choice.constants))
     signature = choice.fed(signature)
-    inputs, outputs = varying_batch(signature)
+    inputs, outputs = varying_batch(signature, choice)
     return ModelPlan(
         plan_inputs(schema, inputs, dict(choice.features), rules=choice.rules, where=where),
         _plan_outputs(outputs, choice),
         fixed_batch(signature),
         constants,
+        makes_one_row(signature),
     )
 
 
@@ -209,21 +223,46 @@ def check_choice(signature: Signature, choice: ColumnChoice) -> None:
     plan_constants(signature.inputs, dict(choice.constants))
     signature = choice.fed(signature)
     check_inputs(signature.inputs, dict(choice.features), choice.rules)
-    _plan_outputs(varying_batch(signature)[1], choice)
+    outputs = varying_batch(signature, choice)[1]
+    if not unknown_ranks(outputs, choice):  # of those, a row is run first
+        _plan_outputs(outputs, choice)
+
+
+def unknown_ranks(outputs: Mapping[str, TensorSpec], choice: ColumnChoice) -> list[str]:
+    """The outputs that become columns, and of which it is not known how many dimensions they have."""
+    return [name for name, spec in selected(outputs, choice).items() if spec.shape is None]
 
 
 def fixed_batch(signature: Signature) -> int | None:
-    """The batch that a model of static shapes asks for: every input's first dimension, where all have the same one."""
-    first = {spec.shape[0] if spec.shape else None for spec in signature.inputs.values()}
-    return first.pop() if len(first) == 1 else None
+    """The batch that a model asks for: every input's first dimension, where all have the same one; 1 where it makes one row of
+    any batch.
+    """
+    first = {spec.shape[0] if spec.shape and not spec.composite else None for spec in signature.inputs.values()}
+    found = first.pop() if len(first) == 1 else None
+    return 1 if found is None and makes_one_row(signature) else found
 
 
-def varying_batch(signature: Signature) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
+def makes_one_row(signature: Signature) -> bool:
+    """Whether batches of any size go in, and nothing comes out that has a row for each, but something that has one row."""
+    open_batch = any(spec.shape is None or spec.shape[:1] == (None,) for spec in signature.inputs.values())
+    first = [spec.shape[:1] if spec.shape is not None else (None,) for spec in signature.outputs.values()]
+    return open_batch and (None,) not in first and (1,) in first
+
+
+def varying_batch(
+    signature: Signature, choice: ColumnChoice = ColumnChoice()
+) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
     """Inputs and outputs for comparison with columns: a batch of fixed size is filled up later, and varies here."""
-    rows = fixed_batch(signature)
+    rows, ranks = fixed_batch(signature), dict(choice.ranks)
     inputs, outputs = (
         {name: _varying(spec, rows) for name, spec in specs.items()} for specs in (signature.inputs, signature.outputs)
     )
+    if choice.row_by_row:
+        named = {*(choice.outputs or ()), *dict(choice.predictions), *(one.output for one in choice.top_k)}
+        outputs |= {name: _varying(outputs[name], 1) for name in named if name in outputs}
+    for name, rank in ranks.items():
+        if name in outputs and outputs[name].shape is None:
+            outputs[name] = replace(outputs[name], shape=(None,) * rank)
     return inputs, outputs
 
 
@@ -252,7 +291,8 @@ def choose_batch_rows(plan: ColumnPlan, asked: int | None) -> tuple[int, str]:
 def auto_batch_rows(plan: ColumnPlan) -> tuple[int, str]:
     """Rows per batch and the rule that gave them: a pure function of schema and signature."""
     if fixed := [model.batch_rows for model in plan.models if model.batch_rows is not None]:
-        return max(fixed), "the batch that the model is fixed to"
+        one_row = any(model.one_row for model in plan.models)
+        return max(fixed), "the model makes one row of any batch" if one_row else "the batch that the model is fixed to"
     sizes = [model.inputs.row_nbytes for model in plan.models]
     outputs = max(known_row_nbytes(model.outputs.specs) for model in plan.models)
     return rows_that_fit(None if None in sizes else max(size or 0 for size in sizes), outputs)

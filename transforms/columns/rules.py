@@ -60,6 +60,7 @@ class TensorRule:
     """The rules of one tensor of `dtype`; `image` is (height, width, channels).
 
     `optional` leaves rows out that are null, and `ragged` lists as long as they are, both for a parser that takes that.
+    `lists` is how many of the outermost levels of lists stay as long as they are, for a ragged or sparse tensor.
     """
 
     tensor: str
@@ -70,6 +71,7 @@ class TensorRule:
     image: tuple[int, int, int] | None = None
     optional: bool = False
     ragged: bool = False
+    lists: int = 0
 
 
 def tensor_rules(rules: ColumnRules, inputs: Mapping[str, TensorSpec]) -> dict[str, TensorRule]:
@@ -89,6 +91,12 @@ def tensor_rules(rules: ColumnRules, inputs: Mapping[str, TensorSpec]) -> dict[s
                         expected="a decodable image in every row",
                         cure=f"Leave {flag} out for '{name}'; drop rows without an image, or send them to dead letters.",
                     )
+        if spec.composite is not None and name in pads:
+            raise ColumnError(
+                f"--pad names the {spec.composite.kind} input '{name}', which needs none",
+                expected="lists of any length",
+                cure=f"Leave --pad for '{name}' out.",
+            )
         found[name] = TensorRule(
             name,
             spec.dtype,
@@ -96,6 +104,7 @@ def tensor_rules(rules: ColumnRules, inputs: Mapping[str, TensorSpec]) -> dict[s
             fill=_value("--fill", spec, fills[name]) if name in fills else None,
             cast=name in casts,
             image=image,
+            lists=spec.lists,
         )
     return found
 

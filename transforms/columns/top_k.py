@@ -161,7 +161,7 @@ def plan_best_classes(outputs: Mapping[str, TensorSpec], asked: TopK) -> BestCla
         )
     spec = outputs[asked.output]
     inner = () if spec.shape is None else spec.shape[1:]
-    classes = inner[0] if len(inner) == 1 else None
+    classes = inner[0] if len(inner) == 1 and spec.composite is None else None
     if spec.shape is None or spec.shape[0] is not None or classes is None or spec.dtype in _NOT_RANKED:
         raise ColumnError(
             f"--top_k (top_k) names the output '{spec.name}', which has no scores of classes",

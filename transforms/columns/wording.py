@@ -13,9 +13,20 @@ _MOST_FEATURES = 12
 def described(spec: TensorSpec) -> str:
     if spec.example is not None:
         return spec.example.shown(_MOST_FEATURES)
+    dtype = spec.dtype if spec.composite is None else f"{spec.composite.kind} {spec.dtype}"
     if spec.shape is None:
-        return f"{spec.dtype} of any shape"
-    return f"{spec.dtype} {shown(spec.shape)}"
+        return f"{dtype} of any shape"
+    return f"{dtype} {shown(spec.shape)}"
+
+
+def lists_taken(spec: TensorSpec) -> str:
+    """What feeds a ragged or sparse input."""
+    nested = "lists" + " of lists" * (spec.lists - 1)
+    told = f"{nested} of {spec.dtype} as long as they are"
+    if spec.composite is None or spec.composite.kind == "ragged":
+        return told
+    pair = f", or two columns of lists: --feature={spec.name}=POSITIONS,VALUES" if spec.lists == 1 else ""
+    return f"{told}, which are its first values in a row{pair}"
 
 
 def shown(shape: tuple[int | None, ...]) -> str:

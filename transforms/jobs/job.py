@@ -102,6 +102,7 @@ class JobModel:
                 if getattr(rules, rule.name) != getattr(usual, rule.name)
             },
             **({"constant": dict(self.columns.constants)} if self.columns.constants else {}),
+            **({"output_rank": dict(self.columns.ranks)} if self.columns.ranks else {}),
             **({"top_k": {asked.output: asked.record() for asked in self.columns.top_k}} if self.columns.top_k else {}),
             **self._record_operations(),
         }

@@ -95,6 +95,9 @@ class Model:
     def predict(self, data: Any) -> dict[str, Any]:
         """{name: ndarray} -> {name: ndarray}. Strings are arrays of `str` or `bytes`, and come back as `bytes`.
 
+        A ragged input takes nested lists or a `tf.RaggedTensor`, a sparse one a `tf.SparseTensor`. Of ragged outputs rows are
+        arrays themselves; a sparse output is a `tf.SparseTensor`.
+
         `data` is a dict of arrays, or a pandas or polars DataFrame, an Arrow table or record batch that has a column for each
         input, under its name; other columns are ignored. Raises `DataError` where names, dtypes or shapes are not the
         signature's: nothing is cast. `headrace.predict(model, data, cast=..., fill=...)` converts columns, and keeps others.
@@ -113,9 +116,13 @@ class Model:
                 cure="Pass one array for each input, under its name." + self._encoding(),
             )
         self.check_process()
-        tensors = {name: self._tensor(spec, arrays[name]) for name, spec in self.inputs.items()}
+        tensors: dict[str, Any] = {}
+        for name, spec in self.inputs.items():
+            whole = spec.composite is None
+            tensors |= {name: self._tensor(spec, arrays[name])} if whole else self._parts(spec, arrays[name])
         try:
-            return {name: tensor.numpy() for name, tensor in placed(self.call, self.device)(tensors).items()}
+            found = placed(self.call, self.device)(tensors)
+            return {name: tensor.numpy() if hasattr(tensor, "numpy") else tensor for name, tensor in found.items()}
         except UnicodeDecodeError as error:
             raise DataError(
                 f"Signature {self.signature!r} of {self.ref.uri} fails on these inputs", found=said(error)
@@ -139,13 +146,39 @@ class Model:
         fits = array.dtype.kind in "OSU" if spec.dtype == "string" else array.dtype.name == spec.dtype
         if not fits or not _shape_fits(spec.shape, array.shape):
             cure = f"Convert it first, e.g. .astype({spec.dtype!r})" if not fits else "Reshape it first"
-            raise DataError(
-                f"The array for input {spec.name!r} of signature {self.signature!r} of {self.ref.uri} does not fit",
-                expected=_describe(spec),
-                found=f"{array.dtype.name} {list(array.shape)}",
-                cure=f"{cure}.",
-            )
+            raise self._misfit(spec, f"{array.dtype.name} {list(array.shape)}", f"{cure}.")
         return to_tensor(array)
+
+    def _parts(self, spec: TensorSpec, given: Any) -> dict[str, Any]:
+        """The dense tensors that a ragged or sparse one is made of."""
+        import tensorflow as tf
+
+        composite = spec.composite
+        assert composite is not None
+        kind: Any = tf.RaggedTensor if composite.kind == "ragged" else tf.SparseTensor
+        if kind is tf.RaggedTensor and isinstance(given, np.ndarray | list | tuple):
+            try:
+                given = tf.ragged.constant(_as_lists(given), spec.dtype, spec.lists, row_splits_dtype=composite.splits)
+            except (TypeError, ValueError) as error:
+                raise self._misfit(
+                    spec, str(error).partition("\n")[0], "Give lists of lists of such values."
+                ) from error
+        if kind is tf.RaggedTensor and isinstance(given, kind):
+            given = given.with_row_splits_dtype(composite.splits)
+        flat = tf.nest.flatten(given, expand_composites=True) if isinstance(given, kind) else []
+        fits = len(flat) == len(composite.parts) and given.shape.is_compatible_with(spec.shape)
+        if not fits or given.dtype.name != spec.dtype:
+            found = f"{type(given).__name__} {getattr(given, 'shape', '')}".strip()
+            raise self._misfit(spec, found, f"Give a tf.{kind.__name__} of that dtype and shape.")
+        return dict(zip(composite.parts, flat, strict=True))
+
+    def _misfit(self, spec: TensorSpec, found: str, cure: str) -> DataError:
+        return DataError(
+            f"The array for input {spec.name!r} of signature {self.signature!r} of {self.ref.uri} does not fit",
+            expected=_describe(spec),
+            found=found,
+            cure=cure,
+        )
 
 
 def said(error: BaseException) -> str:
@@ -162,6 +195,11 @@ def as_whole_array(given: Any) -> np.ndarray[Any, Any]:
     return np.asarray(given, object) if lossy else array
 
 
+def _as_lists(given: Any) -> Any:
+    """Arrays within arrays, as of ragged outputs, as nested lists."""
+    return [_as_lists(one) for one in given] if isinstance(given, np.ndarray | list | tuple) else given
+
+
 def _shape_fits(expected: tuple[int | None, ...] | None, found: tuple[int, ...]) -> bool:
     if expected is None:
         return True
@@ -172,4 +210,5 @@ def _describe(spec: TensorSpec) -> str:
     shape = (
         "any shape" if spec.shape is None else "[" + ", ".join("?" if d is None else str(d) for d in spec.shape) + "]"
     )
-    return f"{spec.name}: {spec.dtype} {shape}"
+    kind = f"{spec.composite.kind} " if spec.composite is not None else ""
+    return f"{spec.name}: {kind}{spec.dtype} {shape}"

@@ -56,17 +56,39 @@ class ExampleFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class Composite:
+    """What TensorFlow keeps as several dense tensors. `parts` are their names as a function's arguments, () of an output.
+
+    "ragged": the values, then the row splits from the outermost in, of dtype `splits`. "sparse": indices, values, dense shape
+    (tensorflow/python/ops/ragged/ragged_tensor.py and framework/sparse_tensor.py).
+    """
+
+    kind: str
+    parts: tuple[str, ...] = ()
+    splits: str = "int64"
+
+
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """`dtype` is TensorFlow's name ("float32", "bfloat16", "string", …). `shape` includes the batch dimension.
 
-    `None` for a dimension means that it varies, in a ragged output from row to row; `None` for the whole shape, that even
-    the rank is not known. `example` is what the strings of an input are parsed as, None where they are not.
+    `None` for a dimension means that it varies, in a ragged tensor from row to row; `None` for the whole shape, that even
+    the rank is not known. `example` is what the strings of an input are parsed as, None where they are not. `composite` is
+    set of ragged and sparse inputs, and of sparse outputs.
     """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...] | None
     example: ExampleFormat | None = None
+    composite: Composite | None = None
+
+    @property
+    def lists(self) -> int:
+        """The outermost dimensions within a row that may have another size in each: those that lists of any length feed."""
+        if self.composite is None:
+            return 0
+        return len(self.composite.parts) - 1 if self.composite.kind == "ragged" else len(self.shape or ()) - 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,11 @@ class _Flatbuffer:
             plain = first.get_input_details(), first.get_output_details()
             details = {DEFAULT_SIGNATURE: tuple({d["name"]: d for d in side} for side in plain)}
         self.has_signatures = bool(named)
+        for name, (inputs, outputs) in details.items():
+            # What may not run when the model is loaded may not run here either.
+            allowed = ref.unsafe or not self.operations.outside
+            if allowed and any(not len(detail["shape_signature"]) for detail in outputs.values()):
+                details[name] = inputs, self._seen(name, inputs, outputs)
         self.row_by_row = {name for name, sides in details.items() if _takes_one_row(*sides)}
         self.signatures = {
             name: Signature(name, *({n: self._spec(name, n, d) for n, d in side.items()} for side in sides))
@@ -103,6 +108,34 @@ class _Flatbuffer:
                 found=str(error).partition("\n")[0],
                 cure="Copy the file again, or convert the model with operations of TFLite's own.",
             ) from error
+
+    def _seen(self, signature: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The outputs with the shapes that those turn out to have which have none before the first call, as of
+        post-processing: the model is called with one row of zeros, and with two where it takes any batch.
+        """
+        sizes = [detail["shape_signature"] for detail in inputs.values()]
+        found: list[dict[str, Any]] = []
+        for rows in (1, 2) if any(len(size) and size[0] < 0 for size in sizes) else (1,):
+            zeros = {
+                name: np.full(
+                    [(1 if i else rows) if size < 0 else size for i, size in enumerate(detail["shape_signature"])],
+                    *((b"", object) if _dtype(detail) == "string" else (0, detail["dtype"])),
+                )
+                for name, detail in inputs.items()
+            }
+            try:
+                found.append(_Fresh(self, signature)(**zeros))
+            except (ValueError, RuntimeError):  # which a call says again
+                return dict(outputs)
+
+        def told(name: str, detail: Any) -> Any:
+            shapes = [np.shape(one[name]) for one in found]
+            if len(detail["shape_signature"]) or not shapes[0]:
+                return detail
+            first = shapes[0][0] if shapes[0][0] == shapes[-1][0] else -1
+            return {**detail, "shape_signature": np.array([first, *(-1 for _ in shapes[0][1:])])}
+
+        return {name: told(name, detail) for name, detail in outputs.items()}
 
     def check_allocates(self, signature: str) -> None:
         """Raises `UnsupportedModel` for operations that nothing resolves, which TFLite looks for only here."""
@@ -156,18 +189,29 @@ class _Pool:
                 cure="Look at the shapes of the inputs.",
             ) from error
         self._idle.append(run)
-        return {name: to_tensor(array) for name, array in outputs.items()}
+        return {name: to_tensor(one) if isinstance(one, np.ndarray) else one for name, one in outputs.items()}
 
     def _rows(self, run: Callable[..., dict[str, Any]], arrays: Mapping[str, Any]) -> dict[str, Any]:
         count = min((len(array) for array in arrays.values()), default=0)
         specs = self._flatbuffer.signatures[self._signature].outputs
         if not count:
             return {
-                name: np.empty((0, *(s.shape or ())[1:]), object if s.dtype == "string" else s.dtype)
+                name: np.empty(
+                    [0, *(size or 0 for size in (s.shape or ())[1:])], object if s.dtype == "string" else s.dtype
+                )
                 for name, s in specs.items()
             }
         rows = [run(**{name: array[i : i + 1] for name, array in arrays.items()}) for i in range(count)]
-        return {name: np.concatenate([row[name] for row in rows]) for name in specs}
+        return {name: _joined([row[name] for row in rows]) for name in specs}
+
+
+def _joined(rows: list[np.ndarray[Any, Any]]) -> Any:
+    """One array, or where rows differ in their size a `tf.RaggedTensor`."""
+    import tensorflow as tf
+
+    if len({row.shape[1:] for row in rows}) == 1:
+        return np.concatenate(rows)
+    return tf.ragged.stack([row[0] for row in rows])
 
 
 class _Fresh:
@@ -338,9 +382,12 @@ def _read(store: Store, ref: ModelRef, stream: StreamOptions) -> bytes:
 
 
 def _takes_one_row(inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> bool:
-    """Whether each tensor is fixed to a batch of one, as most converters leave it: rows can go one by one."""
-    tensors = [*inputs.values(), *outputs.values()]
-    return bool(inputs) and all(len(d["shape_signature"]) and d["shape_signature"][0] == 1 for d in tensors)
+    """Whether each tensor is fixed to a batch of one, as most converters leave it, or each output to one row for any batch:
+    rows can go one by one.
+    """
+    first = [d["shape_signature"][0] if len(d["shape_signature"]) else None for d in outputs.values()]
+    taken = [d["shape_signature"][0] if len(d["shape_signature"]) else None for d in inputs.values()]
+    return bool(inputs) and set(first) == {1} and set(taken) <= {1, -1}
 
 
 def _dtype(detail: Any) -> str:

@@ -22,7 +22,7 @@ from ..output.bad_rows import BadRow
 from ..storage import StoreOptions
 from .bisection import Bisection
 from .devices import Device, least_busy
-from .predictor import Predictor
+from .predictor import Predictor, with_output_ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +71,7 @@ def request_batches(
         outputs=None if outputs is None else tuple(outputs),
         constants=tuple((name, _typed(name, value)) for name, value in (constants or {}).items()),
         top_k=tuple(_top_k(output, value, storage) for output, value in (top_k or {}).items()),
+        row_by_row=batch_rows == 1,
     )
     rows = batch_rows if isinstance(batch_rows, int) else None
     return BatchRequest(signature, columns, None if keep is None else tuple(keep), rows)
@@ -104,13 +105,13 @@ class BatchPredictor:
         self._predictors: dict[bytes, tuple[list[Predictor], int]] = {}
         self._sampled: set[int] = set()
 
-    def rows_per_batch(self, schema: pa.Schema) -> int:
-        """Rows per call of the model for batches of this schema. Raises `ColumnError` where it does not fit."""
-        return self._planned(schema)[1]
+    def rows_per_batch(self, batch: pa.RecordBatch) -> int:
+        """Rows per call of the model for batches like this one. Raises `ColumnError` where it does not fit."""
+        return self._planned(batch)[1]
 
-    def output_schema(self, schema: pa.Schema) -> pa.Schema:
-        """The schema of the predictions of batches of this schema."""
-        return self._planned(schema)[0][0].output_schema
+    def output_schema(self, batch: pa.RecordBatch) -> pa.Schema:
+        """The schema of the predictions of batches like this one."""
+        return self._planned(batch)[0][0].output_schema
 
     def __call__(
         self,
@@ -126,7 +127,7 @@ class BatchPredictor:
         and count rows from `first_row`. Raises
         `ColumnError` where the schema does not fit, and what a `Predictor` raises.
         """
-        predictors, rows = self._planned(batch.schema)
+        predictors, rows = self._planned(batch)
         if batch.num_rows and id(predictors) not in self._sampled:
             predictors[0].check_held_examples(dict(self._request.columns.features), batch, where)
             self._sampled.add(id(predictors))
@@ -136,10 +137,10 @@ class BatchPredictor:
                 results = list(bisection(batch.slice(start, rows), first_row + start))
             yield results, bisection
 
-    def _planned(self, schema: pa.Schema) -> tuple[list[Predictor], int]:
-        key = schema.remove_metadata().serialize().to_pybytes()
+    def _planned(self, batch: pa.RecordBatch) -> tuple[list[Predictor], int]:
+        key = batch.schema.remove_metadata().serialize().to_pybytes()
         if key not in self._predictors:
-            self._predictors[key] = self._plan(schema)
+            self._predictors[key] = self._plan(batch)
         return self._predictors[key]
 
     def constants(self, rows: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -158,15 +159,16 @@ class BatchPredictor:
     @property
     def row_outputs(self) -> tuple[str, ...]:
         """The outputs that have a value for each row. Raises `ColumnError` for a name that is not an output."""
-        return tuple(selected(varying_batch(self._signature)[1], self._request.columns))
+        return tuple(selected(varying_batch(self._signature, self._request.columns)[1], self._request.columns))
 
     @property
     def _signature(self) -> Signature:
         return Signature(self._request.signature, self.models[0].inputs, self.models[0].outputs)
 
-    def _plan(self, schema: pa.Schema) -> tuple[list[Predictor], int]:
+    def _plan(self, batch: pa.RecordBatch) -> tuple[list[Predictor], int]:
         request = self._request
-        plan = plan_columns(schema, [(self._signature, request.columns)], request.keep)
+        columns = with_output_ranks(self.models[0], request.columns, batch, "the data")
+        plan = plan_columns(batch.schema, [(self._signature, columns)], request.keep)
         rows, _ = choose_batch_rows(plan, request.rows)
         predictors = [
             Predictor(plan, [replica], device=device.kind)

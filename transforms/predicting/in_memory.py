@@ -134,10 +134,10 @@ def _each_predicted(predictor: BatchPredictor, data: Any, where: str | None) -> 
 def _predicted(predictor: BatchPredictor, held: Held, where: str | None) -> Any:
     """Uses as many threads as cores, since TensorFlow computes each batch in one."""
     table = held.table
-    rows = predictor.rows_per_batch(table.schema)
-    chunk = max(1, _CHUNK_ROWS // rows) * rows
     combined = pa.table({}) if table.num_columns == 0 else table.combine_chunks()
     (batch,) = combined.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
+    rows = predictor.rows_per_batch(batch)
+    chunk = max(1, _CHUNK_ROWS // rows) * rows
     starts = range(0, max(batch.num_rows, 1), chunk)
 
     def run(start: int) -> list[pa.RecordBatch]:
@@ -149,7 +149,7 @@ def _predicted(predictor: BatchPredictor, held: Held, where: str | None) -> Any:
     else:
         with ThreadPoolExecutor(cores(), "headrace-predict") as pool:
             done = list(pool.map(run, starts))
-    batches, schema = [result for results in done for result in results], predictor.output_schema(table.schema)
+    batches, schema = [result for results in done for result in results], predictor.output_schema(batch)
     if where is None:
         return held.back(pa.Table.from_batches(batches, schema), None)
     condition = RowFilter(where, schema)

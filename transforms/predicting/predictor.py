@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
 from .. import progress
-from ..columns.plan import ColumnPlan, ModelPlan, plan_columns
+from ..columns.constant_inputs import plan_constants
+from ..columns.inputs import OutputPlan, plan_inputs
+from ..columns.plan import ColumnChoice, ColumnPlan, ModelPlan, fixed_batch, plan_columns, unknown_ranks, varying_batch
 from ..columns.where import RowFilter
 from ..errors import DataError, JobError, UnsupportedModel, row_span
 from ..jobs.job import Job
@@ -29,6 +32,8 @@ from .devices import Device, choose_devices, set_up_tensorflow
 if TYPE_CHECKING:
     import tensorflow as tf
 
+# Of a batch, to see what an output is.
+_TRIED_ROWS = 16
 Call = Callable[[Mapping[str, "tf.Tensor"]], "dict[str, tf.Tensor]"]
 
 
@@ -134,8 +139,7 @@ class Predictor:
                     columns += [pa.nulls(0, field.type) for field in part.plan.outputs.fields]
                     continue
                 stage = "features"
-                tensors = part.plan.inputs.tensors(batch, where=where, first_row=first_row)
-                tensors |= {constant.spec.name: constant.tensor(batch.num_rows) for constant in part.plan.constants}
+                tensors = part.plan.tensors(batch, where, first_row)
                 stage = "model"
                 results = part.run(tensors, batch.num_rows, where, first_row)
                 stage = "predictions"
@@ -205,6 +209,29 @@ class _Part:
             return self.plan.batch_rows
         most = self._limit.rows
         return most if most is not None and rows <= most < self._jit_rows else self._jit_rows
+
+
+def with_output_ranks(model: Model, choice: ColumnChoice, batch: pa.RecordBatch, where: str) -> ColumnChoice:
+    """The choice with how many dimensions those outputs have of which the signature does not tell it: the model predicts the
+    first of the batch's rows that it can. Raises `DataError` where it can predict none of a few.
+    """
+    signature = choice.fed(Signature(model.signature, model.inputs, model.outputs))
+    inputs, outputs = varying_batch(signature, choice)
+    unknown, failed = unknown_ranks(outputs, choice), None
+    if not unknown or not batch.num_rows:
+        return choice
+    fed = plan_inputs(batch.schema, inputs, dict(choice.features), rules=choice.rules, where=where)
+    constants = plan_constants(model.inputs, dict(choice.constants))
+    part = _Part(ModelPlan(fed, OutputPlan(()), fixed_batch(signature), constants), model, None, BatchLimit())
+    for row in range(min(batch.num_rows, _TRIED_ROWS)):
+        try:
+            results = part.run(part.plan.tensors(batch.slice(row, 1), where, row), 1, where, row)
+        except DataError as error:
+            failed = failed or error
+            continue
+        return replace(choice, ranks=tuple((name, results[name].shape.rank) for name in unknown))
+    assert failed is not None
+    raise failed
 
 
 def _exhausted(error: Exception) -> bool:

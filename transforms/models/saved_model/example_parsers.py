@@ -125,7 +125,12 @@ class ExampleParsers:
         if not self._any or function not in self._functions:
             return signature
         names = [argument.name for argument in self._functions[function].signature.input_arg]
-        walks = zip(signature.inputs, names, strict=False)
+        taken = [
+            part
+            for name, spec in signature.inputs.items()
+            for part in (spec.composite.parts if spec.composite else [name])
+        ]
+        walks = zip(taken, names, strict=False)
         return _with_examples(signature, {name: self._walk(function, argument) for name, argument in walks})
 
     def _walk(self, function: str, start: str) -> list[tuple[Any, _Scope]]:

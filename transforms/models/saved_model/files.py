@@ -7,15 +7,17 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from ...errors import CorruptModel, HeadraceError, SignatureNotFound, UnsupportedModel
 from ...storage import ObjectRef, Store
 from ..first_bytes import FIRST_BYTES, SAVED_MODEL, other_file
 from ..ref import ModelRef
-from ..spec import Signature, TensorSpec
+from ..spec import Composite, Signature, TensorSpec
 from ..streaming.whole_reads import Readable, ReadTogether, read_whole, say_unchecked
 from .farmhash import fingerprint64
+from .flat_inputs import as_output
 from .tensor_bundle import Bundle
 
 COPY_AGAIN = "Copy the model again from where it was exported."
@@ -105,9 +107,22 @@ def _check_fingerprint(store: Readable, ref: ModelRef, index: ObjectRef) -> None
         )
 
 
-def signature_of(name: str, definition: Any, ref: ModelRef, *, ragged: bool = False) -> Signature:
-    """Raises `UnsupportedModel` for inputs and outputs that are not dense tensors; ragged outputs may be allowed."""
-    return Signature(name, _specs(definition.inputs, ref), _specs(definition.outputs, ref, ragged))
+def signature_of(name: str, definition: Any, ref: ModelRef) -> Signature:
+    """Raises `UnsupportedModel` where it takes or gives what is no dense, ragged or sparse tensor."""
+    return Signature(
+        name,
+        {one: _taken(_spec(one, info, ref), info) for one, info in sorted(definition.inputs.items())},
+        {one: as_output(_spec(one, info, ref)) for one, info in sorted(definition.outputs.items())},
+    )
+
+
+def tensor_names(info: Any) -> list[str]:
+    """The graph's tensors that one of a signature's is made of."""
+    encoding = info.WhichOneof("encoding")
+    if encoding == "coo_sparse":
+        sparse = info.coo_sparse
+        return [sparse.indices_tensor_name, sparse.values_tensor_name, sparse.dense_shape_tensor_name]
+    return [one.name for one in info.composite_tensor.components] if encoding == "composite_tensor" else [info.name]
 
 
 def no_such_signature(
@@ -199,26 +214,35 @@ def _remove(uri: str) -> None:
         tf.io.gfile.rmtree(uri)
 
 
-def _specs(infos: Any, ref: ModelRef, ragged: bool = False) -> dict[str, TensorSpec]:
+def _spec(name: str, info: Any, ref: ModelRef) -> TensorSpec:
     import tensorflow as tf
 
-    specs = {}
-    for name, info in sorted(infos.items()):
-        shape, dtype, rows_differ = info.tensor_shape, info.dtype, 0
-        if info.WhichOneof("encoding") not in ("name", None):
-            kind = info.composite_tensor.type_spec
-            if not ragged or kind.type_spec_class != kind.RAGGED_TENSOR_SPEC:
-                raise UnsupportedModel(
-                    f"{name!r} of {ref.uri} is a {info.WhichOneof('encoding')}, not a dense tensor",
-                    cure="Export the model with dense inputs and outputs, e.g. x.to_tensor().",
-                )
-            # RaggedTensorSpec._serialize: shape, dtype, ragged rank, dtype of the row splits.
-            of = kind.type_state.tuple_value.values
-            shape, dtype, rows_differ = of[0].tensor_shape_value, of[1].tensor_dtype_value, of[2].int64_value
-        sizes: tuple[int | None, ...] | None = None
-        if not shape.unknown_rank:
-            sizes = tuple(
-                d.size if d.size >= 0 and not 1 <= i <= rows_differ else None for i, d in enumerate(shape.dim)
+    shape, dtype, rows_differ, composite = info.tensor_shape, info.dtype, 0, None
+    encoding = info.WhichOneof("encoding")
+    if encoding == "coo_sparse":
+        composite = Composite("sparse")
+    elif encoding == "composite_tensor":
+        kind = info.composite_tensor.type_spec
+        if kind.type_spec_class != kind.RAGGED_TENSOR_SPEC:
+            raise UnsupportedModel(
+                f"{name!r} of {ref.uri} is a {kind.type_spec_class_name or encoding}, not a dense tensor",
+                cure="Export the model with dense inputs and outputs.",
             )
-        specs[name] = TensorSpec(name, tf.dtypes.as_dtype(dtype).base_dtype.name, sizes)
-    return specs
+        # RaggedTensorSpec._serialize: shape, dtype, ragged rank, dtype of the row splits.
+        of = kind.type_state.tuple_value.values
+        shape, dtype, rows_differ = of[0].tensor_shape_value, of[1].tensor_dtype_value, of[2].int64_value
+        composite = Composite("ragged", splits=tf.dtypes.as_dtype(of[3].tensor_dtype_value).name)
+    sizes: tuple[int | None, ...] | None = None
+    if not shape.unknown_rank:
+        sizes = tuple(d.size if d.size >= 0 and not 1 <= i <= rows_differ else None for i, d in enumerate(shape.dim))
+    return TensorSpec(name, tf.dtypes.as_dtype(dtype).base_dtype.name, sizes, composite=composite)
+
+
+def _taken(spec: TensorSpec, info: Any) -> TensorSpec:
+    """An input of a graph of TensorFlow 1, whose loader names the parts (tensorflow/python/saved_model/load_v1_in_v2.py)."""
+    if spec.composite is None:
+        return spec
+    ends: tuple[str, ...] = ("indices", "values", "dense_shape")
+    if spec.composite.kind == "ragged":
+        ends = tuple(f"component_{i}" for i, _ in enumerate(tensor_names(info)))
+    return replace(spec, composite=replace(spec.composite, parts=tuple(f"{spec.name}_{end}" for end in ends)))

@@ -12,7 +12,7 @@ from ..ref import ModelRef
 from ..spec import Operations, Signature
 from ..streaming.whole_reads import Readable
 from .example_parsers import ExampleParsers
-from .files import COPY_AGAIN, INIT_OP, no_such_signature, open_bundle, signature_of
+from .files import COPY_AGAIN, INIT_OP, no_such_signature, open_bundle, signature_of, tensor_names
 from .tensor_bundle import Bundle, Entry, Region
 from .tf1_dead_branches import DeadBranches, Output, output_named
 
@@ -81,8 +81,8 @@ class Graph:
         Raises `SignatureNotFound`.
         """
         definition, found, before = self._definition(signature), Found(), Found()
-        fed = {self._output(info.name) for info in definition.inputs.values()}
-        self._collect([self._output(info.name) for info in definition.outputs.values()], fed, found)
+        fed = set(self._tensors(definition.inputs))
+        self._collect(self._tensors(definition.outputs), fed, found)
         self._collect(self._initialisers(), set(), before)
         found.outside |= before.outside
         found.python |= before.python
@@ -126,9 +126,9 @@ class Graph:
         Raises `SignatureNotFound`, and `UnsupportedModel` where nothing fills something that is reached.
         """
         definition = self._definition(signature)
-        fed = {self._output(info.name) for info in definition.inputs.values()}
+        fed = set(self._tensors(definition.inputs))
         initialised = {name for name, _ in self._above(self._initialisers())}
-        used = {name for name, _ in self._above((self._output(i.name) for i in definition.outputs.values()), fed)}
+        used = {name for name, _ in self._above(self._tensors(definition.outputs), fed)}
         reached = {self._state(name) for name in used | initialised} | self._states_in_functions()
         steps, filled = [], set()
         for step, above in self._restoring():
@@ -319,6 +319,9 @@ class Graph:
         if name not in self._nodes:
             raise self._corrupt(f"its graph names the operation {name!r}, which it does not hold")
         return self._nodes[name]
+
+    def _tensors(self, infos: Any) -> list[Output]:
+        return [self._output(name) for info in infos.values() for name in tensor_names(info)]
 
     def _output(self, name: str) -> Output:
         return output_named(name)

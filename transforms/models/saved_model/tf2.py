@@ -39,6 +39,7 @@ from .files import (
     reading_graph,
     signature_of,
 )
+from .flat_inputs import nested_inputs
 from .tensor_bundle import Bundle, Entry
 from .traced_functions import TracedFunction, traced_functions
 
@@ -146,7 +147,9 @@ class _Graph:
         self.nbytes = proto.ByteSize()
         self._parsers = ExampleParsers(self.graph_def)
         self.signatures = {
-            name: self._parsers.with_examples(signature_of(name, definition, ref, ragged=True), definition)
+            name: self._parsers.with_examples(
+                nested_inputs(signature_of(name, definition, ref), self.graph_def, self._objects), definition
+            )
             for name, definition in sorted(metas[0].signature_def.items())
             if name != INIT_OP
         }

@@ -10,6 +10,7 @@ from ...errors import UnsupportedModel
 from ..direct_call import direct
 from ..ref import ModelRef
 from ..spec import Signature, TensorSpec
+from .flat_inputs import as_output, parts_of, tensor_spec, type_specs
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,11 @@ class Trace:
         """Its tensor specs by the names that a person would call them."""
         found: dict[str, Any] = {}
         for i, argument in enumerate(self.arguments):
-            for spec in _specs(argument):
-                found[_free(spec.name or (names[i] if i < len(names) else f"input_{i}"), found)] = spec
+            for spec in type_specs(argument):
+                found[_free(_own_name(spec) or (names[i] if i < len(names) else f"input_{i}"), found)] = spec
         for key, argument in sorted(self.keywords.items()):
-            for spec in _specs(argument):
-                found[_free(spec.name or key, found)] = spec
+            for spec in type_specs(argument):
+                found[_free(_own_name(spec) or key, found)] = spec
         return found
 
     @property
@@ -66,26 +67,24 @@ class TracedFunction:
         return serving[0]
 
     def signature(self, ref: ModelRef) -> Signature:
-        import tensorflow as tf
-
         trace = self.chosen(ref)
-        inputs = trace.tensors(self.names)
-        outputs = _named(trace.outputs)
-        for name, spec in [*inputs.items(), *outputs.items()]:
-            if not isinstance(spec, tf.TensorSpec):
+        inputs, outputs = trace.tensors(self.names), _named(trace.outputs)
+
+        def told(name: str, spec: Any, given: bool) -> TensorSpec:
+            found = tensor_spec(name, spec, tuple(_parts(name, spec)))
+            if found is None:
                 raise UnsupportedModel(
                     f"{name!r} of the function {self.name!r} of {ref.uri} is a {type(spec).__name__}",
-                    expected="dense tensors",
+                    expected="dense, ragged or sparse tensors",
                     cure="Export the model with dense inputs and outputs, e.g. x.to_tensor().",
                 )
+            return found if given else as_output(found)
 
-        def described(specs: Mapping[str, Any]) -> dict[str, TensorSpec]:
-            return {
-                name: TensorSpec(name, s.dtype.name, None if s.shape.rank is None else tuple(s.shape.as_list()))
-                for name, s in specs.items()
-            }
-
-        return Signature(self.name, described(inputs), described(outputs))
+        return Signature(
+            self.name,
+            {name: told(name, spec, True) for name, spec in inputs.items()},
+            {name: told(name, spec, False) for name, spec in outputs.items()},
+        )
 
     def _loaded(self, loaded: Any) -> Any:
         found = loaded
@@ -109,26 +108,25 @@ class TracedFunction:
 
         trace, function = self._only(), self._loaded(loaded)
         specs = trace.tensors(self.names)
+        names = [part for name, spec in specs.items() for part in _parts(name, spec)]
+        flat = [part for spec in specs.values() for part in tf.nest.flatten(spec, expand_composites=True)]
 
-        def serve(given: Mapping[str, Any]) -> dict[str, Any]:
-            left = iter(given[name] for name in specs)
+        def by_position(*tensors: Any) -> dict[str, Any]:
+            left = iter(tf.nest.pack_sequence_as(list(specs.values()), tensors, expand_composites=True))
             arguments, keywords = tf.nest.map_structure(
                 lambda value: next(left) if isinstance(value, tf.TypeSpec) else value,
                 (trace.arguments, dict(trace.keywords)),
             )
             return _named(function(*arguments, **keywords))
 
-        def by_position(*tensors: Any) -> dict[str, Any]:
-            return serve(dict(zip(specs, tensors, strict=True)))
-
-        open_specs = [tf.TensorSpec(spec.shape, spec.dtype) for spec in specs.values()]
+        open_specs = [tf.TensorSpec(part.shape, part.dtype) for part in flat]
         concrete = tf.function(by_position, autograph=False).get_concrete_function(*open_specs)
 
         def usual(tensors: Mapping[str, Any]) -> dict[str, Any]:
-            return dict(concrete(*[tensors[name] for name in specs]))
+            return dict(concrete(*[tensors[name] for name in names]))
 
         # The concrete function captures the loaded one's variables: both live as long as the call.
-        return direct(concrete, list(specs), usual)
+        return direct(concrete, names, usual)
 
 
 def traced_functions(objects: Any) -> dict[str, TracedFunction]:
@@ -182,10 +180,15 @@ def _argument_names(spec: Any) -> tuple[str, ...]:
     return tuple(names[1:] if spec.is_method and names[:1] == ["self"] else names)
 
 
-def _specs(argument: Any) -> list[Any]:
-    import tensorflow as tf
+def _parts(name: str, spec: Any) -> list[str]:
+    """The names of the dense tensors that a ragged or sparse one is made of."""
+    count = parts_of(spec)
+    return [name] if count == 1 else [f"{name}.{i}" for i in range(count)]
 
-    return [spec for spec in tf.nest.flatten(argument) if isinstance(spec, tf.TypeSpec)]
+
+def _own_name(spec: Any) -> str | None:
+    """Only a dense tensor's may have one."""
+    return getattr(spec, "name", None)
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:

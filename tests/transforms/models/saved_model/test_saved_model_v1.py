@@ -176,14 +176,15 @@ def test_a_variable_that_nothing_fills_is_named(copied: Callable[[str], Path]) -
             use(folder, "serving_default")
 
 
-def test_a_signature_of_sparse_tensors_is_refused_when_it_is_asked_for(copied: Callable[[str], Path]) -> None:
-    def sparse(proto: Any) -> None:
-        info = proto.meta_graphs[0].signature_def["bias"].inputs["i"]
-        info.coo_sparse.values_tensor_name = info.name
+def test_a_signature_of_other_composites_is_refused_when_it_is_asked_for(copied: Callable[[str], Path]) -> None:
+    def slices(proto: Any) -> None:
+        kind = proto.meta_graphs[0].signature_def["bias"].inputs["i"].composite_tensor.type_spec
+        kind.type_spec_class = kind.INDEXED_SLICES_SPEC
+        kind.type_spec_class_name = "IndexedSlicesSpec"
 
-    folder = changed(copied("resource_variables"), sparse)
+    folder = changed(copied("resource_variables"), slices)
     assert list(describe_model(folder).signatures) == ["serving_default"]
-    with pytest.raises(UnsupportedModel, match=r"'i' of .* is a coo_sparse"):
+    with pytest.raises(UnsupportedModel, match=r"'i' of .* is a IndexedSlicesSpec"):
         load_model(folder, "bias")
     with pytest.raises(SignatureNotFound, match="'nope'"):
         load_model(folder, "nope")
