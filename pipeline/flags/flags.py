@@ -26,8 +26,8 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "--model",
         action="append",
         metavar="[NAME=]URI",
-        help="SavedModel folder, .keras, .h5 or .tflite file: gs://…, s3://…, https://… or a path. Repeat it with names to "
-        "run several models in one pass; the columns of each then start with NAME_",
+        help="SavedModel folder, Orbax checkpoint, .keras, .h5 or .tflite file: gs://…, s3://…, https://… or a path. Repeat it "
+        "with names to run several models in one pass; the columns of each then start with NAME_",
     )
     group.add_argument(
         "--weights",

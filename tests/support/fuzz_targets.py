@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import json
@@ -152,6 +153,75 @@ def _repair_bundle(data: bytes) -> bytes:
     except (HeadraceError, IndexError):
         pass
     return bytes(made)
+
+
+@functools.cache
+def _databases() -> tuple[tuple[bytes, bytes], ...]:
+    """Manifests, each with the root of its tree: a leaf, and a node above others."""
+    from headrace.transforms.models.orbax.ocdbt import MANIFEST, Place, keys_and_values
+    from tests.transforms.models.orbax.test_ocdbt import database, read
+
+    made = []
+    for node_bytes in (300, 100_000):
+        files = database({f"tree.{i}/zarr.json": b"{}" * i for i in range(20)}, node_bytes=node_bytes, level=None)
+        nodes: list[bytes] = []
+
+        def noted(place: Place, files: Any = files, nodes: list[bytes] = nodes) -> bytes:
+            nodes.append(read(files, place))
+            return nodes[-1]
+
+        keys_and_values(files[MANIFEST], noted)
+        made.append((files[MANIFEST], nodes[0]))
+    return tuple(made)
+
+
+def _ocdbt_seeds() -> list[bytes]:
+    return [part for database in _databases() for part in database]
+
+
+def _ocdbt(data: bytes) -> None:
+    from headrace.transforms.models.orbax.arrays import reported
+    from headrace.transforms.models.orbax.ocdbt import MANIFEST_MAGIC, keys_and_values
+
+    is_manifest = data[:4] == MANIFEST_MAGIC.to_bytes(4, "big")
+    for manifest, node in _databases():
+        parts = (data, node) if is_manifest else (manifest, data)
+        with reported("memory://fuzz"):
+            keys_and_values(parts[0], lambda _, parts=parts: parts[1])  # type: ignore[misc]
+
+
+def _repair_ocdbt(data: bytes) -> bytes:
+    """The length, and the checksum at the end."""
+    import crc32c
+
+    made = data[:4] + struct.pack("<Q", len(data)) + data[12:-4]
+    return made + struct.pack("<I", crc32c.crc32c(made))
+
+
+def _zarr_seeds() -> list[bytes]:
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    import numpy as np
+
+    from tests.support.orbax_checkpoints import Form, write_tree
+
+    made = []
+    with TemporaryDirectory() as folder:
+        for i, form in enumerate((Form(ocdbt=False), Form(ocdbt=False, zarr3=False, packed=False))):
+            write_tree(Path(folder, str(i)), {("w",): np.zeros((3, 4), np.float32)}, form)
+        made += [path.read_bytes() for path in Path(folder).rglob("*") if path.name in (".zarray", "zarr.json")]
+    return made
+
+
+def _zarr(data: bytes) -> None:
+    from headrace.transforms.models.orbax.arrays import reported
+    from headrace.transforms.models.orbax.zarr import parse_array
+
+    with reported("memory://fuzz"):
+        array = parse_array(data)
+        assert array.nbytes >= 0
+        next(array.places(), None)
 
 
 def _archive_seeds() -> list[bytes]:
@@ -362,6 +432,8 @@ TARGETS = [
     Target("hdf5", _hdf5_seeds, _hdf5, repair=_repair_hdf5),
     Target("archive", _archive_seeds, _archive, mutate=_mutated_archive),
     Target("bundle", _bundle_seeds, _bundle, mutate=_mutated_bundle, repair=_repair_bundle),
+    Target("ocdbt", _ocdbt_seeds, _ocdbt, repair=_repair_ocdbt),
+    Target("zarr", _zarr_seeds, _zarr, mutate=mutated_json),
     Target("first_bytes", _tflite_seeds, _pin),
     Target("job_record", _record_seeds, _job_record, mutate=mutated_json),
     Target("keras_json", _keras_json_seeds, _keras_json, mutate=mutated_json),

@@ -41,6 +41,7 @@ FORMATS = {
     "keras_h5": ModelFormat("keras_model.model", "a Keras model in an HDF5 file"),
     "keras_config": ModelFormat("keras_model.model", "a Keras configuration with weights apart"),
     "keras_hub": ModelFormat("keras_model.model", "a KerasHub preset", compiles=False),
+    "keras_orbax": ModelFormat("keras_model.model", "an Orbax checkpoint of a Keras model"),
     "tflite": ModelFormat("tflite", "a TFLite flatbuffer", runs_on_gpu=False, compiles=False),
 }
 

@@ -42,7 +42,7 @@ def load_model(
     """Streams the model into memory; no byte of it touches a disk.
 
     `model` is the URI of a SavedModel's folder, of a `.keras` file or the folder of its members, of a KerasHub preset's
-    folder, of a legacy HDF5 file, or,
+    folder, of a folder of Orbax checkpoints (the newest step) or one step's, of a legacy HDF5 file, or,
     with `weights`, of a Keras model's config.json whose weights are at that URI. It may also be a `ModelRef`, which carries its
     own `storage`, `weights`, custom objects by name, and `unsafe`. `custom_objects` are classes and functions by name, or
     a list of `module:name`, that a Keras model needs; `unsafe` lets it run Python code of its own, such as lambdas, and lets

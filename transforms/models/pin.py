@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
-from ..errors import CorruptModel, InvalidRequest, NotAModel, ObjectNotFound
+from ..errors import AccessDenied, CorruptModel, InvalidRequest, NotAModel, ObjectNotFound
 from ..storage import ObjectRef, Store, StoreOptions, open_store
 from ..storage.store import public_uri
 from .first_bytes import FIRST_BYTES, other_file
@@ -39,10 +39,10 @@ def pin_model(
 ) -> ModelRef:
     """The model at `uri`, each of its objects at the version seen now.
 
-    That is a SavedModel's folder, a `.keras` file or the folder of its members, a KerasHub preset's folder, an HDF5 file that
-    holds a whole model, or a TFLite flatbuffer. With `weights`, `uri` is a Keras model's config.json (or a folder that holds
-    one), and `weights` a file of its weights: `….weights.h5`, `….weights.json` with its shards next to it, `.h5`, or
-    a `.keras` file.
+    That is a SavedModel's folder, a `.keras` file or the folder of its members, a KerasHub preset's folder, a folder of Orbax
+    checkpoints or one step's, an HDF5 file that holds a whole model, or a TFLite flatbuffer. With `weights`, `uri` is a Keras
+    model's config.json (or a folder that holds one), and `weights` a file of its weights: `….weights.h5`, `….weights.json`
+    with its shards next to it, `.h5`, or a `.keras` file.
 
     Raises `NotAModel` where there is no such model, `InvalidRequest` for weights or custom objects that its format does not
     use, `AccessDenied`, `ObjectNotFound` for a missing bucket.
@@ -130,7 +130,23 @@ def _folder(store: Store, uri: str) -> tuple[str, tuple[ObjectRef, ...]] | None:
                 assets = _hub_assets(store, uri, task[0]) if task else []
             objects = (config, weights, *shards, *task, *assets, *([metadata] if metadata is not None else []))
             return "keras_hub" if task else "keras", tuple(sorted(objects, key=lambda ref: ref.uri))
+    if checkpoint := _checkpoint(store, uri):
+        return "keras_orbax", checkpoint
     return None
+
+
+def _checkpoint(store: Store, uri: str) -> tuple[ObjectRef, ...]:
+    if uri.startswith(_WEB):
+        from .orbax.over_http import step_objects_over_http
+
+        return step_objects_over_http(store, uri)
+    from .orbax.steps import step_objects
+
+    try:
+        return step_objects(store, uri)
+    except AccessDenied:
+        # Who may read objects may not be allowed to list them, and this may be one.
+        return ()
 
 
 def _of_hub_task(store: Store, uri: str) -> list[ObjectRef]:

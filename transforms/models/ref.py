@@ -15,12 +15,12 @@ class ModelRef:
 
     `format` is "saved_model", "keras" (a `.keras` file, or the folder of its members), "keras_h5" (a whole model in one
     HDF5 file), "keras_config" (a configuration whose weights are elsewhere, at the URI `weights`), "keras_hub" (a KerasHub
-    preset's folder, with a task) or "tflite". `objects` holds every object of the model: in URI order, but the configuration
-    before its weights. A worker that reads through it gets
-    these versions or `ObjectChanged`. `custom_objects` are modules, or `module:name`, that are imported before a Keras model
-    is built; `unsafe` lets it run Python code of its own, or operations that can reach files and the network.
-    `allow_stateful` lets jobs run a model that changes its own state. `import_modules` are imported before anything else: they
-    register operations.
+    preset's folder, with a task), "keras_orbax" (a folder of Orbax checkpoints, or one step's) or "tflite". `objects` holds
+    every object of the model: in URI order, but the configuration before its weights, and the metadata of an Orbax checkpoint
+    before both. A worker that reads through it gets these versions or `ObjectChanged`. `custom_objects` are modules, or
+    `module:name`, that are imported before a Keras model is built; `unsafe` lets it run Python code of its own, or operations
+    that can reach files and the network. `allow_stateful` lets jobs run a model that changes its own state. `import_modules`
+    are imported before anything else: they register operations.
     """
 
     uri: str
@@ -53,7 +53,7 @@ class ModelRef:
 
     @property
     def is_keras(self) -> bool:
-        return self.format in ("keras", "keras_h5", "keras_config", "keras_hub")
+        return self.format in ("keras", "keras_h5", "keras_config", "keras_hub", "keras_orbax")
 
     def object(self, relative: str) -> ObjectRef | None:
         """The object at `relative` (no leading slash) below the model's folder."""

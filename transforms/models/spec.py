@@ -121,7 +121,8 @@ class ModelSpec:
 
     `parameters` counts the numbers, `nbytes` the bytes, that loading `signatures` would stream; `graph_nbytes` are those of
     the graph and its constants, which are read whole. `operations` are by signature, where they are known. `functions` are
-    other names by which the model can be called. `parts` describes the parts of a KerasHub preset.
+    other names by which the model can be called. `parts` describes the parts of a KerasHub preset, or
+    names the step of an Orbax checkpoint.
     """
 
     format: str

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import pytest
 
-from tests.support import keras_zoo, model_zoo, zoo_v1
+from tests.support import keras_zoo, model_zoo, orbax_checkpoints, zoo_v1
 from tests.support.not_shown import not_shown
 from tests.transforms.models import test_tflite
 
@@ -35,7 +35,7 @@ _BEGIN = f"os.path.exists({_MARK[:9]!r} + {_MARK[9:]!r})"
 _LOAD = f"""
 import os, sys
 import google.cloud.storage, keras, tensorflow
-import headrace.transforms.models.keras_model.model, headrace.transforms.models.saved_model.tf2
+import headrace.transforms.models.keras_model.model, headrace.transforms.models.saved_model.tf2, zstandard
 import headrace.transforms.models.tflite, headrace.transforms.storage.gcs
 from headrace.transforms.models.load import load_model
 import numpy as np
@@ -140,6 +140,8 @@ def test_loading_local_models_writes_no_file(tmp_path: Path) -> None:
     _keras_in_pieces(tmp_path)
     models = [str(tmp_path / name) for name in ("saved", "mlp.keras", "whole.h5", "unzipped")]
     models.append(f"{tmp_path}/unzipped/config.json {tmp_path}/apart.weights.h5")
+    orbax_checkpoints.save(keras_zoo.mlp().model, tmp_path / "orbax/3")
+    models += [str(tmp_path / "orbax"), str(orbax_checkpoints.real("texts"))]
     hub = ""
     if importlib.util.find_spec("keras_hub") is not None:
         from tests.support import hub_presets

@@ -17,7 +17,7 @@ It uses these private parts of Keras, each checked by tests/transforms/models/ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -98,10 +98,13 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one set of HDF5 groups fills: `model` without the parts whose ids are in `but`. `weights` answers for a group."""
+    """What one set of HDF5 groups fills: `model` without what the ids in `but` name. `weights` answers for a group.
+
+    Without `weights`, only assets are filled.
+    """
 
     model: Any
-    weights: Callable[[str], Weights | None]
+    weights: Callable[[str], Weights | None] | None
     has_group: Callable[[str], bool]
     but: frozenset[int] = frozenset()
 
@@ -130,6 +133,29 @@ def fill(built: Built, parts: Sequence[Part], assets: Mapping[str, bytes | bytea
         _check_vocabularies(built, uri)
 
 
+def fill_variables(
+    built: Built, values: Iterable[tuple[Any, Any]], assets: Mapping[str, bytes | bytearray], uri: str
+) -> None:
+    """Gives each variable its value, and each layer its assets. Raises as `fill`."""
+    from keras import layers
+
+    with uninitialized(), AssetFiles(assets) as files, _filling() as filled:
+        for variable, value in values:
+            try:
+                variable.assign(value)
+            except Exception as error:
+                raise _failure({0: (variable, error)}, uri) from error
+        if assets:
+            _fill_part(Part(built.model, None, lambda _: False), files, uri)
+    _check_complete(built, filled, uri)
+    for layer in built.model._flatten_layers():
+        if isinstance(layer, layers.Normalization):
+            # `keras.models.load_model` leaves it out, and so loads a model that normalizes nothing.
+            layer.finalize_state()
+    if not assets:
+        _check_vocabularies(built, uri)
+
+
 def _fill_part(part: Part, files: AssetFiles | None, uri: str) -> None:
     from keras.src.saving import saving_lib
 
@@ -141,7 +167,7 @@ def _fill_part(part: Part, files: AssetFiles | None, uri: str) -> None:
             return True
 
         def get(self, path: str) -> Any:
-            found = part.weights(f"{path}/vars".lstrip("/"))
+            found = None if part.weights is None else part.weights(f"{path}/vars".lstrip("/"))
             return {} if found is None else found
 
         def has_path(self, path: str) -> bool:
@@ -161,7 +187,7 @@ def _fill_part(part: Part, files: AssetFiles | None, uri: str) -> None:
     failed: set[int] = set()
     saving_lib._load_state(
         part.model,
-        weights_store=WeightsStore(),
+        weights_store=None if part.weights is None else WeightsStore(),
         assets_store=AssetStore(files) if files is not None else None,
         inner_path="",
         visited_saveables=_not_for_inference(part.model) | part.but,
@@ -285,13 +311,17 @@ def _check_vocabularies(built: Built, uri: str) -> None:
 def _check_complete(built: Built, filled: set[int], uri: str) -> None:
     for variable in built.model.weights:
         if id(variable) not in filled:
-            raise CorruptModel(
-                f"{uri} has no value for variable {variable.path!r}",
-                expected=f"{variable.dtype} {list(variable.shape)}",
-                found="none among its weights",
-                cure=_SAVE_AGAIN,
-            )
+            raise no_value(variable, uri)
     _initialise_helpers(built)
+
+
+def no_value(variable: Any, uri: str) -> CorruptModel:
+    return CorruptModel(
+        f"{uri} has no value for variable {variable.path!r}",
+        expected=f"{variable.dtype} {list(variable.shape)}",
+        found="none among its weights",
+        cure=_SAVE_AGAIN,
+    )
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from . import files as keras_files
 from .build import Built, Recipe, brief, build, custom_objects, keras_on_tensorflow
 from .fill import fill, part_of, saved_paths
 from .hub_inputs import AsGiven, HubPreprocessing, preprocessing
-from .weights import SavedWeights, Tensor, open_weights
+from .weights import SavedWeights, open_weights
 
 TASK, TASK_WEIGHTS = "task.json", "task.weights.h5"
 
@@ -66,13 +66,13 @@ class Preset:
         fed = built.preprocessing
         return found | (fed.parts() if isinstance(fed, HubPreprocessing) else {"preprocessor": "none"})
 
-    def plan(self, built: Built) -> list[Tensor]:
-        return [
-            tensor
+    def bytes_to_stream(self, built: Built) -> int:
+        return sum(
+            tensor.dataset.nbytes
             for weights, model, but in self._filled(built)
             for group in _located(weights, saved_paths(model, but))
             for tensor in (weights.group(group) or {}).values()
-        ]
+        )
 
     def slots(self) -> list[TensorSlot]:
         return [slot for weights in self._weights() for slot in weights.slots(weights.guess())]

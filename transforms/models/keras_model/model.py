@@ -1,7 +1,8 @@
 """Keras models from their configuration and their weights: `.keras` files and folders, legacy HDF5, config.json and weights,
-presets of KerasHub.
+presets of KerasHub, Orbax checkpoints.
 
-The graph comes from the configuration; each tensor from its place in an HDF5 file; only what inference uses is fetched.
+The graph comes from the configuration; each tensor from its place in an HDF5 file, or among a checkpoint's arrays; only
+what inference uses is fetched.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from . import signature as keras_signature
 from .build import Built, Recipe, build, cause
 from .fill import allocate, fill, legacy_fill, legacy_pairs, part_of, saved_paths
 from .hub_preset import Preset, open_preset
+from .orbax_checkpoint import Checkpoint, open_checkpoint
 from .unrolled import release
 from .weights import SavedWeights, Tensor, open_weights
 
@@ -46,7 +48,7 @@ def describe(store: Store, ref: ModelRef, signature: str | None = None) -> Model
     """
     with _open(store, ref) as saved:
         built = saved.build()
-        tensors = saved.plan(built)
+        nbytes = saved.bytes_to_stream(built)
         arguments = keras_signature.input_signature(built.model, ref.uri)
         outputs = keras_signature.name_outputs(keras_signature.output_struct(built.model, arguments), ref.uri)
         operations = {SIGNATURE: keras_operations.operations(built.model, arguments)}
@@ -64,7 +66,7 @@ def describe(store: Store, ref: ModelRef, signature: str | None = None) -> Model
             )
         },
         _parameters(built.model),
-        sum(tensor.dataset.nbytes for tensor in tensors),
+        nbytes,
         operations=operations,
         parts=saved.parts(built),
     )
@@ -82,7 +84,7 @@ def load(store: Store, ref: ModelRef, signature: str = SIGNATURE, stream: Stream
             found=repr(signature),
             cure="Leave --signature out.",
         )
-    with _open(store, ref) as saved:
+    with _open(store, ref, stream) as saved:
 
         def fetch(opened: ExitStack) -> TensorStream:
             slots = saved.slots()
@@ -195,6 +197,9 @@ class _Saved:
     def spans(self, slots: Sequence[TensorSlot]) -> list[CheckedSpan]:
         return self.weights.spans(slots)
 
+    def bytes_to_stream(self, built: Built) -> int:
+        return sum(tensor.dataset.nbytes for tensor in self.plan(built))
+
     def plan(self, built: Built) -> list[Tensor]:
         """The tensors that inference needs, in the order in which Keras asks for them."""
         if self.weights.legacy_root is not None:
@@ -223,8 +228,13 @@ class _Saved:
 
 
 @contextmanager
-def _open(store: Store, ref: ModelRef) -> Iterator[_Saved | Preset]:
+def _open(
+    store: Store, ref: ModelRef, stream: StreamOptions = StreamOptions()
+) -> Iterator[_Saved | Preset | Checkpoint]:
     with ExitStack() as opened:
+        if ref.format == "keras_orbax":
+            yield open_checkpoint(store, ref, stream, opened)
+            return
         if ref.format == "keras_hub":
             yield open_preset(store, ref, opened)
             return

@@ -64,6 +64,7 @@ class TensorSlot:
     """Where a tensor's little-endian, C-ordered bytes are: `nbytes` from `offset` of `source`.
 
     `dtype` is TensorFlow's name of it; `masked_crc32c` is the CRC-32C of exactly these bytes in LevelDB's masked form.
+    What is `undivided` is asked for in one request, because its source makes these bytes from what it stores, in order.
     """
 
     name: str
@@ -73,6 +74,7 @@ class TensorSlot:
     offset: int
     nbytes: int
     masked_crc32c: int | None = None
+    undivided: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,7 +391,8 @@ def _plan(slots: Sequence[TensorSlot], piece_bytes: int, spans: Sequence[Checked
                 gap = 0
             if gap:
                 last.add(_Part(-1, 0, gap))
-            stop = min(end, at + piece_bytes - last.nbytes)
+            undivided = i >= 0 and slots[i].undivided
+            stop = end if undivided else min(end, at + piece_bytes - last.nbytes)
             last.add(_Part(i, at - start, stop - start))
             at = stop
     return requests
