@@ -83,6 +83,7 @@ setup(
     package_dir={"headrace": "headrace", "headrace.transforms": "transforms", "headrace.pipeline": "pipeline"},
     packages=[
         "headrace",
+        "headrace.beam",
         *(
             f"headrace.{name}"
             for name in find_packages(include=["pipeline", "pipeline.*", "transforms", "transforms.*"])
@@ -90,6 +91,7 @@ setup(
     ],
     package_data={
         "headrace": ["py.typed"],
+        "headrace.beam": ["providers.yaml"],
         "headrace.transforms.report": ["page.css", "page.js", "uplot/*"],
     },
     entry_points={"console_scripts": ["headrace = headrace.pipeline.start:entry"]},

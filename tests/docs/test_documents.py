@@ -37,8 +37,8 @@ TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"),
 # Other programs, whose flags are not ours.
 OTHERS = {"gcloud", "docker", "airflow", "systemctl", "sudo", "terraform", "crontab", "pip", "pip-audit", "pre-commit"}
 SHELL = {"cat", "cd", "cp", "export", "install", "mkdir", "printf", "apt-get", "loginctl", "flock", "curl", ".ci/run"}
-# Flags of the benches, of Beam's worker pool, and of Dask's worker.
-THEIRS = {"json", "svg", "service_port", "container_executable", "nthreads"}
+# Flags of the benches, of Beam's worker pool and YAML runner, and of Dask's worker.
+THEIRS = {"json", "svg", "service_port", "container_executable", "nthreads", "yaml_pipeline_file"}
 
 
 def fences(page: Path) -> Iterator[tuple[str, str]]:

@@ -230,7 +230,7 @@ def test_what_is_allowed_passes(module: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("program", "absent"),
     [
-        ("import headrace", ("apache_beam", "tensorflow", "keras", "pyarrow", "google.cloud.storage")),
+        ("import headrace, headrace.beam", ("apache_beam", "tensorflow", "keras", "pyarrow", "google.cloud.storage")),
         ("from headrace import load_model", ("apache_beam", "tensorflow", "keras")),
         (
             "from headrace.transforms.storage import open_store; open_store('gs://bucket')",

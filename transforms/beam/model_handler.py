@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,10 +16,9 @@ from apache_beam.pvalue import TaggedOutput
 from ..columns.plan import check_choice, fixed_batch, known_row_nbytes, row_nbytes, rows_that_fit
 from ..columns.rules import ColumnRules
 from ..errors import DataError, HeadraceError, InvalidInferenceArgs, InvalidRequest, UnsupportedModel
-from ..models.load import describe_for_job, load_model
+from ..models.load import describe_for_job
 from ..models.loading import Loading
 from ..models.model import as_whole_array
-from ..models.operations import check_stateless
 from ..models.pin import pin_model
 from ..models.ref import ModelRef
 from ..models.spec import ModelSpec, Signature, TensorSpec
@@ -30,11 +27,11 @@ from ..output.bad_rows import BadRow
 from ..predicting.batch_predictor import BatchPredictor, BatchRequest, request_batches
 from ..predicting.bisection import half
 from ..predicting.devices import least_busy
-from ..predicting.predictor import devices_for
 from ..storage import StoreOptions
 from ..storage.store import public_uri
 from .inference_failures import Failure, failures_tag
 from .metrics import NAMESPACE, count_batch
+from .model_updates import load_replaceable
 from .notebooks import let_beam_build_pipelines
 
 let_beam_build_pipelines()
@@ -42,7 +39,6 @@ let_beam_build_pipelines()
 Row = Mapping[str, Any]
 """One row: an array (or a scalar) for each input of the model, without the batch dimension."""
 
-_GRAPH = re.compile(r"/saved_model\.pb(txt)?$")
 # The memory of Python, Beam and TensorFlow, in addition to the model.
 _BESIDE_THE_MODEL = 2 << 30
 
@@ -128,22 +124,7 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
 
     def load_model(self) -> _Served:
         """Beam keeps it for the process, and drops it when another takes its place."""
-        ref = self._ref
-        if self._path is not None:
-            path = _GRAPH.sub("", self._path)
-            found = pin_model(
-                path,
-                ref.storage,
-                unsafe=ref.unsafe,
-                allow_stateful=ref.allow_stateful,
-                import_modules=ref.import_modules,
-            )
-            # A model of another format may follow a Keras model, and has no use for its custom objects.
-            ref = replace(found, custom_objects=ref.custom_objects) if found.is_keras else found
-        devices = devices_for([ref], self._loading)
-        models = [load_model(ref, self._request.signature, loading=self._loading.on(device.name)) for device in devices]
-        for model in models:
-            check_stateless(ref, model.operations)
+        devices, models = load_replaceable(self._ref, self._request.signature, self._loading, self._path)
         return _Served(self._request, devices, models)
 
     def update_model_path(self, model_path: str | None = None) -> None:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.pvalue import TaggedOutput
 from apache_beam.transforms.display import DisplayDataItem
 from apache_beam.transforms.window import GlobalWindows
 from apache_beam.typehints import with_input_types, with_output_types
@@ -27,12 +25,9 @@ from ..models.load import describe_for_job
 from ..models.loading import Loading
 from ..models.pin import pin_model
 from ..models.ref import ModelRef
-from ..nested_arrow import one_batch
-from ..output.bad_rows import BadRow
-from ..output.dead_letters import dead_letter_schema, dead_letters
-from ..predicting.batch_predictor import BatchPredictor, BatchRequest, request_batches
+from ..predicting.batch_predictor import request_batches
 from ..predicting.devices import least_busy
-from ..predicting.predictor import devices_for, load_predictors, load_shared
+from ..predicting.predictor import load_predictors
 from ..shards.measuring import timed_load
 from ..shards.shard import FailedShard, Shard, ShardResult, WorkUnit
 from ..steps.predict_shard import predict_shard
@@ -42,7 +37,6 @@ from ..steps.shard_threads import shard_threads
 from ..storage import StoreOptions, open_store
 from ..storage.store import public_uri, take_retries
 from .metrics import (
-    count_batch,
     count_failed,
     count_load,
     count_model_bytes,
@@ -51,12 +45,15 @@ from .metrics import (
     count_started,
     count_traces,
 )
+from .model_updates import check_update, update_input
 from .notebooks import let_beam_build_pipelines
 from .plan import GivenJob
+from .predict_batch import DEAD_LETTERS, PredictBatch
+
+if TYPE_CHECKING:
+    from apache_beam.ml.inference.base import ModelMetadata
 
 let_beam_build_pipelines()
-
-DEAD_LETTERS = "dead_letters"
 
 
 class _PredictShard(beam.DoFn):
@@ -196,43 +193,6 @@ class PredictShards(beam.PTransform):
         return _shown(models, self._job.batch_rows, self._job.loading)
 
 
-class _PredictBatch(beam.DoFn):
-    def __init__(self, request: BatchRequest, ref: ModelRef, loading: Loading, dead_letters: bool) -> None:
-        self._request, self._ref, self._loading, self._dead_letters = request, ref, loading, dead_letters
-
-    def setup(self) -> None:
-        started = time.perf_counter()
-        devices = devices_for([self._ref], self._loading)
-        models = [load_shared(self._ref, self._request.signature, self._loading, device) for device in devices]
-        self._predict = BatchPredictor(self._request, devices, models)
-        self._load_seconds: float | None = time.perf_counter() - started
-
-    def start_bundle(self) -> None:
-        if self._load_seconds is not None:
-            count_load(self._load_seconds)
-        self._load_seconds = None
-        count_model_bytes(progress.take_model_bytes())
-
-    def process(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch | TaggedOutput]:
-        if self._dead_letters:
-            dead_letter_schema(batch.schema)
-        bad: list[BadRow] = []
-        started = time.perf_counter()
-        for results, bisection in self._predict(batch, bad.append if self._dead_letters else None):
-            count_batch(
-                bisection.predicted_rows,
-                time.perf_counter() - started,
-                batches=bisection.batches,
-                bad_rows=bisection.bad_rows,
-                halved=bisection.halved,
-            )
-            # Beam's coder sends the whole array behind a slice: each piece would send all kept columns again.
-            yield from (one_batch([result]) if result.num_rows < batch.num_rows else result for result in results)
-            started = time.perf_counter()
-        if bad:
-            yield TaggedOutput(DEAD_LETTERS, dead_letters(sorted(bad, key=lambda bad_row: bad_row.row)))
-
-
 @with_input_types(pa.RecordBatch)
 @with_output_types(pa.RecordBatch)
 class Predict(beam.PTransform):
@@ -251,6 +211,11 @@ class Predict(beam.PTransform):
     A row that cannot be predicted fails the pipeline, or with `on_error="dead_letter"` goes to a second collection, as a
     record batch of its columns and those that `headrace.transforms.output.dead_letters` describes; the result is
     then a tuple of both, `.predictions` and `.dead_letters`. Their number has no bound: count the latter.
+
+    A batch keeps its timestamp, windows and pane. `update_model` replaces the model while the pipeline runs: by a side input
+    of Beam's `ModelMetadata`, whose `model_id` is the path of the model for the windows that it is in ("" for the first one),
+    or by a pattern of files, of which the newest counts; saved_model.pb stands for its folder. Each process pins the model when
+    it loads it; its signature must fit as the first one's did.
 
     Raises `ModelError`, `StorageError`, `InvalidRequest`, and `ColumnError` for names that the model lacks, when it is
     constructed; `ColumnError` and `NullFeature` where a batch does not fit.
@@ -274,8 +239,10 @@ class Predict(beam.PTransform):
         on_error: str = "fail",
         storage: StoreOptions = StoreOptions(),
         loading: Loading = Loading(),
+        update_model: beam.PCollection[ModelMetadata] | str | None = None,
     ) -> None:
         super().__init__()
+        check_update(update_model)
         self._request = request_batches(
             signature, features, predictions, keep, batch_rows, rules, outputs, constants, top_k, storage
         )
@@ -286,11 +253,12 @@ class Predict(beam.PTransform):
         self._dead_letters = on_error == "dead_letter"
         self._ref = model if isinstance(model, ModelRef) else pin_model(model, storage)
         check_choice(describe_for_job(self._ref, signature).signatures[signature], self._request.columns)
-        self._loading = loading
+        self._loading, self._update_model = loading, update_model
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Any:
-        do_fn = _PredictBatch(self._request, self._ref, self._loading, self._dead_letters)
-        predict = beam.ParDo(do_fn).with_output_types(pa.RecordBatch)
+        update = update_input(self._update_model, batches.pipeline)
+        do_fn = PredictBatch(self._request, self._ref, self._loading, self._dead_letters, bool(update))
+        predict = beam.ParDo(do_fn, *update).with_output_types(pa.RecordBatch)
         if not self._dead_letters:
             return batches | "Predict" >> predict
         return batches | "Predict" >> predict.with_outputs(DEAD_LETTERS, main="predictions")

@@ -19,7 +19,7 @@ from headrace.pipeline.checks.preflight import prepare
 from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.flags.request import parse_request
 from headrace.pipeline.runners.graph import build_graph
-from headrace.transforms.beam.predict import _PredictBatch
+from headrace.transforms.beam.predict_batch import PredictBatch
 from headrace.transforms.columns.rules import ColumnRules
 from headrace.transforms.errors import HeadraceError, InvalidRequest, NotAModel, ObjectNotFound
 from headrace.transforms.jobs.job import REPORT
@@ -112,7 +112,7 @@ def test_a_piece_of_a_batch_carries_no_more_than_itself() -> None:
     """Beam pickles record batches, and pyarrow with a slice all that it is a slice of."""
     ref = pin_model(str(model_folder() / "saved_model"))
     request = request_batches("serving_default", None, None, ["id"], 10, ColumnRules())
-    step = _PredictBatch(request, ref, Loading(), dead_letters=False)
+    step = PredictBatch(request, ref, Loading(), dead_letters=False)
     step.setup()
     (batch,) = rows(0, 20_000).to_batches(max_chunksize=20_000)
     pieces = list(step.process(batch))
@@ -122,9 +122,9 @@ def test_a_piece_of_a_batch_carries_no_more_than_itself() -> None:
 
 def test_loading_is_counted_once_a_process_and_not_with_each_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[float] = []
-    monkeypatch.setattr("headrace.transforms.beam.predict.count_load", told.append)
+    monkeypatch.setattr("headrace.transforms.beam.predict_batch.count_load", told.append)
     ref = pin_model(str(model_folder() / "saved_model"))
-    step = _PredictBatch(
+    step = PredictBatch(
         request_batches("serving_default", None, None, None, "auto", ColumnRules()), ref, Loading(), False
     )
     step.setup()

@@ -1,0 +1,1 @@
+"""What Beam finds by name: `headrace.beam.yaml`. Importing headrace does not import this."""
