@@ -28,6 +28,7 @@ EXAMPLES = {
     "fill": "--fill=age=0",
     "pad": "--pad=visits=0",
     "decode_image": "--decode_image=image=224x224",
+    "ignore_exif": "--decode_image=image=224x224 --ignore_exif",
     "prediction_type": "--prediction_type=list",
     "tf_example": "--tf_example=examples=age,height",
     "preprocess": "--preprocess=my_steps:tokenize",

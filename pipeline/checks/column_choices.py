@@ -63,6 +63,7 @@ def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[Co
             flag: tuple(sorted(of(name, getattr(request, flag), f"--{flag}", own, inputs).items()))
             for flag in ("fill", "pad", "decode_image")
         }
+        rules["ignore_exif"] = request.ignore_exif and bool(rules["decode_image"])
         named = of(name, every_input(request.cast, names, own, name), "--cast", own, inputs)
         covered = {"*", f"{name}.*"} & request.cast.keys()
         decoded = {tensor for tensor, _ in rules["decode_image"]} if covered else set()

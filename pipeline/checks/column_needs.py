@@ -11,6 +11,7 @@ import pyarrow as pa
 from headrace.transforms.columns.casts import casts_exactly
 from headrace.transforms.columns.column import Column
 from headrace.transforms.columns.example_inputs import encoded_features
+from headrace.transforms.columns.image_sizes import OWN_SIZE, parse_image_size
 from headrace.transforms.columns.inputs import AnyInput, plan_inputs
 from headrace.transforms.columns.nesting import FixedLists, Member
 from headrace.transforms.columns.plan import ColumnChoice, varying_batch
@@ -152,9 +153,8 @@ class _Tensor:
     def _values(self, names: Iterable[str]) -> Flags:
         """The values of --fill and --pad are placeholders. Skips flags that were already given or cannot have a value."""
         rules, shape, dtype = self._rules, self._spec.shape or (), self._spec.dtype
-        empty, size = {"string": "", "bool": "false"}.get(dtype, "0"), shape[1:3]
-        image = f"{size[0]}x{size[1]}" if len(size) == 2 and None not in size else None
-        values = {"cast": "", "fill": empty, "pad": empty, "decode_image": image}
+        empty = {"string": "", "bool": "false"}.get(dtype, "0")
+        values = {"cast": "", "fill": empty, "pad": empty, "decode_image": _image_size(shape[1:3])}
         return tuple(
             (name, value) for name in names if (value := values[name]) is not None and not getattr(rules, name)
         )
@@ -209,7 +209,10 @@ class _Tensor:
         """Whether flags, including those found to be necessary, make a tensor of the rows."""
 
         def works(rules: ColumnRules) -> None:
-            self._planned(rules).tensors(batch, where, first_row)
+            planned = self._planned(rules)
+            most = 1 if rules.own_sizes([self._name]) else max(1, batch.num_rows)
+            for start in range(0, batch.num_rows, most):
+                planned.tensors(batch.slice(start, most), where, first_row + start)
 
         try:
             works(self._rules)
@@ -218,11 +221,18 @@ class _Tensor:
         return True
 
 
+def _image_size(inner: tuple[int | None, ...]) -> str | None:
+    """The value of --decode_image for a tensor of this height and width. None if only one of them is fixed."""
+    if inner == (None, None):
+        return OWN_SIZE
+    return None if len(inner) < 2 or None in inner else "x".join(map(str, inner))
+
+
 def _with(rules: ColumnRules, tensor: str, flags: Flags) -> ColumnRules:
     for name, value in flags:
         given: Any = (*getattr(rules, name), tensor if name == "cast" else (tensor, value))
         if name == "decode_image":
-            given = (*rules.decode_image, (tensor, tuple(int(side) for side in value.split("x"))))
+            given = (*rules.decode_image, (tensor, parse_image_size(tensor, value)))
         grown: dict[str, Any] = {name: given}
         rules = replace(rules, **grown)
     return rules

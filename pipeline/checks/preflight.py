@@ -288,6 +288,13 @@ def check_compilable(request: Request, refs: Sequence[ModelRef], columns: Column
                 found=wrong[0] if wrong else format_of(ref).in_words,
                 cure="Leave --jit_compile out",
             )
+        if request.jit_compile and plan.own_sizes:
+            raise InvalidRequest(
+                f"--jit_compile cannot compile {model.uri} for images of their own size",
+                expected="--decode_image TENSOR=HxW, one size that it compiles once",
+                found="--decode_image TENSOR=own",
+                cure="Leave --jit_compile out",
+            )
 
 
 def check_partitions(request: Request, inputs: Survey, output_schema: pa.Schema) -> None:

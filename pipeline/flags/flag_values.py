@@ -96,15 +96,6 @@ def names(value: str) -> list[str]:
     return [name.text for name in split_names(value) if name]
 
 
-def image_size(tensor: str, value: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", value)
-    if match is None:
-        raise InvalidRequest(
-            f"--decode_image {tensor}={value} is not a size", expected="TENSOR=HxW, as in image=224x224", found=value
-        )
-    return int(match[1]), int(match[2])
-
-
 def rows_per_batch(value: str) -> int | None:
     if value == "auto":
         return None

@@ -172,8 +172,14 @@ def _add_column_rules(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--decode_image",
         action="append",
-        metavar="TENSOR=HxW",
-        help="decode JPEG or PNG bytes, and resize images to this height and width; repeatable",
+        metavar="TENSOR=HxW|own",
+        help="decode JPEG or PNG bytes, and resize images to this height and width; own: each image keeps its size, and "
+        "the model is called once per row; repeatable",
+    )
+    group.add_argument(
+        "--ignore_exif",
+        action="store_true",
+        help="decode images as they are stored (default: JPEG images are turned as their EXIF orientation says)",
     )
     group.add_argument(
         "--tf_example",
@@ -393,7 +399,7 @@ _ONLY_PLAN = {"trial", "within", "price_per_core_hour"}
 _INSPECT = {
     *("model", "weights", "custom_objects", "unsafe_model", "signature", "input"),
     *("feature", "prediction", "keep", "partition_columns", "cast", "fill", "pad", "decode_image", "prediction_type"),
-    *("tf_example", "preprocess", "user_package", "json", "log_format", "verbose", "billing_project"),
+    *("ignore_exif", "tf_example", "preprocess", "user_package", "json", "log_format", "verbose", "billing_project"),
 }
 _VERIFY = {"output", "sample", "json", "log_format", "verbose", "billing_project"}
 

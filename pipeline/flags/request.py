@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from headrace.transforms.columns.image_sizes import ImageSize, parse_image_size, unused_ignore_exif
 from headrace.transforms.errors import InvalidRequest
 from headrace.transforms.jobs.input_files import absolute_uri, check_one_store, scheme_of
 from headrace.transforms.jobs.job import DEAD_LETTERS_FOLDER, REPORT, OnError
@@ -18,7 +19,6 @@ from ..packages.user_package import UserPackage
 from .beam_options import PredictOptions
 from .duration import seconds_of
 from .flag_values import (
-    image_size,
     names,
     output_names,
     pairs,
@@ -65,7 +65,8 @@ class Request:
     cast: dict[str, bool]
     fill: dict[str, str]
     pad: dict[str, str]
-    decode_image: dict[str, tuple[int, int]]
+    decode_image: dict[str, ImageSize]
+    ignore_exif: bool
     tf_example: dict[str, tuple[str, ...]]
     prediction_type: str
     keep: tuple[str, ...] | None
@@ -127,6 +128,8 @@ def _check_given(options: PredictOptions, command: str) -> tuple[str, ...]:
 
 
 def _check_together(options: PredictOptions) -> None:
+    if options.ignore_exif and not options.decode_image:
+        raise unused_ignore_exif()
     if options.incremental and options.overwrite:
         raise InvalidRequest("--incremental and --overwrite contradict each other", cure="Leave one of them out")
     if options.compact and options.limit is not None:
@@ -178,8 +181,9 @@ def parse_request(options: PredictOptions, command: str) -> Request:
         fill=dict(pairs("--fill", options.fill)),
         pad=dict(pairs("--pad", options.pad)),
         decode_image={
-            tensor: image_size(tensor, value.strip()) for tensor, value in pairs("--decode_image", options.decode_image)
+            tensor: parse_image_size(tensor, value) for tensor, value in pairs("--decode_image", options.decode_image)
         },
+        ignore_exif=options.ignore_exif,
         tf_example=tf_examples(options.tf_example),
         prediction_type=options.prediction_type,
         keep=None if options.keep is None else tuple(dict.fromkeys(names(options.keep))),

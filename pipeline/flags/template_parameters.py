@@ -48,7 +48,7 @@ _FORMS = {
     "prediction": rf"[^;=]+={_PART}+",
     "fill": rf"[^;=]+={_PART}*",
     "pad": rf"[^;=]+={_PART}*",
-    "decode_image": r"[^;=]+=[1-9]\d*x[1-9]\d*",
+    "decode_image": r"[^;=]+=([1-9]\d*x[1-9]\d*|own)",
     "tf_example": rf"[^;=]+(={_PART}+)?",
     "batch_size": r"auto|[1-9]\d*",
     "max_bad_rows": r"\d+(\.\d+)?%?",

@@ -95,6 +95,7 @@ def test_what_is_shown_is_escaped() -> None:
         ({"features": {"x": ["a", "b"]}}, ["--feature=x=a,b"]),
         ({"cast": ["x", "y"]}, ["--cast=x", "--cast=y"]),
         ({"decode_image": {"x": (224, 200)}}, ["--decode_image=x=224x200"]),
+        ({"decode_image": {"x": "own"}, "ignore_exif": True}, ["--decode_image=x=own", "--ignore_exif"]),
         ({"tf_example": ["x"]}, ["--tf_example=x"]),
         ({"tf_example": {"x": ["a", "b,c"]}}, ["--tf_example=x=a,b\\,c"]),
         ({"overwrite": True, "incremental": False, "limit": None}, ["--overwrite"]),

@@ -27,7 +27,7 @@ RIGHT = {
     "feature": r"x=a,b;y=c\;d",
     "prediction": "output_0=score",
     "fill": "x=0;y=",
-    "decode_image": "image=224x224",
+    "decode_image": "image=224x224;photo=own",
     "tf_example": "x;y=a,b",
     "batch_size": "auto",
     "max_bad_rows": "0.5%",

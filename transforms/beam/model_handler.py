@@ -167,6 +167,8 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
     def _rows(self) -> int:
         """Rows for one call of the model."""
         signature = self._spec.signatures[self._request.signature]
+        if self._request.columns.rules.own_sizes(signature.inputs):
+            return 1
         asked = None if self._weighs else self._batching_kwargs.get("max_batch_size")
         return fixed_batch(signature) or self._request.rows or asked or _auto_rows(signature)
 
@@ -385,7 +387,8 @@ def _predict_rows(rows: Sequence[Row], fixed: int | None, predictor: BatchPredic
                 found=f"{type(error).__name__}: {error}",
                 cure="Give record batches: they are narrowed down to the row",
             ) from error
-    found = {name: found[name] for name in predictor.row_outputs}
+    whole = predictor.of_one_row
+    found = {name: found[name][np.newaxis] if name in whole else found[name] for name in predictor.row_outputs}
     for name, values in found.items():
         if not isinstance(values, np.ndarray) or values.shape[:1] != (full,):
             raise UnsupportedModel(

@@ -64,7 +64,7 @@ class Column:
         length, a value that cannot be cast and an image that cannot be decoded: all with the row.
         """
         at = self._open(batch, where, first_row)
-        dims = (*at.dims, *self.leaf.dims) if inner is None else inner
+        dims: Any = (*at.dims, *self.leaf.dims) if inner is None else inner
         return self._made(at, (batch.num_rows, *dims), where, first_row)
 
     def ragged(
@@ -74,8 +74,9 @@ class Column:
         are. Raises as `tensor`.
         """
         at = self._open(batch, where, first_row)
-        count = int(at.splits[-1][-1])
-        return self._made(at, (count, *at.dims, *self.leaf.dims), where, first_row), tuple(at.splits)
+        count, dims = int(at.splits[-1][-1]), self.leaf.dims
+        shape: Any = (count, *at.dims, *dims)
+        return self._made(at, shape, where, first_row), tuple(at.splits)
 
     def _made(self, at: Opened, shape: tuple[int, ...], where: str, first_row: int) -> tf.Tensor:
         # TensorFlow's own cast would make zeros of the numbers nearest to zero.
@@ -278,7 +279,9 @@ def column_of(name: str, path: Sequence[str], kind: pa.DataType, rule: TensorRul
         level = _list_level(at, rule, sum(not isinstance(one, Member) for one in levels))
         if level is None:
             leaf = _leaf(at, rule)
-            fits = leaf is not None and not members
+            # A list of images of different sizes makes no tensor.
+            in_list = leaf is not None and None in leaf.dims and any(level.dims for level in levels)
+            fits = leaf is not None and not members and not in_list
             return Column(name, tuple(path), kind, tuple(levels), leaf, rule) if leaf and fits else None
         levels.append(level)
         at = value_type(at)
@@ -302,7 +305,9 @@ def _leaf(kind: pa.DataType, rule: TensorRule) -> Leaf | None:
     leaf = leaf_of(kind)
     if rule.image is None:
         return leaf
-    return Images(rule.dtype, decoded=leaf.decoded, size=rule.image) if isinstance(leaf, Bytes) else None
+    return (
+        Images(rule.dtype, decoded=leaf.decoded, size=rule.image, exif=rule.exif) if isinstance(leaf, Bytes) else None
+    )
 
 
 def _scalar(value: Any, kind: pa.DataType) -> pa.Scalar[Any]:

@@ -1,7 +1,8 @@
 """JPEG and PNG bytes to pixels: one graph for a whole batch, in which no row is a Python object.
 
-Images come as `height` x `width` x `channels` values 0 to 255, unscaled; those of another size are resized (bilinear, with
-antialiasing, to the nearest whole number where the tensor holds whole numbers). Formats:
+Images come as `height` x `width` x `channels` values 0 to 255, unscaled. A JPEG is turned by its EXIF data. Images of another
+size are resized (bilinear, with antialiasing, to the nearest whole number where the tensor holds whole numbers), unless each
+keeps its own size. Formats:
 https://www.w3.org/TR/png-3/#11IHDR, https://www.w3.org/Graphics/JPEG/itu-t81.pdf
 """
 
@@ -10,12 +11,16 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
+from ..models.streaming.dlpack import to_tensor
+from .exif import UPRIGHT, orientation
 from .libjpeg import quiet_libjpeg
-from .values import BadValueError, Bytes
+from .values import BadValueError, Bytes, offsets
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -26,31 +31,41 @@ MOST_PIXELS = 64_000_000
 _IMAGES_AT_ONCE = 1
 _JPEG, _PNG, _PNG_HEADER = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", 24
 
+Size = tuple[int | None, int | None, int]
+
 _tracing = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
 class Images(Bytes):
-    """Encoded images. Each becomes `size` = (height, width, channels) values of `dtype`."""
+    """Encoded images. Each becomes `size` = (height, width, channels) values of `dtype`.
 
-    size: tuple[int, int, int] = (0, 0, 0)
+    If height and width are None, each image keeps its own; all images of one array must then have the same ones. `exif` is
+    whether images are turned by their EXIF data.
+    """
+
+    size: Size = (0, 0, 0)
+    exif: bool = True
 
     @property
-    def dims(self) -> tuple[int, ...]:
+    def dims(self) -> tuple[int | None, ...]:
         return self.size
 
     def tensor(self, array: pa.Array[Any], shape: tuple[int, ...]) -> tf.Tensor:
         import tensorflow as tf
 
-        encoded = Bytes.tensor(self, array, (len(array),))
+        if not len(array):
+            return tf.zeros([dim or 0 for dim in shape], self.dtype)
+        encoded, turns = Bytes.tensor(self, array, (len(array),)), self._orientations(array)
         with _tracing:
             decode = _decoder(self.size, self.dtype)
         try:
             with quiet_libjpeg():
-                return tf.reshape(decode(encoded), shape)
+                pixels = decode(encoded, turns)
+            return pixels if None in self.size else tf.reshape(pixels, shape)
         except tf.errors.InvalidArgumentError:
             with quiet_libjpeg():
-                bad = _first_bad(decode, encoded)
+                bad = _first_bad(decode, encoded, turns)
             if bad is None:
                 raise
             index, why = bad
@@ -62,8 +77,17 @@ class Images(Bytes):
                 cure="Fix or drop that row, or let such rows go to dead letters with --on_error=dead_letter.",
             ) from None
 
+    def _orientations(self, array: pa.Array[Any]) -> tf.Tensor:
+        """Of each image, from 1 to 8, as EXIF numbers them."""
+        data = array.buffers()[2]
+        if not self.exif or data is None:
+            return to_tensor(np.full(len(array), UPRIGHT, np.int32))
+        edges, view = offsets(array).tolist(), memoryview(data).cast("B")
+        found = (orientation(view[start:end]) for start, end in pairwise(edges))
+        return to_tensor(np.fromiter(found, np.int32, len(array)))
 
-def _first_bad(decode: Any, encoded: tf.Tensor) -> tuple[int, str] | None:
+
+def _first_bad(decode: Any, encoded: tf.Tensor, turns: tf.Tensor) -> tuple[int, str] | None:
     """The first image that fails, by halves, and why."""
     import tensorflow as tf
 
@@ -71,7 +95,7 @@ def _first_bad(decode: Any, encoded: tf.Tensor) -> tuple[int, str] | None:
     while count:
         half = (count + 1) // 2
         try:
-            decode(encoded[first : first + half])
+            decode(encoded[first : first + half], turns[first : first + half])
             first, count = first + half, count - half
         except tf.errors.InvalidArgumentError as error:
             if half == 1:
@@ -82,8 +106,8 @@ def _first_bad(decode: Any, encoded: tf.Tensor) -> tuple[int, str] | None:
 
 
 @cache
-def _decoder(size: tuple[int, int, int], dtype: str) -> Any:
-    """A concrete function: strings [n] to pixels [n, *size]; it is traced once in a process."""
+def _decoder(size: Size, dtype: str) -> Any:
+    """A concrete function: strings [n] and their orientations [n] to pixels [n, *size]; it is traced once in a process."""
     import tensorflow as tf
 
     height, width, channels = size
@@ -97,7 +121,13 @@ def _decoder(size: tuple[int, int, int], dtype: str) -> Any:
         bytes_of = tf.reshape(tf.cast(header, tf.int64), (2, 4))
         return tf.reverse(tf.reduce_sum(bytes_of * tf.constant([1 << 24, 1 << 16, 1 << 8, 1], tf.int64), axis=1), [0])
 
-    def pixels_of(data: tf.Tensor) -> tf.Tensor:
+    def upright(pixels: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
+        """Orientations 5 to 8 are transposed; then some are mirrored top to bottom, some left to right."""
+        pixels = tf.cond(turn >= 5, lambda: tf.transpose(pixels, (1, 0, 2)), lambda: pixels)
+        mirrored = [tf.reduce_any(tf.equal(turn, some)) for some in ((3, 4, 7, 8), (2, 3, 6, 7))]
+        return tf.reverse(pixels, tf.where(mirrored)[:, 0])
+
+    def pixels_of(data: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
         jpeg = tf.equal(tf.strings.substr(data, 0, len(_JPEG)), _JPEG)
         png = tf.equal(tf.strings.substr(data, 0, len(_PNG)), _PNG) & (tf.strings.length(data) >= _PNG_HEADER)
         known = tf.debugging.Assert(jpeg | png, ["neither JPEG nor PNG"])
@@ -112,8 +142,11 @@ def _decoder(size: tuple[int, int, int], dtype: str) -> Any:
                 lambda: tf.io.decode_jpeg(data, channels=channels),
                 lambda: tf.io.decode_png(data, channels=channels),
             )
+        pixels = tf.cond(tf.equal(turn, UPRIGHT), lambda: pixels, lambda: upright(pixels, turn))
         pixels = tf.ensure_shape(pixels, (None, None, channels))
-        same_size = tf.reduce_all(tf.equal(sides, (height, width)))
+        if height is None:
+            return tf.cast(pixels, target)
+        same_size = tf.reduce_all(tf.equal(tf.shape(pixels)[:2], (height, width)))
         # TensorFlow 2.21 runs an `ensure_shape` within a branch even where the other branch is taken.
         return tf.ensure_shape(tf.cond(same_size, lambda: tf.cast(pixels, target), lambda: resized(pixels)), size)
 
@@ -121,12 +154,15 @@ def _decoder(size: tuple[int, int, int], dtype: str) -> Any:
         scaled = tf.image.resize(pixels, (height, width), antialias=True)
         return tf.cast(scaled if target.is_floating else tf.round(scaled), target)
 
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string)], autograph=False)
-    def decode(encoded: tf.Tensor) -> tf.Tensor:
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int32)], autograph=False)
+    def decode(encoded: tf.Tensor, turns: tf.Tensor) -> tf.Tensor:
         # On a GPU, each image would cross to it and back to be resized.
         with tf.device("/CPU:0"):
             return tf.map_fn(
-                pixels_of, encoded, fn_output_signature=tf.TensorSpec(size, target), parallel_iterations=_IMAGES_AT_ONCE
+                lambda image: pixels_of(*image),
+                (encoded, turns),
+                fn_output_signature=tf.TensorSpec(size, target),
+                parallel_iterations=_IMAGES_AT_ONCE,
             )
 
     return decode.get_concrete_function()

@@ -64,7 +64,8 @@ class ColumnChoice:
 @dataclass(frozen=True)
 class ModelPlan:
     """How one model is fed and what becomes of its outputs. `batch_rows` is its fixed batch; None where it varies.
-    `one_row`: it is 1 because the model makes one row of any batch.
+    `one_row`: it is 1 because the model makes one row of any batch. `own_sizes`: a call takes one row, whose image has its own
+    size. The outputs `of_one_row` then belong to that row as a whole: they have no batch dimension.
     """
 
     inputs: InputPlan
@@ -72,6 +73,8 @@ class ModelPlan:
     batch_rows: int | None
     constants: tuple[Constant, ...] = ()
     one_row: bool = False
+    own_sizes: bool = False
+    of_one_row: frozenset[str] = frozenset()
 
     def tensors(self, batch: pa.RecordBatch, where: str, first_row: int) -> dict[str, Any]:
         """All that the model is called with. Raises as `InputPlan.tensors`."""
@@ -170,6 +173,8 @@ def _plan_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice, w
         fixed_batch(signature),
         constants,
         makes_one_row(signature),
+        choice.rules.own_sizes(inputs),
+        outputs_of_one_row(signature, choice.rules),
     )
 
 
@@ -252,18 +257,33 @@ def makes_one_row(signature: Signature) -> bool:
 def varying_batch(
     signature: Signature, choice: ColumnChoice = ColumnChoice()
 ) -> tuple[dict[str, TensorSpec], dict[str, TensorSpec]]:
-    """Inputs and outputs for comparison with columns: a batch of fixed size is filled up later, and varies here."""
+    """Inputs and outputs for comparison with columns: a batch of fixed size is filled up later, and varies here. Outputs of
+    one row get a batch dimension.
+    """
     rows, ranks = fixed_batch(signature), dict(choice.ranks)
     inputs, outputs = (
         {name: _varying(spec, rows) for name, spec in specs.items()} for specs in (signature.inputs, signature.outputs)
     )
-    if choice.row_by_row:
+    if choice.row_by_row or choice.rules.own_sizes(inputs):
         named = {*(choice.outputs or ()), *dict(choice.predictions), *(one.output for one in choice.top_k)}
         outputs |= {name: _varying(outputs[name], 1) for name in named if name in outputs}
+    for name in outputs_of_one_row(signature, choice.rules):
+        outputs[name] = replace(outputs[name], shape=(None, *(signature.outputs[name].shape or ())))
     for name, rank in ranks.items():
         if name in outputs and outputs[name].shape is None:
             outputs[name] = replace(outputs[name], shape=(None,) * rank)
     return inputs, outputs
+
+
+def outputs_of_one_row(signature: Signature, rules: ColumnRules) -> frozenset[str]:
+    """The outputs that belong to one row as a whole: those without a batch dimension, of a model that is fixed to one row
+    whose image has its own size.
+    """
+    if fixed_batch(signature) != 1 or not rules.own_sizes(signature.inputs):
+        return frozenset()
+    return frozenset(
+        name for name, spec in signature.outputs.items() if spec.shape is not None and spec.shape[:1] != (1,)
+    )
 
 
 def _varying(spec: TensorSpec, rows: int | None) -> TensorSpec:
@@ -278,6 +298,15 @@ def choose_batch_rows(plan: ColumnPlan, asked: int | None) -> tuple[int, str]:
     Raises `InvalidRequest` where a model is fixed to another batch.
     """
     fixed = sorted({model.batch_rows for model in plan.models if model.batch_rows is not None})
+    if any(model.own_sizes for model in plan.models):
+        if fixed not in ([], [1]) or asked not in (None, 1):
+            raise InvalidRequest(
+                f"--batch_size={asked or 'auto'} does not fit images of their own size",
+                expected="1: a call of the model takes one such image",
+                found=str(asked) if asked not in (None, 1) else f"a model that is fixed to {fixed[-1]} rows",
+                cure="Leave --batch_size out, or resize the images: --decode_image TENSOR=HxW",
+            )
+        return 1, "images of their own size"
     if len(fixed) > 1 or (fixed and asked not in (None, *fixed)):
         raise InvalidRequest(
             f"--batch_size={asked or 'auto'} does not fit the models",

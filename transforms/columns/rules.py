@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from ..errors import ColumnError
 from ..models.spec import TensorSpec
+from .image_sizes import OWN_SIZE, ImageSize, decoded_shape
 from .wording import described, listed, nearest
 
 PREDICTION_TYPES = ("auto", "list", "tensor")
@@ -23,44 +24,37 @@ _WHOLE = {
     for sign in ("", "u")
 }
 _BOOLS = {"true": True, "1": True, "false": False, "0": False}
-# Types that hold every whole number from 0 to 255.
-_PIXELS = (
-    "uint8",
-    "int16",
-    "uint16",
-    "int32",
-    "uint32",
-    "int64",
-    "uint64",
-    "float16",
-    "bfloat16",
-    "float32",
-    "float64",
-)
 
 
 @dataclass(frozen=True, slots=True)
 class ColumnRules:
     """What the user allows beyond casts that never change a value. Keys are tensor names; survives pickling; hashable.
 
-    `pad` and `fill` hold values as typed, `decode_image` (height, width) in pixels. `tf_example` has the features to encode
-    into serialized tf.train.Example for an input, none for all of them: these features then count as tensors too.
+    `pad` and `fill` hold values as typed, `decode_image` (height, width) in pixels or "own", for images of their own size;
+    `ignore_exif` leaves them as they are stored. `tf_example` has the features to encode into serialized tf.train.Example for
+    an input, none for all of them: these features then count as tensors too.
     """
 
     pad: tuple[tuple[str, str], ...] = ()
     fill: tuple[tuple[str, str], ...] = ()
     cast: tuple[str, ...] = ()
-    decode_image: tuple[tuple[str, tuple[int, int]], ...] = ()
+    decode_image: tuple[tuple[str, ImageSize], ...] = ()
+    ignore_exif: bool = False
     tf_example: tuple[tuple[str, tuple[str, ...]], ...] = ()
     prediction_type: str = "auto"
+
+    def own_sizes(self, inputs: Collection[str]) -> bool:
+        """Whether images of one of these inputs keep their own sizes: a call of the model then takes one row."""
+        return any(size == OWN_SIZE for tensor, size in self.decode_image if tensor in inputs)
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRule:
-    """The rules of one tensor of `dtype`; `image` is (height, width, channels).
+    """The rules of one tensor of `dtype`; `image` is (height, width, channels), the first two None for an image's own.
 
-    `optional` leaves rows out that are null, and `ragged` lists as long as they are, both for a parser that takes that.
-    `lists` is how many of the outermost levels of lists stay as long as they are, for a ragged or sparse tensor.
+    `exif` is whether images are turned by their EXIF data. `optional` leaves rows out that are null, and `ragged` lists as
+    long as they are, both for a parser that takes that. `lists` is how many of the outermost levels of lists stay as long as
+    they are, for a ragged or sparse tensor.
     """
 
     tensor: str
@@ -68,7 +62,8 @@ class TensorRule:
     pad: Value | None = None
     fill: Value | None = None
     cast: bool = False
-    image: tuple[int, int, int] | None = None
+    image: tuple[int | None, int | None, int] | None = None
+    exif: bool = True
     optional: bool = False
     ragged: bool = False
     lists: int = 0
@@ -82,7 +77,7 @@ def tensor_rules(rules: ColumnRules, inputs: Mapping[str, TensorSpec]) -> dict[s
     casts = by_tensor("--cast", ((tensor, True) for tensor in dict.fromkeys(rules.cast)), inputs)
     found = {}
     for name, spec in inputs.items():
-        image = _image(spec, images[name]) if name in images else None
+        image = decoded_shape(spec, images[name]) if name in images else None
         if image is not None:
             for flag, others in (("--pad", pads), ("--fill", fills), ("--cast", casts)):
                 if name in others:
@@ -104,6 +99,7 @@ def tensor_rules(rules: ColumnRules, inputs: Mapping[str, TensorSpec]) -> dict[s
             fill=_value("--fill", spec, fills[name]) if name in fills else None,
             cast=name in casts,
             image=image,
+            exif=not rules.ignore_exif,
             lists=spec.lists,
         )
     return found
@@ -155,17 +151,3 @@ def _bounds(dtype: str) -> str:
     if dtype == "bool":
         return " (true or false)"
     return f" ({_WHOLE[dtype][0]} to {_WHOLE[dtype][1]})" if dtype in _WHOLE else ""
-
-
-def _image(spec: TensorSpec, size: tuple[int, int]) -> tuple[int, int, int]:
-    height, width = size
-    inner = () if spec.shape is None else spec.shape[1:]
-    channels = 1 if len(inner) == 2 else inner[-1] or 3 if inner else 3
-    if channels not in (1, 3, 4) or spec.dtype not in _PIXELS or height < 1 or width < 1:
-        raise ColumnError(
-            f"--decode_image {spec.name}={height}x{width} cannot give tensor '{spec.name}'",
-            expected="a numeric tensor that holds 0 to 255, [batch, height, width, channels] with 1, 3 or 4 channels",
-            found=described(spec),
-            cure="Decode the images in the model, or before predicting.",
-        )
-    return height, width, channels

@@ -38,8 +38,8 @@ class Leaf(ABC):
     exact: bool = True
 
     @property
-    def dims(self) -> tuple[int, ...]:
-        """The shape of one value."""
+    def dims(self) -> tuple[int | None, ...]:
+        """The shape of one value; None for a length that only the value knows."""
         return ()
 
     def plain(self, array: pa.Array[Any]) -> pa.Array[Any]:

@@ -101,6 +101,7 @@ class JobModel:
                 for rule in fields(rules)
                 if getattr(rules, rule.name) != getattr(usual, rule.name)
             },
+            **({"ignore_exif": rules.ignore_exif} if rules.decode_image else {}),
             **({"constant": dict(self.columns.constants)} if self.columns.constants else {}),
             **({"output_rank": dict(self.columns.ranks)} if self.columns.ranks else {}),
             **({"top_k": {asked.output: asked.record() for asked in self.columns.top_k}} if self.columns.top_k else {}),
@@ -260,14 +261,16 @@ def _job(size: int, data: bytes, values: dict[str, Any]) -> Job:
 
 def fingerprint_of(record: dict[str, Any]) -> str:
     """A model's digest is part of its identity, its place is not. The policy for bad rows changes no other row, nor does the
-    file that the schema came from. A table's versions have files in common, whose outputs stay.
+    file that the schema came from. A table's versions have files in common, whose outputs stay. Jobs of before
+    --ignore_exif decoded images as with it.
     """
     no_part = {"fingerprint", "max_bad_rows", "first_input", "table"}
     if record.get("headrace_format") != FORMAT_1:
         no_part |= {"on_error", "dead_letters"}
     what = {key: value for key, value in record.items() if key not in no_part}
     what["models"] = {
-        name: {key: value for key, value in model.items() if key != "uri"} for name, model in record["models"].items()
+        name: {key: value for key, value in model.items() if key != "uri" and (key, value) != ("ignore_exif", True)}
+        for name, model in record["models"].items()
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 

@@ -11,7 +11,14 @@ import numpy as np
 import pyarrow as pa
 
 from ..columns.constant_inputs import plan_constants
-from ..columns.plan import ColumnChoice, choose_batch_rows, plan_columns, selected, varying_batch
+from ..columns.plan import (
+    ColumnChoice,
+    choose_batch_rows,
+    outputs_of_one_row,
+    plan_columns,
+    selected,
+    varying_batch,
+)
 from ..columns.rules import ColumnRules
 from ..columns.top_k import TopK, parse_top_k, read_labels
 from ..errors import InvalidRequest
@@ -159,7 +166,14 @@ class BatchPredictor:
     @property
     def row_outputs(self) -> tuple[str, ...]:
         """The outputs that have a value for each row. Raises `ColumnError` for a name that is not an output."""
-        return tuple(selected(varying_batch(self._signature, self._request.columns)[1], self._request.columns))
+        columns = self._request.columns
+        return tuple(selected(varying_batch(columns.fed(self._signature), columns)[1], columns))
+
+    @property
+    def of_one_row(self) -> frozenset[str]:
+        """The outputs without a batch dimension, which belong to the one row of a call."""
+        columns = self._request.columns
+        return outputs_of_one_row(columns.fed(self._signature), columns.rules)
 
     @property
     def _signature(self) -> Signature:

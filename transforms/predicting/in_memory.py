@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..argument_names import argument_names, naming_arguments
+from ..columns.image_sizes import parse_image_size, unused_ignore_exif
 from ..columns.rules import ColumnRules
 from ..columns.where import RowFilter, filtered, parse_where
 from ..data_in_memory import KINDS, Held, each, hold, is_one
@@ -44,7 +45,8 @@ def predict(
     cast: Sequence[str] = (),
     fill: Mapping[str, Any] | None = None,
     pad: Mapping[str, Any] | None = None,
-    decode_image: Mapping[str, tuple[int, int]] | None = None,
+    decode_image: Mapping[str, tuple[int, int] | str] | None = None,
+    ignore_exif: bool = False,
     tf_example: Mapping[str, str | Sequence[str]] | str | Sequence[str] = (),
     prediction_type: str = "auto",
     batch_size: int | str = "auto",
@@ -72,7 +74,8 @@ def predict(
     of its column, as in {"scores": 5} or with labels {"scores": "5:labels.txt"}. `cast` names
     inputs whose column may be converted to the input's dtype, `fill` gives a value for nulls and `pad` one for lists
     that are too short, both by input. `decode_image` gives (height, width) in pixels for inputs that are fed JPEG or
-    PNG bytes. `tf_example` names inputs for which columns are encoded as serialized tf.train.Example; as a dict, with the
+    PNG bytes, or "own" for images that keep their size, each in a call of its own; `ignore_exif` leaves them as they are
+    stored. `tf_example` names inputs for which columns are encoded as serialized tf.train.Example; as a dict, with the
     features to encode. `prediction_type` is "auto", "list" or "tensor". `batch_size` is rows per call of the model.
 
     For a dict of arrays, numeric predictions of one size come back as arrays of shape [rows, ...].
@@ -80,7 +83,7 @@ def predict(
     Raises `ColumnError` where a column does not fit its input, `NullFeature` for a null without a `fill`, `DataError`
     for data that is none of these kinds, and what `load_model` raises.
     """
-    rules = _rules(pad, fill, cast, decode_image, tf_example, prediction_type)
+    rules = _rules(pad, fill, cast, decode_image, ignore_exif, tf_example, prediction_type)
     if isinstance(model, Model):
         signature = model.signature
     request = request_batches(
@@ -101,15 +104,19 @@ def _rules(
     pad: Mapping[str, Any] | None,
     fill: Mapping[str, Any] | None,
     cast: Sequence[str],
-    decode_image: Mapping[str, tuple[int, int]] | None,
+    decode_image: Mapping[str, tuple[int, int] | str] | None,
+    ignore_exif: bool,
     tf_example: Mapping[str, str | Sequence[str]] | str | Sequence[str],
     prediction_type: str,
 ) -> ColumnRules:
+    if ignore_exif and not decode_image:
+        raise unused_ignore_exif()
     return ColumnRules(
         pad=_texts(pad),
         fill=_texts(fill),
         cast=(cast,) if isinstance(cast, str) else tuple(cast),
-        decode_image=tuple((decode_image or {}).items()),
+        decode_image=tuple((name, parse_image_size(name, size)) for name, size in (decode_image or {}).items()),
+        ignore_exif=ignore_exif,
         tf_example=_encoded(tf_example),
         prediction_type=prediction_type,
     )

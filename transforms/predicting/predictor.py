@@ -167,6 +167,7 @@ class _Part:
         self.plan = plan
         self._jit_rows, self._limit = jit_rows, limit
         self._per_batch = {constant.spec.name for constant in plan.constants if not constant.by_row}
+        self._of_one_row = plan.of_one_row
         self._model = model
         self._call: Call = model.call
         self.traces: Callable[[], int] = _none
@@ -179,7 +180,7 @@ class _Part:
         self._model.check_process()
         try:
             if full is None or rows == full:
-                return self._call(tensors)
+                return _with_batch(self._call(tensors), self._of_one_row)
             filled = {
                 name: tensor if name in self._per_batch else _fill_up(tensor, full) for name, tensor in tensors.items()
             }
@@ -321,6 +322,15 @@ def _compiled(call: Call, uri: str) -> tuple[Call, Callable[[], int]]:
             ) from error
 
     return run, compiled.experimental_get_tracing_count
+
+
+def _with_batch(results: Mapping[str, tf.Tensor], names: Collection[str]) -> Mapping[str, tf.Tensor]:
+    """The results. Those of these names get a batch dimension of one row."""
+    if not names:
+        return results
+    import tensorflow as tf
+
+    return {name: tf.expand_dims(tensor, 0) if name in names else tensor for name, tensor in results.items()}
 
 
 def _fill_up(tensor: tf.Tensor, rows: int) -> tf.Tensor:

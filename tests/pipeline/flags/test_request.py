@@ -40,6 +40,11 @@ def test_names_are_as_they_are_written_but_for_a_new_columns_blanks() -> None:
         ("--fill", "age", "--fill needs TENSOR=VALUE; got 'age'. Write --fill age=VALUE."),
         ("--pad", "age", "--pad needs TENSOR=VALUE; got 'age'. Write --pad age=VALUE."),
         ("--decode_image", "image", "--decode_image needs TENSOR=HxW; got 'image'. Write --decode_image image=HxW."),
+        (
+            "--decode_image",
+            "image=Own",
+            "--decode_image image=Own is not a size. Expected: TENSOR=HxW, as in image=224x224, or TENSOR=own for images of",
+        ),
         ("--feature", "a=b,,c", "--feature needs TENSOR=COLUMN or TENSOR=COLUMN,COLUMN; got 'a=b,,c'."),
     ],
 )

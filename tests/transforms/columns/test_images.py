@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 
 from headrace.transforms.columns import images
+from headrace.transforms.columns.image_sizes import ImageSize
 from headrace.transforms.columns.inputs import ColumnRules, InputPlan, plan_inputs
 from headrace.transforms.errors import ColumnError, NullFeature
 from headrace.transforms.models.spec import TensorSpec
@@ -50,7 +51,7 @@ def claiming(data: bytes, height: int, width: int) -> bytes:
 
 
 def plan_for(
-    column: pa.Array[Any], *inner: int | None, dtype: str = "float32", size: tuple[int, int] = (8, 6), **rules: Any
+    column: pa.Array[Any], *inner: int | None, dtype: str = "float32", size: ImageSize = (8, 6), **rules: Any
 ) -> InputPlan:
     allowed = ColumnRules(decode_image=(("x", size),), **rules)
     inputs = {"x": TensorSpec("x", dtype, (None, *inner))}
@@ -122,6 +123,37 @@ def test_lists_of_images_and_no_images() -> None:
     assert np.array_equal(read(column, 2, 8, 6, 3), [[one, two], [two, one]])
     assert read(pa.array([], pa.binary()), 8, 6, 3).shape == (0, 8, 6, 3)
     assert plan_for(column, 2, 8, 6, 3).row_nbytes == 2 * 8 * 6 * 3 * 4
+
+
+def test_an_image_of_its_own_size() -> None:
+    for dtype, size in (("uint8", (8, 6)), ("float32", (31, 5)), ("uint8", (1, 1))):
+        pixels = picture(*size)
+        found = read(pa.array([png(pixels)]), None, None, 3, dtype=dtype, size="own")
+        assert (found.shape, found.dtype.name) == ((1, *size, 3), dtype)
+        assert np.array_equal(found[0], pixels)
+    column = pa.array([png(picture(8, 6, 4)), jpeg(picture(3, 9))])
+    assert read(column[:1], None, None, None, size="own").shape == (1, 8, 6, 3)
+    assert read(column[:1], None, None, 4, size="own").shape == (1, 8, 6, 4)
+    assert read(column[:0], None, None, 3, size="own").shape == (0, 0, 0, 3)
+    assert plan_for(column, None, None, 3, size="own").row_nbytes is None
+    with pytest.raises(ColumnError, match=r"in row 100.*as --decode_image reads them.*\[100000 100000\]"):
+        read(pa.array([claiming(GOOD[0], 100_000, 100_000)]), None, None, 3, size="own")
+
+
+@pytest.mark.parametrize(
+    ("kind", "inner", "said"),
+    [
+        (pa.binary(), (8, 6, 3), "Say --decode_image x=8x6: images are resized to it"),
+        (pa.binary(), (None, 6, 3), "own cannot give tensor 'x'. Expected: a tensor of images of any size"),
+        (pa.binary(), (None, None), "--decode_image x=own cannot give tensor 'x'"),
+        (pa.binary(), (2, None, None, 3), "--decode_image x=own cannot give tensor 'x'"),
+        (pa.binary(), (None, None, 2), "with 1, 3 or 4 channels"),
+        (pa.list_(pa.binary()), (None, None, 3), "--decode_image x=… takes a column of binary or strings"),
+    ],
+)
+def test_what_has_no_room_for_any_size_is_refused(kind: pa.DataType, inner: tuple[int | None, ...], said: str) -> None:
+    with pytest.raises(ColumnError, match=re.escape(said)):
+        plan_for(pa.array([], kind), *inner, size="own")
 
 
 def test_sixteen_bits_become_eight() -> None:
