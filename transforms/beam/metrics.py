@@ -64,6 +64,10 @@ def count_batch(rows: int, seconds: float, *, batches: int = 1, bad_rows: int = 
     _TIMES["predict"].update(round(seconds * 1000))
 
 
+def count_filtered(rows: int) -> None:
+    _COUNTERS["filtered_rows"].inc(rows)
+
+
 def count_planned(shards: int, rows: int) -> None:
     _COUNTERS["shards_planned"].inc(shards)
     _COUNTERS["rows_planned"].inc(rows)

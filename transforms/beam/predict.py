@@ -17,8 +17,10 @@ from apache_beam.transforms.window import GlobalWindows
 from apache_beam.typehints import with_input_types, with_output_types
 
 from .. import progress
+from ..argument_names import argument_names
 from ..columns.plan import check_choice
 from ..columns.rules import ColumnRules
+from ..columns.where import parse_where
 from ..errors import DataError, InvalidRequest, TooManyFailedShards
 from ..jobs.job import Job
 from ..models.load import describe_for_job
@@ -202,7 +204,8 @@ class Predict(beam.PTransform):
     objects, or with code of its own. `features` maps a tensor to its column or columns, `predictions` an output
     to its column's name; both default to equal names. `outputs` are those that become columns, `None` all that have a row for
     each row. `constants` are values of inputs that are the same for every row. `top_k` asks for an output's best classes in
-    place of its column: {"scores": 5}, or "5:labels.txt" for their labels, a line for each class.
+    place of its column: {"scores": 5}, or "5:labels.txt" for their labels, a line for each class. `where` is a condition on the
+    columns of the result, as "scores_score > 0.9": other rows are left out and counted as `filtered_rows`.
 
     `keep=None` keeps all columns that are not features. `batch_rows` splits
     larger batches; "auto" is a pure function of schema and signature; a batch that does not fit into memory is halved, and so
@@ -240,9 +243,13 @@ class Predict(beam.PTransform):
         storage: StoreOptions = StoreOptions(),
         loading: Loading = Loading(),
         update_model: beam.PCollection[ModelMetadata] | str | None = None,
+        where: str | None = None,
     ) -> None:
         super().__init__()
         check_update(update_model)
+        with argument_names():
+            if where is not None:
+                parse_where(where)
         self._request = request_batches(
             signature, features, predictions, keep, batch_rows, rules, outputs, constants, top_k, storage
         )
@@ -253,11 +260,11 @@ class Predict(beam.PTransform):
         self._dead_letters = on_error == "dead_letter"
         self._ref = model if isinstance(model, ModelRef) else pin_model(model, storage)
         check_choice(describe_for_job(self._ref, signature).signatures[signature], self._request.columns)
-        self._loading, self._update_model = loading, update_model
+        self._loading, self._update_model, self._where = loading, update_model, where
 
     def expand(self, batches: beam.PCollection[pa.RecordBatch]) -> Any:
         update = update_input(self._update_model, batches.pipeline)
-        do_fn = PredictBatch(self._request, self._ref, self._loading, self._dead_letters, bool(update))
+        do_fn = PredictBatch(self._request, self._ref, self._loading, self._dead_letters, bool(update), self._where)
         predict = beam.ParDo(do_fn, *update).with_output_types(pa.RecordBatch)
         if not self._dead_letters:
             return batches | "Predict" >> predict

@@ -12,6 +12,8 @@ from apache_beam.pvalue import TaggedOutput
 from apache_beam.utils.shared import Shared
 
 from .. import progress
+from ..argument_names import argument_names
+from ..columns.where import RowFilter
 from ..models.loading import Loading
 from ..models.ref import ModelRef
 from ..nested_arrow import one_batch
@@ -19,7 +21,7 @@ from ..output.bad_rows import BadRow
 from ..output.dead_letters import dead_letter_schema, dead_letters
 from ..predicting.batch_predictor import BatchPredictor, BatchRequest
 from ..predicting.predictor import devices_for, load_shared
-from .metrics import count_batch, count_load, count_model_bytes
+from .metrics import count_batch, count_filtered, count_load, count_model_bytes
 from .model_updates import load_replaceable
 
 if TYPE_CHECKING:
@@ -96,10 +98,17 @@ class Predicting(beam.DoFn):
 
 class PredictBatch(Predicting):
     def __init__(
-        self, request: BatchRequest, ref: ModelRef, loading: Loading, dead_letters: bool, replaceable: bool = False
+        self,
+        request: BatchRequest,
+        ref: ModelRef,
+        loading: Loading,
+        dead_letters: bool,
+        replaceable: bool = False,
+        where: str | None = None,
     ) -> None:
         super().__init__(request, ref, loading, replaceable)
-        self._dead_letters = dead_letters
+        self._dead_letters, self._where = dead_letters, where
+        self._filter: tuple[pa.Schema, RowFilter] | None = None
 
     def process(
         self, batch: pa.RecordBatch, update: ModelMetadata | None = None
@@ -110,7 +119,21 @@ class PredictBatch(Predicting):
             dead_letter_schema(batch.schema)
         bad: list[BadRow] = []
         for results in self.predicted(batch, bad.append if self._dead_letters else None):
-            # Beam's coder sends the whole array behind a slice: each piece would send all kept columns again.
-            yield from (one_batch([result]) if result.num_rows < batch.num_rows else result for result in results)
+            for result in map(self._filtered, results):
+                if batch.num_rows and not result.num_rows:
+                    continue
+                # Beam's coder sends the whole array behind a slice: each piece would send all kept columns again.
+                yield one_batch([result]) if result.num_rows < batch.num_rows else result
         if bad:
             yield TaggedOutput(DEAD_LETTERS, dead_letters(sorted(bad, key=lambda bad_row: bad_row.row)))
+
+    def _filtered(self, result: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows that `where` keeps. Batches may be of different schemas, as of a model that replaces another."""
+        if self._where is None:
+            return result
+        if self._filter is None or not self._filter[0].equals(result.schema):
+            with argument_names():
+                self._filter = result.schema, RowFilter(self._where, result.schema)
+        kept = self._filter[1](result)
+        count_filtered(result.num_rows - kept.num_rows)
+        return kept

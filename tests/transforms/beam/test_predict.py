@@ -3,6 +3,7 @@
 import logging
 import pickle
 import threading
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
 def predicted(batches: Any, **how: Any) -> Any:
     """What `Predict` makes of the batches, in their order."""
     found: list[pa.RecordBatch] = []
-    place = f"memory://{id(found)}"
+    place = f"memory://{uuid.uuid4()}"
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         _ = (
             pipeline
@@ -75,6 +76,25 @@ def test_batches_in_batches_out(batch_rows: int) -> None:
     for start, stop in ((0, 90), (90, 180), (180, 200)):
         wanted.append(expected_scores("saved_model", table.slice(start, stop - start), batch_rows))
     np.testing.assert_array_equal(scores(found, "p"), np.concatenate(wanted))
+
+
+def test_where_leaves_rows_out_and_counts_them() -> None:
+    batches = rows(0, 180).to_batches(max_chunksize=90)
+    how: dict[str, Any] = {"keep": ["id"], "predictions": {"output_0": "p"}, "batch_rows": 16}
+    everything = predicted(batches, **how)
+    found = predicted(batches, where="id >= 80 and id < 100", **how)
+    assert found.equals(everything.slice(80, 20))
+    pipeline = beam.Pipeline(runner=FnApiRunner(), options=PipelineOptions([]))
+    made = pipeline | beam.Create([None]) | beam.FlatMap(lambda _: batches)
+    _ = made | Predict(str(model_folder() / "saved_model"), where="id >= 80 and id < 100", **how)
+    result = pipeline.run()
+    result.wait_until_finish()
+    found_counters = result.metrics().query(beam.metrics.MetricsFilter().with_name("filtered_rows"))["counters"]
+    assert [counter.committed for counter in found_counters] == [160]
+    with pytest.raises(InvalidRequest, match=r"^where .*is no condition"):
+        predicted(batches, where="id >=", **how)
+    with pytest.raises(Exception, match="where names a column 'nope' that the output lacks"):
+        predicted(batches, where="nope > 1", **how)
 
 
 @pytest.mark.parametrize("on_error", ["fail", "dead_letter"])
