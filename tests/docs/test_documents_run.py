@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from headrace.pipeline import demo
 from headrace.transforms.storage import open_store
 from tests.docs.test_documents import commands, is_ours
 from tests.support.jobs import put, put_inputs, put_model, put_table
+from tests.support.orbax_checkpoints import real
 from tests.support.strict import put_mixed, strict_model
 from tests.support.warm import Warm, python
 
@@ -123,6 +125,10 @@ def inputs(folder: Path, run: Run) -> None:
     put(f"{BUCKET}/lists/tonight.txt", f"{BUCKET}/other/part-8.parquet\n".encode())
 
 
+def checkpoints(folder: Path, run: Run) -> None:
+    upload(real("table"), "checkpoints")
+
+
 def photos(folder: Path, run: Run) -> None:
     import tensorflow as tf
 
@@ -201,6 +207,7 @@ PREPARE = {
     "images.md": photos,
     "inputs.md": inputs,
     "migration.md": migration,
+    "models.md": checkpoints,
     "report.md": report,
     "reading.md": resuming,
     "resuming.md": resuming,
@@ -227,6 +234,8 @@ def test_every_block_of_a_page_runs(page: Path, bucket: str, warm: Warm, tmp_pat
         for words in commands(content):
             if (argv := is_ours(words)) is not None:
                 run(*argv)
+            elif words[0] == "cp":
+                subprocess.run(["sh", "-c", " ".join(words)], cwd=tmp_path, check=True)
             else:
                 assert words == ["pip", "install", "."], words
 
