@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import apache_beam as beam
 import pyarrow as pa
 import pytest
 from apache_beam.ml.inference.base import ModelMetadata
-from apache_beam.ml.inference.utils import WatchFilePattern
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.direct.direct_runner import BundleBasedDirectRunner
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
@@ -141,7 +139,8 @@ def test_a_side_input_says_which_model_counts_in_a_window(models: Path, kind: st
 def test_a_model_file_that_appears_takes_the_place_of_the_first(models: Path, tmp_path: Path) -> None:
     scaling_model(tmp_path / "third", 3.0)
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        watched = pipeline | WatchFilePattern(f"{tmp_path}/*/saved_model.pb", 60, time.time() + 0.1)
+        appeared = ModelMetadata(f"{tmp_path}/third/saved_model.pb", "saved_model")  # as WatchFilePattern gives it
+        watched = pipeline | "Appeared" >> beam.Create([appeared])
         predicted = (
             pipeline
             | "Batch" >> beam.Create([_batch([2])])

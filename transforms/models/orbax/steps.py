@@ -42,6 +42,8 @@ def step_objects(store: Store, uri: str) -> tuple[ObjectRef, ...]:
         return _belonging(metadata, _relative(store, uri))
     steps: dict[str, list[tuple[str, ObjectRef]]] = {}
     for i, (path, ref) in enumerate(_relative(store, uri)):
+        if path[:1] > "9":  # a listing is in the order of the names: no step follows
+            break
         step, _, below = path.partition("/")
         if _STEP.fullmatch(step):
             steps.setdefault(step, []).append((below, ref))
