@@ -60,8 +60,12 @@ class Warm:
         assert self._server.stdout is not None
         self._server.stdout.close()
 
-    def start(self, argv: Sequence[str], log: str, env: Mapping[str, str] | None = None, folder: str = ".") -> int:
-        return int(self._ask({"start": list(argv), "log": log, "env": dict(env or {}), "folder": folder}))
+    def start(
+        self, argv: Sequence[str], log: str, env: Mapping[str, str] | None = None, folder: str = ".", out: str = ""
+    ) -> int:
+        """What it prints goes to `out`, and what it logs to `log`; both to `log` without `out`."""
+        order = {"start": list(argv), "log": log, "out": out or log, "env": dict(env or {}), "folder": folder}
+        return int(self._ask(order))
 
     def run(self, script: Sequence[str], folder: Path, env: Mapping[str, str]) -> int:
         """What it prints comes to `out.txt` and `err.txt` in the folder."""
