@@ -8,7 +8,7 @@ import pytest
 
 from tests.support import fuzzing
 
-INPUTS = int(os.environ.get("HEADRACE_FUZZ_INPUTS", "250"))
+INPUTS = int(os.environ.get("HEADRACE_FUZZ_INPUTS", "150"))
 
 
 @pytest.mark.parametrize("target", [target.name for target in fuzzing.all_targets()])

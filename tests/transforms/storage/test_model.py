@@ -123,5 +123,5 @@ class LocalAgainstADict(AgainstADict):
 TestMemoryAgainstADict = MemoryAgainstADict.TestCase
 TestLocalAgainstADict = LocalAgainstADict.TestCase
 TestMemoryAgainstADict.settings = TestLocalAgainstADict.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None
+    max_examples=40, stateful_step_count=40, deadline=None
 )
