@@ -1,4 +1,4 @@
-"""How many dimensions an output has of which the model's signature does not tell it: one row is run before the job."""
+"""The number of dimensions of outputs whose rank the model's signature lacks: one row is run before the job."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ variable "time_zone" {
 
 variable "alert_emails" {
   type        = list(string)
-  description = "Who is told when a night fails. Without any, the alerts are shown in the console alone."
+  description = "Who gets a mail when a night fails. Without any address, only the console shows the alerts."
   default     = []
 }
 

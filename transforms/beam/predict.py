@@ -217,7 +217,7 @@ class Predict(beam.PTransform):
 
     A batch keeps its timestamp, windows and pane. `update_model` replaces the model while the pipeline runs: by a side input
     of Beam's `ModelMetadata`, whose `model_id` is the path of the model for the windows that it is in ("" for the first one),
-    or by a pattern of files, of which the newest counts; saved_model.pb stands for its folder. Each process pins the model when
+    or by a pattern of files: the newest one counts; saved_model.pb stands for its folder. Each process pins the model when
     it loads it; its signature must fit as the first one's did.
 
     Raises `ModelError`, `StorageError`, `InvalidRequest`, and `ColumnError` for names that the model lacks, when it is

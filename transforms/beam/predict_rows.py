@@ -116,7 +116,7 @@ class PredictRows(beam.PTransform):
       pad: Values that fill up shorter lists, by input.
       batch_rows: Rows for a call of the model; chosen from schema and signature by default.
       device: Where the model computes: auto, cpu, gpu, GPU:0.
-      update_model: A pattern of files, of which the newest is the model that takes the place of the first while the pipeline
+      update_model: A pattern of files. The newest one is the model that takes the place of the first while the pipeline
         runs; or, in Python, a collection of ModelMetadata.
       error_handling: Where rows go that cannot be predicted, {output: NAME}: the row is in `element`, the reason in `msg`,
         the stage that refused it in `stack`.

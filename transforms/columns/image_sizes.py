@@ -46,8 +46,8 @@ def unused_ignore_exif() -> InvalidRequest:
 
 def decoded_shape(spec: TensorSpec, size: ImageSize) -> tuple[int | None, int | None, int]:
     """(height, width, channels) of each image, None where that is its own. Raises `ColumnError` where no tensor holds that."""
-    told = size if isinstance(size, str) else "x".join(map(str, size))
-    what = f"--decode_image {spec.name}={told} cannot give tensor '{spec.name}'"
+    shown = size if isinstance(size, str) else "x".join(map(str, size))
+    what = f"--decode_image {spec.name}={shown} cannot give tensor '{spec.name}'"
     height, width = (None, None) if isinstance(size, str) else size
     inner = () if spec.shape is None else spec.shape[1:]
     channels = 1 if len(inner) == 2 else inner[-1] or 3 if inner else 3

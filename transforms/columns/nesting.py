@@ -189,8 +189,8 @@ class RaggedLists:
             wrong = lengths != wanted if wanted is not None else lengths > (self.most or 0)
             if wrong.any():
                 index = int(wrong.argmax())
-                told = f"{wanted} values" if wanted is not None else f"at most {self.most} values"
-                raise ListLengthError(index, int(lengths[index]), told, lengths, wrong)
+                expected = f"{wanted} values" if wanted is not None else f"at most {self.most} values"
+                raise ListLengthError(index, int(lengths[index]), expected, lengths, wrong)
         at.array = values
         at.splits.append(splits)
 

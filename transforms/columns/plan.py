@@ -39,8 +39,8 @@ class ColumnChoice:
     `OUTPUT` where there is no name. `outputs` are those that become columns, None for all that have a row for each row.
     `constants` are inputs whose value, as typed, is the same for every row. `top_k` are outputs whose best classes become
     columns; the output's own column is then left out, unless `outputs` names it. `row_by_row`: each batch is one row, so that
-    an output of one row for any batch has one for each, if it is named. `ranks` are those of outputs of which the signature
-    does not know it, as running the model has shown. Hashable; survives pickling.
+    an output of one row for any batch has one for each, if it is named. `ranks` are those of outputs whose rank
+    the signature lacks, as running the model has shown. Hashable; survives pickling.
     """
 
     name: str = ""
@@ -234,7 +234,7 @@ def check_choice(signature: Signature, choice: ColumnChoice) -> None:
 
 
 def unknown_ranks(outputs: Mapping[str, TensorSpec], choice: ColumnChoice) -> list[str]:
-    """The outputs that become columns, and of which it is not known how many dimensions they have."""
+    """The outputs that become columns and whose rank is not known."""
     return [name for name, spec in selected(outputs, choice).items() if spec.shape is None]
 
 

@@ -22,11 +22,11 @@ def described(spec: TensorSpec) -> str:
 def lists_taken(spec: TensorSpec) -> str:
     """What feeds a ragged or sparse input."""
     nested = "lists" + " of lists" * (spec.lists - 1)
-    told = f"{nested} of {spec.dtype} as long as they are"
+    lists = f"{nested} of {spec.dtype} as long as they are"
     if spec.composite is None or spec.composite.kind == "ragged":
-        return told
+        return lists
     pair = f", or two columns of lists: --feature={spec.name}=POSITIONS,VALUES" if spec.lists == 1 else ""
-    return f"{told}, which are its first values in a row{pair}"
+    return f"{lists}, which are its first values in a row{pair}"
 
 
 def shown(shape: tuple[int | None, ...]) -> str:

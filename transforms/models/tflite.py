@@ -128,14 +128,14 @@ class _Flatbuffer:
             except (ValueError, RuntimeError):  # which a call says again
                 return dict(outputs)
 
-        def told(name: str, detail: Any) -> Any:
+        def described(name: str, detail: Any) -> Any:
             shapes = [np.shape(one[name]) for one in found]
             if len(detail["shape_signature"]) or not shapes[0]:
                 return detail
             first = shapes[0][0] if shapes[0][0] == shapes[-1][0] else -1
             return {**detail, "shape_signature": np.array([first, *(-1 for _ in shapes[0][1:])])}
 
-        return {name: told(name, detail) for name, detail in outputs.items()}
+        return {name: described(name, detail) for name, detail in outputs.items()}
 
     def check_allocates(self, signature: str) -> None:
         """Raises `UnsupportedModel` for operations that nothing resolves, which TFLite looks for only here."""

@@ -213,8 +213,8 @@ class _Part:
 
 
 def with_output_ranks(model: Model, choice: ColumnChoice, batch: pa.RecordBatch, where: str) -> ColumnChoice:
-    """The choice with how many dimensions those outputs have of which the signature does not tell it: the model predicts the
-    first of the batch's rows that it can. Raises `DataError` where it can predict none of a few.
+    """The choice with the ranks of outputs whose rank the signature lacks: the model predicts the first of the batch's rows
+    that it can. Raises `DataError` where it can predict none of a few.
     """
     signature = choice.fed(Signature(model.signature, model.inputs, model.outputs))
     inputs, outputs = varying_batch(signature, choice)

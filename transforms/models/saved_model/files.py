@@ -108,7 +108,7 @@ def _check_fingerprint(store: Readable, ref: ModelRef, index: ObjectRef) -> None
 
 
 def signature_of(name: str, definition: Any, ref: ModelRef) -> Signature:
-    """Raises `UnsupportedModel` where it takes or gives what is no dense, ragged or sparse tensor."""
+    """Raises `UnsupportedModel` where it takes or returns anything but dense, ragged and sparse tensors."""
     return Signature(
         name,
         {one: _taken(_spec(one, info, ref), info) for one, info in sorted(definition.inputs.items())},

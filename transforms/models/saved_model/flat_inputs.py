@@ -129,7 +129,7 @@ def parts_of(kind: Any) -> int:
 
 
 def tensor_spec(name: str, kind: Any, parts: tuple[str, ...]) -> TensorSpec | None:
-    """None for what is no dense, ragged or sparse tensor."""
+    """None for anything but a dense, ragged or sparse tensor."""
     import tensorflow as tf
 
     composite = None

@@ -70,7 +70,7 @@ class TracedFunction:
         trace = self.chosen(ref)
         inputs, outputs = trace.tensors(self.names), _named(trace.outputs)
 
-        def told(name: str, spec: Any, given: bool) -> TensorSpec:
+        def described(name: str, spec: Any, given: bool) -> TensorSpec:
             found = tensor_spec(name, spec, tuple(_parts(name, spec)))
             if found is None:
                 raise UnsupportedModel(
@@ -82,8 +82,8 @@ class TracedFunction:
 
         return Signature(
             self.name,
-            {name: told(name, spec, True) for name, spec in inputs.items()},
-            {name: told(name, spec, False) for name, spec in outputs.items()},
+            {name: described(name, spec, True) for name, spec in inputs.items()},
+            {name: described(name, spec, False) for name, spec in outputs.items()},
         )
 
     def _loaded(self, loaded: Any) -> Any:
