@@ -25,6 +25,9 @@ _BESIDE_LATIN = "(?:(?<![\\u0300-\\U0010ffff])[\\u200c\\u200d]|[\\u200c\\u200d](
 _SELECTOR = "(?<![\\u00a9\\u00ae\\u0300-\\U0010ffff])[\\ufe00-\\ufe0f](?!\\u20e3)"
 _UNPRINTABLE = f"[{_ALWAYS}]|{_BESIDE_LATIN}|{_SELECTOR}"
 _UNPRINTABLE_BUT_LINES = f"(?![\\n\\t])(?:{_UNPRINTABLE})"
+# What our own texts hold besides ASCII: a report without foreign names is shown without compiling the patterns.
+_SIGNS = str.maketrans("", "", "\u00a0\u2026\u2190\u2192\u2212")
+_SIGNS_AND_LINES = _SIGNS | str.maketrans("", "", "\n\t")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -36,18 +39,26 @@ def printable(text: str) -> str:
     >>> printable("part\x1b[2J.parquet")
     'part\\x1b[2J.parquet'
     """
-    return text if text.isascii() and text.isprintable() else _compiled(_UNPRINTABLE).sub(_escaped, text)
+    return text if _is_plain(text, _SIGNS) else _compiled(_UNPRINTABLE).sub(_escaped, text)
 
 
 def printable_lines(text: str) -> str:
     """The same for text of several lines, as a traceback: ends of lines and tabs stay."""
-    return text if text.isascii() and text.isprintable() else _compiled(_UNPRINTABLE_BUT_LINES).sub(_escaped, text)
+    plain = _is_plain(text, _SIGNS_AND_LINES)
+    return text if plain else _compiled(_UNPRINTABLE_BUT_LINES).sub(_escaped, text)
 
 
 def printable_json(document: Any, **how: Any) -> str:
     """`json.dumps` that a terminal can show: a program that reads it gets every name as it is."""
     text = json.dumps(document, ensure_ascii=False, **how)
-    return text if text.isascii() and "\x7f" not in text else _compiled(_UNPRINTABLE_BUT_LINES).sub(_json_escaped, text)
+    plain = _is_plain(text, _SIGNS_AND_LINES)
+    return text if plain else _compiled(_UNPRINTABLE_BUT_LINES).sub(_json_escaped, text)
+
+
+def _is_plain(text: str, besides: dict[int, int | None]) -> bool:
+    return (text.isascii() and text.isprintable()) or (
+        (rest := text.translate(besides)).isascii() and rest.isprintable()
+    )
 
 
 @cache

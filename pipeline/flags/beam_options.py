@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from typing import NoReturn
+from typing import NoReturn, TypeVar, cast
 
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, _BeamArgumentParser
 
@@ -13,13 +13,30 @@ from headrace.transforms.errors import InvalidRequest
 
 from .flags import COMMANDS, Flags
 
+_Options = TypeVar("_Options", bound=PipelineOptions)
+_VIEWS = "_views"
+
 
 class PredictOptions(PipelineOptions):
-    """headrace's flags next to Beam's; a template or another program may view any options as these."""
+    """headrace's flags next to Beam's; a template or another program may view any options as these.
+
+    Each view is made once. Beam asks for one some 300 times while it builds a job's graph, and parses the command line for
+    each: a millisecond that a job of a few rows notices.
+    """
 
     @classmethod
     def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
         Flags.add_to(parser)
+
+    def view_as(self, cls: type[_Options]) -> _Options:
+        views = self.__dict__.setdefault(_VIEWS, {})
+        if cls not in views:
+            views[cls] = super().view_as(cls)
+        return cast(_Options, views[cls])
+
+    def __getstate__(self) -> dict[str, object]:
+        """A copy makes views of its own: those of the original would go on writing to the original."""
+        return {name: value for name, value in super().__getstate__().items() if name != _VIEWS}
 
 
 class DaskClientOptions(PipelineOptions):
