@@ -230,7 +230,7 @@ def test_a_run_that_was_stopped_while_another_took_its_folder_does_no_harm(place
     for number in range(runs):
         for point in PAUSES if RUNS >= 10 else ("prediction file", "mark"):
             part = PAUSES[point]
-            out = f"paused-{number}-{len(point)}"
+            out = f"paused-{number}-{list(PAUSES).index(point)}"
             # Else the other job would wait a minute for the weights of the process that is stopped.
             alone = "--model_sharing=process"
             paused = place.warm.start(

@@ -103,7 +103,8 @@ def read_alike(found: pa.DataType, wanted: pa.DataType) -> bool:
             found.names == wanted.names and len(set(found.names)) == len(found.names) and _members_alike(found, wanted)
         )
     if pa.types.is_fixed_size_list(wanted):
-        same = pa.types.is_fixed_size_list(found) and list_size(found) == list_size(wanted)
+        # Only Arrow knows of a length; `as_type` asks each row's.
+        same = _is_list(found) or (pa.types.is_fixed_size_list(found) and list_size(found) == list_size(wanted))
         return same and read_alike(value_type(found), value_type(wanted))
     if _is_list(wanted):
         return (_is_list(found) or pa.types.is_fixed_size_list(found)) and read_alike(
@@ -203,7 +204,8 @@ def _nested_as(array: pa.Array[Any], wanted: pa.DataType) -> pa.Array[Any]:
         return pa.StructArray.from_arrays(own, fields=list(wanted), mask=missing)
     if pa.types.is_fixed_size_list(wanted):
         size = wanted.list_size
-        values = child(array).slice(array.offset * size, len(array) * size).cast(wanted.value_type)
+        array = array.cast(pa.list_(value_field(array.type), size))
+        values = _member_as(child(array).slice(array.offset * size, len(array) * size), value_field(wanted))
         kind: Any = wanted
         return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=missing)
     if pa.types.is_fixed_size_list(array.type):
