@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -133,12 +132,11 @@ def plan_columns(
     kept = tuple(dict.fromkeys(known_name(name, known) for name in kept))
     for name in kept:
         if name not in known:
-            near = get_close_matches(name, names, 1)
             raise ColumnError(
                 f"--keep names a column {name!r} that {where or 'the input'} lacks",
                 expected=f"one of the {listed('columns', names)}",
                 found=name,
-                cure=f"Did you mean {near[0]!r}?" if near else "Name columns of the input, or --keep= for none",
+                cure=nearest(name, names) or "Name columns of the input, or --keep= for none",
             )
     owners = dict.fromkeys(kept, "a kept column")
     for plan, (_, choice) in zip(plans, models, strict=True):

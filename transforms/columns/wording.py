@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
 
 from ..models.spec import TensorSpec
 
 _MOST_FEATURES = 12
+_SIGNS = frozenset(',"')
 
 
 def described(spec: TensorSpec) -> str:
@@ -34,8 +36,17 @@ def shown(shape: tuple[int | None, ...]) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), 3, 0.5)
-    return f"Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+    """A question that names up to three similar names; and how a flag names one with a comma or quotes, which may be why `name`
+    is not what was meant.
+    """
+    others = list(names)
+    parted = [other for other in others if _SIGNS & set(other) and name in other.strip('"').split(",")]
+    near = list(dict.fromkeys(parted + difflib.get_close_matches(name, others, 3, 0.5)))[:3]
+    if not near:
+        return ""
+    quoted = [json.dumps(other, ensure_ascii=False) for other in near if _SIGNS & set(other)]
+    written = f" On the command line such a name is put in double quotes: {' or '.join(quoted)}." if quoted else ""
+    return f"Did you mean {' or '.join(map(repr, near))}?{written}"
 
 
 def counted(number: int, singular: str, plural: str = "") -> str:
