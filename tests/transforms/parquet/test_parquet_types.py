@@ -63,7 +63,7 @@ def kinds(draw: Any, depth: int = 2) -> tuple[pa.DataType, pa.DataType, Any]:
     return draw(st.sampled_from(lists)), pa.list_(wanted, 2), pairs
 
 
-def is_valid(array: pa.Array) -> bool:
+def is_valid(array: pa.Array[Any]) -> bool:
     """Arrow itself makes arrays that are not: of a null around an empty dictionary, or in a fixed-size list."""
     try:
         array.validate(full=True)
