@@ -144,8 +144,8 @@ def _add_columns(group: argparse._ArgumentGroup) -> None:
         choices=("auto", "typed", "none"),
         default="auto",
         help="how key=value folders that contain every input file become columns for --feature and --keep. auto (default): "
-        "text, or numbers where --cast needs them; typed: integers, fractions or dates where all values are; none: "
-        "they do not. A column of that name in the files takes precedence",
+        "text, or numbers where --cast needs them; typed: integers, fractions, dates, or true and false where all values are; "
+        "none: they do not. A column of that name in the files takes precedence",
     )
 
 

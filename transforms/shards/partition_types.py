@@ -11,10 +11,11 @@ import pyarrow as pa
 _INTEGER = re.compile(r"[+-]?\d{1,19}", re.ASCII)
 _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d{1,4})?", re.ASCII)
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+_BOOLS = {"true": True, "false": False}
 
 
 def fits(value: str | None, kind: pa.DataType) -> bool:
-    """Whether the folder's text, null as None, is a value of that type: int64, float64, date32 or string."""
+    """Whether the folder's text, null as None, is a value of that type: int64, float64, date32, bool or string."""
     return value is None or pa.types.is_string(kind) or _parsed(value, kind) is not None
 
 
@@ -30,6 +31,8 @@ def constant(value: str | None, kind: pa.DataType) -> pa.Scalar[Any]:
 
 
 def _parsed(text: str, kind: pa.DataType) -> int | float | date | None:
+    if pa.types.is_boolean(kind):
+        return _BOOLS.get(text.lower())
     if pa.types.is_integer(kind):
         return int(text) if _INTEGER.fullmatch(text) and -(2**63) <= int(text) < 2**63 else None
     if pa.types.is_floating(kind):
@@ -48,7 +51,7 @@ class PartitionTypes:
         self._seen: set[str] = set()
 
     def add(self, key: str, value: str | None) -> None:
-        left = self._left.setdefault(key, [pa.int64(), pa.float64(), pa.date32()])
+        left = self._left.setdefault(key, [pa.int64(), pa.float64(), pa.date32(), pa.bool_()])
         if value is not None:
             self._seen.add(key)
             left[:] = [kind for kind in left if fits(value, kind)]

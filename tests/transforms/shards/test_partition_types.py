@@ -122,3 +122,15 @@ def test_text_that_only_looks_like_a_number_stays_text() -> None:
     types.add("k", str(2**63))
     assert types.of("k") == pa.float64()
     assert types.of("other") == pa.string()
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [(["true", "False", None], pa.bool_()), (["true", "1"], pa.string()), (["yes", "no"], pa.string())],
+)
+def test_true_and_false_are_such(values: list[str | None], kind: pa.DataType) -> None:
+    types = PartitionTypes()
+    for value in values:
+        types.add("k", value)
+    assert types.of("k") == kind
+    assert [constant(value, pa.bool_()).as_py() for value in ("TRUE", "false", None)] == [True, False, None]
