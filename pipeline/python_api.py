@@ -76,8 +76,9 @@ def run(
     from .commands.checked_request import checked_request
     from .commands.run import run as run_command
 
-    with checked_request(as_flags(given | flags), "run") as (request, options):
-        ran = run_command(request, options)
+    given = {name: value for name, value in given.items() if value is not False} | flags
+    with checked_request(as_flags(given), "run") as (request, options):
+        ran = run_command(request, options, lambda lacking: call_with("headrace.run", given, lacking))
     job = ran.prepared.job
     document, text = ran.answer.document, ran.answer.text
     if "submitted" in document:

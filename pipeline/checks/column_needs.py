@@ -244,7 +244,7 @@ def refusal(needs: Sequence[Need], first: DataError | None) -> DataError:
     if first is not None and first.what not in (error.what for error in errors):
         errors.insert(0, first)
     if len(errors) == 1:
-        return errors[0]
+        return _with_flags(errors[0], flags_of_needs(needs))
     problems = [f"{error.what.rstrip('.')}" + (f" ({error.found})" if error.found else "") for error in errors]
     return ColumnError(
         f"The input does not fit the model in {len(errors):,} ways",
@@ -255,6 +255,14 @@ def refusal(needs: Sequence[Need], first: DataError | None) -> DataError:
         if len(errors) > len(needs) or not all(need.flags for need in needs)
         else f"Say {' '.join(f'--{name}={value}' for name, value in flags_of_needs(needs))}",
     )
+
+
+def _with_flags(error: DataError, flags: Flags) -> DataError:
+    """Its fix with these flags, where it names none of them."""
+    if not flags or any(f"--{name}" in error.cure for name, _ in flags):
+        return error
+    cure = f"{error.cure.rstrip('.')}, or say {' '.join(f'--{name}={value}' for name, value in flags)}"
+    return type(error)(error.what, expected=error.expected, found=error.found, cure=cure)
 
 
 def flags_of_needs(needs: Iterable[Need]) -> Flags:

@@ -42,7 +42,7 @@ def drawn(links: Sequence[Link], title: str) -> list[str]:
             rows.append((name, _kind(found), arrow, say, ""))
         if len(others) > _MOST_COLUMNS:
             rows.append((f"{len(others) - _MOST_COLUMNS:,} more", "", _KEPT if kind == "kept" else "", say, ""))
-    lines = [f"The input's columns, and {title}", "", *table(rows[0], rows[1:], WIDTH)]
+    lines = [f"The input's columns, and {title}", "", *table(rows[0], rows[1:], WIDTH, first=1)]
     for link in links:
         if link.problem:
             text = str(HeadraceError(link.problem, cure=link.cure))

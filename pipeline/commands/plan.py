@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from headrace.transforms.errors import ColumnError, DataError, HeadraceError
+from headrace.transforms.errors import ColumnError, DataError
 from headrace.transforms.parquet.reader import read_footer
 from headrace.transforms.steps.plan_shards import input_files, plan_shards
 from headrace.transforms.storage import open_store
 
-from ..checks.column_needs import Flags, Need, column_needs, flags_of_needs, refusal
+from ..checks.column_needs import Need, column_needs, refusal
 from ..checks.forecast import Forecast, forecast
 from ..checks.input_sample import InputSample
+from ..checks.inspected_needs import Ready, command_of_needs, inspected_needs
 from ..checks.inspection import inspect_request
 from ..checks.output_folder import OutputState, examine_output
 from ..checks.preflight import Prepared, prepare
@@ -24,9 +24,6 @@ from ..terminal.log import log_event
 from .forecast_report import with_forecast
 from .needs_report import with_needs
 from .summary import report_inspection, report_plan
-
-# Flags that are lacking, to the whole command or call with them.
-Ready = Callable[[Flags], str]
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ def plan(request: Request, options: PredictOptions, ready: Ready) -> Planned:
         return _refused(request, ready, None, needs)
     shards, sample = plan_shards(prepared.job, input_files(prepared.job)), EvenSample()
     answer = report_plan(prepared, state, sample.watch(shards), runner_of(options))
-    command, made = _command(needs, ready), None
+    command, made = command_of_needs(needs, None, ready), None
     answer = with_needs(answer, needs, command)
     if request.trial is not None:
         made = _forecast(request, request.trial, prepared, sample, answer)
@@ -92,19 +89,8 @@ def _needs(request: Request, prepared: Prepared) -> tuple[Need, ...]:
 
 def _refused(request: Request, ready: Ready, error: ColumnError | None, needs: tuple[Need, ...] = ()) -> Planned:
     inspection = inspect_request(request)
-    if error is not None and inspection.inputs is not None and inspection.first is not None:
-        signatures = [spec.signatures[name] for _, spec, name in inspection.models]
-        table = inspection.inputs.table
-        stored = inspection.first.schema if table is None else table.columns()
-        try:
-            needs = column_needs(request, signatures, InputSample(request, inspection.inputs, stored))
-        except HeadraceError:  # of another file: the first error is what a run stops at
-            needs = ()
-    another = error is not None and error.what not in {need.error.what for need in needs}
-    command = None if another else _command(needs, ready)
+    if error is not None:
+        needs = inspected_needs(request, inspection)
+    command = command_of_needs(needs, error, ready)
     answer = with_needs(report_inspection(inspection), needs, command)
     return Planned(None, None, answer, refusal(needs, error), command)
-
-
-def _command(needs: tuple[Need, ...], ready: Ready) -> str | None:
-    return ready(flags_of_needs(needs)) if needs and all(need.flags for need in needs) else None

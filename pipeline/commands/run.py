@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass
 
 from headrace.transforms.columns.wording import counted
-from headrace.transforms.errors import HeadraceError, ShardsFailed
+from headrace.transforms.errors import ColumnError, HeadraceError, ShardsFailed
 from headrace.transforms.storage import open_store
 
+from ..checks.inspected_needs import Ready, whole_refusal
 from ..checks.output_folder import OutputState, check_overwritten, claim_output, examine_output
 from ..checks.preflight import Prepared, prepare
 from ..checks.report_place import report_written
@@ -34,12 +35,17 @@ class Ran:
     answer: Answer
 
 
-def run(request: Request, options: PredictOptions) -> Ran:
-    """Raises a `HeadraceError` for what was refused; its `began` is true where the job had begun and then failed. One of
+def run(request: Request, options: PredictOptions, ready: Ready | None = None) -> Ran:
+    """`ready` writes the call that would be accepted.
+
+    Raises a `HeadraceError` for what was refused; its `began` is true where the job had begun and then failed. One of
     `ShardsFailed` has the summary.
     """
     started = time.monotonic()
-    prepared = prepare(request)
+    try:
+        prepared = prepare(request)
+    except ColumnError as error:
+        raise whole_refusal(request, error, ready) from error
     state = examine_output(prepared, overwrite=request.overwrite)
     _log_notes(request, options, prepared)
     if state.complete:

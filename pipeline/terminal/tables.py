@@ -9,7 +9,7 @@ from headrace.transforms.models.spec import TensorSpec
 from headrace.transforms.printable import printable
 
 WIDTH = 80
-_LEAST_CELL = 8
+_LEAST_CELL, _LEAST_FIRST = 8, 12
 
 
 def tensor_cells(spec: TensorSpec) -> tuple[str, str]:
@@ -22,12 +22,17 @@ def tensor_cells(spec: TensorSpec) -> tuple[str, str]:
     return dtype, f"[{', '.join(dims)}]"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
-    """Cells side by side; where lines would be longer than `width`, the widest columns of the table are cut."""
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None, *, first: int | None = None
+) -> list[str]:
+    """Cells side by side. Where lines would be longer than `width`, the widest columns of the table are cut, column `first`
+    before the others.
+    """
     lines = [[printable(cell) for cell in row] for row in (head, *rows)]
     widths = [max(len(row[i]) for row in lines) for i in range(len(head))]
     while width is not None and sum(widths) + 2 * (len(widths) - 1) > width and max(widths) > _LEAST_CELL:
-        widths[widths.index(max(widths))] -= 1
+        before = first is not None and widths[first] > _LEAST_FIRST
+        widths[first if first is not None and before else widths.index(max(widths))] -= 1
     return [
         "  ".join(_cut(cell, size).ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip()
         for row in lines

@@ -28,6 +28,7 @@ BUCKET = "gs://bucket"
 LEFT_OUT = {
     "make ": "a target of the Makefile",
     "python -m examples.": "tests/docs/test_examples.py runs these",
+    "python examples/": "tests/docs/test_examples.py runs these too",
     "--device=gpu": "there may be no GPU",
     "--runner=DataflowRunner": "tests/pipeline/runners/test_dataflow.py submits these",
     "--on_error=skip_shard": "it ends with exit code 1, as tests/jobs/test_poison.py shows",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -71,7 +72,7 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
 
     def __init__(
         self,
-        model: str | ModelRef,
+        model: str | os.PathLike[str] | ModelRef,
         *,
         signature: str = "serving_default",
         features: Mapping[str, str | Sequence[str]] | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -228,7 +229,7 @@ class Predict(beam.PTransform):
 
     def __init__(
         self,
-        model: str | ModelRef,
+        model: str | os.PathLike[str] | ModelRef,
         *,
         signature: str = "serving_default",
         features: Mapping[str, str | Sequence[str]] | None = None,

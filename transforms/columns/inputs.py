@@ -357,6 +357,8 @@ def _cure(kind: pa.DataType, spec: TensorSpec, name: str, rule: TensorRule) -> s
 
 def _only_match(schema: pa.Schema, spec: TensorSpec, rule: TensorRule, where: str) -> str:
     fitting = [name for name in dict.fromkeys(schema.names) if _fits(schema, spec, name, rule)]
+    if rule.image is not None:  # text next to images is their names
+        fitting = [name for name in fitting if _holds_bytes(schema.field(name).type)] or fitting
     if len(fitting) == 1:
         return fitting[0]
     raise ColumnError(
@@ -365,6 +367,10 @@ def _only_match(schema: pa.Schema, spec: TensorSpec, rule: TensorRule, where: st
         found=", ".join(fitting) or ", ".join(f"{field.name}: {field.type}" for field in schema),
         cure=f"Name the column: --feature {spec.name}=COLUMN." + example_cure(spec),
     )
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
 def _fits(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule) -> bool:

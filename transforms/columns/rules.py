@@ -30,9 +30,9 @@ _BOOLS = {"true": True, "1": True, "false": False, "0": False}
 class ColumnRules:
     """What the user allows beyond casts that never change a value. Keys are tensor names; survives pickling; hashable.
 
-    `pad` and `fill` hold values as typed, `decode_image` (height, width) in pixels or "own", for images of their own size;
-    `ignore_exif` leaves them as they are stored. `tf_example` has the features to encode into serialized tf.train.Example for
-    an input, none for all of them: these features then count as tensors too.
+    `cast` may hold "*" for every input. `pad` and `fill` hold values as typed, `decode_image` (height, width) in pixels or
+    "own", for images of their own size; `ignore_exif` leaves them as they are stored. `tf_example` has the features to encode
+    into serialized tf.train.Example for an input, none for all of them: these features then count as tensors too.
     """
 
     pad: tuple[tuple[str, str], ...] = ()
@@ -74,7 +74,7 @@ def tensor_rules(rules: ColumnRules, inputs: Mapping[str, TensorSpec]) -> dict[s
     pads = by_tensor("--pad", rules.pad, inputs)
     fills = by_tensor("--fill", rules.fill, inputs)
     images = by_tensor("--decode_image", rules.decode_image, inputs)
-    casts = by_tensor("--cast", ((tensor, True) for tensor in dict.fromkeys(rules.cast)), inputs)
+    casts = by_tensor("--cast", ((tensor, True) for tensor in _cast(rules, inputs)), inputs)
     found = {}
     for name, spec in inputs.items():
         image = decoded_shape(spec, images[name]) if name in images else None
@@ -103,6 +103,17 @@ def tensor_rules(rules: ColumnRules, inputs: Mapping[str, TensorSpec]) -> dict[s
             lists=spec.lists,
         )
     return found
+
+
+def _cast(rules: ColumnRules, inputs: Collection[str]) -> dict[str, None]:
+    """The inputs that `cast` names, each once. `*` means every input but those of images, unless an input has that name."""
+    given = dict.fromkeys(rules.cast)
+    if "*" not in given or "*" in inputs:
+        return given
+    images = {tensor for tensor, _ in rules.decode_image}
+    return dict.fromkeys(
+        name for name in [*given, *inputs] if name != "*" and (name in rules.cast or name not in images)
+    )
 
 
 def by_tensor(flag: str, given: Iterable[tuple[str, T]], inputs: Mapping[str, TensorSpec]) -> dict[str, T]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -28,7 +29,7 @@ CustomObjects = Mapping[str, Any] | Sequence[str]
 
 @old_objects_set_aside()
 def load_model(
-    model: str | ModelRef,
+    model: str | os.PathLike[str] | ModelRef,
     signature: str = "serving_default",
     *,
     loading: Loading = Loading(),
@@ -82,7 +83,7 @@ def load_model(
 
 
 def describe_model(
-    model: str | ModelRef,
+    model: str | os.PathLike[str] | ModelRef,
     signature: str | None = None,
     *,
     storage: StoreOptions = StoreOptions(),
@@ -134,7 +135,7 @@ def import_named(modules: Sequence[str]) -> None:
 
 
 def _pin(
-    model: str | ModelRef,
+    model: str | os.PathLike[str] | ModelRef,
     storage: StoreOptions,
     weights: str | None,
     custom_objects: CustomObjects,

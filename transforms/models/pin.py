@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import threading
 from collections.abc import Sequence
@@ -28,10 +29,10 @@ _GLANCE = 500
 
 
 def pin_model(
-    uri: str,
+    uri: str | os.PathLike[str],
     storage: StoreOptions = StoreOptions(),
     *,
-    weights: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
     custom_objects: Sequence[str] = (),
     unsafe: bool = False,
     allow_stateful: bool = False,
@@ -48,9 +49,9 @@ def pin_model(
     use, `AccessDenied`, `ObjectNotFound` for a missing bucket.
     """
     ref = _pinned(
-        uri,
+        os.fspath(uri),
         storage,
-        weights,
+        None if weights is None else os.fspath(weights),
         {
             "storage": storage,
             "custom_objects": tuple(custom_objects),

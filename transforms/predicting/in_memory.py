@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -32,7 +33,7 @@ _CHUNK_ROWS = 65_536
 
 @naming_arguments
 def predict(
-    model: str | ModelRef | Model,
+    model: str | os.PathLike[str] | ModelRef | Model,
     data: Any,
     *,
     signature: str = "serving_default",
@@ -167,7 +168,7 @@ def _predicted(predictor: BatchPredictor, held: Held, where: str | None) -> Any:
 
 
 def _loaded(
-    model: str | ModelRef | Model,
+    model: str | os.PathLike[str] | ModelRef | Model,
     signature: str,
     weights: str | None,
     custom_objects: CustomObjects,

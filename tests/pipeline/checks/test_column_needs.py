@@ -118,6 +118,8 @@ def test_all_needs_at_once_and_the_command_that_is_let_through(
     assert err.startswith("Cannot start: The input does not fit the model in 6 ways.")
     assert "Column 'age' holds nulls" in err
     assert "Say --cast=a,b_b --decode_image=photo=4x4 --fill=age=0 --fill=tags=0 --fill=word= --pad=tags=0." in err
+    assert main(argv) == 2
+    assert capfd.readouterr().err.splitlines()[-1] == err.splitlines()[-1]  # a run names all of them too
     command = shlex.split(document["command"])
     assert command[:3] == ["headrace", "plan", argv[0]]
     assert main(command[1:]) == 0
@@ -145,6 +147,21 @@ def test_one_need_is_the_error_that_a_run_stops_at(capfd: Capture, model: str, p
     assert capfd.readouterr().err.splitlines()[-1] == err.splitlines()[-1]
 
 
+def test_the_only_column_of_bytes_feeds_the_only_input_of_images(capfd: Capture, tmp_path: Path) -> None:
+    import keras
+
+    pixels = keras.Input((4, 4, 3), name="pixels")
+    keras.Model(pixels, keras.layers.Flatten()(pixels)).save(tmp_path / "model.keras")
+    images = table(2)["photo"]
+    pq.write_table(pa.table({"name": ["a.png", "b.png"], "image": images}), tmp_path / "photos.parquet")
+    argv = [f"--model={tmp_path}/model.keras", f"--input={tmp_path}/photos.parquet", f"--output={tmp_path}/out"]
+    assert main(argv) == 2
+    assert "--feature pixels=COLUMN, or say --decode_image=pixels=4x4." in capfd.readouterr().err
+    document, _ = planned(capfd, *argv, "--decode_image=pixels=4x4", code=0)
+    (fed,) = [one for one in document["columns"] if one["kind"] == "feature"]
+    assert [column["name"] for column in fed["columns"]] == ["image"]
+
+
 def test_python_names_the_call(model: str, place: Callable[..., list[str]]) -> None:
     source, output = (one.partition("=")[2] for one in place(BAD))
     arguments: dict[str, Any] = {
@@ -158,6 +175,9 @@ def test_python_names_the_call(model: str, place: Callable[..., list[str]]) -> N
     with pytest.raises(ColumnError) as caught:
         headrace.plan(**arguments)
     assert "--" not in str(caught.value)
+    with pytest.raises(ColumnError) as of_run:
+        headrace.run(**arguments)
+    assert str(of_run.value) == str(caught.value).replace("headrace.plan(", "headrace.run(")
     call = caught.value.cure.removeprefix("Call ")
     assert "cast=['a', 'b_b'], fill={'word': '?', 'age': 0, 'tags': 0}" in call
     assert call.endswith("decode_image={'photo': '4x4'}, pad={'tags': 0})")

@@ -15,6 +15,7 @@ import pytest
 
 from headrace.transforms.columns.casts import cast
 from headrace.transforms.columns.inputs import ColumnRules, plan_inputs
+from headrace.transforms.columns.rules import tensor_rules
 from headrace.transforms.errors import ColumnError, NullFeature
 from headrace.transforms.models.spec import TensorSpec
 from headrace.transforms.nested_arrow import schema_of
@@ -313,6 +314,23 @@ def test_a_rule_that_does_not_fit_the_model_is_refused(rules: Any, dtype: str, s
     inputs = {"pixels": TensorSpec("pixels", dtype, (None, 2))}
     with refused(said):
         plan_inputs(pa.schema([("pixels", pa.list_(pa.float32(), 2))]), inputs, {}, rules=ColumnRules(**rules))
+
+
+def test_a_star_casts_every_input_but_images() -> None:
+    inputs = {
+        name: TensorSpec(name, dtype, (None, *inner))
+        for name, dtype, inner in [("a", "float32", ()), ("b", "int64", ()), ("photo", "float32", (2, 2, 3))]
+    }
+    rules = ColumnRules(cast=("b", "*"), decode_image=(("photo", (2, 2)),))
+    assert {name: rule.cast for name, rule in tensor_rules(rules, inputs).items()} == {
+        "a": True,
+        "b": True,
+        "photo": False,
+    }
+    with pytest.raises(ColumnError, match="both name tensor 'photo'"):
+        tensor_rules(ColumnRules(cast=("*", "photo"), decode_image=rules.decode_image), inputs)
+    starred = {"*": TensorSpec("*", "int64", (None,)), "b": inputs["b"]}  # a name like any other
+    assert [rule.cast for rule in tensor_rules(ColumnRules(cast=("*",)), starred).values()] == [True, False]
 
 
 def test_rules_are_values() -> None:

@@ -164,7 +164,9 @@ def test_a_survey_knows_its_files(numbers: set[int], asked: list[int]) -> None:
 def test_images_given_for_parquet_say_how_to_make_it(tmp_path: Path, asked: str) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos/cat.JPG").write_bytes(b"\xff\xd8\xff" + bytes(100))
-    with pytest.raises(HeadraceError, match=r"These are images.*--decode_image"):
+    with pytest.raises(
+        HeadraceError, match=r"These are images.*examples/folder_of_images\.py.*--decode_image.*docs/images\.md"
+    ):
         _read_all(f"{tmp_path}/{asked}")
 
 

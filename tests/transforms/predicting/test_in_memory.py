@@ -142,6 +142,11 @@ def test_more_rows_than_a_thread_takes_at_once_keep_their_order(model: str) -> N
     np.testing.assert_array_equal(found["score"].to_numpy(), np.tile(found["score"].to_numpy()[:ROWS], 500))
 
 
+def test_a_path_is_a_model_too(model: str) -> None:
+    assert headrace.predict(Path(model), table()).equals(headrace.predict(model, table()))
+    assert headrace.load_model(Path(model)).signature == "serving_default"
+
+
 def test_a_loaded_model_is_used_as_it_is(model: str) -> None:
     loaded = headrace.load_model(model)
     assert headrace.predict(loaded, table()).equals(headrace.predict(model, table()))
