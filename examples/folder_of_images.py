@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-SCHEMA = pa.schema([("name", pa.string()), ("image", pa.binary())])
+SCHEMA = pa.schema([pa.field("name", pa.string()), pa.field("image", pa.binary())])
 MOST_BYTES = 64 << 20
 
 

@@ -74,7 +74,7 @@ def is_ours(words: list[str]) -> list[str] | None:
 
 
 def check_command(words: list[str]) -> None:
-    """Raises where a flag, a value's form, a target or a module does not exist."""
+    """Raises where a flag, a value's form, a target, a module or an example does not exist."""
     if (argv := is_ours(words)) is not None:
         check_flags(argv)
     elif words[0] == "make":
@@ -83,6 +83,8 @@ def check_command(words: list[str]) -> None:
         for word in words[1:]:
             if word.startswith("ARGS="):
                 check_flags(shlex.split(word.removeprefix("ARGS=")), whole=False)
+    elif words[0] == "python" and words[1].startswith("examples/"):
+        assert (ROOT / words[1]).is_file(), f"there is no {words[1]}"
     elif words[0] == "python":
         assert words[1] == "-m"
         assert find_spec(words[2]) is not None, f"there is no module {words[2]}"
