@@ -65,6 +65,7 @@ DEV = [
     "selenium>=4.40",  # looks at the report in a browser
     "setuptools>=77",
     "sphinx>=9.0",  # builds the documents' site
+    "sphinx-copybutton>=0.5.2",  # the site's buttons that copy a block
     "tensorstore>=0.1.80",  # writes the arrays of the Orbax checkpoints that tests read
     "tf-keras>=2.21",  # makes the files of Keras 2 that tests read
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
@@ -16,7 +17,8 @@ from headrace.transforms.versions import __version__  # noqa: E402
 
 project = "headrace"
 release = version = __version__
-extensions = ["myst_parser", "sphinx.ext.autodoc"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
+copybutton_prompt_text, copybutton_prompt_is_regexp = r"\$ |>>> ", True  # a prompt and what was printed are not copied
 root_doc = "docs/index"
 include_patterns = ["docs/**", "templates/*/README.md", "examples/README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 exclude_patterns = [
@@ -38,6 +40,8 @@ autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 html_show_copyright = False
 html_theme = "furo"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_title = f"headrace {version}"
 html_copy_source = False
 html_extra_path = ["site"]  # a first page that leads to docs/index.html
@@ -67,6 +71,12 @@ def _as_rst(_: Sphinx, __: str, ___: str, ____: object, _____: object, lines: li
             lines[i:i] = ["::", ""]
 
 
+def _mark_long_words(_: Sphinx, __: str, ___: str, context: dict[str, Any], ____: object) -> None:
+    """Words of code that `static/site.css` may break."""
+    context["body"] = re.sub(r'(?<=<span class="pre)(?=">[^<]{33})', " long", context.get("body", ""))
+
+
 def setup(app: Sphinx) -> None:
     app.connect("source-read", _fill)
     app.connect("autodoc-process-docstring", _as_rst)
+    app.connect("html-page-context", _mark_long_words)

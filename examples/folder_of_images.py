@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-SCHEMA = pa.schema([pa.field("name", pa.string()), pa.field("image", pa.binary())])
+COLUMNS: dict[str, pa.DataType] = {"name": pa.string(), "image": pa.binary()}
 MOST_BYTES = 64 << 20
 
 
@@ -26,13 +26,14 @@ def main(folder: str, parquet: str) -> None:
     names: list[str] = []
     images: list[bytes] = []
     held = 0
-    with pq.ParquetWriter(parquet, SCHEMA) as writer:
+    schema = pa.schema(COLUMNS)
+    with pq.ParquetWriter(parquet, schema) as writer:
         for path in paths:
             names.append(path.relative_to(folder).as_posix())
             images.append(path.read_bytes())
             held += len(images[-1])
             if held > MOST_BYTES or path is paths[-1]:
-                writer.write_table(pa.table({"name": names, "image": images}, SCHEMA))
+                writer.write_table(pa.table({"name": names, "image": images}, schema))
                 names, images, held = [], [], 0
     print(f"{len(paths):,} images are in {parquet}. Columns: name, image.")
 

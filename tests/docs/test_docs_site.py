@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 import re
 import shlex
 import subprocess
@@ -13,6 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from sphinx.search.en import SearchEnglish
 
 import headrace
 from headrace.pipeline.flags.help_text import help_text
@@ -97,6 +100,37 @@ def test_no_link_within_the_site_is_broken(site: Site, folder: Path) -> None:
             if not target.is_file() or (to.fragment and target in site and unquote(to.fragment) not in anchors):
                 broken[path.relative_to(folder)].add(link)
     assert not broken
+
+
+def test_the_search_finds_what_readers_look_for(folder: Path) -> None:
+    index = json.loads((folder / "searchindex.js").read_text("utf-8").removeprefix("Search.setIndex(").rstrip(");"))
+    found: defaultdict[str, set[str]] = defaultdict(set)
+    for kind in ("terms", "titleterms"):
+        for term, pages in index[kind].items():
+            found[term] |= {index["docnames"][page] for page in ([pages] if isinstance(pages, int) else pages)}
+    stem = SearchEnglish({}).stem
+    wanted = {
+        "jupyter": "notebooks",
+        "threshold": "top_classes",
+        "null": "nulls",
+        "categories": "nulls",
+        "csv": "one_file",
+    }
+    missed = {word for word, page in wanted.items() if f"docs/{page}" not in found[stem(word)]}
+    assert not missed
+
+
+def test_blocks_can_be_copied_and_flags_are_not_broken(folder: Path) -> None:
+    """A browser gives each block a button; it breaks no word of code that is not marked as long."""
+    page = (folder / "docs/reference/flags.html").read_text("utf-8")
+    assert re.search(r'<script src="[./]*_static/copybutton\.js', page)
+    assert re.search(r'<link [^>]*href="[./]*_static/site\.css', page)
+    style = (folder / "_static/site.css").read_text("utf-8")
+    assert "code.literal .pre { white-space: nowrap; }" in style
+    assert ".pre.long {" in style
+    words = re.findall(r'<span class="pre( long)?">(--[^<]*)<', page)
+    assert {bool(long) for long, _ in words} == {True, False}
+    assert all(bool(long) == (len(html.unescape(word)) > 32) for long, word in words if "&" not in word)
 
 
 def test_links_to_elsewhere_are_addresses(site: Site) -> None:

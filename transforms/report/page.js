@@ -47,7 +47,7 @@
       data, series,
       scales: { x: { time: false, range: [0, count] }, y: { range: (u, low, high) => [0, (high || 1) * 1.06] } },
       axes: [
-        axis({ size: 24, grid: { show: false }, splits: places, values: (u, at) => at.map((i) => short(spec.labels[Math.floor(i)])) }),
+        axis({ size: 28, gap: 8, grid: { show: false }, splits: places, values: (u, at) => at.map((i) => short(spec.labels[Math.floor(i)])) }),
         axis({ size: 52, space: 36, values: (u, at) => at.map(percent) }),
       ],
       read: (i) => {
@@ -74,7 +74,7 @@
       }))],
       scales: { x: { time: false }, y: { range: (u, low, high) => [0, (high || 1) * 1.06] } },
       axes: [
-        axis({ size: 24, space: 60, grid: { show: false }, values: (u, at) => at.map((v) => v + " s") }),
+        axis({ size: 28, gap: 8, space: 60, grid: { show: false }, values: (u, at) => at.map((v) => v + " s") }),
         axis({ size: 52, space: 36 }),
       ],
       read: (i) => spec.seconds[i].toFixed(1) + " s: " + names.map((name, s) => name + " " + spec.stages[s][i].toFixed(2)).join(", ") + " threads",

@@ -11,11 +11,12 @@ from typing import Any
 
 from ..columns.wording import counted
 from ..jobs.job import Job
-from ..shards.column_statistics import ALL_ROWS, EVERY, Column
+from ..shards.column_statistics import Column
 from ..shards.shard import FailedShard
 from .account import STAGES, Account
 from .charts import Areas, Bars, column_charts, histogram, number, time_line
-from .drift import GROUPS, MARKED, SLIGHT, Drift, shifts, worst
+from .drift import Drift, shifts, worst
+from .explanation import explanation
 from .failed_shards import failed_answer, failed_section
 from .html import (
     answer,
@@ -63,7 +64,7 @@ def page(run: Run) -> str:
             *_time(run, charts),
             *_dead_letters(run),
             *_what_ran(run),
-            *_how_to_read(run),
+            explanation(run.compared if run.before is not None else None),
         ]
     )
     assets = files("headrace.transforms.report")
@@ -144,8 +145,8 @@ def _allowed(job: Job, rows: int) -> str:
     """The number of rows that may be bad; for a share, also that it is rounded up."""
     most, allowed = job.on_error.most, job.on_error.allowed(rows)
     if not most.endswith("%"):
-        return f"At most {allowed:,} may be."
-    return f"At most {most[:-1]} % may be, rounded up to whole rows: {allowed:,} of {rows:,}."
+        return f"The limit is {allowed:,}."
+    return f"The limit is {most[:-1]} %, rounded up to whole rows: {allowed:,} of {rows:,}."
 
 
 def _done(account: Account) -> str:
@@ -154,7 +155,8 @@ def _done(account: Account) -> str:
     if account.computed_shards:
         lasted = account.ended - account.began
         rate = account.computed_rows / max(lasted, 1e-3)
-        parts.append(f"{rows_text(account.computed_rows)} computed in {duration_text(lasted)}, {rate:,.0f} a second")
+        rate_text = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
+        parts.append(f"{rows_text(account.computed_rows)} computed in {duration_text(lasted)}, {rate_text} per second")
     if found or not account.computed_shards:
         parts.append(f"{rows_text(found)} found done from earlier runs")
     return f"{'; '.join(parts)}."
@@ -179,7 +181,7 @@ def _like(run: Run, found: dict[str, list[Drift]]) -> tuple[str, str, str]:
         top = max(bad, key=lambda name: bad[name].distance)
         others = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         grade = "bad" if any(drift.grade == "marked" for drift in bad.values()) else "warn"
-        shifted = f"{top}{others} shifted: {bad[top].of} lie {bad[top].distance:.2f} apart."
+        shifted = f"{top}{others} shifted: the distance between the {bad[top].of} is {bad[top].distance:.2f}."
         return "No" if grade == "bad" else "Nearly", f"{shifted} {said}", grade
     if not found:
         return "Nothing to compare", f"No column is in both runs. {said}", ""
@@ -208,14 +210,12 @@ def _predictions(run: Run, found: dict[str, list[Drift]], charts: list[Bars | Ar
 
 def _coverage(account: Account) -> str:
     if account.described == account.shards:
-        read = (
-            f"; what {account.footers:,} of them hold, found done, is known from their files" if account.footers else ""
-        )
         every = "the only shard" if account.shards == 1 else f"all {account.shards:,} shards"
-        return f"Of {every}{read}. Bars are shares of this run, lines of the one before."
+        read = f", {account.footers:,} of them done by earlier runs" if account.footers else ""
+        return f"Statistics of {every}{read}. Bars show this run, lines the previous run."
     return (
-        f"Of {account.described:,} of {counted(account.shards, 'shard')} only: those that this run computed, and "
-        f"{account.footers:,} of those found done, whose files hold their own statistics. The others were not read again."
+        f"Statistics of {account.described:,} of {counted(account.shards, 'shard')} only: those that this run computed, and "
+        f"{account.footers:,} of those done by earlier runs. The other files were not read again."
     )
 
 
@@ -234,7 +234,7 @@ def _column_table(column: Column, old: Column | None, found: Sequence[Drift]) ->
     if column.numbers is None:
         head = head[:3]
     rows = [_column_row("This run", column)] + ([_column_row("Before", old)] if old is not None else [])
-    table = table_html(head, [row[: len(head)] for row in rows], "t" + "n" * len(head))
+    table = table_html(head, [row[: len(head)] for row in rows], "t" + "n" * len(head), kind="statistics")
     text = "; ".join(
         f"{shift.of} {shift.distance:.3f} ({shift.grade}; chance alone {shift.chance:.3f})" for shift in found
     )
@@ -290,26 +290,26 @@ def _time(run: Run, charts: list[Bars | Areas]) -> Iterator[str]:
             ),
             ("Bytes", f"{bytes_text(account.read_bytes)} of Parquet read, {bytes_text(account.written_bytes)} written"),
             (
-                "Requests tried again",
-                f"{account.retries:,} to stores, in {counted(len(account.processes), 'process', 'processes')}",
+                "Retried requests",
+                f"{account.retries:,}, in {counted(len(account.processes), 'process', 'processes')}",
             ),
         ]
     )
     every = account.computed_shards <= len(account.slowest)
     slow = sorted(account.slowest, key=lambda slow: slow.began) if every else account.slowest
     some = (
-        "Each shard, in the order of their beginnings"
+        "Shards, in the order of their start"
         if every
         else f"The {len(slow)} slowest of {account.computed_shards:,} shards"
     )
     yield f"<h3>{some}</h3>"
-    yield '<p class="soft">A bar shows when the shard ran; its colours are the shares of reading, predicting and writing.</p>'
+    yield '<p class="soft">A bar shows when the shard ran. Its colours show the shares of reading, predicting and writing.</p>'
     yield f'<p class="keys">{stage_keys()}</p>'
     rows = []
     for shard in slow:
         bar = track(shard.began - began, shard.lasted, lasted, shard.seconds)
         rows.append([f"<code>{say(shard.output)}</code>", f"{shard.rows:,}", seconds_text(shard.lasted), bar])
-    yield table_html(["shard", "rows", "lasted", f"0 to {duration_text(lasted)}"], rows, "tnnt", raw=True)
+    yield table_html(["shard", "rows", "time", f"0 to {duration_text(lasted)}"], rows, "tnnt", raw=True)
     yield "</section>"
 
 
@@ -320,10 +320,13 @@ def _dead_letters(run: Run) -> Iterator[str]:
     yield "<section>"
     yield "<h2>Rows that could not be predicted</h2>"
     are = "is" if account.bad_rows == 1 else "are"
-    yield f"<p>{rows_text(account.bad_rows)} {are} in <code>{say(folder)}</code>, as read.</p>"
+    yield f"<p>{rows_text(account.bad_rows)} {are} in <code>{say(folder)}</code>, with the columns of the input.</p>"
     note = (
         "" if account.bad_rows_read == account.bad_rows else f" (of the {account.bad_rows_read:,} that were looked at)"
     )
+    if not account.bad_rows_read:
+        yield "<p>Their reasons could not be read.</p></section>"
+        return
     yield f"<h3>Reasons{note}</h3>"
     reasons = account.reasons.most_common(_NAMES_SHOWN)
     yield table_html(["rows", "stage", "reason"], [[f"{count:,}", *key] for key, count in reasons], "ntc")
@@ -355,8 +358,8 @@ def _what_ran(run: Run) -> Iterator[str]:
     facts += [
         ("Kept columns", ", ".join(job.keep) or "none"),
         (
-            "Around the model",
-            " and ".join(f"{function.name}" for function in (job.preprocess, job.postprocess) if function) or "nothing",
+            "Your functions",
+            " and ".join(f"{function.name}" for function in (job.preprocess, job.postprocess) if function) or "none",
         ),
         *([("Rows in the output", f"where {job.where}")] if job.where is not None else []),
         ("Input", ", ".join(record["input"][:_NAMES_SHOWN]) + (" …" if len(record["input"]) > _NAMES_SHOWN else "")),
@@ -399,21 +402,3 @@ def _words(value: Any) -> str:
 
 
 _OF_A_MODEL = ("uri", "format", "digest", "signature", "feature", "prediction")
-
-
-_READING = f"""Rows, nulls, NaN, min, max and means are of every row. Distributions are of each shard's first
-{ALL_ROWS:,} rows and then of every {EVERY}th batch, in bins of a sixteenth of an octave; medians are within one. Times are of
-one thread each; reading and writing of some shards overlap the predicting of others."""
-_COMPARING = f"""The Jensen-Shannon distance of two distributions p and q is the root of H((p + q)/2) &minus; (H(p) + H(q))/2,
-with H Shannon's entropy in bits: 0 where they are equal, 1 where they share nothing (J. Lin, IEEE Transactions on
-Information Theory 37(1), 1991). Numbers are compared in {GROUPS} bins of about equal shares of both runs. From {SLIGHT} on
-a column has shifted, from {MARKED} on much: for small shifts, a population stability index of 0.1 and 0.25. &ldquo;Chance
-alone&rdquo; is what as many rows of one and the same distribution would show; twice as much must be exceeded."""
-_NO_SCRIPT = "Charts are drawn by a script, which this viewer does not run. The numbers are below each."
-
-
-def _how_to_read(run: Run) -> Iterator[str]:
-    yield f"<footer><p>{_READING}</p>"
-    if run.before is not None:
-        yield f"<p>{_COMPARING}</p><p>{say(run.compared)}</p>"
-    yield f"<noscript><p>{_NO_SCRIPT}</p></noscript></footer>"

@@ -56,12 +56,12 @@ def test_what_is_counted_is_what_was_predicted_also_by_a_run_that_goes_on(capfd:
     assert column.numbers is not None
     assert (column.numbers.least, column.numbers.most) == (found.min(), found.max())
     assert column.numbers.total == pytest.approx(found.astype(np.float64).sum())
-    assert "Of all 2 shards." in page
+    assert "Statistics of all 2 shards. Bars show" in page
 
     forget(place, "part-00001")
     assert main(flags(place)) == 0
     again, page = report(place)
-    assert "Of all 2 shards; what 1 of them hold, found done, is known from their files." in page
+    assert "Statistics of all 2 shards, 1 of them done by earlier runs." in page
     assert "Compared with the run of" in page
     assert again.columns[0].classes is not None
     assert again.columns[0].classes.tolist() == column.classes.tolist()
@@ -86,7 +86,7 @@ def test_without_a_report_nothing_is_counted_and_a_later_one_says_so(capfd: Capt
     assert main(flags(place, f"--report={elsewhere}")) == 0
     told, page = report(f"memory://{tmp_path.name}-reports", "today.html")
     assert (told.rows, told.columns[0].rows) == (sum(COUNTS), COUNTS[1])
-    assert "Of 1 of 2 shards only" in page
+    assert "Statistics of 1 of 2 shards only" in page
 
 
 def test_an_earlier_run_s_report_is_not_told_as_this_one_s(
