@@ -203,9 +203,13 @@ def _nested_as(array: pa.Array[Any], wanted: pa.DataType) -> pa.Array[Any]:
         own = [_member_as(member, wanted.field(i), missing) for i, member in enumerate(members(array))]
         return pa.StructArray.from_arrays(own, fields=list(wanted), mask=missing)
     if pa.types.is_fixed_size_list(wanted):
-        size = wanted.list_size
-        array = array.cast(pa.list_(value_field(array.type), size))
-        values = _member_as(child(array).slice(array.offset * size, len(array) * size), value_field(wanted))
+        size = list_size(wanted)
+        if pa.types.is_fixed_size_list(array.type):
+            values = child(array).slice(array.offset * size, len(array) * size)
+        else:
+            values = _lists_of(array, size)
+        below = None if missing is None else pa.array(np.repeat(missing.to_numpy(zero_copy_only=False), size))
+        values = _member_as(values, value_field(wanted), below)
         kind: Any = wanted
         return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=missing)
     if pa.types.is_fixed_size_list(array.type):
@@ -215,6 +219,25 @@ def _nested_as(array: pa.Array[Any], wanted: pa.DataType) -> pa.Array[Any]:
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64 if large else np.int32)
     make = pa.LargeListArray if large else pa.ListArray
     return make.from_arrays(pa.array(offsets), _member_as(flat(array), value_field(wanted)), type=wanted, mask=missing)
+
+
+def _lists_of(array: pa.Array[Any], size: int) -> pa.Array[Any]:
+    """The lists' values, of which each list must have `size`, and as many nulls for each list that is null."""
+    sizes = lengths(array).to_numpy(zero_copy_only=False)  # NaN for null
+    there = sizes == size
+    if not (there | np.isnan(sizes)).all():
+        other = int(sizes[~there & ~np.isnan(sizes)][0])
+        raise pa.ArrowInvalid(f"a list of {other} where each is of the length {size}")
+    if there.all():
+        return flat(array)
+    values, at = flat(array), 0
+    parts: list[pa.Array[Any]] = []
+    # Arrow's own cast from lists cannot take views.
+    for run in np.split(there, np.flatnonzero(np.diff(there)) + 1):
+        count = size * len(run)
+        parts.append(values.slice(at, count) if run[0] else pa.nulls(count, values.type))
+        at += count if run[0] else 0
+    return pa.concat_arrays(parts)
 
 
 def _member_as(array: pa.Array[Any], wanted: pa.Field[Any], missing: pa.Array[Any] | None = None) -> pa.Array[Any]:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Container
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from ..errors import NotParquet
 from .thrift import (
     BINARY,
@@ -26,10 +28,10 @@ from .thrift import (
     field_header,
     fields,
     header,
+    integers,
     list_of,
     matcher,
     members,
-    number,
     skip,
     text,
 )
@@ -38,6 +40,7 @@ from .thrift import (
 _MOST_MEMBERS = 200_000
 # Numbers that are kept of each column chunk.
 SAID = 4
+_FIVE_ZEROS = (b"\0",) * 5
 ENCRYPTED = -(1 << 63)
 CURE = "Leave this file out of --input, or write it again"
 
@@ -163,30 +166,29 @@ def column_chunks(uri: str, raw: bytes, at: int) -> array[int]:
     """For each column in the row group whose columns begin at `at`: the chunk's first byte, its length, its values, its
     bytes unpacked.
     """
-    said, ordinary = array("q"), _ordinary_column()
-    add = said.append
+    texts, unusual, ordinary = list[bytes](), dict[int, list[int]](), _ordinary_column()
     try:
         count, at = _structs(raw, at)
-        for _ in range(count):
+        for column in range(count):
             match = ordinary(raw, at)
             if match is not None:
                 at = match.end()
-                values, unpacked, length, start, dictionary = [
-                    number(text, I64) for text in match.group(1, 2, 3, 4, match.lastindex or 0)
-                ]
+                texts += match.group(1, 2, 3, 4, match.lastindex or 0)
             else:
                 about, at = _column(raw, at)
                 if about is None:
                     about = {(5, I64): ENCRYPTED}
-                values, unpacked, length, start, dictionary = (about.get((of, I64), 0) for of in (5, 6, 7, 9, 11))
-            # As Arrow does, since some writers of old set it to 0 or to the end.
-            add(dictionary if 0 < dictionary < start else start)
-            add(length)
-            add(values)
-            add(unpacked)
+                unusual[column] = [about.get((of, I64), 0) for of in (5, 6, 7, 9, 11)]
+                texts += _FIVE_ZEROS
     except Malformed as error:
         raise malformed(uri) from error
-    return said
+    said = integers(b"".join(texts)).reshape(-1, 5)
+    for column, numbers in unusual.items():
+        said[column] = numbers
+    values, unpacked, length, start, dictionary = said.T
+    # As Arrow does, since some writers of old set it to 0 or to the end.
+    first = np.where((dictionary > 0) & (dictionary < start), dictionary, start)
+    return array("q", np.stack([first, length, values, unpacked], axis=1).tobytes())
 
 
 def null_counts(uri: str, raw: bytes, at: int, wanted: Container[int]) -> dict[int, int]:

@@ -17,6 +17,8 @@ from .thrift import MOST_NESTED
 def with_instants(file: pq.ParquetFile) -> pa.Schema:
     """The file's schema. INT96, which its writers (Spark, Hive, Impala) use for instants, becomes a time in UTC."""
     schema: pa.Schema = file.schema_arrow
+    if not any(map(_may_hold_times, schema.types)):  # a file may have thousands of columns
+        return schema
     if max((depth(field.type) for field in schema), default=0) > MOST_NESTED:
         return schema  # the caller refuses it
     at = 0
@@ -27,6 +29,10 @@ def with_instants(file: pq.ParquetFile) -> pa.Schema:
             schema = schema.set(i, field.with_type(_as_instants(field.type, instants)))
         at += len(leaves)
     return schema
+
+
+def _may_hold_times(kind: pa.DataType) -> bool:
+    return pa.types.is_timestamp(kind) or kind.num_fields > 0 or isinstance(kind, pa.BaseExtensionType)
 
 
 def _as_instants(kind: pa.DataType, instants: Iterator[bool]) -> pa.DataType:

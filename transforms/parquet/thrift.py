@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Container
 from typing import Any
 
+import numpy as np
+
 MOST_NESTED = 128
 BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT, UUID = 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13
 _BITS = {I16: 16, I32: 32, I64: 64}
@@ -59,6 +61,18 @@ def number(text: bytes, kind: int) -> int:
     else:
         return integer(varint(text, 0)[0], kind)
     return (value >> 1) ^ -(value & 1)
+
+
+def integers(text: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """64-bit integers; the text is exactly their bytes, ten at most of each."""
+    each = np.frombuffer(text, np.uint8)
+    ends = np.flatnonzero(each < 128) + 1
+    starts = np.concatenate([np.zeros(1, np.intp), ends])[: len(ends)]
+    shifts = 7 * (np.arange(len(each)) - np.repeat(starts, ends - starts))
+    bits = (each & 127).astype(np.uint64) << shifts.astype(np.uint64)
+    values = np.add.reduceat(bits, starts) if len(starts) else bits
+    signs = (values & np.uint64(1)).view(np.int64)
+    return (values >> np.uint64(1)).view(np.int64) ^ -signs
 
 
 def field_header(data: Any, at: int, last: int) -> tuple[int, int, int]:
