@@ -43,6 +43,7 @@ EXAMPLES = {
     "dead_letters": "--on_error=dead_letter --dead_letters=gs://bucket/bad",
     "max_bad_rows": "--on_error=dead_letter --max_bad_rows=0.1%",
     "max_failed_shards": "--on_error=skip_shard --max_failed_shards=10",
+    "processes": "--processes=4",
     "report": "--report=gs://bucket/reports/today.html",
     "compare": "--compare=gs://bucket/reports/yesterday.html",
     "shard_bytes": "--shard_bytes=33554432",

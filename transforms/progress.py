@@ -1,8 +1,11 @@
-"""How far this process is. A local run shows it live, since Beam's in-process runner gives no word until it is done."""
+"""How far this process is, and worker processes that it started. A local run shows it live, since Beam's local runner gives no
+word until it is done.
+"""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 
@@ -10,6 +13,7 @@ from dataclasses import asdict, dataclass
 class Snapshot:
     """Bytes of the models; shards and rows of the plan. `shards_found` of the `shards_done` existed before, with `rows_found`
     rows; `bad_rows_found` of these are in dead letters. `rows_done` were predicted by this run, or are its `bad_rows`.
+    `storage_retries` are those of worker processes alone: the store counts this one's.
     """
 
     model_bytes: int = 0
@@ -24,24 +28,36 @@ class Snapshot:
     rows_found: int = 0
     bad_rows: int = 0
     bad_rows_found: int = 0
+    storage_retries: int = 0
     model_ready: bool = False
 
 
 _lock = threading.Lock()
 _now = asdict(Snapshot())
 _model_bytes_counted = 0
+_worker_processes: Callable[[], Sequence[Snapshot]] = tuple
 
 
 def snapshot() -> Snapshot:
+    """The sum over this process and its worker processes."""
     with _lock:
-        return Snapshot(**_now)
+        numbers = [_now, *map(asdict, _worker_processes())]
+    total = {name: sum(one[name] for one in numbers) for name in _now}
+    return Snapshot(**(total | {"model_ready": any(one["model_ready"] for one in numbers)}))
+
+
+def count_processes(snapshots: Callable[[], Sequence[Snapshot]]) -> None:
+    """Until the next `reset`: `snapshots` gives what worker processes have counted."""
+    global _worker_processes
+    with _lock:
+        _worker_processes = snapshots
 
 
 def reset() -> None:
-    global _model_bytes_counted
+    global _model_bytes_counted, _worker_processes
     with _lock:
         _now.update(asdict(Snapshot()))
-        _model_bytes_counted = 0
+        _model_bytes_counted, _worker_processes = 0, tuple
 
 
 def add(**amounts: int) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from headrace.transforms.models.gc_pause import modules_are_loaded
 
-from ..flags.beam_options import PredictOptions, parse_flags, runner_of
+from ..flags.beam_options import PredictOptions, parse_flags, processes_of, runner_of
 from ..flags.request import Request, parse_request
 from ..packages.user_package import open_user_packages
 from ..runners.dask_runner import check_dask
@@ -38,6 +38,7 @@ def checked_request(argv: Sequence[str], command: str) -> Iterator[tuple[Request
     if command in JOBS:
         check_dataflow(options, request)
         check_portable(options)
+        processes_of(options)
         check_dask(options, request.user_packages)
         if note := timeout_note(options):
             log_event("note", f"{note}.", logging.WARNING)

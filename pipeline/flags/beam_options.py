@@ -7,7 +7,12 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import NoReturn, TypeVar, cast
 
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions, _BeamArgumentParser
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    PipelineOptions,
+    StandardOptions,
+    _BeamArgumentParser,
+)
 
 from headrace.transforms.errors import InvalidRequest
 
@@ -86,6 +91,32 @@ def runner_of(options: PipelineOptions) -> str | None:
     """The runner as given; None where the job is to run in this process."""
     runner = options.view_as(StandardOptions).runner
     return None if runner is None or runner.lower() in ("direct", "directrunner", "fnapirunner") else str(runner)
+
+
+def processes_of(options: PipelineOptions) -> int:
+    """How many worker processes the launcher starts here; 0 where it predicts in threads of its own, or a runner elsewhere.
+
+    Raises `InvalidRequest` where --processes contradicts other flags.
+    """
+    count: int | None = options.view_as(PredictOptions).processes
+    if count is None:
+        return 0
+    if (runner := runner_of(options)) is not None:
+        raise InvalidRequest(
+            f"--processes={count} is for jobs on this machine alone",
+            expected="no --runner",
+            found=f"--runner={runner}",
+            cure="Leave --processes out: that runner starts workers of its own",
+        )
+    direct = options.view_as(DirectOptions)
+    if direct.direct_running_mode != "in_memory":
+        raise InvalidRequest(
+            f"--processes={count} and Beam's own flags for local workers contradict each other",
+            expected="--processes alone",
+            found=f"--direct_running_mode={direct.direct_running_mode}",
+            cure="Leave --direct_running_mode and --direct_num_workers out",
+        )
+    return count if count > 1 else 0
 
 
 def _every_flag() -> argparse.ArgumentParser:

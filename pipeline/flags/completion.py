@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from .flags import COMMANDS, flags_of
+from .command_flags import flags_of
+from .flags import COMMANDS
 
 SHELLS = ("bash", "zsh", "fish")
 _OTHERS = ("help", "version", "completion")

@@ -271,6 +271,16 @@ def _add_batches_and_bad_rows(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def _add_workers(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="worker processes on this machine, which share the weights and divide the cores (default: one process, with a "
+        "thread for each core)",
+    )
+
+
 def _add_output_files(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--report",
@@ -374,7 +384,7 @@ _GROUPS = (
     ("what to predict", _add_model, _add_input_and_output),
     ("columns", _add_columns, _add_column_rules),
     ("around the model", _add_functions),
-    ("how to run", _add_batches_and_bad_rows, _add_output_files),
+    ("how to run", _add_batches_and_bad_rows, _add_workers, _add_output_files),
     ("messages", _add_messages),
     ("how a worker loads the model", _add_loading),
     ("access", _add_access),
@@ -390,30 +400,3 @@ class Flags:
             group = parser.add_argument_group(title)
             for add in parts:
                 add(group)
-
-
-# Flags of a job that say nothing to a command that does not run it.
-_ONLY_RUN = {"no_wait", "clean"}
-_ONLY_VERIFY = {"sample"}
-_ONLY_PLAN = {"trial", "within", "price_per_core_hour"}
-_INSPECT = {
-    *("model", "weights", "custom_objects", "unsafe_model", "signature", "input"),
-    *("feature", "prediction", "keep", "partition_columns", "cast", "fill", "pad", "decode_image", "prediction_type"),
-    *("ignore_exif", "tf_example", "preprocess", "user_package", "json", "log_format", "verbose", "billing_project"),
-}
-_VERIFY = {"output", "sample", "json", "log_format", "verbose", "billing_project"}
-
-
-def flags_of(command: str) -> list[argparse.Action]:
-    """The flags that mean something to one of `COMMANDS`, in their order; all of them for ""."""
-    parser = argparse.ArgumentParser(add_help=False)
-    Flags.add_to(parser)
-    every = {action.dest for action in parser._actions}
-    of = {
-        "": every,
-        "run": every - _ONLY_VERIFY - _ONLY_PLAN,
-        "plan": every - _ONLY_VERIFY - _ONLY_RUN,
-        "inspect": _INSPECT,
-        "verify": _VERIFY,
-    }
-    return [action for action in parser._actions if action.dest in of[command]]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import shutil
 
-from .flags import NEEDED, Flags, flags_of
+from .command_flags import flags_of
+from .flags import NEEDED, Flags
 
 _DESCRIPTION = """\
 Run a TensorFlow or Keras model over Parquet files.

@@ -102,6 +102,11 @@ class Request:
         return tuple(dict.fromkeys(name.partition(":")[0] for name in names))
 
 
+_FROM_ONE = (
+    *("limit", "sample", "trial", "shard_bytes", "connections", "in_flight_bytes", "max_failed_shards", "processes"),
+)
+
+
 def _check_given(options: PredictOptions, command: str) -> tuple[str, ...]:
     """The flags that this command requires; all of them are given."""
     needed: tuple[str, ...] = () if command == "stage" else NEEDED[command]
@@ -121,7 +126,7 @@ def _check_given(options: PredictOptions, command: str) -> tuple[str, ...]:
                 cure="Add it; headrace --help shows an example",
             )
     _check_trial(options, command)
-    for name in ("limit", "sample", "trial", "shard_bytes", "connections", "in_flight_bytes", "max_failed_shards"):
+    for name in _FROM_ONE:
         if (value := getattr(options, name)) is not None and value < 1:
             raise InvalidRequest(f"--{name}={value} is out of range", expected="1 or more", found=str(value))
     return needed

@@ -19,9 +19,9 @@ from .beam_options import PredictOptions
 
 IMAGE_VARIABLE = "HEADRACE_IMAGE"
 _NEEDED = ("model", "input", "output")
-# Flags of verify or plan alone; flags that are always given; flags that nothing reads there; and a folder of the launcher's
-# machine, which has no files of the user: bake modules into the image.
-_NOT_OFFERED = ("sample", "trial", "within", "price_per_core_hour", "no_wait", "json", "user_package")
+# Flags of verify or plan alone, and of local jobs; flags that are always given; flags that nothing reads there; and a folder of
+# the launcher's machine, which has no files of the user: bake modules into the image.
+_NOT_OFFERED = ("sample", "trial", "within", "price_per_core_hour", "no_wait", "json", "user_package", "processes")
 # The command that stages sets the kind and number of machines.
 _STAGED = ("worker_accelerator", "log_format", "verbose")
 # A semicolon within a value has a backslash before it.

@@ -24,7 +24,7 @@ from headrace.transforms.output.claims import check_claim
 from headrace.transforms.storage import open_store
 from headrace.transforms.storage.store import take_retries
 
-from ..flags.beam_options import runner_of
+from ..flags.beam_options import PredictOptions, processes_of, runner_of
 from ..packages.user_package import UserPackage
 from ..terminal.log import log_event
 from ..terminal.progress_output import watched
@@ -69,9 +69,9 @@ def open_pipeline(
                 setup.extra_packages = [*(setup.extra_packages or ()), *map(str, wheels)]
             return beam.Pipeline(runner=DaskRunner() if is_dask(options) else None, options=options)
         # Named, since Beam's default for local runs first tries to download another runner.
-        from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+        from .local_processes import local_runner
 
-        return beam.Pipeline(runner=FnApiRunner(), options=options)
+        return beam.Pipeline(runner=local_runner(options), options=options)
     except (ValueError, ImportError) as error:
         raise InvalidRequest(
             "Beam refuses these options", found=str(error), cure="Correct --runner, or what that runner asks for"
@@ -87,7 +87,7 @@ def launch(job: Job, pipeline: beam.Pipeline, found_done: int = 0) -> Done:
     try:
         build_graph(pipeline, job)
         elsewhere = runner_of(pipeline.options) is not None  # asked now: Beam's portable runner takes its name away
-        with watched() if _in_this_process(pipeline.options) else nullcontext():
+        with watched() if _counts_here(pipeline.options) else nullcontext():
             result = _submit(pipeline)
         with _logged_run(pipeline.options, result, found_done) if elsewhere else nullcontext():
             result.wait_until_finish()
@@ -140,8 +140,12 @@ def detach(job: Job, pipeline: beam.Pipeline) -> str:
 
 
 def _submit(pipeline: beam.Pipeline) -> Any:
-    """Runs the job in this process, to its end."""
+    """Runs the job on this machine, to its end, or hands it to its runner."""
     try:
+        if processes_of(pipeline.options):
+            from .local_processes import run_in_processes
+
+            return run_in_processes(pipeline.options.view_as(PredictOptions), pipeline.run)
         return pipeline.run()
     except Exception as error:
         if is_dataflow(pipeline.options):
@@ -167,7 +171,7 @@ def _logged_run(options: PipelineOptions, result: Any, found_done: int) -> Itera
         raise KeyboardInterrupt(left_running_text(options, result)) from None
 
 
-def _in_this_process(options: PipelineOptions) -> bool:
+def _counts_here(options: PipelineOptions) -> bool:
     return runner_of(options) is None and options.view_as(DirectOptions).direct_running_mode != "multi_processing"
 
 

@@ -83,7 +83,7 @@ class Meter:
         return Reading(
             now,
             at - self._started,
-            retries_so_far() - self._retries,
+            retries_so_far() - self._retries + now.storage_retries,
             self._model.of(at, now.model_bytes),
             self._rows.of(at, now.rows_done),
         )
@@ -94,7 +94,7 @@ class Meter:
         return Reading(
             now,
             at - self._started,
-            retries_so_far() - self._retries,
+            retries_so_far() - self._retries + now.storage_retries,
             self._model.overall(at, now.model_bytes),
             self._rows.overall(at, now.rows_done),
         )

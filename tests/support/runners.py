@@ -63,6 +63,12 @@ def direct(work: Path, store: str) -> Iterator[Place]:
 
 
 @contextmanager
+def processes(work: Path, store: str) -> Iterator[Place]:
+    """Two of this machine, which fetch the model once."""
+    yield Place([f"--processes={TWO}"], [])
+
+
+@contextmanager
 def portable(work: Path, store: str) -> Iterator[Place]:
     with _pools(TWO, work, store) as (pool, stores), python_job_service(TWO, work) as endpoint:
         yield Place(["--runner=PortableRunner", f"--job_endpoint={endpoint}", *_external(pool)], stores)
@@ -99,6 +105,7 @@ def dask(work: Path, store: str) -> Iterator[Place]:
 
 RUNNERS: dict[str, Callable[..., object]] = {
     "direct": direct,
+    "processes": processes,
     "portable": portable,
     "prism": prism,
     "flink": flink,

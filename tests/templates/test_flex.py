@@ -68,7 +68,7 @@ def test_every_flag_is_offered_or_left_out_on_purpose() -> None:
     flags = set(re.findall(r"^ +--(\w+)", help_text(), re.MULTILINE))
     assert flags - by_name().keys() == {
         *("sample", "trial", "within", "price_per_core_hour"),
-        *("no_wait", "json", "user_package"),
+        *("no_wait", "json", "user_package", "processes"),
     }
     assert by_name().keys() <= flags
 

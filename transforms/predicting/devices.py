@@ -38,9 +38,20 @@ class Device:
 HOST = Device()
 
 
+_processes = 1
+
+
+def share_cores(processes: int) -> None:
+    """This process is one of so many on the machine. Called before anything asks for its cores."""
+    global _processes
+    _processes = processes
+
+
 def cores() -> int:
-    """Cores that this process may use, within its container's quota; it works on as many shards at once."""
-    return usable_cores()
+    """Cores that this process may use, within its container's quota, or its part of them, rounded up; it works on as many
+    shards at once.
+    """
+    return -(-usable_cores() // _processes)
 
 
 def set_up_tensorflow(wanted: str = "auto", *, whole_process: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -29,6 +29,7 @@ class Work:
 _current: ContextVar[Work | None] = ContextVar("headrace_shard", default=None)
 _lock = threading.Lock()
 _running: dict[int, Work] = {}
+_in_processes: Callable[[], Iterable[str]] = tuple
 # Only of shards that failed here, and not of all of these for ever.
 _failed: OrderedDict[str, int] = OrderedDict()
 _marked = False
@@ -57,8 +58,14 @@ def working_on(shard: str, step: str) -> Iterator[Work]:
 
 
 def running() -> list[str]:
-    """The shards that this process works on. Without a lock, for a signal's handler may ask."""
-    return sorted(work.shard for work in list(_running.values()))
+    """The shards that this process and its worker processes work on. Without a lock, for a signal's handler may ask."""
+    return sorted([*(work.shard for work in list(_running.values())), *_in_processes()])
+
+
+def name_running_of_processes(shards: Callable[[], Iterable[str]]) -> None:
+    """From now on, `shards` gives those that worker processes work on."""
+    global _in_processes
+    _in_processes = shards
 
 
 def mark_log_lines() -> None:
