@@ -21,7 +21,8 @@ from headrace.transforms.predicting.devices import cores
 from headrace.transforms.predicting.predictor import Predictor, load_predictors
 from headrace.transforms.shards.measuring import timed_load
 from headrace.transforms.shards.shard import Shard
-from headrace.transforms.steps.predict_shard import Cancelled, predict_shard
+from headrace.transforms.steps.predict_shard import predict_shard
+from headrace.transforms.steps.termination import Cancelled
 from headrace.transforms.storage import ObjectRef, Store, open_store
 from headrace.transforms.storage.memory import MemoryStore
 from headrace.transforms.storage.store import Writer

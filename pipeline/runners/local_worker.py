@@ -14,6 +14,7 @@ from typing import Any
 from headrace.transforms import progress
 from headrace.transforms.predicting.devices import set_up_tensorflow, share_cores
 from headrace.transforms.steps.shard_log import running
+from headrace.transforms.steps.termination import end_shards
 from headrace.transforms.storage.store import retries_so_far
 
 from ..terminal.native_stderr import quiet_stderr
@@ -80,6 +81,7 @@ class _Launcher:
     def end_with_it(self) -> None:
         """Nothing is lost by that: what is not committed was never visible."""
         self._lines.read()
+        end_shards(finish_seconds=0)
         os._exit(0)
 
 

@@ -37,6 +37,7 @@ from ..steps.predict_shard import predict_shard
 from ..steps.shard_failures import ShardFailures
 from ..steps.shard_log import mark_log_lines, working_on
 from ..steps.shard_threads import shard_threads
+from ..steps.termination import cancel_event, check_not_ending, end_on_sigterm
 from ..storage import StoreOptions, open_store
 from ..storage.store import public_uri, take_retries
 from .metrics import (
@@ -72,7 +73,7 @@ class _PredictShard(beam.DoFn):
     def __init__(self, job: Job | None, step: str) -> None:
         self._job, self._step = job, step
         self._pending: deque[tuple[Job, Shard, Future[ShardResult]]] = deque()
-        self._cancelled = threading.Event()
+        self._cancelled = cancel_event()
         self._ready = False
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -80,12 +81,13 @@ class _PredictShard(beam.DoFn):
 
     def setup(self) -> None:
         mark_log_lines()
+        end_on_sigterm()
         if self._job is not None:
             self._load(self._job)
 
     def start_bundle(self) -> None:
         self._abandon()
-        self._cancelled = threading.Event()
+        self._cancelled = cancel_event()
 
     def process(self, unit: WorkUnit, job: Job) -> Iterator[ShardResult | FailedShard]:
         if not self._ready:
@@ -109,6 +111,7 @@ class _PredictShard(beam.DoFn):
     def _on_a_device(self, job: Job, shard: Shard, cancelled: threading.Event) -> ShardResult:
         progress.add(shards_in_flight=1)
         try:
+            check_not_ending()
             with working_on(shard.output, self._step), least_busy(self._devices) as i:
                 result = predict_shard(job, self._predictors[i], self._store, self._sink, shard, cancelled)
         finally:

@@ -27,12 +27,9 @@ from ..shards.measuring import STATISTICS, ShardMeasurements, ShardMeasuring, kn
 from ..shards.shard import PartOutcome, Shard, ShardResult, sources_sha256
 from ..storage import ObjectRef, Store, open_store
 from .row_filtering import FILTERED, ShardFiltering
+from .termination import Cancelled
 
 _BATCHES_AHEAD = 2
-
-
-class Cancelled(Exception):
-    """Another shard of the bundle has failed; this one stops without leaving anything."""
 
 
 def predict_shard(
