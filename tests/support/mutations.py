@@ -29,7 +29,10 @@ CORE = {
         f"{_TESTS}/keras_model/test_hdf5_index.py",
         f"{_TESTS}/keras_model/test_hdf5.py",
     ],
-    f"{_MODELS}/keras_model/archive.py": [f"{_TESTS}/keras_model/test_keras_archive.py"],
+    f"{_MODELS}/keras_model/archive.py": [
+        f"{_TESTS}/keras_model/test_keras_archive.py",
+        f"{_TESTS}/keras_model/test_keras_damage.py",
+    ],
     f"{_MODELS}/streaming/composed_crc.py": [f"{_TESTS}/streaming/test_composed_crc.py"],
     f"{_MODELS}/streaming/tensor_stream.py": [
         f"{_TESTS}/streaming/test_stream.py",
