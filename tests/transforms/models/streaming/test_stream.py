@@ -15,13 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.transforms.errors import CorruptModel, ObjectChanged, StorageError
+from headrace.transforms.models.streaming.composed_crc import CheckedSpan
 from headrace.transforms.models.streaming.dlpack import ALIGNMENT
 from headrace.transforms.models.streaming.tensor_stream import (
     MAX_GAP,
     StreamOptions,
     TensorSlot,
+    TensorStream,
     mask_crc,
     numpy_dtype,
+    read_of,
     stream_tensors,
 )
 from headrace.transforms.storage import ObjectRef, Store
@@ -295,3 +298,20 @@ def test_thousands_of_small_tensors_from_a_file(tmp_path: Path) -> None:
     slots = [slot(ref, str(i), 4 * i, values[i].tobytes(), dtype="int32", shape=()) for i in range(5000)]
     assert take_all(store, slots) == values.tolist()
     assert store.counters.requests == 2
+
+
+@given(st.lists(st.tuples(st.integers(0, 12), st.integers(0, 6)), max_size=6), st.integers(0, 12), st.integers(1, 6))
+def test_what_is_read_of_a_checked_span_has_bytes_in_it(extents: list[tuple[int, int]], start: int, size: int) -> None:
+    mine, other = ObjectRef("mem://b/mine", 99, "1"), ObjectRef("mem://b/other", 99, "1")
+    span = CheckedSpan(mine, start, start + size, 0, "CRC-32")
+    slots = [TensorSlot("t", "uint8", (n,), ref, at, n) for at, n in extents for ref in (mine, other)]
+    shared = [(at, at + n) for at, n in extents if set(range(at, at + n)) & set(range(start, start + size))]
+    assert read_of(span, slots) == shared
+
+
+def test_a_checked_span_whose_rest_is_too_long_is_a_fault_of_the_caller() -> None:
+    ref = ObjectRef("mem://b/o", 1 << 30, "1")
+    with pytest.raises(ValueError, match=r"bytes 0 to 1073741824 of mem://b/o cannot be composed"):
+        TensorStream(
+            MemoryStore(), [slot(ref, "t", 0, b"abcd")], StreamOptions(), [CheckedSpan(ref, 0, 1 << 30, 0, "CRC-32")]
+        )
