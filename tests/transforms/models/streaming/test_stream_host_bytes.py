@@ -5,13 +5,17 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+import zlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from headrace.transforms.errors import CorruptModel
+from headrace.transforms.models.streaming.composed_crc import CheckedSpan
 from headrace.transforms.models.streaming.tensor_stream import StreamOptions, TensorSlot, TensorStream
 from headrace.transforms.storage import ObjectRef
 from headrace.transforms.storage.memory import MemoryStore, put
@@ -73,6 +77,20 @@ def test_without_a_bound_everything_comes_at_once(host_bytes: int | None) -> Non
     options = StreamOptions(connections=2, piece_bytes=1000, in_flight_bytes=2000, host_bytes=host_bytes)
     with TensorStream(store, slots, options):
         assert settled(store) == (10_000 if host_bytes is None else 1000)
+
+
+def test_a_checksum_of_all_needs_what_nobody_takes() -> None:
+    slots, values = tensors([1000] * 40)
+    content = b"".join(values)
+    options = StreamOptions(connections=4, piece_bytes=1000, in_flight_bytes=4000, host_bytes=3000)
+    for crc in (zlib.crc32(content), 0):
+        store, span = CountingStore(), CheckedSpan(slots[0].source, 0, 40_000, crc, "CRC-32")
+        with (
+            nullcontext() if crc else pytest.raises(CorruptModel, match="arrived damaged"),
+            TensorStream(store, slots, options, [span]),
+        ):
+            assert settled(store) == 3000
+        assert store.asked == 40_000
 
 
 class TogetherStore(CountingStore):
