@@ -41,6 +41,7 @@ CORE = {
     "transforms/columns/nesting.py": [
         "tests/transforms/columns/test_tensors.py",
         "tests/transforms/columns/test_tensors_properties.py",
+        "tests/transforms/columns/test_properties.py",
     ],
     "transforms/columns/outputs.py": [
         "tests/transforms/columns/test_outputs.py",
