@@ -59,7 +59,9 @@ def run(request: Request, options: PredictOptions, ready: Ready | None = None) -
     if runner_of(options) is None and (note := little_memory(prepared)):
         log_event("note", f"{note}.", logging.WARNING)
     if is_dataflow(options):
-        options = dataflow_options(options, memory_nbytes(prepared.specs))
+        # Roughly: no footer has been read.
+        shards = 1 if request.limit is not None else -(-prepared.inputs.nbytes // request.shard_bytes) - state.done
+        options = dataflow_options(options, memory_nbytes(prepared.specs), max(0, shards))
     return _submit(request, options, prepared, state, started)
 
 

@@ -56,6 +56,22 @@ _FORMS = {
     "keep": ".*",
 }
 _MAY_BE_EMPTY = ("keep",)
+# The console's picker. It checks nothing, the form does; a model may also be an https address, and has none.
+_PICKERS = {
+    "input": "GCS_READ_FILE",
+    "compare": "GCS_READ_FILE",
+    "output": "GCS_WRITE_FOLDER",
+    "dead_letters": "GCS_WRITE_FOLDER",
+    "report": "GCS_WRITE_FILE",
+    "kms_key": "KMS_KEY_NAME",
+}
+# The console shows these only where their parent has that value: elsewhere they are refused.
+_PARENTS = {
+    "dead_letters": ("on_error", "dead_letter"),
+    "max_bad_rows": ("on_error", "dead_letter"),
+    "max_failed_shards": ("on_error", "skip_shard"),
+    "single_file": ("compact", "true"),
+}
 
 
 def parameters() -> list[dict[str, Any]]:
@@ -151,18 +167,21 @@ def _parameter(group: str, action: argparse.Action) -> dict[str, Any]:
         "isOptional": action.dest not in _NEEDED,
         "groupName": group[0].upper() + group[1:],
     }
+    if action.dest in _PARENTS:
+        parent, value = _PARENTS[action.dest]
+        parameter |= {"parentName": parent, "parentTriggerValues": [value]}
     if action.nargs == 0:
         return parameter | {"paramType": "BOOLEAN", "regexes": ["^(true|false)$"]}
     if action.choices is not None:
         choices = [str(choice) for choice in action.choices]
         options = [{"value": choice, "label": choice} for choice in choices]
-        form = {"paramType": "ENUM", "regexes": [f"^({'|'.join(choices)})$"], "enumOptions": options}
-        return parameter | form | {"defaultValue": str(action.default)}
+        enum = {"paramType": "ENUM", "regexes": [f"^({'|'.join(choices)})$"], "enumOptions": options}
+        return parameter | enum | {"defaultValue": str(action.default)}
     if action.type is int:
         return parameter | {"paramType": "NUMBER", "regexes": [r"^[1-9]\d*$"]}
-    value = _FORMS.get(action.dest, rf"{_PART}+")
-    several = rf"^({value})(;({value}))*$" if _repeatable(action) else f"^({value})$"
-    return parameter | {"paramType": "TEXT", "regexes": [several]}
+    form = _FORMS.get(action.dest, rf"{_PART}+")
+    several = rf"^({form})(;({form}))*$" if _repeatable(action) else f"^({form})$"
+    return parameter | {"paramType": _PICKERS.get(action.dest, "TEXT"), "regexes": [several]}
 
 
 def _repeatable(action: argparse.Action) -> bool:

@@ -32,6 +32,8 @@ LABEL = "headrace"
 # TensorFlow, Beam, the runner's own process and some batches, and what the last steps need, however many shards there are;
 # in addition the weights, and half of them again while they load.
 _BASE_BYTES = (5 << 29) + FINISHING_BYTES
+# 1 GiB of input for each worker by default; a job that needs more workers than the most gets them by autoscaling.
+_SHARDS_A_WORKER, _MOST_FIRST_WORKERS = 8, 10
 _OF_THIS_MACHINE = ("file", "memory")
 _MIN_RAM = re.compile(r"(min_?ram|beam:resources:min_ram_bytes:v1)=", re.IGNORECASE)
 
@@ -93,10 +95,12 @@ def check_reachable(options: PredictOptions, request: Request) -> None:
             )
 
 
-def dataflow_options(options: PredictOptions, model_bytes: int | None) -> PredictOptions:
-    """The options with a label and, if no machine type was chosen, the memory that the job needs. Given options stay.
+def dataflow_options(options: PredictOptions, model_bytes: int | None, shards: int = 0) -> PredictOptions:
+    """The options with a label, the number of workers to begin with and, if no machine type was chosen, the memory that the job
+    needs. Given options stay.
 
-    `model_bytes` is None where the model is not known yet; then the memory is not known either.
+    `model_bytes` is None where the model is not known yet; then the memory is not known either. `shards` are about those of
+    the job; 0 where they are not known.
     """
     changed = deepcopy(options)
     cloud, standard = changed.view_as(GoogleCloudOptions), changed.view_as(StandardOptions)
@@ -110,6 +114,11 @@ def dataflow_options(options: PredictOptions, model_bytes: int | None) -> Predic
         chosen or accelerators_by_service(changed) or any(_MIN_RAM.match(hint) for hint in hints)
     ):
         standard.resource_hints = [*hints, f"min_ram={min_ram_gb(model_bytes)}GB"]
+    workers = changed.view_as(WorkerOptions)
+    # Dataflow begins with one, and adds others only after it has watched that for minutes.
+    first = min(-(-shards // _SHARDS_A_WORKER), workers.max_num_workers or _MOST_FIRST_WORKERS, _MOST_FIRST_WORKERS)
+    if workers.num_workers is None and first > 1:
+        workers.num_workers = first
     return changed
 
 

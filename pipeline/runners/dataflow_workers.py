@@ -10,7 +10,13 @@ from __future__ import annotations
 import re
 from copy import deepcopy
 
-from apache_beam.options.pipeline_options import DebugOptions, GoogleCloudOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    DebugOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    StandardOptions,
+    WorkerOptions,
+)
 
 from headrace.transforms.errors import InvalidRequest
 
@@ -19,6 +25,13 @@ from ..flags.beam_options import PredictOptions, runner_of
 _ONE_PROCESS, _MANY_PROCESSES = "no_use_multiple_sdk_containers", "use_multiple_sdk_containers"
 _SERVICE_OPTION, _HINT = "worker_accelerator=", "accelerator="
 _HINTS = re.compile(r"(accelerator|beam:resources:accelerator:v1)=")
+# https://cloud.google.com/compute/docs/gpus: GPUs that only machines of their own series have, and these by how many they have.
+_MACHINES = {
+    "nvidia-l4": {1: "g2-standard-8", 2: "g2-standard-24", 4: "g2-standard-48", 8: "g2-standard-96"},
+    "nvidia-tesla-a100": {count: f"a2-highgpu-{count}g" for count in (1, 2, 4, 8)},
+    "nvidia-a100-80gb": {count: f"a2-ultragpu-{count}g" for count in (1, 2, 4, 8)},
+}
+_PRIME = "enable_prime"
 _FORM = re.compile(r"(?P<type>[a-z0-9-]+):(?P<count>[1-9]\d?)(:(?P<driver>[\w.]+))?")
 
 
@@ -67,6 +80,9 @@ def set_up_workers(options: PredictOptions) -> PredictOptions:
             standard.resource_hints = [*hints, _HINT + _accelerator(flag)]
         else:
             cloud.dataflow_service_options = [*services, _SERVICE_OPTION + _accelerator(flag)]
+            machines = changed.view_as(WorkerOptions)
+            if machines.machine_type is None and _PRIME not in (*services, *experiments):
+                machines.machine_type = _machine_type(flag)
     if flag or own:
         if changed.device == "cpu":
             raise InvalidRequest(
@@ -78,6 +94,12 @@ def set_up_workers(options: PredictOptions) -> PredictOptions:
         # A worker whose driver is missing is to fail, not to go on slowly.
         changed.device = "gpu"
     return changed
+
+
+def _machine_type(flag: str) -> str | None:
+    """Dataflow's default machine could not have the accelerator. None where it could, or no machine has so many."""
+    kind, count, *_ = flag.split(":")
+    return _MACHINES.get(kind, {}).get(int(count))
 
 
 def accelerators_by_service(options: PipelineOptions) -> list[str]:

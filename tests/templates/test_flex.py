@@ -14,6 +14,7 @@ from headrace.pipeline.flags.beam_options import parse_flags
 from headrace.pipeline.flags.help_text import help_text
 from headrace.pipeline.flags.request import parse_request
 from headrace.pipeline.flags.template_parameters import container_spec, launcher_flags, main, parameters
+from headrace.transforms.errors import InvalidRequest
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "templates" / "flex"
@@ -85,8 +86,25 @@ def test_dataflows_client_reads_the_spec(capsys: pytest.CaptureFixture[str]) -> 
         assert all((one.label, one.help_text, one.regexes, one.group_name))
         assert one.param_type != ParameterType.DEFAULT
     assert found["overwrite"].param_type == ParameterType.BOOLEAN
+    assert found["input"].param_type == ParameterType.GCS_READ_FILE
+    assert found["output"].param_type == ParameterType.GCS_WRITE_FOLDER
+    assert found["kms_key"].param_type == ParameterType.KMS_KEY_NAME
     assert [option.value for option in found["device"].enum_options] == ["auto", "cpu", "gpu"]
     assert json.loads((FOLDER / "metadata.json").read_text("utf-8")) == container_spec("")["metadata"]
+
+
+def test_parameters_that_need_a_value_of_another_are_shown_with_it_alone() -> None:
+    """The console shows them then; headrace refuses them otherwise."""
+    depending = {name: one for name, one in by_name().items() if "parentName" in one}
+    assert set(depending) == {"dead_letters", "max_bad_rows", "max_failed_shards", "single_file"}
+    for name, one in depending.items():
+        parent, (trigger,) = one["parentName"], one["parentTriggerValues"]
+        assert re.search(form_of(parent), trigger)
+        value = {"dead_letters": "gs://b/dead", "single_file": "true"}.get(name, "5")
+        alone = [f"--{key}={text}" for key, text in {**NEEDED, name: value}.items()]
+        with pytest.raises(InvalidRequest):
+            parse_request(parse_flags(launcher_flags(alone)), "run")
+        parse_request(parse_flags(launcher_flags([*alone, f"--{parent}={trigger}"])), "run")
 
 
 @pytest.mark.parametrize(("name", "value"), RIGHT.items())

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from apache_beam.options.pipeline_options import DebugOptions, GoogleCloudOptions, PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import (
+    DebugOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    StandardOptions,
+    WorkerOptions,
+)
 
 from headrace.pipeline.cli import main
 from headrace.pipeline.flags.beam_options import PredictOptions, parse_flags
@@ -48,6 +54,42 @@ def test_an_accelerator_is_a_service_option_with_its_driver(flag: str, form: str
     assert (services, hints, device) == ([f"worker_accelerator={form}"], [], "gpu")
     assert experiments == ["no_use_multiple_sdk_containers"]
     assert workers(f"--worker_accelerator={flag}", "--dataflow_service_options=enable_prime")[0][0] == "enable_prime"
+
+
+@pytest.mark.parametrize(
+    ("flags", "machine"),
+    [
+        (["--worker_accelerator=nvidia-l4:1"], "g2-standard-8"),
+        (["--worker_accelerator=nvidia-l4:2:5xx"], "g2-standard-24"),
+        (["--worker_accelerator=nvidia-a100-80gb:4"], "a2-ultragpu-4g"),
+        (["--worker_accelerator=nvidia-tesla-t4:1"], None),
+        (["--worker_accelerator=nvidia-l4:3"], None),
+        (["--worker_accelerator=nvidia-l4:1", "--machine_type=g2-standard-16"], "g2-standard-16"),
+        (["--worker_accelerator=nvidia-l4:1", "--dataflow_service_options=enable_prime"], None),
+        (["--worker_accelerator=nvidia-l4:1", "--resource_hints=min_ram=20GB"], None),
+        ([], None),
+    ],
+)
+def test_gpus_of_a_series_get_a_machine_of_it(flags: list[str], machine: str | None) -> None:
+    options = set_up_workers(parse_flags(["--runner=DataflowRunner", *flags]))
+    assert options.view_as(WorkerOptions).machine_type == machine
+
+
+@pytest.mark.parametrize(
+    ("flags", "shards", "workers"),
+    [
+        ([], 0, None),
+        ([], 8, None),
+        ([], 9, 2),
+        ([], 10**6, 10),
+        (["--max_num_workers=4"], 10**6, 4),
+        (["--num_workers=1"], 10**6, 1),
+        (["--num_workers=50", "--max_num_workers=100"], 10**6, 50),
+    ],
+)
+def test_a_job_begins_with_workers_for_its_shards(flags: list[str], shards: int, workers: int | None) -> None:
+    options = dataflow_options(parse_flags(["--runner=DataflowRunner", *flags]), 1 << 30, shards)
+    assert options.view_as(WorkerOptions).num_workers == workers
 
 
 def test_beside_other_resource_hints_it_is_one_itself() -> None:
