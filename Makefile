@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help run test faults chaos fuzz lint check venv bench-load constraints clean docs coverage test-pythons pictures picture-report
+.PHONY: help run test faults chaos fuzz lint check venv bench-load constraints clean docs coverage test-pythons pictures picture-report hashes
 .PHONY: schedule venv-airflow test-airflow run-dataflow metadata template template-classic run-flink test-runners
 .PHONY: bench-throughput bench-images bench-examples bench-startup bench-memory bench-gil bench-guard bench-scale bench-edges bench-tail bench-gpu bench-forecast bench-smoke bench-peers
 .DEFAULT_GOAL := help
@@ -246,6 +246,14 @@ constraints: ## constraints.txt anew, from the newest versions that setup.py all
 	  | sed 's/^google-apitools==.*/&; python_version < "3.13"/'; } > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 	rm -rf build/constraints
+
+hashes: venv ## templates/flex/hashes*.txt anew, from constraints.txt: the files that pip chooses here, without and with GPUs
+	@mkdir -p build/flex
+	for extra in '' '[gpu]'; do \
+	  $(BIN)/python -m pip install --quiet --dry-run --ignore-installed --constraint=constraints.txt \
+	    --report="build/flex/report$$extra.json" ".$$extra" || exit; done
+	$(BIN)/python templates/flex/hashes.py build/flex/report.json > templates/flex/hashes.txt
+	$(BIN)/python templates/flex/hashes.py 'build/flex/report[gpu].json' build/flex/report.json > templates/flex/hashes-gpu.txt
 
 VALUES ?= templates/scheduler/values.env
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,29 @@ def test_the_image_is_made_of_what_there_is_and_of_the_beam_that_is_pinned() -> 
     assert all(any(ROOT.glob(source)) for *sources, _ in copied for source in sources)
     (main_py,) = (target for *sources, target in copied if "templates/flex/main.py" in sources)
     assert f"ENV FLEX_TEMPLATE_PYTHON_PY_FILE={main_py}\n" in text
+
+
+def test_every_package_of_the_image_is_pinned_by_its_hash() -> None:
+    """In the versions of constraints.txt."""
+    files = ("hashes.txt", "hashes-gpu.txt")
+    lines = [line for name in files for line in (FOLDER / name).read_text("utf-8").splitlines()]
+    pins = [line for line in lines if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==\S+ --hash=sha256:[0-9a-f]{64}", pin) for pin in pins)
+    versions = {canonical(pin.split("==")[0]): pin.split("==")[1].split()[0] for pin in pins}
+    assert len(versions) == len(pins)
+    constraints = (line.partition(";")[0] for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines())
+    tested = {canonical(name): version.strip() for name, _, version in (line.partition("==") for line in constraints)}
+    assert {name: version for name, version in versions.items() if tested.get(name, version) != version} == {}
+    required = {
+        canonical(re.split(r"[\s;<>=!~\[]", line)[0]) for line in requires("headrace") or () if "extra ==" not in line
+    }
+    assert required
+    assert required <= versions.keys()
+    assert any(name.startswith("nvidia-cublas") for name in versions)
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
