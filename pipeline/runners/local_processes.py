@@ -1,5 +1,5 @@
-"""`--processes=N`: Beam's local runner with worker processes of this machine. It lacks their progress and logs, and waits for
-ever for one that died; so they are started here.
+"""`--processes=N`: Beam's local runner with worker processes of this machine. It lacks their progress and logs, and never
+ends if one of them dies; so they are started here.
 
 Each has a socket to this process, on which it sends lines of JSON: what it has counted, the shards that it works on, and what
 it logs. Nothing is unpickled from it. That this end is closed tells a worker to stop.
@@ -26,7 +26,7 @@ from typing import Any
 import grpc
 from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions
 from apache_beam.portability.api import beam_fn_api_pb2
-from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.runners.portability.fn_api_runner import FnApiRunner, fn_runner
 from apache_beam.runners.portability.fn_api_runner.worker_handlers import GrpcWorkerHandler, WorkerHandler
 from apache_beam.transforms.environments import Environment, python_sdk_capabilities
 from google.protobuf import json_format
@@ -69,7 +69,7 @@ class _Worker(GrpcWorkerHandler):  # type: ignore[misc, unused-ignore]
 
     def __init__(self, _: bytes, state: Any, provision_info: Any, grpc_server: Any) -> None:
         super().__init__(state, provision_info, grpc_server)
-        assert _processes is not None, "started by run_in"
+        assert _processes is not None, "only run_in_processes starts workers"
         self._processes = _processes
 
     def start_worker(self) -> None:
@@ -77,7 +77,7 @@ class _Worker(GrpcWorkerHandler):  # type: ignore[misc, unused-ignore]
         self._processes.start(self.worker_id, self.control_address, options, self._fail)
 
     def _fail(self) -> None:
-        """Ends what the runner waits for from this worker now: without it, it would wait for ever."""
+        """Ends what the runner waits for from this worker now: otherwise it would never end."""
         for name, future in list(self.control_conn._futures_by_id.items()):
             future.set(beam_fn_api_pb2.InstructionResponse(instruction_id=name, error="The worker process has ended"))
 
@@ -247,10 +247,18 @@ def _processes_of_a_job(options: PredictOptions) -> Iterator[Processes]:
     progress.count_processes(processes.counted)
     name_running_of_processes(processes.shards)
     threading.excepthook = hook
+    # It knows two kinds of workers, and takes these for none.
+    beams = logging.getLogger(fn_runner.__name__)
+    beams.addFilter(_is_not_about_workers)
     try:
         yield processes
     finally:
+        beams.removeFilter(_is_not_about_workers)
         threading.excepthook = before
         name_running_of_processes(tuple)
         _processes = None
         _one_job.release()
+
+
+def _is_not_about_workers(record: logging.LogRecord) -> bool:
+    return "direct_num_workers" not in str(record.msg)

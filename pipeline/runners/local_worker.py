@@ -7,7 +7,7 @@ import logging
 import os
 import socket
 import threading
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -66,7 +66,7 @@ class _Launcher:
         return read
 
     def send(self, message: dict[str, Any]) -> None:
-        with self._lock:
+        with self._lock, suppress(OSError):  # it has gone: this process ends with it
             self._channel.sendall(json.dumps(message).encode() + b"\n")
 
     def tell(self) -> None:

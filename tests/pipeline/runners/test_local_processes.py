@@ -113,13 +113,16 @@ def once_they_run(what: Callable[[int], object]) -> None:
 
 
 @pytest.mark.timeout(60)
-def test_a_process_that_dies_ends_the_job(processes: tuple[PredictOptions, Callable[[], object]]) -> None:
+def test_a_process_that_dies_ends_the_job(
+    processes: tuple[PredictOptions, Callable[[], object]], caplog: pytest.LogCaptureFixture
+) -> None:
     once_they_run(lambda process: os.kill(process, signal.SIGKILL))
     with pytest.raises(
         JobError, match=r"^A worker process ended before its work was done\. Found: process \d+: SIGKILL\."
     ):
         run_in_processes(*processes)
     assert worker_processes() == []
+    assert "direct_num_workers" not in caplog.text, "Beam's warning about its own flags"
 
 
 @pytest.mark.timeout(60)
