@@ -31,13 +31,13 @@ _READ_BYTES = 8 << 20
 _MOST_EXAMPLES = 20
 
 CHECKS = {
-    "record": "job.json, _SUCCESS and the manifest tell of one job",
+    "record": "job.json, _SUCCESS and the manifest belong to one job",
     "files": "every file of the manifest is there, and no other",
     "bytes": "size and checksum of every file",
-    "identity": "every file says itself that it is that shard of that job",
+    "identity": "every file's own metadata names its shard and its job",
     "rows": "every file holds the rows that the manifest counts",
     "inputs": "every row of every input is in exactly one file, in order",
-    "dead letters": "every row left out lies in the dead letters, as it was written",
+    "dead letters": "every row left out is in the dead letters, as it was written",
     "sample": "batches computed again give the same predictions",
 }
 

@@ -164,10 +164,10 @@ def parse_request(options: PredictOptions, command: str) -> Request:
     if command in ("run", "plan") and output.endswith((".parquet", ".pq")):
         raise InvalidRequest(
             f"--output={options.output} has the name of a file",
-            expected="a folder: each input file has an output of its own in it, and _SUCCESS says that all are there",
+            expected="a folder: it gets an output for each input file, and _SUCCESS once all are there",
             found=options.output or "",
-            cure=f"Name a folder, as in --output={output.rpartition('.')[0]}; programs read it as one table, and for one file, "
-            "read it and write it again, as docs/resuming.md shows",
+            cure=f"Name a folder, as in --output={output.rpartition('.')[0]}. Programs read it as one table. For one file "
+            "in it, add --compact --single_file; docs/one_file.md shows how",
         )
     return Request(
         models=_models(options),

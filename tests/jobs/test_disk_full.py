@@ -24,7 +24,7 @@ exit $code
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare, for a disk of its own")
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="NOT SHOWN what a full disk does: there is no unshare")
 def test_a_full_disk_ends_the_job_and_leaves_whole_files_alone(tmp_path: Path) -> None:
     place, kept = str(tmp_path), tmp_path / "kept"
     put_model("saved_model", f"{place}/model")
@@ -35,7 +35,7 @@ def test_a_full_disk_ends_the_job_and_leaves_whole_files_alone(tmp_path: Path) -
     disk = ["unshare", "--map-root-user", "--mount", "sh", "-c", IN_A_SMALL_DISK, f"{place}/out", str(kept)]
     done = subprocess.run([*disk, sys.executable, *argv], capture_output=True, text=True, check=False)
     if done.returncode == 77 or "unshare" in done.stderr:
-        pytest.skip(f"no disk of its own here: {done.stderr}")
+        pytest.skip(f"NOT SHOWN what a full disk does: {done.stderr}")
     assert done.returncode == 1, done.stderr
     (told,) = [line for line in done.stderr.splitlines() if line.startswith("The job failed")]
     assert f"No space to write {place}/out/part-0000" in told

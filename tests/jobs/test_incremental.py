@@ -132,6 +132,18 @@ def test_only_outputs_of_this_very_job_give_way(capfd: Capture, place: str) -> N
     assert "the output of another job" in capfd.readouterr().err
 
 
+def test_another_input_names_the_pattern_to_begin_with(capfd: Capture, place: str) -> None:
+    put_inputs(f"{place}/more", [10])
+    capfd.readouterr()
+    assert main(flags(place, f"--input={place}/more/*", "--incremental")) == 2
+    error = capfd.readouterr().err
+    assert "of another job: input differs." in error
+    assert (
+        f"one pattern for all of its files, such as --input='{place}/**/*.parquet'. For that, name another --output"
+        in error
+    )
+
+
 def test_incremental_and_overwrite_contradict_each_other(capfd: Capture) -> None:
     assert main(["--model=m", "--input=i", "--output=o", "--incremental", "--overwrite"]) == 2
     assert "--incremental and --overwrite contradict" in capfd.readouterr().err

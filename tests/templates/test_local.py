@@ -110,7 +110,10 @@ def test_tries_are_bounded_and_the_last_failure_is_reported() -> None:
     assert unit(failed)["Service"]["ExecStart"] == "/opt/headrace/failed.sh %i"
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd")
+@pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None,
+    reason="NOT SHOWN whether systemd reads the units: there is no systemd-analyze",
+)
 def test_systemd_understands_the_units(tmp_path: Path) -> None:
     for path in FOLDER.glob("headrace*.*er*"):
         (tmp_path / path.name).write_text(path.read_text().replace("/opt/headrace/", f"{FOLDER}/"))
@@ -144,7 +147,7 @@ def webhook() -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+@pytest.mark.skipif(shutil.which("curl") is None, reason="NOT SHOWN what a webhook gets: there is no curl")
 def test_the_webhook_hears_which_unit_failed(tmp_path: Path, webhook: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "alerts.env").write_text(f"WEBHOOK={webhook}\n")
     environment = {**os.environ, "HEADRACE_ALERTS": f"{tmp_path}/alerts.env"}

@@ -28,7 +28,9 @@ TERRAFORM = shutil.which("terraform") or shutil.which("tofu") or ""
 IMAGE = "europe-west4-docker.pkg.dev/my-project/headrace/headrace:1"
 WORKER, SCHEDULER = "google_service_account.worker.member", "google_service_account.scheduler.member"
 
-needs_terraform = pytest.mark.skipif(not TERRAFORM, reason="there is neither terraform nor tofu")
+needs_terraform = pytest.mark.skipif(
+    not TERRAFORM, reason="NOT SHOWN what terraform makes of the files: there is neither terraform nor tofu"
+)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from ..errors import OutputConflict
 from ..models.loading import Loading
 from ..models.ref import ModelRef
 from ..models.spec import Operations
+from ..shards.shard import common_folder
 from ..storage import ObjectRef, Store
 from ..storage.store import StoreOptions, public_uri
 from ..tables.snapshot import TableSnapshot
@@ -306,11 +307,27 @@ def check_same_job(output: str, kept: dict[str, Any], wanted: dict[str, Any]) ->
         return
     was, now = _flat(kept), _flat(wanted)
     differ = [key for key in now | was if was.get(key) != now.get(key)]
+    verb = "differ" if len(differ) > 1 else "differs"
     raise OutputConflict(
-        f"{output} holds the output of another job: {', '.join(differ) or 'an edited record'} differ",
+        f"{output} holds the output of another job: {', '.join(differ) or 'an edited record'} {verb}",
         expected="; ".join(f"{key} {_short(was.get(key))}" for key in differ) + " (the folder's job)",
         found="; ".join(f"{key} {_short(now.get(key))}" for key in differ) + " (this command)",
-        cure="Name another --output, or add --overwrite to replace that job's output",
+        cure=(_cure_of_inputs(wanted["input"]) if differ == ["input"] else "Name")
+        + " another --output, or add --overwrite to replace that job's output",
+    )
+
+
+def _cure_of_inputs(patterns: list[str]) -> str:
+    """An output has the name of its input's place below what all patterns share: other patterns would rename every output."""
+    folder = common_folder(tuple(patterns))
+    wide = (
+        f", such as --input='{folder}**/*.parquet'"
+        if folder and not any(one.startswith("@") for one in patterns)
+        else ""
+    )
+    return (
+        f"--incremental finds new files of the same --input only: begin a job that will grow with one pattern for all of its "
+        f"files{wide}. For that, name"
     )
 
 

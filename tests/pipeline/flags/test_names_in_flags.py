@@ -129,7 +129,9 @@ def test_a_folder_is_all_parquet_files_in_it_and_below(name: str, tmp_path: Path
 def test_an_output_named_as_a_file_is_refused_with_a_way_out(doubles: list[str], capfd: Capture) -> None:
     for command in ("plan", "run"):
         assert main([command, *doubles[:2], f"{doubles[2]}.parquet"]) == 2
-        assert "has the name of a file. Expected: a folder" in capfd.readouterr().err
+        error = capfd.readouterr().err
+        assert "has the name of a file. Expected: a folder" in error
+        assert "--compact --single_file" in error
 
 
 def test_the_plan_answers_in_json_too(doubles: list[str], capfd: Capture) -> None:

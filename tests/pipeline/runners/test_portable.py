@@ -67,7 +67,7 @@ def times_fetched(machine: Machine) -> int:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(bool(can_be_apart()), reason=f"no user namespaces: {can_be_apart()}")
+@pytest.mark.skipif(bool(can_be_apart()), reason=f"NOT SHOWN how a lost machine is replaced: {can_be_apart()}")
 def test_one_of_two_machines_dies_and_the_same_command_gives_what_a_local_run_gives(
     bucket: str, emulator: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -115,7 +115,9 @@ def test_a_list_of_another_length_than_the_first_file_says_is_refused(kind: pa.D
     wanted = pa.list_(pa.int64(), 2)
     assert as_type(pa.array([[1, 2], None], kind), wanted).to_pylist() == [[1, 2], None]
     store, shard, names = source(tmp_path, pa.table({"v": pa.array([[1, 2], [3]], kind)}))
-    with pytest.raises(ColumnError, match=r"a\.parquet has values in column 'v' .*a list of 1 where each is of the length 2"):
+    with pytest.raises(
+        ColumnError, match=r"a\.parquet has values in column 'v' .*a list of 1 where each is of the length 2"
+    ):
         list(read_batches(store, shard, names, 10, pa.schema([("v", wanted)])))
 
 

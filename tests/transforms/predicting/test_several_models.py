@@ -181,7 +181,7 @@ def test_another_model_among_them_is_another_job_and_is_named(job: Job, tmp_path
     keras.saving.load_model(model_folder() / "model.keras").save(tmp_path / "model.keras")
     code, _, err = job(*both(tmp_path))
     assert code == 2
-    assert 'another job: model b differ. Expected: model b {"digest": ' in err
+    assert 'another job: model b differs. Expected: model b {"digest": ' in err
     code, _, err = job(f"--model=a={tmp_path}/model")
     assert code == 2
     assert "model b" in err
