@@ -42,6 +42,7 @@ CORE = {
         "tests/transforms/columns/test_tensors.py",
         "tests/transforms/columns/test_tensors_properties.py",
         "tests/transforms/columns/test_properties.py",
+        "tests/transforms/columns/test_composite_inputs.py",
     ],
     "transforms/columns/outputs.py": [
         "tests/transforms/columns/test_outputs.py",
