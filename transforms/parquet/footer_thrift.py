@@ -148,7 +148,8 @@ def _ordinary_column() -> Callable[..., re.Match[bytes] | None]:
     and its dictionary begin. In Python alone a footer of 4,000 of them takes a tenth of a second.
     """
     value = rb"\x15" + VARINT
-    statistics = rb"\x1c(?:" + INTEGER + rb"|" + BOOL + rb"|" + header(BINARY) + text(32) + rb")*+\x00"
+    # Field 12, after a dictionary's offset or without one.
+    statistics = rb"[\x1c\x3c](?:" + INTEGER + rb"|" + BOOL + rb"|" + header(BINARY) + text(32) + rb")*+\x00"
     encodings = header(LIST) + members(STRUCT, value * 3 + rb"\x00", 6)
     sizes = header(STRUCT) + rb"(?:" + INTEGER + rb"|" + header(LIST) + members(I64, VARINT, 4) + rb")*+\x00"
     number = rb"(" + VARINT + rb")"

@@ -20,8 +20,10 @@ from headrace.transforms.errors import (
     ObjectNotFound,
 )
 from headrace.transforms.nested_arrow import schema_of
+from headrace.transforms.parquet import footer_thrift
 from headrace.transforms.parquet import guard as parquet_guard
 from headrace.transforms.parquet import reader as parquet
+from headrace.transforms.parquet.footer import footer_of
 from headrace.transforms.parquet.reader import read_batches, read_footer
 from headrace.transforms.parquet.writer import fixed_row_bytes, write_batches
 from headrace.transforms.shards.shard import Shard
@@ -367,3 +369,32 @@ def test_many_columns_of_zeros_are_read_though_each_page_is_small_once_compresse
     assert (
         sum(batch.num_rows for batch in read_batches(store, whole(source, 1, rows), table.column_names, 4096)) == rows
     )
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+@pytest.mark.parametrize("statistics", [True, False])
+@pytest.mark.parametrize("page_index", [True, False])
+def test_chunks_as_programs_write_them_are_found_without_walking_each(
+    dictionary: bool, statistics: bool, page_index: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pa.table({"i": np.arange(9), "t": ["a", None, "bc"] * 3, "l": [[1.0], [], None] * 3, "b": [True] * 9})
+    path = str(tmp_path / "a.parquet")
+    pq.write_table(
+        table,
+        path,
+        use_dictionary=dictionary,
+        write_statistics=statistics,
+        write_page_index=page_index,
+        row_group_size=5,
+    )
+    monkeypatch.setattr(footer_thrift, "_column", lambda *_: pytest.fail("a chunk was walked"))
+    store = open_store(path)
+    chunks = footer_of(store, store.stat(path)).chunks((0, 2), range(4), ())
+    metadata = pq.read_metadata(path)
+    for number, group in enumerate(chunks.groups):
+        columns = [metadata.row_group(number).column(i) for i in range(4)]
+        starts = [(c.has_dictionary_page and c.dictionary_page_offset) or c.data_page_offset for c in columns]
+        expected = [
+            (start, start + c.total_compressed_size, c.num_values) for start, c in zip(starts, columns, strict=True)
+        ]
+        assert [(chunk.start, chunk.end, chunk.values) for chunk in group] == expected
