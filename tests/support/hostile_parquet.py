@@ -112,6 +112,7 @@ def crafted() -> dict[str, bytes]:
     return {
         "sound": one_column(ten, 10),
         "wide and sound": file(wide(10_100)),
+        "sound, with bytes after the last value": one_column(ten + b"\xff" * 40, 10),
         "deep": file(nested(60_000)),
         "deep in a second schema": b"PAR1" + twice + len(twice).to_bytes(4, "little") + b"PAR1",
         "deep, below what Arrow stands": file(nested(2000)),

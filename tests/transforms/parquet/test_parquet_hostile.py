@@ -70,6 +70,7 @@ def test_what_claims_more_than_it_can_be_is_refused(outcomes: dict[str, dict[str
 def test_sound_files_made_the_same_way_are_read(outcomes: dict[str, dict[str, Any]]) -> None:
     assert outcomes["sound"]["outcome"] == "10 rows"
     assert outcomes["wide and sound"]["outcome"] == "0 rows"
+    assert outcomes["sound, with bytes after the last value"]["outcome"] == "10 rows"
 
 
 @pytest.mark.timeout(300)
