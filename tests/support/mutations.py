@@ -64,6 +64,7 @@ CORE = {
     "transforms/output/claims.py": [
         "tests/jobs/test_claims.py",
         "tests/transforms/output/test_claims_of_faulty_stores.py",
+        "tests/transforms/output/test_claim_numbers.py",
     ],
     "transforms/output/manifest.py": ["tests/transforms/output/test_manifest.py"],
     "transforms/predicting/bisection.py": ["tests/transforms/predicting/test_bisect.py"],

@@ -1,12 +1,14 @@
 """The manifest in parts, held against the output folder; a finished job run again."""
 
 import json
+import struct
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
@@ -22,7 +24,7 @@ from headrace.pipeline.flags.request import parse_request
 from headrace.transforms.beam.finalize import Finalize, PartBegins
 from headrace.transforms.errors import NotParquet, OutputConflict, OutputIncomplete
 from headrace.transforms.jobs.job import Job
-from headrace.transforms.output.manifest import manifest_outputs
+from headrace.transforms.output.manifest import NamesDigest, manifest_outputs
 from headrace.transforms.shards.column_statistics import Column
 from headrace.transforms.shards.measuring import ShardMeasurements
 from headrace.transforms.shards.shard import Shard, ShardResult, output_name
@@ -61,6 +63,31 @@ def test_a_damaged_page_of_a_part_is_told(tmp_path: Path) -> None:
     ref = put(f"{job.output}/other.parquet", bytes(damaged))
     with pytest.raises(NotParquet, match=r"other\.parquet cannot be read"):
         list(manifest_outputs(store, [ref]))
+
+
+def test_names_that_are_no_text_are_told(tmp_path: Path) -> None:
+    names = pa.StringArray.from_buffers(2, pa.py_buffer(struct.pack("<3i", 0, 1, 2)), pa.py_buffer(b"a\xff"))
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"output": names}), sink)
+    ref = put(f"{job_in(tmp_path).output}/other.parquet", sink.getvalue().to_pybytes())
+    with pytest.raises(NotParquet, match=r"other\.parquet cannot be read as a part of the manifest"):
+        list(manifest_outputs(open_store(ref.uri), [ref]))
+
+
+@given(st.lists(st.text(max_size=3), max_size=3), st.lists(st.text(max_size=3), max_size=3))
+def test_digests_are_equal_for_the_same_names_alone(names: list[str], others: list[str]) -> None:
+    def digest(some: list[str]) -> NamesDigest:
+        made = NamesDigest()
+        for name in some:
+            made.add(name.replace("\0", ""))  # no object's name has it
+        return made
+
+    assert digest(names) == digest(names)
+    assert (digest(names) == digest(others)) == (
+        [n.replace("\0", "") for n in names] == [n.replace("\0", "") for n in others]
+    )
+    assert digest(names) != digest([*names, "more"])
+    assert digest(["ab", "c"]) != digest(["a", "bc"])
 
 
 def finalized(job: Job, results: list[ShardResult], **bounds: int) -> dict[str, Any]:
