@@ -33,6 +33,8 @@ _PAIR = rf"(?P<pair>{'|'.join(_DICTS)})[= ](?P<key>[^\s=,;()'\"]+)=(?P<for_key>[
 _LIST = rf"(?P<list>{'|'.join(_LISTS)})(?:=(?P<items>[^\s;()]*[^\s,;().?])| (?P<item>\w+)(?=[.,;)]|$))"
 _VALUE = r"(?P<flag>[a-z][a-z0-9_]*)(?:=(?P<value>[^\s,;()]*[^\s,;().?])?)?"
 _FLAG = re.compile(rf"(?<![\w-])--(?:{_PAIR}|{_LIST}|{_VALUE})")
+# An argument of the same name, which the text gives beside the flag.
+_TWICE = re.compile(r"\b(\w+)(=\S+)? \(\1(=[^()]*)?\)")
 
 
 def with_argument_names(error: HeadraceError) -> HeadraceError:
@@ -40,8 +42,13 @@ def with_argument_names(error: HeadraceError) -> HeadraceError:
 
     >>> with_argument_names(HeadraceError("No", cure="Add --fill=age=0 or --on_error=dead_letter")).cure
     'Add fill={"age": 0} or on_error="dead_letter"'
+    >>> with_argument_names(HeadraceError("No", cure="Leave --weights (weights) out")).cure
+    'Leave weights out'
     """
-    texts = [_FLAG.sub(_as_argument, text) for text in (error.what, error.expected, error.found, error.cure)]
+    texts = [
+        _TWICE.sub(_said_once, _FLAG.sub(_as_argument, text))
+        for text in (error.what, error.expected, error.found, error.cure)
+    ]
     what, expected, found, cure = texts
     again = type(error)(what, expected=expected, found=found, cure=cure)
     vars(again).update({name: value for name, value in vars(error).items() if name not in vars(again)})
@@ -60,6 +67,11 @@ def _as_argument(match: re.Match[str]) -> str:
     if not value:
         return name
     return f"{name}={_literal(value)}"
+
+
+def _said_once(match: re.Match[str]) -> str:
+    name, of_the_flag, of_the_argument = match.groups(default="")
+    return name + (of_the_flag if not of_the_argument or "…" in of_the_argument else of_the_argument)
 
 
 def _literal(text: str) -> str:

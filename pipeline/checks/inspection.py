@@ -9,6 +9,7 @@ import pyarrow as pa
 from headrace.transforms.jobs.input_files import Survey, expand_lists, survey_inputs
 from headrace.transforms.jobs.user_functions import AppliedFunction, find_function
 from headrace.transforms.models.load import describe_model
+from headrace.transforms.models.operations import check_runnable
 from headrace.transforms.models.ref import ModelRef
 from headrace.transforms.models.spec import ModelSpec
 from headrace.transforms.parquet.reader import Footer, read_footer
@@ -38,6 +39,8 @@ def inspect_request(request: Request) -> Inspection:
     """Raises a `HeadraceError` for a model or an input that cannot be read, but not where they do not fit."""
     refs = pin_requested(request)
     models = tuple((ref, describe_model(ref), model.signature) for ref, model in zip(refs, request.models, strict=True))
+    for ref, spec, signature in models:
+        _check_runnable(ref, spec, signature)
     if not request.inputs:
         return Inspection(models, None, None, None, ())
     table = requested_table(request, None)
@@ -57,6 +60,13 @@ def inspect_request(request: Request) -> Inspection:
         return Inspection(models, inputs, first, schema, ())
     links = link_columns(schema, list(zip(known, choices, strict=True)), request.keep, partitions)
     return Inspection(models, inputs, first, schema, tuple(links))
+
+
+def _check_runnable(ref: ModelRef, spec: ModelSpec, signature: str) -> None:
+    """Raises `UnsupportedModel` where the signature can predict no row, or no signature can where that one does not exist."""
+    asked = [signature] if signature in spec.operations else list(spec.operations)
+    if asked and all(spec.operations[name].python or spec.operations[name].unrunnable for name in asked):
+        check_runnable(ref, spec.operations[asked[0]])
 
 
 def _anywhere(_: ObjectRef) -> None:

@@ -330,6 +330,12 @@ def _inspected_model_lines(ref: ModelRef, spec: ModelSpec, drawn_below: str | No
             f"The model has {found} functions to call, as --signature={spec.functions[0]}: {', '.join(spec.functions)}"
         )
         yield from ("", *wrapped("", text))
+    elif not spec.signatures:
+        text = (
+            "The model has no signature, and no function that was traced: nothing can be called. Export it with "
+            "signatures=…"
+        )
+        yield from ("", *wrapped("", text))
 
 
 def _example_lines(signature: Signature) -> Iterator[str]:

@@ -158,6 +158,8 @@ if __name__ == "__main__":
         tf_keras.utils.set_random_seed(11)
         made = make(tf_keras)
         made.save(f"{sys.argv[1]}/{make.__name__}.h5")
+        if make is nested:
+            made.save(f"{sys.argv[1]}/{make.__name__}.keras")
         made.save_weights(f"{sys.argv[1]}/{make.__name__}-weights.h5")
         outputs = made.predict_on_batch(BATCHES[make.__name__])
         np.savez(f"{sys.argv[1]}/{make.__name__}.npz", *(outputs if isinstance(outputs, list) else [outputs]))

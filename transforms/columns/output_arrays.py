@@ -53,7 +53,8 @@ def check_shape(spec: TensorSpec, tensor: tf.Tensor, rows: int) -> tuple[int, ..
             found=shown(shape),
             cure="Predict row by row, as --batch_size=1 (batch_size=1): the model makes one row of a batch."
             if shape[:1] == (1,) and rows > 1
-            else "Export the model with an output of one row per row of the input.",
+            else "Export the model with an output of one row per row of the input, or leave this one out, as --outputs=A,B "
+            "(outputs=[…]).",
         )
     return shape
 

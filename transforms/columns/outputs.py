@@ -131,7 +131,7 @@ def _output(spec: TensorSpec, column: str, prediction_type: str) -> Output:
             cure="Predict row by row, as --batch_size=1 (batch_size=1), if it is the only row's, or choose other outputs: "
             "--outputs=A,B (outputs=[…])."
             if alone
-            else "Choose other outputs, as --outputs A,B (outputs=[…]), or another --signature.",
+            else "Choose other outputs, as --outputs=A,B (outputs=[…]), or another --signature.",
         )
     return Output(spec, pa.field(column, _column_type(spec, prediction_type), nullable=False), prediction_type)
 

@@ -26,6 +26,7 @@ class ModelFormat:
     module: str
     """Imported when a model of the format is read: it may import TensorFlow, Keras or h5py."""
     in_words: str
+    runs_on_tensorflow: bool = True
     runs_on_gpu: bool = True
     compiles: bool = True
     """XLA can compile it."""
@@ -42,7 +43,7 @@ FORMATS = {
     "keras_config": ModelFormat("keras_model.model", "a Keras configuration with weights apart"),
     "keras_hub": ModelFormat("keras_model.model", "a KerasHub preset", compiles=False),
     "keras_orbax": ModelFormat("keras_model.model", "an Orbax checkpoint of a Keras model"),
-    "tflite": ModelFormat("tflite", "a TFLite flatbuffer", runs_on_gpu=False, compiles=False),
+    "tflite": ModelFormat("tflite", "a TFLite flatbuffer", runs_on_tensorflow=False, runs_on_gpu=False, compiles=False),
 }
 
 

@@ -11,17 +11,21 @@ from typing import Any
 
 from ..errors import InvalidRequest, SignatureNotFound, UnsupportedModel
 from ..storage import StoreOptions, open_store
+from ..storage.store import public_uri
 from .device_placement import device_name, on, weights_leave_the_host
 from .formats import format_of
 from .gc_pause import old_objects_set_aside
 from .loading import Loading
 from .model import Model
 from .operations import check_outside, check_runnable, check_stateless
-from .pin import pin_model
+from .pin import pin_model, unused_custom_objects
 from .progress_line import ProgressLine
 from .ref import ModelRef, file_name
 from .spec import ModelSpec, Operations
 from .streaming.tensor_stream import Progress, StreamOptions
+
+_loads_in: int | None = None
+"""The process in which TensorFlow first loaded a model."""
 
 CustomObjects = Mapping[str, Any] | Sequence[str]
 """Classes and functions by name, or `module:name` strings that lead to them."""
@@ -58,6 +62,7 @@ def load_model(
     `InvalidRequest` where there is no such device.
     """
     ref = _pin(model, storage, weights, custom_objects, unsafe, import_modules)
+    _check_process(ref)
     import_named(ref.import_modules)
     device = device_name(loading.device)
     away = weights_leave_the_host(device)
@@ -143,11 +148,15 @@ def _pin(
     import_modules: Sequence[str],
 ) -> ModelRef:
     if isinstance(model, ModelRef):
-        return model
-    names = () if isinstance(custom_objects, Mapping) else tuple(custom_objects)
-    return pin_model(
-        model, storage, weights=weights, custom_objects=names, unsafe=unsafe, import_modules=import_modules
-    )
+        ref = model
+    else:
+        names = () if isinstance(custom_objects, Mapping) else tuple(custom_objects)
+        ref = pin_model(
+            model, storage, weights=weights, custom_objects=names, unsafe=unsafe, import_modules=import_modules
+        )
+    if isinstance(custom_objects, Mapping) and custom_objects and not ref.is_keras:
+        raise unused_custom_objects(ref, list(custom_objects))
+    return ref
 
 
 def _known(custom_objects: CustomObjects) -> AbstractContextManager[Any]:
@@ -156,6 +165,22 @@ def _known(custom_objects: CustomObjects) -> AbstractContextManager[Any]:
     import keras
 
     return keras.saving.CustomObjectScope(dict(custom_objects))
+
+
+def _check_process(ref: ModelRef) -> None:
+    """Raises `UnsupportedModel` in a process forked from one that had loaded a model: TensorFlow's threads ended there, and
+    loading would wait for them for ever.
+    """
+    global _loads_in
+    if format_of(ref).runs_on_tensorflow:
+        _loads_in = _loads_in or os.getpid()
+        if _loads_in != os.getpid():
+            raise UnsupportedModel(
+                f"{public_uri(ref.uri)} cannot be loaded in a process that was forked after a model was loaded",
+                expected="a process of its own, in which TensorFlow has not started",
+                found=f"process {os.getpid()}, forked from {_loads_in}",
+                cure="Start the process with multiprocessing's 'spawn', or load models only after the fork",
+            )
 
 
 def _place(ref: ModelRef, model_sharing: str, away: bool) -> Any:

@@ -335,11 +335,13 @@ PYTHON = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 
 PACKAGES = {
     r"SimpleML": "tensorflow_decision_forests",
-    r"Scann>": "scann",
+    r"Scann": "scann",
     r"Addons>": "tensorflow_addons",
     r"IO>|IO:": "tensorflow_io",
     r"TFRA>": "tensorflow_recommenders_addons",
     r"Horovod": "horovod.tensorflow",
+    r"Tfq": "tensorflow_quantum",
+    r"NeuronOp": "tensorflow_neuron",
     r"TFText>|Sentencepiece|\w*[Tt]okeniz|WhitespaceTokenize|FastBertNormalize|FastWordpiece|Wordpiece|RegexSplitWithOffsets"
     r"|NormalizeUTF8|CaseFoldUTF8|ConstrainedSequence|MaxSpanningTree|RougeL|SentenceFragments|SplitMerge|ByteSplit"
     r"|Unicode\w*WithOffsets|NgramsStringJoin|FindSourceOffsets": "tensorflow_text",

@@ -290,7 +290,8 @@ def _no_model(store: Store, uri: str) -> NotAModel:
     below = [ref.uri.removeprefix(f"{uri}/") for ref in islice(store.list(f"{uri}/"), _GLANCE)]
     graphs = {name.rpartition("/")[0] for name in below if name.rpartition("/")[2] in _GRAPHS} - {""}
     models = sorted(graphs, key=_version, reverse=True)
-    archives = sorted((name for name in below if name.endswith((".keras", ".h5", ".hdf5"))), key=_version, reverse=True)
+    files = (name for name in below if name.endswith((".keras", ".h5", ".hdf5", ".tflite")))
+    archives = sorted(files, key=_version, reverse=True)
     if models or archives:
         return NotAModel(
             f"{uri} is a folder above models, not a model",
@@ -318,9 +319,10 @@ def _no_model(store: Store, uri: str) -> NotAModel:
     )
 
 
-def _version(name: str) -> list[tuple[int, str]]:
-    """The order of versions: numbers in a name by their value, and the name without a number first."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d{1,18})", name)]
+def _version(name: str) -> tuple[bool, list[tuple[int, str]]]:
+    """The order of versions: a number alone is newer than `latest` or `3.tmp`, and numbers in a name count by their value."""
+    parts = re.split(r"(\d{1,18})", name)
+    return file_name(name).isdecimal(), [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def _some(names: list[str], most: int = 6) -> str:

@@ -155,6 +155,31 @@ def test_inspect_shows_an_input_alone_and_beside_a_model(capfd: Capture, argv: l
     assert "--model is missing" in capfd.readouterr().err
 
 
+def test_inspect_refuses_what_can_run_nowhere_and_says_where_nothing_can_be_called(
+    capfd: Capture, tmp_path: Path
+) -> None:
+    import tensorflow as tf
+
+    class Model(tf.Module):
+        @tf.function
+        def python(self, x: Any) -> Any:
+            return tf.numpy_function(lambda a: a, [x], tf.float32)
+
+        @tf.function
+        def double(self, x: Any) -> Any:
+            return x * 2.0
+
+    module, x = Model(), tf.TensorSpec([None], tf.float32, name="x")
+    tf.saved_model.save(module, f"{tmp_path}/untraced")
+    assert "The model has no signature" in shown(capfd, "inspect", f"--model={tmp_path}/untraced")
+    python, double = module.python.get_concrete_function(x), module.double.get_concrete_function(x)
+    tf.saved_model.save(module, f"{tmp_path}/model", signatures={"serving_default": python, "double": double})
+    model = f"--model={tmp_path}/model"
+    assert main(["inspect", model]) == 2
+    assert "calls a Python function (PyFunc)" in capfd.readouterr().err
+    assert "signature double" in shown(capfd, "inspect", model, "--signature=double")
+
+
 def test_run_and_verify_answer_in_json(capfd: Capture, argv: list[str]) -> None:
     summary = json.loads(shown(capfd, *argv, "--json"))
     assert (summary["rows"], summary["rows_computed"], summary["shards"]) == (50, 50, 2)

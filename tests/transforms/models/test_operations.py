@@ -209,7 +209,8 @@ def test_operations_that_nothing_registers_are_named_with_their_package(export: 
 
     folder = export(lambda _, x: tf.math.softsign(x))
     graph = (folder / "saved_model.pb").read_bytes()
-    for name, wanted in (("Softsigm", r"--import_module=MODULE"), ("SimpleML", "tensorflow_decision_forests")):
+    named = (("SimpleML", "tensorflow_decision_forests"), ("ScannTop", "scann"), ("TfqState", "tensorflow_quantum"))
+    for name, wanted in (("Softsigm", r"--import_module=MODULE"), *named):
         (folder / "saved_model.pb").write_bytes(graph.replace(b"Softsign", name.encode()))
         with pytest.raises(UnsupportedModel, match=f"does not know: {name}.*{wanted}"):
             describe_model(str(folder))

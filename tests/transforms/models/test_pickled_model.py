@@ -48,16 +48,18 @@ def test_custom_objects_given_as_classes_cannot_be_pickled() -> None:
         pickle.dumps(model)
 
 
-def test_a_forked_child_ends_with_an_error_that_says_what_to_do() -> None:
+@pytest.mark.parametrize("where", ["the model itself", "loaded again", "another model"])
+def test_a_forked_child_ends_with_an_error_that_says_what_to_do(where: str) -> None:
     model = load_model(str(model_folder() / "saved_model"))
     x = {"x": np.ones((1, FEATURES), np.float32)}
     model.predict(x)
+    again = str(model_folder() / "model.keras") if where == "another model" else model.ref
     read, write = os.pipe()
     child = os.fork()
     if not child:
         said = "no error"
         try:
-            model.predict(x)
+            (model if where == "the model itself" else load_model(again)).predict(x)
         except UnsupportedModel as error:
             said = str(error)
         os.write(write, said.encode())

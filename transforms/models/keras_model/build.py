@@ -23,7 +23,6 @@ import json
 import logging
 import math
 import os
-import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -32,11 +31,12 @@ from functools import cache
 from typing import Any, Protocol
 
 from ...bounded_json import parse_json
-from ...errors import CorruptModel, HeadraceError, InvalidRequest, NotAModel, UnsupportedModel
+from ...errors import CorruptModel, InvalidRequest, NotAModel, UnsupportedModel
 from ...storage.store import public_uri
+from ..first_bytes import FIRST_BYTES, other_file
 from . import hub_safe_mode, keras2_config, keras2_meanings
-from . import refusals as keras_refusals
 from . import safe_mode as keras_safe_mode
+from .refusals import brief, cannot_build
 from .unrolled import bound_steps
 
 _UNINITIALIZED = "uninitialized_variables"
@@ -121,7 +121,9 @@ def build(recipe: Recipe) -> Built:
     try:
         described = parse_json(recipe.config, not_finite=True)
     except (ValueError, RecursionError) as error:
-        raise CorruptModel(
+        start = recipe.config[:FIRST_BYTES]
+        start = start.encode() if isinstance(start, str) else bytes(start)
+        raise other_file(f"The configuration of {uri}", len(recipe.config), start) or CorruptModel(
             f"The configuration of {uri} is not JSON",
             expected="what model.save writes",
             found=brief(error),
@@ -190,6 +192,10 @@ def keras_on_tensorflow(uri: str) -> Any:
         raise _wrong_backend(
             uri, f"KERAS_BACKEND={chosen or error.name}, which cannot be imported ({brief(error)})"
         ) from error
+    except ValueError as error:
+        if "backend" not in str(error):
+            raise
+        raise _wrong_backend(uri, f"KERAS_BACKEND={chosen}, which Keras does not have") from error
     if keras.backend.backend() != "tensorflow":
         raise _wrong_backend(uri, f"KERAS_BACKEND={keras.backend.backend()}")
     return keras
@@ -375,39 +381,3 @@ def _adapted(config: Any) -> Any:
     ):
         adapted["registered_name"] = name
     return adapted
-
-
-def cannot_build(error: Exception, uri: str) -> HeadraceError:
-    if isinstance(error, HeadraceError):
-        return error
-    unknown = re.search(r"(?:Could not locate (?:class|function)|Unknown [\w ]+:) '([^']+)'", str(error))
-    if unknown and unknown[1] in keras_refusals.KERAS_2_ONLY:
-        return keras_refusals.only_in_keras_2(uri, unknown[1], "its configuration")
-    if unknown:
-        return UnsupportedModel(
-            f"{uri} uses {unknown[1]!r}, which is not known here",
-            expected="classes of Keras, or registered ones",
-            found=f"a custom object {unknown[1]!r}",
-            cure="Name it with --custom_objects=module:name (custom_objects=…), or import the module that registers it "
-            "with keras.saving.register_keras_serializable(), or export the model with model.export(…).",
-        )
-    return UnsupportedModel(
-        f"Keras cannot rebuild the model of {uri} from its configuration",
-        expected="a configuration that this version of Keras reads",
-        found=cause(error),
-        cure="Save the model again with this version of Keras, or export it with model.export(…).",
-    )
-
-
-def cause(error: BaseException) -> str:
-    """`brief`, and what Keras says at the end of its text: the error that it met."""
-    _, met, inner = str(error).rpartition("Exception encountered:")
-    if not met:
-        return brief(error)
-    return f"{brief(error)} … {' '.join(inner.split())[:600]}"
-
-
-def brief(error: BaseException) -> str:
-    """Its kind and its first line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"

@@ -25,7 +25,8 @@ from typing import Any, TypeVar
 from ...errors import CorruptModel, HeadraceError, UnsupportedModel
 from ..streaming.tensor_stream import TensorStream
 from .asset_files import AssetFiles, AssetFolder
-from .build import Built, brief, uninitialized
+from .build import Built, uninitialized
+from .refusals import brief
 from .weights import SavedWeights
 
 _SAVE_AGAIN = "Save the model again with the Keras that wrote it."

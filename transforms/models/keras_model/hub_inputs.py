@@ -14,7 +14,8 @@ from ...errors import CorruptModel, UnsupportedModel
 from . import keras2_meanings
 from . import safe_mode as keras_safe_mode
 from .asset_files import AssetFiles
-from .build import Recipe, brief, cannot_build, custom_objects
+from .build import Recipe, custom_objects
+from .refusals import brief, cannot_build
 from .signature import trace
 
 _TEXTS = ("TextClassifierPreprocessor", "TextEmbedderPreprocessor")

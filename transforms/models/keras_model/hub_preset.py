@@ -20,9 +20,10 @@ from ..ref import ModelRef
 from ..streaming.composed_crc import CheckedSpan
 from ..streaming.tensor_stream import TensorSlot, TensorStream
 from . import files as keras_files
-from .build import Built, Recipe, brief, build, custom_objects, keras_on_tensorflow
+from .build import Built, Recipe, build, custom_objects, keras_on_tensorflow
 from .fill import fill, part_of, saved_paths
 from .hub_inputs import AsGiven, HubPreprocessing, preprocessing
+from .refusals import brief
 from .weights import SavedWeights, open_weights
 
 TASK, TASK_WEIGHTS = "task.json", "task.weights.h5"

@@ -28,7 +28,10 @@ _UNGROUPED = _SEPARABLE | {
     *("DepthwiseConv1D", "DepthwiseConv2D", "DepthwiseConvolution2D"),
     *("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"),
 }
-_MODULES = ("keras", "keras.layers", "keras.models", "keras.src.engine.functional")
+_MODULES = (
+    *("keras", "keras.layers", "keras.models"),
+    *("keras.src.engine.functional", "tf_keras.src.engine.functional"),
+)
 _MODELS = {
     "Sequential": "keras",
     "Functional": "keras.src.models.functional",

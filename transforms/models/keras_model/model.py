@@ -29,10 +29,11 @@ from ..streaming.tensor_stream import StreamOptions, TensorSlot, TensorStream, o
 from . import files as keras_files
 from . import operations as keras_operations
 from . import signature as keras_signature
-from .build import Built, Recipe, build, cause
+from .build import Built, Recipe, build
 from .fill import allocate, fill, legacy_fill, legacy_pairs, part_of, saved_paths
 from .hub_preset import Preset, open_preset
 from .orbax_checkpoint import Checkpoint, open_checkpoint
+from .refusals import cause
 from .unrolled import release
 from .weights import SavedWeights, Tensor, open_weights
 

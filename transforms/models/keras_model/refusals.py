@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from ...errors import UnsupportedModel
+from ...errors import HeadraceError, UnsupportedModel
 
 KERAS_2_ONLY = {
     *("TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceProperty", "InstanceMethod", "DenseFeatures"),
@@ -17,6 +18,8 @@ _OWN = (
     "Name it with --custom_objects=module:name (custom_objects=…), or import the module that registers it "
     f"with keras.saving.register_keras_serializable(), or {_ALLOWED} builds it."
 )
+# `inject_argument_info_in_traceback` of keras/src/utils/traceback_utils.py writes it in bold.
+_MET_IN_CALL = re.compile(r"\x1b\[1m(.*?)\x1b\[0m", re.DOTALL)
 
 
 def python_code(uri: str, what: str, place: str) -> UnsupportedModel:
@@ -81,3 +84,42 @@ def only_in_keras_2(uri: str, name: str, place: str) -> UnsupportedModel:
         cure="Save it as a SavedModel with tf_keras: "
         "tf_keras.models.load_model(file).export(folder), and name that folder as the model.",
     )
+
+
+def cannot_build(error: Exception, uri: str) -> HeadraceError:
+    if isinstance(error, HeadraceError):
+        return error
+    unknown = re.search(r"(?:Could not locate (?:class|function)|Unknown [\w ]+:) '([^']+)'", str(error))
+    if unknown and unknown[1] in KERAS_2_ONLY:
+        return only_in_keras_2(uri, unknown[1], "its configuration")
+    if unknown:
+        return UnsupportedModel(
+            f"{uri} uses {unknown[1]!r}, which is not known here",
+            expected="classes of Keras, or registered ones",
+            found=f"a custom object {unknown[1]!r}",
+            cure="Name it with --custom_objects=module:name (custom_objects=…), or import the module that registers it "
+            "with keras.saving.register_keras_serializable(), or export the model with model.export(…).",
+        )
+    return UnsupportedModel(
+        f"Keras cannot rebuild the model of {uri} from its configuration",
+        expected="a configuration that this version of Keras reads",
+        found=cause(error),
+        cure="Save the model again with this version of Keras, or export it with model.export(…).",
+    )
+
+
+def cause(error: BaseException) -> str:
+    """`brief`, and what Keras says at the end of its text: the error that it met."""
+    _, met, inner = str(error).rpartition("Exception encountered:")
+    if not met:
+        return brief(error)
+    return f"{brief(error)} … {' '.join(inner.split())[:600]}"
+
+
+def brief(error: BaseException) -> str:
+    """Its kind, its first line, and what Keras puts between that and the arguments of a layer's call: the error that it met."""
+    lines = str(error).strip().splitlines()
+    first = lines[0] if lines else ""
+    met = _MET_IN_CALL.search(str(error)) if first.startswith("Exception encountered when calling") else None
+    inner = f" … {' '.join(met[1].split())[:600]}" if met else ""
+    return f"{type(error).__name__}: {first[:300]}{inner}"

@@ -24,7 +24,8 @@ from .allow_list import CLASSES, FUNCTIONS
 # serialization_lib.BUILTIN_MODULES: where Keras looks for functions that were saved by their bare name.
 _BARE_FUNCTIONS = frozenset().union(*(FUNCTIONS[m] for m in ("keras.activations", "keras.losses", "keras.metrics")))
 _SHORT_CLASSES = frozenset().union(*(names for m, names in CLASSES.items() if not m.startswith("keras.src."))) | {
-    "Functional"
+    "Functional",
+    "GroupedQueryAttention",  # its name in HDF5 files; elsewhere it is `GroupQueryAttention`
 }
 _DTYPES = {
     *("bool", "string", "float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"),

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...errors import UnsupportedModel
 from ..spec import TensorSpec
-from .build import brief
+from .refusals import brief
 
 
 def input_signature(model: Any, uri: str) -> list[Any]:

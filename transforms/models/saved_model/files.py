@@ -52,26 +52,30 @@ def read_proto(store: Readable, ref: ModelRef) -> Any:
     if source.crc32c is None:
         say_unchecked(source.name)
     data = read_whole(store, source)
+    start = data[:FIRST_BYTES]
+    # A frozen graph can be parsed as an empty SavedModel. A file that begins correctly is damaged further on.
+    if not start.startswith(SAVED_MODEL) and (other := other_file(source.uri, source.size, start)) is not None:
+        raise other
     try:
         if binary is not None:
             return saved_model_pb2.SavedModel.FromString(data)
         return text_format.Parse(data.decode(), saved_model_pb2.SavedModel())
     # Text that nests too deep for Python raises RecursionError.
     except (DecodeError, text_format.ParseError, UnicodeDecodeError, RecursionError) as error:
-        start = data[:FIRST_BYTES]
-        # A file that begins correctly is damaged further on.
-        if not start.startswith(SAVED_MODEL) and (other := other_file(source.uri, source.size, start)) is not None:
-            raise other from error
         raise CorruptModel(
             f"{source.uri} cannot be parsed", expected="a SavedModel", found=str(error), cure=COPY_AGAIN
         ) from error
 
 
 def open_bundle(store: Readable, ref: ModelRef) -> Bundle:
-    """Raises `CorruptModel` where there is no index, or where it belongs to another export than the graph."""
+    """Raises `CorruptModel` where there is no index, or where it belongs to another export than the graph; `NotAModel` where
+    another kind of file is in its place.
+    """
     index = ref.object(_INDEX)
     if index is None:
         raise CorruptModel(f"{ref.uri} has weights, but no variables/variables.index", cure="Copy the whole folder.")
+    if (other := other_file(index.uri, index.size, read_whole(store, index)[:FIRST_BYTES])) is not None:
+        raise other
     _check_fingerprint(store, ref, index)
 
     def shard(i: int, n: int) -> ObjectRef | None:

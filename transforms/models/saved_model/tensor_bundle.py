@@ -18,6 +18,7 @@ import numpy as np
 
 from ...errors import CorruptModel, UnsupportedModel
 from ...storage import ObjectRef
+from ..first_bytes import FIRST_BYTES, other_file
 from ..streaming.dlpack import aligned_empty
 from ..streaming.tensor_stream import TensorSlot, mask_crc
 from ..streaming.whole_reads import Readable, read_whole
@@ -201,7 +202,8 @@ class Bundle:
             )
         offset, nbytes = proto.offset, proto.size
         if offset < 0 or nbytes < 0 or offset + nbytes > source.size:
-            raise CorruptModel(
+            start = self._store.read(source, 0, min(FIRST_BYTES, source.size))
+            raise other_file(source.uri, source.size, start) or CorruptModel(
                 f"Tensor {name!r} is outside {source.uri}, which is truncated or another model's",
                 expected=f"bytes {offset} to {offset + nbytes}",
                 found=f"an object of {source.size} bytes",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from headrace.transforms.models.load import describe_model, load_model
 from headrace.transforms.models.pin import pin_model
 from tests.support import keras_zoo
 from tests.support.around import write_module
+from tests.support.jobs import model_folder
 from tests.support.keras_saved import assert_same_bits, by_name
 from tests.support.warm import python
 
@@ -108,6 +112,25 @@ def test_what_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             describe_model(str(tmp_path / "x.keras"), custom_objects=[given])
 
 
+BACKEND = """
+from headrace.transforms.errors import UnsupportedModel
+from headrace.transforms.models.keras_model.build import keras_on_tensorflow
+try:
+    keras_on_tensorflow("m.keras")
+except UnsupportedModel as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("backend", "why"), [("torch", "which cannot be imported"), ("mxnet", "which Keras does not have")]
+)
+def test_another_backend_of_keras_is_named(backend: str, why: str) -> None:
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    run = subprocess.run([sys.executable, "-c", BACKEND], capture_output=True, text=True, env=environment)
+    assert f"KERAS_BACKEND={backend}, {why}" in run.stdout, run.stderr
+
+
 def test_by_value(tmp_path: Path) -> None:
     import keras
 
@@ -124,6 +147,28 @@ def test_by_value(tmp_path: Path) -> None:
         batch = np.ones((2, 2), np.float32)
         np.testing.assert_array_equal(model.predict({name: batch})["output_0"], batch * 4)
         assert describe_model(uri, custom_objects={"Fourfold": Fourfold}).parameters == 0
+
+
+def test_the_error_of_a_layers_own_call_is_shown(tmp_path: Path) -> None:
+    import keras
+
+    class Moody(keras.layers.Layer):
+        fails = False
+
+        def call(self, x: Any) -> Any:
+            if self.fails:
+                raise RuntimeError("the table\nis missing")
+            return x
+
+    keras.Sequential([keras.Input((2,)), Moody()]).save(uri := str(tmp_path / "x.keras"))
+    Moody.fails = True
+    with pytest.raises(UnsupportedModel, match=r"Exception encountered when calling Moody.*the table is missing"):
+        load_model(uri, custom_objects={"Moody": Moody})
+
+
+def test_classes_are_refused_where_they_are_not_used() -> None:
+    with pytest.raises(InvalidRequest, match=r"custom_objects.* does not go with .*custom objects Thing"):
+        load_model(str(model_folder() / "saved_model"), custom_objects={"Thing": object})
 
 
 def test_they_are_part_of_what_the_model_is(tmp_path: Path) -> None:

@@ -74,10 +74,10 @@ def changed(data: bytes, edit: Callable[[Any], object]) -> str:
 
 @pytest.mark.usefixtures("place")
 class TestKeras2:
-    @pytest.mark.parametrize("name", [make.__name__ for make in keras2_zoo.MODELS])
-    def test_predicts_as_keras_2_did(self, keras2: Path, name: str) -> None:
-        model = load_model(str(keras2 / f"{name}.h5"))
-        assert model.format == "keras_h5"
+    @pytest.mark.parametrize("file", [*(f"{make.__name__}.h5" for make in keras2_zoo.MODELS), "nested.keras"])
+    def test_predicts_as_keras_2_did(self, keras2: Path, file: str) -> None:
+        model, name = load_model(str(keras2 / file)), file.partition(".")[0]
+        assert model.format == ("keras_h5" if file.endswith(".h5") else "keras")
         found = model.predict(feed(model, keras2_zoo.BATCHES[name]))
         expected = by_name(list(np.load(keras2 / f"{name}.npz").values()))
         assert found.keys() == expected.keys()

@@ -14,6 +14,7 @@ import pytest
 from headrace.transforms.errors import HeadraceError, NotAModel, UnsupportedModel
 from headrace.transforms.models.keras_model.allow_list import CLASSES, FUNCTIONS
 from headrace.transforms.models.keras_model.build import Recipe, build
+from headrace.transforms.models.keras_model.safe_mode import check
 from headrace.transforms.models.keras_model.unrolled import MOST_STEPS, release
 from tests.support import keras_allow_list
 
@@ -367,6 +368,15 @@ def test_steps_are_counted_where_the_graph_is_made_and_not_after() -> None:
         made.layers[1].layers[1].call(keras.KerasTensor((None, 20_000, 1)))
     release(made)
     assert "call" not in vars(made.layers[1].layers[1])
+
+
+def test_layers_are_known_by_the_names_of_their_classes_too() -> None:
+    """HDF5 files hold these."""
+    import keras
+
+    for name in CLASSES["keras.layers"]:
+        of_class = getattr(keras.layers, name).__name__
+        check({"class_name": of_class, "config": {}, "inbound_nodes": []}, "x", {}, {})
 
 
 def test_a_feature_space_is_recognised() -> None:
