@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test faults chaos fuzz lint check venv bench-load constraints clean docs coverage test-pythons pictures picture-report hashes
-.PHONY: schedule venv-airflow test-airflow run-dataflow metadata template template-classic run-flink test-runners
+.PHONY: tried schedule venv-airflow test-airflow run-dataflow metadata template template-classic run-flink test-runners
 .PHONY: bench-throughput bench-images bench-examples bench-startup bench-memory bench-gil bench-guard bench-scale bench-edges bench-tail bench-gpu bench-forecast bench-smoke bench-peers
 .DEFAULT_GOAL := help
 
@@ -50,6 +50,10 @@ metadata: venv ## the templates' parameters, made again from the flags: after a 
 	$(BIN)/python -m headrace.pipeline.flags.template_parameters classic > templates/classic/metadata.json
 	@git diff --stat -- $(METADATA)
 
+tried: venv ## the table of the models that the tests load, in docs/models.md: after a change to the tests' models
+	$(BIN)/python -m tests.support.tried_models --write
+	@git diff --stat -- docs/models.md
+
 TEMPLATE := BUCKET IMAGE
 
 ifeq ($(call lacking,$(TEMPLATE)),)
@@ -87,17 +91,29 @@ coverage: venv ## every test, and how much of the code they run; [PYTEST_ARGS=�
 	$(BIN)/python -m pytest $(AT_ONCE) --cov --cov-report=term --cov-report=html:build/coverage/html $(PYTEST_ARGS)
 
 PYTHONS ?= python3.11 python3.12 python3.13
+TENSORFLOWS ?= newest
 FAST := tests/layout/test_imports.py $(wildcard tests/transforms/columns/test_*.py tests/transforms/storage/test_*.py) \
   tests/transforms/models/keras_model/test_keras_archive.py tests/transforms/shards/test_shard.py tests/transforms/beam/test_plan.py tests/jobs/test_job.py
+# What loads models, and what breaks where private names of TensorFlow and Keras are gone.
+LOADING := tests/transforms/models/saved_model $(wildcard tests/transforms/models/test_tflite*.py) tests/transforms/models/test_operations.py \
+  tests/transforms/models/streaming/test_dlpack.py \
+  $(patsubst %,tests/transforms/models/keras_model/test_%.py,keras_zoo keras_private keras_legacy orbax_checkpoint hub_preset)
 
-test-pythons: ## the fast tests on each of PYTHONS that is here; [PYTEST_ARGS=…]; minutes and 3 GB for each, removed again
-	@failed=; for python in $(PYTHONS); do \
+# An older TensorFlow takes the place of the one that constraints.txt names, with the packages that go with it.
+with = $$environment/bin/python -m uv pip install --quiet --python=$$environment/bin/python \
+  "tensorflow==$$tensorflow.*" "tf-keras==$$tensorflow.*" "tensorflow-text==$$tensorflow.*"
+
+test-pythons: ## the fast tests, and those that load models, on each of PYTHONS that is here with each of TENSORFLOWS (newest 2.20); [PYTEST_ARGS=…]; minutes and 3 GB for each, removed again
+	@failed=; for python in $(PYTHONS); do for tensorflow in $(TENSORFLOWS); do \
 	  command -v $$python >/dev/null || { echo "There is no $$python here: not tried."; continue; }; \
-	  version=$$($$python -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])'); echo "Python $$version:"; \
-	  $(MAKE) --no-print-directory test PYTHON=$$python VENV=build/pythons/$$version PYTEST_ARGS='$(or $(PYTEST_ARGS),$(FAST))' \
-	    || failed="$$failed $$version"; \
-	  rm -rf build/pythons/$$version; \
-	done; test -z "$$failed" || { echo "Failed on Python$$failed." >&2; exit 1; }
+	  version=$$($$python -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])'); environment=build/pythons/$$version-$$tensorflow; \
+	  echo "Python $$version, TensorFlow $$tensorflow:"; \
+	  $(MAKE) --no-print-directory venv PYTHON=$$python VENV=$$environment \
+	    && { test $$tensorflow = newest || $(with); } \
+	    && $(MAKE) --no-print-directory test PYTHON=$$python VENV=$$environment PYTEST_ARGS='$(or $(PYTEST_ARGS),$(FAST) $(LOADING))' \
+	    || failed="$$failed $$version-$$tensorflow"; \
+	  rm -rf $$environment; \
+	done; done; test -z "$$failed" || { echo "Failed on Python$$failed." >&2; exit 1; }
 
 test-runners: venv ## the demo on the Direct runner, on two machines apart, Prism, Flink and Dask, as a table; fetches what they need
 	@$(BIN)/python -m tests.support.runners $(RUNNERS)

@@ -13,7 +13,7 @@ if VERSION is None:
     raise SystemExit('transforms/versions.py has no line __version__ = "…"')
 
 REQUIRES = [
-    "tensorflow>=2.21",
+    "tensorflow>=2.20",  # 2.19 needs protobuf below 6, and Beam 2.77 a newer one
     "keras>=3.15",  # its private names are used, in one file
     "apache-beam[gcp]>=2.77",
     "google-cloud-storage>=3.10",
@@ -67,7 +67,7 @@ DEV = [
     "sphinx>=9.0",  # builds the documents' site
     "sphinx-copybutton>=0.5.2",  # the site's buttons that copy a block
     "tensorstore>=0.1.80",  # writes the arrays of the Orbax checkpoints that tests read
-    "tf-keras>=2.21",  # makes the files of Keras 2 that tests read
+    "tf-keras>=2.20",  # makes the files of Keras 2 that tests read
 ]
 
 setup(
@@ -98,7 +98,7 @@ setup(
     entry_points={"console_scripts": ["headrace = headrace.pipeline.start:entry"]},
     install_requires=REQUIRES,
     extras_require={
-        "gpu": ["tensorflow[and-cuda]>=2.21"],
+        "gpu": ["tensorflow[and-cuda]>=2.20"],
         "s3": S3,
         "azure": ["adlfs>=2024.12"],
         "hf": ["huggingface-hub>=0.30", "fsspec>=2025.2"],
