@@ -37,6 +37,7 @@ BATCHES: dict[str, Any] = {
 
 
 def mlp(keras: Any) -> Any:
+    """Dense layers, a dropout and a normalization, trained."""
     layers = keras.layers
     model = keras.Sequential(
         [
@@ -52,6 +53,7 @@ def mlp(keras: Any) -> Any:
 
 
 def convolutional(keras: Any) -> Any:
+    """Convolutions of several kinds, trained."""
     layers = keras.layers
     x = keras.Input((12, 12, 3))
     y = layers.Conv2D(6, 3, use_bias=False)(x)
@@ -64,6 +66,7 @@ def convolutional(keras: Any) -> Any:
 
 
 def recurrent(keras: Any) -> Any:
+    """Recurrent layers, bidirectional and distributed over steps."""
     layers = keras.layers
     x = keras.Input((None, 4))
     y = layers.Bidirectional(layers.LSTM(6, return_sequences=True))(x)
@@ -80,6 +83,7 @@ def reading(keras: Any) -> Any:
 
 
 def nested(keras: Any) -> Any:
+    """Models within models, and a layer that is called twice."""
     layers = keras.layers
     inner = keras.Sequential([keras.Input((4,)), layers.Dense(4), layers.BatchNormalization()], name="inner")
     x = keras.Input((4,))
@@ -90,6 +94,7 @@ def nested(keras: Any) -> Any:
 
 
 def normalizing(keras: Any) -> Any:
+    """`Normalization`, adapted."""
     layer = keras.layers.Normalization()
     layer.adapt(_numbers(5) * 3 + 14)
     x = keras.Input((5,))
@@ -111,6 +116,7 @@ def gated(keras: Any) -> Any:
 
 
 def filming(keras: Any) -> Any:
+    """`ConvLSTM2D`."""
     x = keras.Input((3, 5, 5, 2))
     return keras.Model(x, keras.layers.ConvLSTM2D(3, 3)(x))
 
@@ -133,6 +139,7 @@ def activated(keras: Any) -> Any:
 
 
 def enlarging(keras: Any) -> Any:
+    """Transposed convolutions, upsampling, pooling."""
     layers = keras.layers
     x = keras.Input((5, 5, 2))
     several = [

@@ -34,6 +34,7 @@ def _sentences() -> Any:
 
 
 def mlp() -> Exhibit:
+    """Dense layers and a dropout, trained."""
     import keras
 
     model = keras.Sequential(
@@ -50,12 +51,14 @@ def mlp() -> Exhibit:
 
 
 def unnamed() -> Exhibit:
+    """Its input and layers have no names of their own."""
     import keras
 
     return Exhibit(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]), _numbers(4))
 
 
 def convolutional() -> Exhibit:
+    """Convolutions of several kinds and normalizations, trained."""
     import keras
     from keras import layers
 
@@ -72,6 +75,7 @@ def convolutional() -> Exhibit:
 
 
 def augmenting() -> Exhibit:
+    """Layers that draw at random, in training alone."""
     import keras
     from keras import layers
 
@@ -90,6 +94,7 @@ def augmenting() -> Exhibit:
 
 
 def normalizing() -> Exhibit:
+    """`Normalization` and `Discretization`, adapted; two inputs."""
     import keras
 
     normalization = keras.layers.Normalization()
@@ -102,6 +107,7 @@ def normalizing() -> Exhibit:
 
 
 def recurrent() -> Exhibit:
+    """A bidirectional LSTM, a GRU, and cells in one RNN; any number of steps."""
     import keras
     from keras import layers
 
@@ -113,6 +119,7 @@ def recurrent() -> Exhibit:
 
 
 def attending() -> Exhibit:
+    """An embedding with a mask, attention, `TimeDistributed`."""
     import keras
     from keras import layers
 
@@ -125,6 +132,7 @@ def attending() -> Exhibit:
 
 
 def looking_up() -> Exhibit:
+    """Vocabularies of texts and of integers; inputs and outputs by name."""
     import keras
     from keras import layers
 
@@ -139,6 +147,7 @@ def looking_up() -> Exhibit:
 
 
 def vectorizing() -> Exhibit:
+    """`TextVectorization` to ids and to TF-IDF weights."""
     import keras
     from keras import layers
 
@@ -152,6 +161,7 @@ def vectorizing() -> Exhibit:
 
 
 def nested() -> Exhibit:
+    """Models within models, and a layer that is called twice."""
     import keras
     from keras import layers
 
@@ -166,6 +176,7 @@ def nested() -> Exhibit:
 
 
 def mixed() -> Exhibit:
+    """Layers of float16, bfloat16 and a mixed policy."""
     import keras
     from keras import layers
 
@@ -182,6 +193,7 @@ def mixed() -> Exhibit:
 
 
 def customized() -> Exhibit:
+    """A registered layer of the user's own."""
     import keras
 
     layer = custom_layer()
@@ -190,6 +202,7 @@ def customized() -> Exhibit:
 
 
 def subclassed() -> Exhibit:
+    """A registered model of the user's own."""
     model = custom_model()()
     model(_numbers(4))
     return Exhibit(model, _numbers(4))

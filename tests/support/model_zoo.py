@@ -113,6 +113,7 @@ def vocabulary(folder: Path) -> Inputs:
 
 
 def asset_read_when_called(folder: Path) -> Inputs:
+    """The graph reads a file of its assets for each call."""
     import tensorflow as tf
 
     source = folder.parent / "greeting.txt"
@@ -126,6 +127,7 @@ def asset_read_when_called(folder: Path) -> Inputs:
 
 
 def many_dtypes(folder: Path) -> Inputs:
+    """Variables of ten dtypes, strings and float8 among them."""
     import tensorflow as tf
 
     module = tf.Module()
@@ -153,6 +155,7 @@ def many_dtypes(folder: Path) -> Inputs:
 
 
 def several_shards(folder: Path) -> Inputs:
+    """Its checkpoint is in several data files."""
     import tensorflow as tf
 
     module = tf.Module()

@@ -63,10 +63,12 @@ def _matrices(folder: Path, use_resource: bool, scale: float = 1.0, width: int =
 
 
 def resource_variables(folder: Path) -> Inputs:
+    """A partitioned matrix, a scalar and strings, in resource variables."""
     return _matrices(folder, True)
 
 
 def reference_variables(folder: Path) -> Inputs:
+    """A partitioned matrix, a scalar and strings, in reference variables."""
     return _matrices(folder, False)
 
 
@@ -150,6 +152,7 @@ def several_graphs(folder: Path) -> Inputs:
 
 
 def no_variables(folder: Path) -> Inputs:
+    """A graph of constants alone."""
     import tensorflow as tf
 
     v1 = tf.compat.v1
@@ -180,10 +183,12 @@ def _initialised(folder: Path, key: str) -> Inputs:
 
 
 def main_op(folder: Path) -> Inputs:
+    """A table that an initialiser fills from a variable."""
     return _initialised(folder, "main_op")
 
 
 def legacy_init_op(folder: Path) -> Inputs:
+    """A table that an initialiser fills from a variable, under the older name of the initialiser."""
     return _initialised(folder, "legacy_init_op")
 
 

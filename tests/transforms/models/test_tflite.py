@@ -51,6 +51,7 @@ def _convert(folder: Path, module: Any, signatures: dict[str, Any], **options: A
 
 
 def several_signatures(folder: Path) -> tuple[bytes, Inputs]:
+    """Two signatures; an input that has no rows."""
     import tensorflow as tf
 
     module = _module()
@@ -74,6 +75,7 @@ def fixed_batch(folder: Path) -> tuple[bytes, Inputs]:
 
 
 def no_signatures(folder: Path) -> tuple[bytes, Inputs]:
+    """Converted from a function alone."""
     import tensorflow as tf
 
     module = _module()
@@ -104,6 +106,7 @@ def int8(folder: Path) -> tuple[bytes, Inputs]:
 
 
 def strings(folder: Path) -> tuple[bytes, Inputs]:
+    """It takes and gives strings."""
     import tensorflow as tf
 
     module = tf.Module()
