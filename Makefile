@@ -96,8 +96,8 @@ FAST := tests/layout/test_imports.py $(wildcard tests/transforms/columns/test_*.
   tests/transforms/models/keras_model/test_keras_archive.py tests/transforms/shards/test_shard.py tests/transforms/beam/test_plan.py tests/jobs/test_job.py
 # What loads models, and what breaks where private names of TensorFlow and Keras are gone.
 LOADING := tests/transforms/models/saved_model $(wildcard tests/transforms/models/test_tflite*.py) tests/transforms/models/test_operations.py \
-  tests/transforms/models/streaming/test_dlpack.py \
-  $(patsubst %,tests/transforms/models/keras_model/test_%.py,keras_zoo keras_private keras_legacy orbax_checkpoint hub_preset)
+  tests/transforms/models/streaming/test_dlpack.py tests/transforms/models/keras_model/test_keras_zoo.py tests/transforms/models/keras_model/test_keras_private.py \
+  tests/transforms/models/keras_model/test_keras_legacy.py tests/transforms/models/keras_model/test_orbax_checkpoint.py tests/transforms/models/keras_model/test_hub_preset.py
 
 # An older TensorFlow takes the place of the one that constraints.txt names, with the packages that go with it.
 with = $$environment/bin/python -m uv pip install --quiet --python=$$environment/bin/python \

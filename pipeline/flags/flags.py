@@ -185,8 +185,8 @@ def _add_column_rules(group: argparse._ArgumentGroup) -> None:
         "--tf_example",
         action="append",
         metavar="TENSOR[=A,B…]",
-        help="encode columns as the serialized tf.train.Example that an input takes, of all features that it parses or of "
-        "those named; each is then a tensor to --feature, --fill and --cast; repeatable",
+        help="encode columns as the serialized tf.train.Example or SequenceExample that an input takes, of all features that "
+        "it parses or of those named; each is then a tensor to --feature, --fill and --cast; repeatable",
     )
     group.add_argument(
         "--prediction_type",

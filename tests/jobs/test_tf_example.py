@@ -14,9 +14,10 @@ from apache_beam.testing.util import assert_that
 import headrace
 from headrace.transforms.columns.rules import ColumnRules
 from headrace.transforms.jobs.job import JOB_RECORD, stored_object
+from headrace.transforms.models.spec import ExampleFeature
 from headrace.transforms.storage import open_store
 from tests.support import zoo_v1
-from tests.support.example_models import every_kind, example
+from tests.support.example_models import every_kind, example, sequence_example
 from tests.support.jobs import put, put_table, read_output
 
 ROWS = 7
@@ -81,15 +82,19 @@ def wanted(model: str, of: pa.Table) -> dict[str, np.ndarray[Any, Any]]:
     return {name: tensor.numpy() for name, tensor in found.items()}
 
 
+def put_folder(folder: Path, uri: str) -> None:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            put(f"{uri}/{path.relative_to(folder)}", path.read_bytes())
+
+
 def check(found: pa.Table, of: dict[str, np.ndarray[Any, Any]]) -> None:
     assert np.array_equal(np.array(found["y"].to_pylist(), np.float32), of["y"])
     assert found["letters"].to_pylist() == of["letters"].tolist()
 
 
 def test_a_job_from_a_bucket_equals_tensorflow(bucket: str, model: str) -> None:
-    for path in sorted(Path(model).rglob("*")):
-        if path.is_file():
-            put(f"{bucket}/m/{path.relative_to(model)}", path.read_bytes())
+    put_folder(Path(model), f"{bucket}/m")
     put_table(f"{bucket}/in/a.parquet", table())
     given: dict[str, Any] = {
         "model": f"{bucket}/m",
@@ -107,6 +112,52 @@ def test_a_job_from_a_bucket_equals_tensorflow(bucket: str, model: str) -> None:
     assert record["feature"] == {"n": ["n"], "words": ["words"], "x": ["x"]}
     with pytest.raises(headrace.OutputConflict, match="tf_example"):
         headrace.run(**given, tf_example={"examples": ["n", "x"]}, keep=["id"])
+
+
+def test_sequences_in_a_job_from_a_bucket_equal_tensorflow(bucket: str, tmp_path: Path) -> None:
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.w = tf.Variable([0.3, -1.7])
+    context = {"user": tf.io.FixedLenFeature([], tf.int64)}
+    lists = {"pairs": tf.io.FixedLenSequenceFeature([2], tf.float32), "words": tf.io.RaggedFeature(tf.string)}
+
+    def call(sequences: Any) -> Any:
+        user, steps, lengths = tf.io.parse_sequence_example(sequences, context, lists)
+        total = tf.reduce_sum(tf.reduce_sum(steps["pairs"] * module.w, 2), 1) / tf.cast(lengths["pairs"], tf.float32)
+        return {"y": total + tf.cast(user["user"], tf.float32), "n": tf.reduce_sum(steps["words"].row_lengths())}
+
+    concrete = tf.function(call).get_concrete_function(tf.TensorSpec([None], tf.string, "sequences"))
+    tf.saved_model.save(module, str(tmp_path / "m"), signatures=concrete)
+    put_folder(tmp_path / "m", f"{bucket}/sequences")
+    rows = [
+        {"user": 3, "pairs": [[0.1, 0.2], [7.0, -3.5]], "words": [["a", "grün"], []]},
+        {"user": -1, "pairs": [[1e-9, 2.5]], "words": None},
+        {"user": 2**40, "pairs": [[3.0, 4.0]] * 9, "words": []},
+    ]
+    kinds = [
+        ("user", pa.int64()),
+        ("pairs", pa.list_(pa.list_(pa.float32(), 2))),
+        ("words", pa.list_(pa.list_(pa.string()))),
+    ]
+    put_table(f"{bucket}/sequences_in/a.parquet", pa.Table.from_pylist(rows, pa.schema(kinds)))
+    headrace.run(
+        model=f"{bucket}/sequences",
+        input=f"{bucket}/sequences_in/*",
+        output=f"{bucket}/sequences_out",
+        tf_example=["sequences"],
+        outputs=["y"],
+        report="none",
+    )
+    features = [
+        ExampleFeature("user", "int64", (), True),
+        ExampleFeature("pairs", "float32", (None, 2), True, steps=True),
+        ExampleFeature("words", "string", (None, None), False, steps=True),
+    ]
+    serialized = tf.constant([sequence_example(row, features) for row in rows])
+    native = tf.saved_model.load(str(tmp_path / "m")).signatures["serving_default"](sequences=serialized)["y"].numpy()
+    found = np.array(read_output(f"{bucket}/sequences_out")["y"].to_pylist(), np.float32)
+    assert found.tobytes() == native.tobytes()
 
 
 def test_predict_in_memory_and_in_a_pipeline(model: str) -> None:
@@ -216,7 +267,13 @@ def test_columns_that_do_not_fit_name_the_flag_and_inspect_the_features(model: s
     looked = headrace.inspect(model=model)
     assert "takes serialized tf.train.Example of n int64, words string [?]," in " ".join(looked.text.split())
     (told,) = looked.document["models"][0]["signatures"]["serving_default"]["inputs"]
-    assert told["example"]["features"][0] == {"name": "n", "dtype": "int64", "shape": [], "required": True}
+    assert told["example"]["features"][0] == {
+        "name": "n",
+        "dtype": "int64",
+        "shape": [],
+        "required": True,
+        "steps": False,
+    }
     both = headrace.inspect(**{key: given[key] for key in ("model", "input")}, tf_example={"examples": ["n", "x"]})
     (link,) = [one for one in both.document["columns"] if one["kind"] == "feature"]
     assert (link["how"], [one["name"] for one in link["columns"]]) == ("encoded", ["n", "x"])

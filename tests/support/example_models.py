@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,3 +60,44 @@ def example(features: Mapping[str, tuple[str, Any]]) -> bytes:
 
     told = {name: feature(*one) for name, one in features.items() if one[1] is not None}
     return bytes(tf.train.Example(features=tf.train.Features(feature=told)).SerializeToString(deterministic=True))
+
+
+def sequence_specs() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Context and feature lists, every kind that `tf.io.parse_sequence_example` has."""
+    import tensorflow as tf
+
+    io = tf.io
+    context = {"user": io.FixedLenFeature([], tf.int64), "tags": io.VarLenFeature(tf.string)}
+    return context, {
+        "clicks": io.FixedLenSequenceFeature([], tf.int64, allow_missing=True),
+        "pairs": io.FixedLenSequenceFeature([2], tf.float32),
+        "spans": io.VarLenFeature(tf.int64),
+        "names": io.RaggedFeature(tf.string),
+    }
+
+
+def sequence_example(row: Mapping[str, Any], features: Sequence[Any]) -> bytes:
+    """As tf.train.SequenceExample writes it: the row's values by key; values of None are left out."""
+    import tensorflow as tf
+
+    def feature(dtype: str, values: Any) -> Any:
+        some = values if isinstance(values, list) else [values]
+        some = [value.encode() if isinstance(value, str) else value for value in some]
+        named = {"string": "bytes_list", "float32": "float_list", "int64": "int64_list"}[dtype]
+        kinds = {"bytes_list": tf.train.BytesList, "float_list": tf.train.FloatList, "int64_list": tf.train.Int64List}
+        return tf.train.Feature(**{named: kinds[named](value=some)})
+
+    kept = [one for one in features if row[one.name] is not None]
+    context = {one.name: feature(one.dtype, row[one.name]) for one in kept if not one.steps}
+    lists = {
+        one.name: tf.train.FeatureList(feature=[feature(one.dtype, step) for step in row[one.name]])
+        for one in kept
+        if one.steps
+    }
+    message = tf.train.SequenceExample()
+    if any(not one.steps for one in features):
+        message.context.SetInParent()
+        message.context.MergeFrom(tf.train.Features(feature=context))
+    message.feature_lists.SetInParent()
+    message.feature_lists.MergeFrom(tf.train.FeatureLists(feature_list=lists))
+    return bytes(message.SerializeToString(deterministic=True))

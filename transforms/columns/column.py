@@ -112,6 +112,13 @@ class Column:
         values = self._cast(at, where, first_row) if numbers else self._filled(at.array)
         return RowValues(values, counts, at.kept)
 
+    def step_values(self, batch: pa.RecordBatch, where: str, first_row: int) -> tuple[RowValues, np.ndarray[Any, Any]]:
+        """The values of each row's outermost list, item after item, and how many items each row has. Raises as `tensor`."""
+        at = self._open(batch, where, first_row)
+        values = self._numbers(at, where, first_row) if isinstance(self.leaf, Numbers) else self._bytes(at)
+        counts = np.diff(at.splits[1]) if len(at.splits) > 1 else math.prod(at.dims)
+        return RowValues(values, counts, at.kept), np.diff(at.splits[0])
+
     def _open(self, batch: pa.RecordBatch, where: str, first_row: int) -> Opened:
         array = batch.column(self.path[0])
         if array.type != self.type and not self._reads(array.type):
@@ -123,7 +130,7 @@ class Column:
             )
         at = Opened(array)
         for level in self.levels:
-            if self.rule.optional and not at.dims and not isinstance(level, Member):
+            if self.rule.optional and not at.dims and not at.splits and not isinstance(level, Member):
                 at.leave_out_nulls()
             # A member is null where its struct is: its nulls are reported with those of the next level.
             fills = isinstance(level, Member) or (level.fills_nulls and self.rule.fill is not None)
@@ -147,7 +154,7 @@ class Column:
                     refused.alike = _alike(at, np.flatnonzero(error.wrong), error.lengths, "{} values")
                 raise refused from None
         at.array = self.leaf.plain(at.array)
-        if self.rule.optional and not at.dims:
+        if self.rule.optional and not at.dims and not at.splits:
             at.leave_out_nulls()
         if at.array.null_count and self.rule.fill is None:
             self._refuse_nulls(batch, at, where, first_row)

@@ -1,4 +1,6 @@
-"""Inputs of serialized tf.train.Example that are encoded from columns, and whether a column holds such messages itself."""
+"""Inputs of serialized tf.train.Example and SequenceExample that are encoded from columns, and whether a column holds such
+messages itself.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ import pyarrow.compute as pc
 from ..errors import ColumnError, UnsupportedModel
 from ..models.spec import ExampleFeature, TensorSpec
 from .column import Column
-from .example_wire import encode_examples
+from .example_wire import encode_examples, encode_sequences
 from .rules import ColumnRules, TensorRule, by_tensor
 from .struct_paths import path_names, path_of
 from .values import Bytes
@@ -23,6 +25,7 @@ from .wording import described, listed, nearest, within
 if TYPE_CHECKING:
     import tensorflow as tf
 
+SEQUENCE = "tf.train.SequenceExample"
 _SAMPLED_ROWS = 16
 _SHOWN_BYTES = 40
 
@@ -53,11 +56,23 @@ class ExampleInput:
 
     def tensors(self, batch: pa.RecordBatch, where: str, first_row: int) -> dict[str, tf.Tensor]:
         """Strings, of one dimension or as many of one as the tensor has."""
-        values = [column.row_values(batch, where, first_row) for column in self.columns]
-        features = [(feature.name, feature.dtype, found) for feature, found in zip(self.features, values, strict=True)]
-        rows = batch.num_rows
+        rows, read = batch.num_rows, list(zip(self.features, self.columns, strict=True))
+        features = [
+            (feature.name, feature.dtype, column.row_values(batch, where, first_row))
+            for feature, column in read
+            if not feature.steps
+        ]
+        if self.spec.example is not None and self.spec.example.message == SEQUENCE:
+            lists = [
+                (feature.name, feature.dtype, *column.step_values(batch, where, first_row))
+                for feature, column in read
+                if feature.steps
+            ]
+            encoded = encode_sequences(rows, features, lists)
+        else:
+            encoded = encode_examples(rows, features)
         shape = (rows, *(1 for _ in (self.spec.shape or (None,))[1:]))
-        return {self.spec.name: Bytes("string").tensor(encode_examples(rows, features), shape)}
+        return {self.spec.name: Bytes("string").tensor(encoded, shape)}
 
 
 def encoded_features(inputs: Mapping[str, TensorSpec], rules: ColumnRules) -> dict[str, dict[str, ExampleFeature]]:
@@ -101,6 +116,8 @@ def feature_rule(rule: TensorRule, feature: ExampleFeature) -> TensorRule:
                 cure=f"Leave {flag} for '{rule.tensor}' out.",
             )
     optional = not feature.required and rule.fill is None
+    if feature.steps:
+        return replace(rule, optional=optional, lists=feature.lists)
     if not feature.varies:
         return replace(rule, optional=optional)
     return replace(rule, optional=optional, ragged=True, pad=b"" if feature.dtype == "string" else 0)
@@ -139,7 +156,7 @@ def _chosen(spec: TensorSpec, keys: Sequence[str]) -> tuple[ExampleFeature, ...]
     if found.problem:
         raise UnsupportedModel(
             f"Columns cannot be encoded for the input '{spec.name}'",
-            expected="tf.train.Example of features that the graph names",
+            expected=f"{found.message} of features that the graph names",
             found=f"{found}: {found.problem}",
             cure="Encode the rows with --preprocess=MODULE:FUNCTION, and name its column with --feature.",
         )
@@ -196,7 +213,7 @@ def _is_message(data: bytes, spec: TensorSpec) -> bool:
     if not data:
         return not any(feature.required for feature in spec.example.features)
     try:
-        if spec.example.message == "tf.train.SequenceExample":
+        if spec.example.message == SEQUENCE:
             sequence = tf.train.SequenceExample.FromString(data)
             return bool(sequence.context.feature or sequence.feature_lists.feature_list)
         return bool(tf.train.Example.FromString(data).features.feature)

@@ -1,4 +1,4 @@
-"""Columns to serialized tf.train.Example: protobuf's wire format, written for all rows of a batch at once.
+"""Columns to serialized tf.train.Example and SequenceExample: protobuf's wire format, written for all rows of a batch at once.
 
 The parts of rows are built side by side in matrices of bytes, and joined by Arrow: no row is a Python object. Keys are sorted,
 and the bytes equal protobuf's deterministic serialization. Formats: https://protobuf.dev/programming-guides/encoding/,
@@ -22,6 +22,8 @@ Part = bytes | tuple[np.ndarray[Any, Any], "np.ndarray[Any, Any] | None"]
 """Bytes that are the same for every row; or a matrix of a line for each row, and how many of its bytes count (all for None)."""
 
 _FIELD_1 = b"\x0a"
+_FEATURE_LISTS = b"\x12"
+"""The field of a SequenceExample beside its context."""
 _VALUE = b"\x12"
 """The value's field in an entry of a map; the key's is field 1."""
 _LISTS = {"string": b"\x0a", "float32": b"\x12", "int64": b"\x1a"}
@@ -42,24 +44,64 @@ def encode_examples(rows: int, features: Sequence[tuple[str, str, RowValues]]) -
     return _joined([_side_by_side(rows, [_FIELD_1, _varints(size)]), *pieces])
 
 
+def encode_sequences(
+    rows: int,
+    context: Sequence[tuple[str, str, RowValues]],
+    lists: Sequence[tuple[str, str, RowValues, np.ndarray[Any, Any]]],
+) -> pa.Array[Any]:
+    """A serialized SequenceExample for each of `rows`. `lists` are keys, dtypes, the values of all features of the feature
+    list, one after the other, and how many of them each row has.
+    """
+    pieces = [
+        _for_every_row(rows, piece, values.kept)
+        for key, dtype, values, steps in sorted(lists, key=lambda one: one[0].encode())
+        for piece in _list_entry(key, dtype, values, steps)
+    ]
+    if not pieces:
+        return encode_examples(rows, context)
+    size = np.zeros(rows, np.int64)
+    for piece in pieces:
+        size += np.diff(offsets(piece)) if rows else 0
+    # The context has the field and the type of an Example's features.
+    before = [encode_examples(rows, context)] if context else []
+    return _joined([*before, _side_by_side(rows, [_FEATURE_LISTS, _varints(size)]), *pieces])
+
+
 def _entry(key: str, dtype: str, values: RowValues, rows: int) -> list[pa.Array[Any]]:
     """One feature of each row, as an entry of the map of features, in pieces that follow one another."""
+    return _feature(dtype, values, rows, (_key(key), _FIELD_1))
+
+
+def _list_entry(key: str, dtype: str, values: RowValues, steps: np.ndarray[Any, Any]) -> list[pa.Array[Any]]:
+    """One feature list of each row, likewise."""
+    features = _joined(_feature(dtype, values, int(steps.sum()), (_FIELD_1,)))
+    listed = _by_row(features, steps, len(steps))
+    return [_side_by_side(len(steps), _wrapped((_key(key), _FIELD_1), _lengths(listed), [])), listed]
+
+
+def _key(key: str) -> bytes:
+    """An entry's key, and the field of its value."""
+    name = key.encode()
+    return _FIELD_1 + _varint(len(name)) + name + _VALUE
+
+
+def _feature(dtype: str, values: RowValues, rows: int, around: tuple[bytes, ...]) -> list[pa.Array[Any]]:
+    """A feature for each of the rows, in the fields `around` it from the innermost."""
     if isinstance(values.values, np.ndarray):
         if isinstance(values.counts, int) and values.counts == 1:
             payload = _numbers(values.values)
             lengths = np.full(rows, payload[0].shape[1]) if payload[1] is None else payload[1]
-            return [_side_by_side(rows, [*_headers(key, dtype, lengths), payload])]
+            return [_side_by_side(rows, [*_headers(around, dtype, lengths), payload])]
         listed = _by_row(_binaries(*_numbers(values.values)), values.counts, rows)
     else:
         own = _lengths(values.values)
         texts = _joined([_side_by_side(len(own), [_FIELD_1, _varints(own)]), values.values.cast(_KIND)])
         listed = _by_row(texts, values.counts, rows)
-    return [_side_by_side(rows, _headers(key, dtype, _lengths(listed))), listed]
+    return [_side_by_side(rows, _headers(around, dtype, _lengths(listed))), listed]
 
 
-def _headers(key: str, dtype: str, lengths: np.ndarray[Any, Any]) -> list[Part]:
-    """The bytes before the values of a feature, whose sizes are `lengths`: a field in a field in a field."""
-    name = key.encode()
+def _headers(around: tuple[bytes, ...], dtype: str, lengths: np.ndarray[Any, Any]) -> list[Part]:
+    """The bytes before the values of a feature, whose sizes are `lengths`."""
     parts: list[Part] = []
     if dtype != "string":
         # Numbers are packed into one field, which is not there where there are none.
@@ -69,7 +111,12 @@ def _headers(key: str, dtype: str, lengths: np.ndarray[Any, Any]) -> list[Part]:
         sizes = np.where(lengths > 0, 1 + (line.shape[1] if used is None else used), 0)
         parts = [(packed, None if sizes.all() and used is None else sizes)]
         lengths = lengths + sizes
-    for before in (_LISTS[dtype], _FIELD_1 + _varint(len(name)) + name + _VALUE, _FIELD_1):
+    return _wrapped((_LISTS[dtype], *around), lengths, parts)
+
+
+def _wrapped(around: tuple[bytes, ...], lengths: np.ndarray[Any, Any], parts: list[Part]) -> list[Part]:
+    """The parts with fields around them and the bytes that follow, `lengths` in all: a field in a field in a field."""
+    for before in around:
         number = _varints(lengths)
         lengths = lengths + len(before) + (number[0].shape[1] if number[1] is None else number[1])
         parts = [before, number, *parts]

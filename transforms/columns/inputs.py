@@ -33,6 +33,7 @@ from .example_inputs import (
     row_inputs,
 )
 from .fitting import match, misfit, misfit_type, with_lengths
+from .nesting import RaggedLists
 from .outputs import Output, OutputPlan, output_plan
 from .rules import ColumnRules, TensorRule, tensor_rules
 from .struct_paths import member_type, path_names, path_of
@@ -305,7 +306,10 @@ def _of_feature(
     """The column of one feature of the examples that feed `tensor`; one value is as good as a list of it."""
     spec = TensorSpec(rule.tensor, feature.dtype, (None, *feature.shape))
     check_feature_column(schema, tensor, feature, spec, names, where)
-    return _input(schema, spec, names, rule, where).columns[0]
+    column = _input(schema, spec, names, rule, where).columns[0]
+    if feature.steps and not any(isinstance(level, RaggedLists) for level in column.levels):
+        raise misfit(spec, column, where, "Write it as lists, one item for each feature of the feature list.")
+    return column
 
 
 def _column(schema: pa.Schema, spec: TensorSpec, name: str, rule: TensorRule, where: str) -> Column:

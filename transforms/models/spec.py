@@ -18,21 +18,29 @@ class ExampleFeature:
     """What a model's own parser takes under one key of a serialized message.
 
     `shape` is that of one row's values; its first dimension is None where rows may differ in it. Parsing fails for rows
-    that lack a `required` feature.
+    that lack a `required` feature. With `steps`, it is a feature list of a tf.train.SequenceExample: the first dimension are
+    its features, and the second is None where these may differ in their number of values.
     """
 
     name: str
     dtype: str
     shape: tuple[int | None, ...]
     required: bool
+    steps: bool = False
 
     @property
     def varies(self) -> bool:
         return self.shape[:1] == (None,)
 
+    @property
+    def lists(self) -> int:
+        """How many of the outermost levels of lists stay as long as they are."""
+        return (1 + (self.shape[1:2] == (None,))) if self.steps else 0
+
     def __str__(self) -> str:
-        dims = f" [{', '.join('?' if dim is None else str(dim) for dim in self.shape)}]" if self.shape else ""
-        return f"{self.name} {self.dtype}{dims}"
+        dims = ["?" if dim is None else str(dim) for dim in self.shape]
+        dims = ["steps", *dims[1:]] if self.steps else dims
+        return f"{self.name} {self.dtype}" + (f" [{', '.join(dims)}]" if dims else "")
 
 
 @dataclass(frozen=True, slots=True)

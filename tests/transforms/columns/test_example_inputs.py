@@ -16,7 +16,7 @@ from headrace.transforms.columns.rules import ColumnRules
 from headrace.transforms.errors import ColumnError, NullFeature, UnsupportedModel
 from headrace.transforms.models.spec import ExampleFeature, ExampleFormat, TensorSpec
 from headrace.transforms.nested_arrow import schema_of
-from tests.support.example_models import example, specs
+from tests.support.example_models import example, sequence_example, sequence_specs, specs
 
 FEATURES = (
     ExampleFeature("age", "int64", (), True),
@@ -197,8 +197,8 @@ def test_a_feature_without_a_column_is_not_left_out_unasked() -> None:
 
 
 def test_what_cannot_be_encoded_is_refused() -> None:
-    inputs = {"e": TensorSpec("e", "string", (None,), ExampleFormat((), "tf.train.SequenceExample", "no sequences"))}
-    with pytest.raises(UnsupportedModel, match=r"SequenceExample.*--preprocess"):
+    inputs = {"e": TensorSpec("e", "string", (None,), ExampleFormat((), "tf.train.SequenceExample", "computed keys"))}
+    with pytest.raises(UnsupportedModel, match=r"SequenceExample.*computed keys.*--preprocess"):
         plan_inputs(SCHEMA, inputs, {}, rules=ColumnRules(tf_example=(("e", ()),)))
     plain = {"e": TensorSpec("e", "string", (None,))}
     with pytest.raises(ColumnError, match="which no parser of the model takes"):
@@ -219,3 +219,75 @@ def test_a_key_that_is_also_an_input_is_named_with_its_input() -> None:
     found = plan.tensors(batch)
     assert list(found["e"].numpy()) == [example({"n": ("int64", [3])}), example({"n": ("int64", [4])})]
     assert found["n"].numpy().tolist() == [1, 2]
+
+
+SEQUENCE_FEATURES = (
+    ExampleFeature("clicks", "int64", (None,), False, steps=True),
+    ExampleFeature("names", "string", (None, None), False, steps=True),
+    ExampleFeature("pairs", "float32", (None, 2), True, steps=True),
+    ExampleFeature("spans", "int64", (None, None), False, steps=True),
+    ExampleFeature("tags", "string", (None,), False),
+    ExampleFeature("user", "int64", (), True),
+)
+SEQUENCE_SCHEMA = schema_of(
+    {
+        "clicks": pa.list_(pa.int64()),
+        "names": pa.list_(pa.list_(pa.string())),
+        "pairs": pa.large_list(pa.list_(pa.float32(), 2)),
+        "spans": pa.list_(pa.large_list(pa.int64())),
+        "tags": pa.list_(pa.string()),
+        "user": pa.int64(),
+    }
+)
+SEQUENCE_ROW = st.fixed_dictionaries(
+    {
+        "clicks": st.none() | st.lists(INT64, max_size=3) | st.just(list(range(200))),
+        "names": st.none() | st.lists(st.lists(TEXT, max_size=2), max_size=3),
+        "pairs": st.lists(fixed(FLOAT, 2), max_size=3),
+        "spans": st.none() | st.lists(st.lists(INT64, max_size=3), max_size=3),
+        "tags": st.none() | st.lists(TEXT, max_size=2),
+        "user": INT64,
+    }
+)
+
+
+def planned_sequences(schema: pa.Schema, features: tuple[ExampleFeature, ...] = SEQUENCE_FEATURES) -> InputPlan:
+    spec = TensorSpec("e", "string", (None,), ExampleFormat(features, "tf.train.SequenceExample"))
+    return plan_inputs(schema, {"e": spec}, {}, rules=ColumnRules(tf_example=(("e", ()),)), where="f")
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.lists(SEQUENCE_ROW, min_size=1, max_size=5), skip=st.integers(0, 2))
+def test_sequences_are_those_of_tensorflows_own_library(rows: list[dict[str, Any]], skip: int) -> None:
+    import tensorflow as tf
+
+    table = pa.Table.from_pylist(rows[:1] * skip + rows, schema=SEQUENCE_SCHEMA).combine_chunks().slice(skip)
+    (batch,) = table.to_batches()
+    found = list(pickle.loads(pickle.dumps(planned_sequences(SEQUENCE_SCHEMA))).tensors(batch)["e"].numpy())
+    wanted = [sequence_example(row, SEQUENCE_FEATURES) for row in rows]
+    assert found == wanted
+    context, lists = sequence_specs()
+    parsed, own = (tf.io.parse_sequence_example(of, context, lists)[:2] for of in (found, wanted))
+    flat = [tf.nest.flatten(some, expand_composites=True) for some in (parsed, own)]
+    for one, other in zip(*flat, strict=True):
+        assert np.array_equal(one.numpy(), other.numpy(), equal_nan=one.dtype == tf.float32)
+
+
+def test_a_feature_list_needs_lists_as_deep_as_its_own() -> None:
+    for shape in ((None,), (None, None), (None, 2)):
+        steps = (ExampleFeature("s", "int64", shape, False, steps=True),)
+        kinds: list[Any] = [pa.int64(), pa.list_(pa.int64()), pa.list_(pa.list_(pa.int64()))]
+        deep = len(shape)
+        planned_sequences(pa.schema([("s", kinds[deep])]), steps)
+        with pytest.raises(ColumnError, match=r"Column 's' in f does not fit tensor 's'"):
+            planned_sequences(pa.schema([("s", kinds[deep - 1])]), steps)
+
+
+def test_rows_that_a_sequence_cannot_hold_are_named() -> None:
+    pairs = (ExampleFeature("pairs", "float32", (None, 2), True, steps=True),)
+    lists: Any = [[[1.0, 2.0]], None, [[3.0, None]], [[4.0, 5.0], [6.0, 7.0, 8.0]], [None]]
+    batch = pa.RecordBatch.from_arrays([pa.array(lists, pa.list_(pa.list_(pa.float32())))], ["pairs"])
+    plan = planned_sequences(batch.schema, pairs)
+    with pytest.raises(NullFeature, match="in row 11"):
+        plan.tensors(batch, where="f", first_row=10)
+    assert plan.unfit(batch, "f", 10).keys() == {1, 2, 3, 4}

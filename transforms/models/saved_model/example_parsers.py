@@ -7,12 +7,13 @@ included, to `ParseExample` and similar operations, whose keys and types are con
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from ..spec import ExampleFeature, ExampleFormat, Signature
+from .example_features import example_features, sequence_features
+from .graph_scope import Computed, Scope, node_of
 
 _EXAMPLES = frozenset({"ParseExample", "ParseExampleV2", "ParseSingleExample"})
 _SEQUENCES = frozenset({"ParseSequenceExample", "ParseSequenceExampleV2", "ParseSingleSequenceExample"})
@@ -60,48 +61,6 @@ _DEEPEST = 100  # calls of functions within functions
 _BRANCHING = frozenset({"If", "StatelessIf", "Case", "StatelessCase"})
 
 
-class _Scope:
-    """The nodes of the graph or of one function, by their names and by what they take."""
-
-    def __init__(self, nodes: Iterable[Any]) -> None:
-        self.nodes: dict[str, Any] = {}
-        self.takers: dict[str, list[tuple[Any, int]]] = defaultdict(list)
-        for node in nodes:
-            self.nodes[node.name] = node
-            for at, name in enumerate(_data_inputs(node)):
-                self.takers[name].append((node, at))
-
-    def constant(self, name: str) -> Any:
-        """The constant as its message; None where it is computed."""
-        for _ in range(100):  # a damaged graph may lead in a circle
-            node = self.nodes.get(name)
-            if node is None:
-                return None
-            if node.op == "Const" and "value" in node.attr:
-                return node.attr["value"].tensor
-            if node.op not in ("Identity", "Reshape") or not node.input:
-                return None
-            name = _data_inputs(node)[0]
-        return None
-
-    def texts(self, name: str) -> list[str]:
-        """Raises `_Computed`."""
-        tensor = self.constant(name)
-        if tensor is None:
-            raise _Computed
-        # Not by way of `tf.make_ndarray`, which makes as many as a damaged shape claims.
-        return [value.decode(errors="backslashreplace") for value in tensor.string_val]
-
-    def is_empty(self, name: str) -> bool:
-        """Whether the default is a constant without elements, which makes a feature required."""
-        tensor = self.constant(name)
-        return tensor is not None and any(dim.size == 0 for dim in tensor.tensor_shape.dim)
-
-
-class _Computed(Exception):
-    """A parser's keys are not constants."""
-
-
 class ExampleParsers:
     """Asked for one graph; where it has no parser, nothing is walked."""
 
@@ -110,14 +69,14 @@ class ExampleParsers:
         bodies = [graph_def.node, *(function.node_def for function in functions.values())]
         self._any = any(node.op in _PARSERS for nodes in bodies for node in nodes)
         self._graph_def, self._functions = graph_def, functions
-        self._scopes: dict[str, _Scope] = {}
+        self._scopes: dict[str, Scope] = {}
 
     def with_examples(self, signature: Signature, definition: Any) -> Signature:
         """The signature with what its inputs are parsed as; `definition` names the tensors of the graph that they feed."""
         if not self._any:
             return signature
         return _with_examples(
-            signature, {name: self._walk("", _node_of(tensor.name)) for name, tensor in definition.inputs.items()}
+            signature, {name: self._walk("", node_of(tensor.name)) for name, tensor in definition.inputs.items()}
         )
 
     def with_examples_of_function(self, signature: Signature, function: str) -> Signature:
@@ -133,22 +92,22 @@ class ExampleParsers:
         walks = zip(taken, names, strict=False)
         return _with_examples(signature, {name: self._walk(function, argument) for name, argument in walks})
 
-    def _walk(self, function: str, start: str) -> list[tuple[Any, _Scope]]:
+    def _walk(self, function: str, start: str) -> list[tuple[Any, Scope]]:
         walk = _Walk(self)
         walk.follow(function, start)
         return walk.parsers
 
-    def scope(self, function: str) -> _Scope:
+    def scope(self, function: str) -> Scope:
         if function not in self._scopes:
             body = self._functions[function].node_def if function else self._graph_def.node
-            self._scopes[function] = _Scope(body)
+            self._scopes[function] = Scope(body)
         return self._scopes[function]
 
     def arguments(self, function: str) -> list[str]:
         return [argument.name for argument in self._functions[function].signature.input_arg]
 
     def returned(self, function: str) -> set[str]:
-        return {_node_of(name) for name in self._functions[function].ret.values()}
+        return {node_of(name) for name in self._functions[function].ret.values()}
 
     def called(self, node: Any) -> Iterator[str]:
         if node.op in self._functions:
@@ -169,7 +128,7 @@ class _Walk:
     def __init__(self, graph: ExampleParsers) -> None:
         self._graph = graph
         self._calls: dict[tuple[str, str], _Call] = {}
-        self.parsers: list[tuple[Any, _Scope]] = []
+        self.parsers: list[tuple[Any, Scope]] = []
 
     def follow(self, function: str, start: str, depth: int = 0) -> bool:
         """Collects the parsers that get what `start` holds; whether the function gives it back."""
@@ -200,7 +159,7 @@ class _Walk:
         return found
 
 
-def _with_examples(signature: Signature, parsers: Mapping[str, Sequence[tuple[Any, _Scope]]]) -> Signature:
+def _with_examples(signature: Signature, parsers: Mapping[str, Sequence[tuple[Any, Scope]]]) -> Signature:
     inputs = {
         name: replace(spec, example=_format(parsers[name])) if spec.dtype == "string" and parsers.get(name) else spec
         for name, spec in signature.inputs.items()
@@ -208,73 +167,24 @@ def _with_examples(signature: Signature, parsers: Mapping[str, Sequence[tuple[An
     return replace(signature, inputs=inputs)
 
 
-def _format(parsers: Sequence[tuple[Any, _Scope]]) -> ExampleFormat:
+def _format(parsers: Sequence[tuple[Any, Scope]]) -> ExampleFormat:
     """The format that suits all of the parsers."""
-    if any(node.op in _SEQUENCES for node, _ in parsers):
-        why = "headrace encodes tf.train.Example, and no sequences"
-        return ExampleFormat((), "tf.train.SequenceExample", why)
     features: dict[str, ExampleFeature] = {}
-    problem = ""
+    sequences = {node.op in _SEQUENCES for node, _ in parsers}
+    message = "tf.train.SequenceExample" if True in sequences else "tf.train.Example"
+    problem = "the graph parses both tf.train.Example and tf.train.SequenceExample" if len(sequences) > 1 else ""
     for node, scope in parsers:
         try:
-            own = list(_features(node, scope))
-        except _Computed:
-            return ExampleFormat((), problem="the graph computes the keys of its parser")
+            own = list(sequence_features(node, scope) if node.op in _SEQUENCES else example_features(node, scope))
+        except Computed:
+            return ExampleFormat((), message, "the graph computes the keys of its parser")
         for feature in own:
             other = features.setdefault(feature.name, feature)
             if feature.dtype != other.dtype:
                 problem = f"the graph parses {feature.name!r} as {other.dtype} and as {feature.dtype}"
+            if (feature.steps, feature.shape[1:]) != (other.steps, other.shape[1:]) and (feature.steps or other.steps):
+                problem = f"the graph parses {feature.name!r} in two ways: as {other} and as {feature}"
             features[feature.name] = replace(
                 other if feature.varies else feature, required=feature.required or other.required
             )
-    return ExampleFormat(tuple(features[name] for name in sorted(features)), problem=problem)
-
-
-def _features(node: Any, scope: _Scope) -> Iterator[ExampleFeature]:
-    """Raises `_Computed`."""
-    import tensorflow as tf
-
-    inputs = _data_inputs(node)
-    ragged: list[str] = []
-    if node.op == "ParseExampleV2":
-        sparse, dense, ragged = (scope.texts(name) for name in inputs[2:5])
-        defaults = inputs[5:]
-    elif node.op == "ParseExample":
-        of_sparse, of_dense = _attr(node, "Nsparse").i, _attr(node, "Ndense").i
-        keys = [text for name in inputs[2 : 2 + of_sparse + of_dense] for text in scope.texts(name)]
-        sparse, dense, defaults = keys[:of_sparse], keys[of_sparse:], inputs[2 + of_sparse + of_dense :]
-    else:
-        sparse, dense = (
-            [key.decode(errors="backslashreplace") for key in _attr(node, name).list.s]
-            for name in ("sparse_keys", "dense_keys")
-        )
-        defaults = inputs[1:]
-
-    def dtype(number: int) -> str:
-        return str(tf.dtypes.as_dtype(number).name)
-
-    for key, kind in zip(sparse, _attr(node, "sparse_types").list.type, strict=True):
-        yield ExampleFeature(key, dtype(kind), (None,), False)
-    ragged_types = _attr(node, "ragged_value_types").list.type if ragged else ()
-    for key, kind in zip(ragged, ragged_types, strict=True):
-        yield ExampleFeature(key, dtype(kind), (None,), False)
-    kinds, shapes = _attr(node, "Tdense").list.type, _attr(node, "dense_shapes").list.shape
-    for key, kind, shape, default in zip(dense, kinds, shapes, defaults, strict=True):
-        dims = tuple(dim.size if dim.size >= 0 else None for dim in shape.dim)
-        varies = dims[:1] == (None,)
-        yield ExampleFeature(key, dtype(kind), dims, not varies and scope.is_empty(default))
-
-
-def _attr(node: Any, name: str) -> Any:
-    """Reads without inserting, as brackets would for a missing key. Raises `KeyError`."""
-    if name not in node.attr:
-        raise KeyError(f"{node.op} {node.name!r} has no attribute {name!r}")
-    return node.attr[name]
-
-
-def _data_inputs(node: Any) -> list[str]:
-    return [_node_of(name) for name in node.input if not name.startswith("^")]
-
-
-def _node_of(name: str) -> str:
-    return name.partition(":")[0]
+    return ExampleFormat(tuple(features[name] for name in sorted(features)), message, problem)
