@@ -52,7 +52,9 @@ class Target:
 
 @dataclass
 class Outcome:
-    """How many inputs were read, and how many refused by a `HeadraceError`; `failures` name the input and what it did."""
+    """How many inputs were read, and how many refused by a `HeadraceError`; `failures` name the input and what it did. CPU time
+    is of making the inputs and reading them.
+    """
 
     read: int = 0
     refused: int = 0
@@ -62,6 +64,12 @@ class Outcome:
     @property
     def tried(self) -> int:
         return self.read + self.refused + len(self.failures)
+
+    def describe(self) -> str:
+        return (
+            f"{self.tried:9,} inputs: {self.read:,} read, {self.refused:,} refused, {len(self.failures)} failures, "
+            f"{self.cpu_seconds:.0f} s of CPU time"
+        )
 
 
 def mutated(noise: random.Random, data: bytes, seeds: Sequence[bytes]) -> bytes:
@@ -228,7 +236,10 @@ def _one_child(name: str, first: int, end: int | None, seconds: float, outcome: 
                         return trying
                     continue
                 used, _, what = rest.partition(" ")
+                minute = outcome.cpu_seconds // 60
                 outcome.cpu_seconds += float(used)
+                if outcome.cpu_seconds // 60 > minute:
+                    print(f"{name}: {outcome.describe()} so far", file=sys.stderr, flush=True)
                 if kind == "raw":
                     outcome.failures.append(f"{name} {trying}: {what}")
                 else:
@@ -258,8 +269,8 @@ def _child(target: Target, number: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + MOST_BYTES, used + MOST_BYTES))
     while True:
         print("try", number, flush=True)
-        data = make_input(target, number)
         start = time.process_time()
+        data = make_input(target, number)
         # Its default action ends the process, wherever that is: C code does not look at exceptions.
         signal.setitimer(signal.ITIMER_PROF, HANG_SECONDS)
         try:
@@ -292,11 +303,7 @@ def main() -> int:
     failed = False
     for name in given.names or [target.name for target in all_targets()]:
         outcome = fuzz(name, seconds=60 * given.minutes, first=given.first, count=given.count)
-        print(
-            f"{name:12} {outcome.tried:9,} inputs: {outcome.read:,} read, {outcome.refused:,} refused, "
-            f"{len(outcome.failures)} failures, {outcome.cpu_seconds:.0f} s of CPU time",
-            flush=True,
-        )
+        print(f"{name:12} {outcome.describe()}", flush=True)
         for failure in outcome.failures:
             print(f"  {failure}", flush=True)
         failed = failed or bool(outcome.failures)
