@@ -24,6 +24,7 @@ from headrace.transforms.shards.partitions import (
     long_partitions,
     partition_folder,
     partition_values,
+    quote_name,
 )
 from headrace.transforms.shards.shard import relative_stem
 from tests.support.jobs import model_folder, put_table, rows
@@ -86,6 +87,15 @@ def test_letters_stay_and_a_folder_that_is_too_long_is_none_of_key_and_value() -
     stem = relative_stem(f"gs://b/k={'漢' * 85}/a.parquet", "gs://b/")
     assert "=" not in stem
     assert len(relative_stem(f"gs://b/{'漢' * 300}/{'漢' * 29}.parquet", "gs://b/").encode()) < 300
+
+
+@example("\u202e€")
+@given(st.text(max_size=8))
+def test_of_other_scripts_only_letters_marks_and_digits_stay(text: str) -> None:
+    written = quote_name(text)
+    others = {character for character in written if not character.isascii()}
+    assert {unicodedata.category(character)[0] for character in others} <= set("LMN")
+    assert others <= set(text)
 
 
 def characters() -> list[str]:
