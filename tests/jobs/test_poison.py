@@ -113,7 +113,7 @@ def test_a_job_that_a_row_is_to_fail_does_the_others_before(tmp_path: Path, capf
     put_mixed(f"{tmp_path}/in", COUNTS, {3: "value"})
     assert main(command(tmp_path)) == 1
     said = capfd.readouterr()
-    assert f"row 3 of {tmp_path}/in/part-00000.parquet" in said.err.partition("The job failed: ")[2]
+    assert f"Row 3 (counted from 0) of {tmp_path}/in/part-00000.parquet" in said.err.partition("The job failed: ")[2]
     assert "11 shards of the job are done and will not be computed again" in said.err
     assert said.out == ""
     assert len(outputs(tmp_path)) == 11
@@ -130,7 +130,7 @@ def test_where_nothing_can_be_predicted_the_job_fails_and_lists_nothing(tmp_path
     assert main(command(tmp_path, SKIP)) == 1
     said = capfd.readouterr()
     assert "The job failed: No shard of" in said.err
-    assert "Found: 2 failed shards; the first: The model fails on row 3" in said.err
+    assert "Found: 2 failed shards; the first: Row 3 (counted from 0)" in said.err
     assert said.out == ""
     assert lists(tmp_path) == outputs(tmp_path) == []
 
@@ -154,7 +154,7 @@ def slowly(batch: pa.RecordBatch) -> pa.RecordBatch:
 def test_a_job_that_gives_up_finishes_the_shards_that_run(tmp_path: Path, capfd: Capture) -> None:
     put_mixed(f"{tmp_path}/in", [10] * 20, {10 * i + 3: "value" for i in range(1, 20)})
     assert main(command(tmp_path, "--preprocess=tests.jobs.test_poison:slowly")) == 1
-    assert "The job failed: The model fails on row 3" in capfd.readouterr().err
+    assert "The job failed: Row 3 (counted from 0)" in capfd.readouterr().err
     assert [name[:10] for name in outputs(tmp_path)] == ["part-00000"]
 
 

@@ -253,6 +253,23 @@ def test_a_column_of_text_is_not_taken_for_examples(model: str, tmp_path: Path) 
     check(headrace.predict(model, held), {name: values[1:3] for name, values in expected.items()})
 
 
+def test_one_broken_example_among_others_is_a_bad_row(model: str, tmp_path: Path) -> None:
+    held = [*examples(table())[1:4], b"\xff\xff"]
+    put_table(f"{tmp_path}/in.parquet", pa.table({"id": range(4), "e": pa.array(held, pa.binary())}))
+    given: dict[str, Any] = {"model": model, "input": f"{tmp_path}/in.parquet", "output": f"{tmp_path}/out"}
+    with pytest.raises(
+        headrace.HeadraceError, match=r"Row 3 .*in\.parquet cannot be predicted.*Could not parse example"
+    ):
+        headrace.run(**given, report="none")
+    result = headrace.run(**given, report="none", on_error="dead_letter", max_bad_rows=1)
+    assert (result.rows, result.bad_rows) == (4, 1)
+    # Most are none.
+    given["input"] = f"{tmp_path}/most.parquet"
+    put_table(given["input"], pa.table({"e": pa.array([*held[:1], b"\xff", b"\xff"], pa.binary())}))
+    with pytest.raises(headrace.ColumnError, match=r"holds no serialized messages.*in row 1"):
+        headrace.plan(**{**given, "output": f"{tmp_path}/other"})
+
+
 def test_columns_that_do_not_fit_name_the_flag_and_inspect_the_features(model: str, tmp_path: Path) -> None:
     put_table(f"{tmp_path}/in/a.parquet", table().drop_columns(["words"]))
     given: dict[str, Any] = {"model": model, "input": f"{tmp_path}/in/*", "output": f"{tmp_path}/out"}

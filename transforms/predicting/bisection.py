@@ -181,7 +181,7 @@ def pieces(
 def _naming(error: DataError, where: str, row: int) -> DataError:
     """The failure of one row, by its number in the file."""
     kind = DataError if isinstance(error, BatchTooLarge) else type(error)
-    named = re.search(rf"\brow {row}\b", error.what) is not None and where in error.what
+    named = re.search(rf"\b[Rr]ow {row}\b", error.what) is not None and where in error.what
     what = error.what if named else f"Row {row} (counted from 0) of {where} cannot be predicted: {error.what}"
     again = kind(what, expected=error.expected, found=error.found, cure=error.cure)
     again.stage = error.stage

@@ -280,9 +280,13 @@ def _cause(error: Exception) -> str:
 
 def _failed(error: Exception, stage: str, rows: int, where: str, first_row: int) -> DataError:
     exhausted = _exhausted(error)
-    subject = "The model" if stage == "model" else f"The batch's way from column to column (stage {stage})"
+    subject = "the model" if stage == "model" else f"the batch's way from column to column (stage {stage})"
+    if rows == 1:
+        what = f"Row {first_row} (counted from 0) of {where} cannot be predicted: {subject} fails on it"
+    else:
+        what = f"{subject[0].upper()}{subject[1:]} fails on {row_span(first_row, first_row + rows)} of {where}"
     return (BatchTooLarge if exhausted else DataError)(
-        f"{subject} fails on {row_span(first_row, first_row + rows)} of {where}",
+        what,
         expected="memory for a batch" if exhausted else "values that it can compute with",
         found=_cause(error),
         cure="Choose a smaller --batch_size, or run it where there is more memory"

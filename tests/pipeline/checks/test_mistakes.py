@@ -350,7 +350,7 @@ def test_values_that_the_model_cannot_compute_with_name_file_and_rows(capfd: Cap
     argv = ["--input=words_in/*", "--output=out", "--model=words", "--batch_size=4"]
     assert main(argv) == 1
     told = capfd.readouterr().err.splitlines()[-1]
-    assert "fails on row 9 of " in told
+    assert "Row 9 (counted from 0) of " in told
     assert "words_in/a.parquet" in told
     assert "77 is not in [0, 10)" in told
     assert told.endswith("let them go to dead letters: --on_error=dead_letter.")

@@ -203,7 +203,9 @@ def test_by_default_the_first_bad_row_fails_the_job_which_names_it(capfd: Captur
     put_mixed(f"{tmp_path}/in", [50], {33: "value", 44: "value"})
     code, _, err = run(capfd, tmp_path, on_error=None)
     assert code == 1
-    assert f"The model fails on row 33 of {tmp_path}/in/part-00000.parquet" in err
+    assert (
+        f"Row 33 (counted from 0) of {tmp_path}/in/part-00000.parquet cannot be predicted: the model fails on it" in err
+    )
     assert "a value is out of bounds" in err
     assert "--on_error=dead_letter" in err
     assert not any(parse_output_name(name) for name in names_in(f"{tmp_path}/out"))

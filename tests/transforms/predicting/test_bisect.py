@@ -101,7 +101,9 @@ def test_a_bad_row_is_told_with_its_stage_and_reason_in_few_calls() -> None:
 def test_without_dead_letters_the_first_bad_row_is_named_in_few_calls() -> None:
     calls = Calls()
     bisection = Bisection(calls.predictor(), WHERE, 4096)
-    with pytest.raises(DataError, match=rf"fails on row 70345 of {WHERE}") as caught:
+    with pytest.raises(
+        DataError, match=rf"Row 70345 \(counted from 0\) of {WHERE} cannot be predicted: the model fails on it"
+    ) as caught:
         list(bisection(table(4096, [345, 346, 4000]), 70_000))
     assert caught.value.stage == "model"
     assert "the value is out of bounds" in str(caught.value)
@@ -201,7 +203,7 @@ def test_one_row_that_fits_into_no_memory_is_bad_and_makes_no_other_batch_small(
     assert predictor.limit.rows is None
     computed = [(result["id"][0].as_py(), result.num_rows) for result in results]
     assert computed == list(pieces(0, 64, 64, bisection.splits, {33}))
-    with pytest.raises(DataError, match=r"row 33 .*ResourceExhausted") as caught:
+    with pytest.raises(DataError, match=r"Row 33 .*ResourceExhausted") as caught:
         list(Bisection(predictor, WHERE, 64)(batch, 0))
     assert type(caught.value) is DataError
 
