@@ -21,6 +21,7 @@ REQUIRES = [
     "google-api-core>=2.24",
     "google-crc32c>=1.6",
     "protobuf>=6.31.1",
+    "grpcio>=1.71",  # the errors of connections to the processes of --processes; Beam brings it too
     "requests>=2.32",
     "pyarrow>=21",
     "numpy>=2.1",
