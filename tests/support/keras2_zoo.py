@@ -102,7 +102,7 @@ def normalizing(keras: Any) -> Any:
 
 
 def gated(keras: Any) -> Any:
-    """`hard_sigmoid` wherever it can stand."""
+    """`hard_sigmoid` wherever it can be used."""
     layers = keras.layers
     x = keras.Input((6, 4))
     y = layers.LSTM(5, recurrent_activation="hard_sigmoid", return_sequences=True)(x)

@@ -59,7 +59,7 @@ def counting(folder: Path) -> Inputs:
 
 
 def several_signatures(folder: Path) -> Inputs:
-    """Three signatures over overlapping variables, names that are no identifiers, an unset rank, a scalar output."""
+    """Three signatures over overlapping variables, names that are not identifiers, an unset rank, a scalar output."""
     import tensorflow as tf
 
     module = tf.Module()
@@ -91,7 +91,7 @@ def several_signatures(folder: Path) -> Inputs:
 
 
 def vocabulary(folder: Path) -> Inputs:
-    """A static table filled from an asset, and a variable beside it."""
+    """A static table filled from an asset, and a variable next to it."""
     import tensorflow as tf
 
     source = folder.parent / "words.txt"

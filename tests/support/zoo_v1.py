@@ -193,7 +193,7 @@ def legacy_init_op(folder: Path) -> Inputs:
 
 
 def mutable_tables(folder: Path) -> Inputs:
-    """Their content lies in the checkpoint."""
+    """Their content is in the checkpoint."""
     import tensorflow as tf
 
     v1 = tf.compat.v1
@@ -215,7 +215,7 @@ def mutable_tables(folder: Path) -> Inputs:
 
 
 def one_after_another(folder: Path) -> Inputs:
-    """A saver that restores sequentially and reshapes, of which each step waits for the one before."""
+    """A saver that restores sequentially and reshapes: each step waits for the one before."""
     import tensorflow as tf
 
     v1 = tf.compat.v1
