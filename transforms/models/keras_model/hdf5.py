@@ -174,7 +174,12 @@ class Hdf5File:
         width = "u1" if dataset.dtype == "bool" else "u2" if dataset.dtype == "bfloat16" else dataset.dtype
         dtype = np.dtype(width).newbyteorder("<" if kind.little else ">")
         if not dataset.nbytes:
-            return np.empty(dataset.shape, dtype)
+            try:
+                return np.empty(dataset.shape, dtype)
+            except ValueError as error:  # the other dimensions may be of any size
+                raise self._corrupt(
+                    f"gives {dataset.path!r} a shape that no array has", "dimensions of an array", str(dataset.shape)
+                ) from error
         if layout.kind != CHUNKED:
             data = layout.data
             if layout.kind == CONTIGUOUS:

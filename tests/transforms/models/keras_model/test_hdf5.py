@@ -245,6 +245,13 @@ def test_a_shape_without_data_is_no_bomb() -> None:
                 file.group(path)
 
 
+@pytest.mark.parametrize("shape", [(0, 1 << 62), (1 << 40, 0, 1 << 40)])
+def test_a_shape_without_values_may_be_none_of_an_array(shape: tuple[int, ...]) -> None:
+    data = written(lambda file: file.create_dataset("g/0", shape, "f4"))
+    with opened(data) as (file, _, _), pytest.raises(CorruptModel, match=r"'g/0' a shape that no array has"):
+        file.read((file.group("g") or {})["0"])
+
+
 def many_times(text: str, count: int) -> bytes:
     """A list of names that all lead to one long text, in a file not much larger than that."""
 
