@@ -330,11 +330,13 @@ def _check(slots: Sequence[TensorSlot]) -> None:
         raise ValueError("two slots of one name")
     claimed: dict[ObjectRef, int] = {}
     for slot in slots:
-        expected = math.prod(slot.shape) * numpy_dtype(slot.dtype).itemsize
-        if min(slot.shape, default=0) < 0 or slot.nbytes != expected:
+        itemsize = numpy_dtype(slot.dtype).itemsize
+        expected = math.prod(slot.shape) * itemsize
+        too_large = math.prod(filter(None, slot.shape)) * itemsize >= 1 << 63  # as NumPy counts, also where a size is 0
+        if min(slot.shape, default=0) < 0 or slot.nbytes != expected or too_large:
             raise CorruptModel(
                 f"The size of tensor {slot.name!r} in {slot.source.uri} contradicts its shape",
-                expected=f"{expected} bytes for {slot.dtype} {list(slot.shape)}",
+                expected=f"{expected} bytes for {slot.dtype} {list(slot.shape)}, and sizes of an array",
                 found=f"{slot.nbytes} bytes",
                 cure="Export the model again.",
             )

@@ -315,3 +315,15 @@ def test_a_checked_span_whose_rest_is_too_long_is_a_fault_of_the_caller() -> Non
         TensorStream(
             MemoryStore(), [slot(ref, "t", 0, b"abcd")], StreamOptions(), [CheckedSpan(ref, 0, 1 << 30, 0, "CRC-32")]
         )
+
+
+@pytest.mark.parametrize("shape", [(0, 1 << 62), (1 << 40, 0, 1 << 40)])
+def test_a_tensor_without_values_may_have_a_shape_that_no_array_has(shape: tuple[int, ...]) -> None:
+    store, ref = MemoryStore(), put("memory://stream/shapes", b"abc")
+    with (
+        pytest.raises(CorruptModel, match=r"tensor 't' in .* contradicts its shape"),
+        stream_tensors(store, [TensorSlot("t", "float32", shape, ref, 0, 0)]),
+    ):
+        pass
+    with stream_tensors(store, [TensorSlot("t", "float32", (0, 7), ref, 0, 0)]) as stream:
+        assert stream.take("t").shape == (0, 7)
