@@ -282,17 +282,19 @@ def glob_regex(pattern: str) -> re.Pattern[str]:
 
     Raises `InvalidRequest` where a set's range runs backwards.
     """
-    out, at = [], 0
+    out, at = [""], 0
     while at < len(pattern):
         if pattern.startswith("**/", at):
-            out.append("(?:[^/]+/)*")
+            if out[-1] != "(?:[^/]+/)*":
+                out.append("(?:[^/]+/)*")
             at += 3
-        elif pattern.startswith("**", at):
-            out.append(".*")
-            at += 2
         elif pattern[at] == "*":
-            out.append("[^/]*")
-            at += 1
+            # However many in a row: a regular expression would try every way to share a name among them.
+            stars = len(pattern) - at - len(pattern[at:].lstrip("*"))
+            if stars % 2 == 0 and pattern.startswith("/", at + stars):
+                stars -= 2  # the last two are any number of folders
+            out.append(".*" if stars > 1 else "[^/]*")
+            at += stars
         elif pattern[at] == "?":
             out.append("[^/]")
             at += 1
