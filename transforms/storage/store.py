@@ -308,11 +308,29 @@ def glob_regex(pattern: str) -> re.Pattern[str]:
             out.append(re.escape(pattern[at]))
             at += 1
     try:
-        return re.compile("".join(out), re.DOTALL)
+        return re.compile(_without_retries(out), re.DOTALL)
     except re.error as error:
         raise InvalidRequest(
             f"{pattern!r} is not a glob", found=str(error), cure="Write sets as [abc] or [a-z]."
         ) from error
+
+
+def _without_retries(parts: Sequence[str]) -> str:
+    """The parts in a row. A star that another follows keeps the first end that fits, since no other end lets more follow:
+    otherwise a regular expression tries every end of every star, and never ends.
+    """
+    wild = [i for i, part in enumerate(parts) if part in _WILD]
+    if not wild:
+        return "".join(parts)
+    out = "".join(parts[: wild[0]])
+    for i, end in zip(wild, [*wild[1:], None], strict=True):
+        fixed = "".join(parts[i + 1 : end])
+        first = parts[i] == "[^/]*" and end is not None and parts[end] in ("[^/]*", ".*")
+        out += f"(?>[^/]*?{fixed})" if first else parts[i] + fixed
+    return out
+
+
+_WILD = ("[^/]*", ".*", "(?:[^/]+/)*")
 
 
 def _set_end(pattern: str, at: int) -> int:
