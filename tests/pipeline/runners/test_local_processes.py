@@ -88,14 +88,14 @@ def worker_processes() -> list[int]:
     here = os.getpid()
     found = []
     for thread in os.listdir(f"/proc/{here}/task"):
-        with open(f"/proc/{here}/task/{thread}/children", encoding="ascii") as children:
-            found += [int(child) for child in children.read().split()]
-    return [child for child in found if "local_worker" in _command(child)]
+        found += [int(child) for child in _text_of(f"/proc/{here}/task/{thread}/children").split()]
+    return [child for child in found if "local_worker" in _text_of(f"/proc/{child}/cmdline")]
 
 
-def _command(process: int) -> str:
+def _text_of(path: str) -> str:
+    """What a file of the kernel tells of a thread or a process; nothing where that has ended meanwhile."""
     try:
-        with open(f"/proc/{process}/cmdline", encoding="utf-8") as file:
+        with open(path, encoding="utf-8") as file:
             return file.read()
     except OSError:
         return ""

@@ -172,8 +172,13 @@ def test_threads_that_compute_yield_to_those_that_hold_the_lock(whole_process: b
 
         set_up_tensorflow(whole_process={whole_process})
         choose_devices("auto")
-        tasks = [path.parent for path in Path("/proc/self/task").glob("*/comm") if path.read_text() == "tf_Compute\\n"]
-        nice = {{os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in tasks}}
+        nice = set()
+        for thread in Path("/proc/self/task").iterdir():
+            try:
+                if (thread / "comm").read_text() == "tf_Compute\\n":
+                    nice.add(os.getpriority(os.PRIO_PROCESS, int(thread.name)))
+            except ProcessLookupError:  # a thread that has ended meanwhile
+                continue
         print(nice, os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
     """)
     )
