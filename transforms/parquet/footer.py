@@ -22,11 +22,11 @@ from .footer_thrift import (
     ENCRYPTED,
     SAID,
     check_nesting,
+    codecs_and_nulls,
     column_chunks,
     index_row_groups,
     malformed,
     nested_too_deep,
-    null_counts,
     refused,
     schema_of,
 )
@@ -50,14 +50,16 @@ TIMES = "us"
 @dataclass(slots=True)
 class Chunk:
     """Bytes `start` to `end` (exclusive) of a column chunk. `repeated` is whether each row gets a copy of its value in the
-    dictionary. The other fields are for the reader: up to `next_read` the chunk is read, and up to `next_header` its headers
-    are checked, which leaves so many values; sizes, unpacked and packed, of its dictionary and its last page.
+    dictionary, `column` the number of its leaf. The other fields are for the reader: up to `next_read` the chunk is read, and
+    up to `next_header` its headers are checked, which leaves so many values; sizes, unpacked and packed, of its dictionary and
+    its last page.
     """
 
     start: int
     end: int
     values: int
     repeated: bool
+    column: int = 0
     next_read: int = 0
     next_header: int = 0
     values_left: int = 0
@@ -88,6 +90,13 @@ class Chunks:
     def longest(self) -> int:
         """Bytes of the longest chunk."""
         return max((chunk.end - chunk.start for group in self.groups for chunk in group), default=0)
+
+    def of(self, column: int) -> list[Chunk]:
+        return [chunk for group in self.groups for chunk in group if chunk.column == column]
+
+    def without(self, columns: Collection[int]) -> Chunks:
+        groups = [[chunk for chunk in group if chunk.column not in columns] for group in self.groups]
+        return Chunks(groups, self.empty)
 
     def in_order(self) -> list[Chunk]:
         return sorted(chain.from_iterable(self.groups), key=_start)
@@ -122,7 +131,7 @@ class ParsedFooter:
                 if not values or not length:
                     empty.add((start, length))
                 elif 0 <= start < start + length <= self.size:
-                    group.append(Chunk(start, start + length, values, column in repeated))
+                    group.append(Chunk(start, start + length, values, column in repeated, column))
                 else:
                     found = f"{length} bytes from {start} on"
                     raise refused(self.uri, "column chunk", f"bytes from 0 to {self.size}", found)
@@ -140,12 +149,17 @@ class ParsedFooter:
         said = self._said_of(row_group)
         return sum(max(0, said[SAID * column + 1], said[SAID * column + 3]) for column in columns)
 
-    def null_counts(self, row_group: int, columns: Collection[int]) -> dict[int, int]:
-        """Nulls in each of these columns (leaves, by number) of a row group, as far as the footer records it. Lists that are
-        empty may count as one.
+    def codecs_and_nulls(self, row_group: int, columns: Collection[int]) -> dict[int, tuple[int, int | None]]:
+        """The number of its codec, and how many nulls, in each of these columns (leaves, by number) of a row group; None where
+        the footer records no nulls. Lists that are empty may count as one.
         """
         with self._lock:
-            return null_counts(self.uri, self.raw, self._group_at(row_group), columns)
+            return codecs_and_nulls(self.uri, self.raw, self._group_at(row_group), columns)
+
+    def null_counts(self, row_group: int, columns: Collection[int]) -> dict[int, int]:
+        """Nulls in each of these columns of a row group, as far as the footer records it."""
+        found = self.codecs_and_nulls(row_group, columns)
+        return {column: nulls for column, (_, nulls) in found.items() if nulls is not None}
 
     def check_plain(self, columns: Collection[str]) -> None:
         """Raises `NotParquet` where one of these columns is encrypted in the first row group, as it is in all."""

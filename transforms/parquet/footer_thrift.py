@@ -192,11 +192,11 @@ def column_chunks(uri: str, raw: bytes, at: int) -> array[int]:
     return array("q", np.stack([first, length, values, unpacked], axis=1).tobytes())
 
 
-def null_counts(uri: str, raw: bytes, at: int, wanted: Container[int]) -> dict[int, int]:
-    """The nulls of each of the `wanted` columns, by its number, in the row group whose columns begin at `at`; without columns
-    whose nulls are not recorded.
+def codecs_and_nulls(uri: str, raw: bytes, at: int, wanted: Container[int]) -> dict[int, tuple[int, int | None]]:
+    """The codec's number and the nulls of each of the `wanted` columns, by its number, in the row group whose columns begin at
+    `at`; None for nulls that are not recorded. Columns that are encrypted are left out.
     """
-    found, ordinary = dict[int, int](), _ordinary_column()
+    found, ordinary = dict[int, tuple[int, int | None]](), _ordinary_column()
     try:
         count, at = _structs(raw, at)
         for column in range(count):
@@ -207,11 +207,11 @@ def null_counts(uri: str, raw: bytes, at: int, wanted: Container[int]) -> dict[i
             chunk, at = fields(raw, at, {(3, STRUCT), (8, STRUCT)})
             if (3, STRUCT) not in chunk or (8, STRUCT) in chunk:
                 continue
-            about, _ = fields(raw, chunk[3, STRUCT], {(12, STRUCT)})
+            about, _ = fields(raw, chunk[3, STRUCT], {(4, I32), (12, STRUCT)})
+            nulls = -1
             if (12, STRUCT) in about:
-                statistics, _ = fields(raw, about[12, STRUCT], {(3, I64)})
-                if statistics.get((3, I64), -1) >= 0:
-                    found[column] = statistics[3, I64]
+                nulls = fields(raw, about[12, STRUCT], {(3, I64)})[0].get((3, I64), -1)
+            found[column] = about.get((4, I32), -1), nulls if nulls >= 0 else None
     except Malformed as error:
         raise malformed(uri) from error
     return found

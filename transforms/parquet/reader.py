@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Container, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -21,7 +21,8 @@ from ..shards.partition_types import constant
 from ..shards.shard import Shard
 from ..storage.store import ObjectRef, Store
 from .arrow_types import as_type, may_be_long, nests_dictionary
-from .footer import TIMES, Chunks, ParsedFooter, check_size, footer_of, footers
+from .equal_lists import EqualLists, ListLeaf, OtherPages, list_leaves
+from .footer import TIMES, Chunk, Chunks, ParsedFooter, check_size, footer_of, footers
 from .guard import BATCH_BYTES, PADDING, GuardedFile, PageGuard, TooManyRows
 from .row_groups import GroupsInMemory
 from .whole_batches import whole_batches
@@ -210,7 +211,8 @@ def repeated_columns(where: str, names: Sequence[str]) -> ColumnError:
 class _Wanted:
     """What to read from a file: these columns of these row groups, and how.
 
-    `texts` is whether a column is a dictionary of texts, `apart` whether Arrow can read only one row group at a time.
+    `texts` is whether a column is a dictionary of texts, `apart` whether Arrow can read only one row group at a time. `lists`
+    are columns that may be lists of numbers of one length: they are tried without Arrow first.
     """
 
     parsed: ParsedFooter
@@ -220,24 +222,28 @@ class _Wanted:
     leaves: int
     texts: bool
     apart: bool
+    lists: Sequence[ListLeaf]
 
     @classmethod
     def of(cls, parsed: ParsedFooter, shard: Shard, columns: Sequence[str]) -> _Wanted:
-        names, stored = set(columns), parsed.columns
+        names, stored, row_groups = set(columns), parsed.columns, range(*shard.row_groups)
         read = [i for i, (name, _) in enumerate(stored.leaves) if name in names]
-        if any("." in name for name in stored.stored.names):
+        by_path = any("." in name for name in stored.stored.names)
+        if by_path:
             read = _leaves_as_paths(parsed.metadata, names)
         kinds = [stored.leaves[i][1] for i in read]
         # A column that is a dictionary itself holds that once, however many rows name its values.
         repeated = {i for i, kind in zip(read, kinds, strict=True) if may_be_long(kind)}
+        chunks = parsed.chunks(shard.row_groups, read, repeated)
         return cls(
             parsed,
             columns,
-            range(*shard.row_groups),
-            parsed.chunks(shard.row_groups, read, repeated),
+            row_groups,
+            chunks,
             len(read),
             any(pa.types.is_dictionary(kind) and kind.value_type in _TEXT for kind in kinds),
             any(nests_dictionary(field.type) for field in stored.stored if field.name in names),
+            [] if by_path else list_leaves(parsed, row_groups, read, chunks),
         )
 
 
@@ -271,45 +277,83 @@ def _decoded(wanted: _Wanted, opened: Any, batch_rows: int) -> Iterator[pa.Recor
                 if fresh.num_rows:
                     yield fresh
             return
+        except OtherPages:
+            wanted = replace(wanted, lists=())
         except TooManyRows as error:
             rows = min(error.rows, -(-rows // 2))  # few passes then fail
 
 
 def _checked(wanted: _Wanted, opened: Any, rows: int) -> Iterator[pa.RecordBatch]:
-    """Batches as Arrow decodes them, each only after the guard has checked its pages."""
-    parsed, chunks = wanted.parsed, wanted.chunks
+    """Batches as they are decoded, each only after the guard has checked its pages. Raises `OtherPages` where a column of
+    `lists` cannot be read as such.
+    """
 
     def read_at(start: int, size: int) -> pa.Buffer:
         opened.seek(start)
         return opened.read_buffer(size)
 
+    parsed = wanted.parsed
     padding = PADDING if parsed.by_parquet_mr else 0
     guard = PageGuard(parsed.uri, read_at, wanted.leaves, rows, padding)
+    if not wanted.lists:
+        yield from _by_arrow(wanted, wanted.columns, wanted.chunks, opened, guard, rows)
+        return
+    lists = {leaf.name: EqualLists(leaf, opened, guard) for leaf in wanted.lists}
+    others = [name for name in wanted.columns if name not in lists]
+    chunks = wanted.chunks.without({leaf.number for leaf in wanted.lists})
+    counts = ((batch, batch.num_rows) for batch in _by_arrow(wanted, others, chunks, opened, guard, rows))
+    stored = [field for field in parsed.columns.stored if field.name in wanted.columns]
+    for batch, count in counts if others else _counts(wanted, rows):
+        read = {name: column.take(count) for name, column in lists.items()}
+        arrays, fields = [], []
+        for field in stored:
+            arrays.append(read[field.name] if batch is None or field.name in read else batch.column(field.name))
+            fields.append(field.with_type(arrays[-1].type))
+        yield pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields))
+
+
+def _counts(wanted: _Wanted, rows: int) -> Iterator[tuple[None, int]]:
+    left = sum(wanted.parsed.metadata.row_group(group).num_rows for group in wanted.row_groups)
+    while left > 0:
+        yield None, min(left, rows)
+        left -= rows
+
+
+def _by_arrow(
+    wanted: _Wanted, columns: Sequence[str], chunks: Chunks, opened: Any, guard: PageGuard, rows: int
+) -> Iterator[pa.RecordBatch]:
+    parsed, leaves = wanted.parsed, wanted.leaves - len(wanted.lists)
     largest, small = chunks.largest, chunks.longest <= _READ_WINDOW or chunks.largest <= _WHOLE_CHUNKS
     memory: GroupsInMemory | None = None
-    if largest <= min(_MANY_CHUNKS, wanted.leaves * _SMALL_CHUNK):
+    if largest <= min(_MANY_CHUNKS, leaves * _SMALL_CHUNK):
         with suppress(OSError):  # too few addresses
             memory = GroupsInMemory(opened, parsed.size)
     if memory is not None:
-        batches = _batches(_opened(memory.file, parsed.metadata, window=0), wanted, rows)
-        yield from _loaded(memory, batches, wanted, guard, rows)
+        batches = _batches(_opened(memory.file, parsed.metadata, window=0), wanted, columns, rows)
+        yield from _loaded(memory, batches, wanted.row_groups, parsed.metadata, chunks.groups, guard, rows)
     else:
         file = python_file(GuardedFile(opened, parsed.size, chunks, guard), "r")
-        yield from _batches(_opened(file, parsed.metadata, window=0 if small else _READ_WINDOW), wanted, rows)
+        opened_file = _opened(file, parsed.metadata, window=0 if small else _READ_WINDOW)
+        yield from _batches(opened_file, wanted, columns, rows)
 
 
-def _batches(file: pq.ParquetFile, wanted: _Wanted, rows: int) -> Iterator[pa.RecordBatch]:
+def _batches(file: pq.ParquetFile, wanted: _Wanted, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
     groups = [[group] for group in wanted.row_groups] if wanted.apart else [list(wanted.row_groups)]
     for some in groups:
-        yield from file.iter_batches(batch_size=rows, row_groups=some, columns=list(wanted.columns), use_threads=False)
+        yield from file.iter_batches(batch_size=rows, row_groups=some, columns=list(columns), use_threads=False)
 
 
 def _loaded(
-    memory: GroupsInMemory, batches: Iterator[pa.RecordBatch], wanted: _Wanted, guard: PageGuard, rows: int
+    memory: GroupsInMemory,
+    batches: Iterator[pa.RecordBatch],
+    row_groups: range,
+    metadata: pq.FileMetaData,
+    groups: Sequence[list[Chunk]],
+    guard: PageGuard,
+    rows: int,
 ) -> Iterator[pa.RecordBatch]:
     """The batches. Each row group is in memory from when Arrow may first read it until rows of a later one came."""
-    groups, metadata = wanted.chunks.groups, wanted.parsed.metadata
-    ends = list(accumulate(metadata.row_group(group).num_rows for group in wanted.row_groups))
+    ends = list(accumulate(metadata.row_group(group).num_rows for group in row_groups))
     loaded = dropped = passed = 0
     while True:
         while loaded < len(groups) and (not loaded or ends[loaded - 1] <= passed + rows):
