@@ -224,7 +224,9 @@ def test_places_outside_of_the_dictionary_are_refused(tmp_path: Path) -> None:
 
 
 def test_every_damaged_byte_gives_what_arrow_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows or an error, the same ones; what the guard refuses is refused in both."""
+    """Rows or an error, the same ones; or the sound rows, where it is in a page without values, at which Arrow looks all the
+    same.
+    """
     path = tmp_path / "a.parquet"
     table = pa.table({"id": range(16), "x": lists_of(np.arange(48.0) % 30, 3, "list")})
     pq.write_table(table, path, compression="snappy", data_page_size=128, write_batch_size=8)
@@ -240,7 +242,7 @@ def test_every_damaged_byte_gives_what_arrow_gives(tmp_path: Path, monkeypatch: 
         with monkeypatch.context() as by_arrow:
             by_arrow.setattr(reader, "list_leaves", lambda *_: [])
             outcomes.append(outcome(path))
-        if outcomes[0] != outcomes[1]:
+        if outcomes[0] not in (outcomes[1], table.to_pylist()):
             unlike.append((at, outcomes))
     assert not unlike
     assert 0 < ours < size
