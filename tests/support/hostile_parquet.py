@@ -53,7 +53,12 @@ def _value(value: Any, *, long: bool) -> tuple[int, bytes]:
     if isinstance(value, list):
         kinds = {_value(one, long=False)[0] for one in value} or {12}
         body = b"".join(_value(one, long=False)[1] for one in value)
-        return 9, bytes([0xF0 | kinds.pop()]) + varint(len(value)) + body
+        count = (
+            bytes([len(value) << 4 | kinds.pop()])
+            if len(value) < 15
+            else bytes([0xF0 | kinds.pop()]) + varint(len(value))
+        )
+        return 9, count + body
     return 6 if long else 5, varint(value * 2 if value >= 0 else -value * 2 - 1)
 
 
@@ -157,6 +162,15 @@ def ordinary(compression: Any, version: Any) -> bytes:
     )
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression=compression, data_page_version=version, row_group_size=15)
+    return sink.getvalue().to_pybytes()
+
+
+def many_columns(compression: Any) -> bytes:
+    """So many that they are checked side by side."""
+    kinds: Any = (range(8), [0.5] * 8, list("abcdefgh"), [None, True] * 4)
+    sink = pa.BufferOutputStream()
+    table = pa.table({f"c{i}": kinds[i % 4] for i in range(104)})
+    pq.write_table(table, sink, compression=compression)
     return sink.getvalue().to_pybytes()
 
 

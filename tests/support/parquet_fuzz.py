@@ -20,6 +20,7 @@ from tests.support.hostile_parquet import (
     REQUIRED,
     ZSTD,
     Raw,
+    many_columns,
     mutated,
     one_column,
     ordinary,
@@ -191,7 +192,8 @@ def _grown(rng: random.Random) -> tuple[int, Any]:
 
 @cache
 def sound() -> list[bytes]:
-    return [ordinary(codec, version) for codec in ("zstd", "snappy", "none") for version in ("1.0", "2.0")]
+    of_few = [ordinary(codec, version) for codec in ("zstd", "snappy", "none") for version in ("1.0", "2.0")]
+    return [*of_few, many_columns("zstd")]
 
 
 @cache

@@ -17,11 +17,33 @@ from ..nested_arrow import child, flat, lengths, list_size, map_of, members, val
 class StoredColumns:
     """A file's schema as Arrow gives it, and as it is read; for each leaf of a Parquet schema, in its order, the column that it
     is part of and its type.
+
+    `nested` are the leaves that are a part of their column only, `long` those whose values may be long, `texts` those that are
+    dictionaries of texts, and `apart` the columns of which Arrow can read only one row group at a time.
     """
 
     stored: pa.Schema
     schema: pa.Schema
     leaves: tuple[tuple[str, pa.DataType], ...]
+    nested: frozenset[int]
+    long: frozenset[int]
+    texts: frozenset[int]
+    apart: frozenset[str]
+
+    @classmethod
+    def of(cls, stored: pa.Schema) -> StoredColumns:
+        columns = [(field, leaf) for field in stored for leaf in leaves(field.type)]
+        of_each = tuple((field.name, leaf) for field, leaf in columns)
+        return cls(
+            stored,
+            as_read(stored),
+            of_each,
+            frozenset(i for i, (field, leaf) in enumerate(columns) if field.type != leaf),
+            # A column that is a dictionary itself holds that once, however many rows name its values.
+            frozenset(i for i, (_, kind) in enumerate(of_each) if may_be_long(kind)),
+            frozenset(i for i, (_, kind) in enumerate(of_each) if is_dictionary_of_texts(kind)),
+            frozenset(field.name for field in stored if nests_dictionary(field.type)),
+        )
 
 
 def as_read(schema: pa.Schema) -> pa.Schema:
@@ -72,11 +94,18 @@ def nests_dictionary(kind: pa.DataType) -> bool:
     return pa.types.is_nested(kind) and any(map(pa.types.is_dictionary, leaves(kind)))
 
 
+def is_dictionary_of_texts(kind: pa.DataType) -> bool:
+    return pa.types.is_dictionary(kind) and kind.value_type in _TEXTS
+
+
 def may_be_long(kind: pa.DataType) -> bool:
     """Whether a leaf's values may be long: a file, like a dictionary, may hold one value once for many rows."""
     if isinstance(kind, pa.BaseExtensionType):
         return may_be_long(kind.storage_type)
     return not (pa.types.is_primitive(kind) or pa.types.is_dictionary(kind) or pa.types.is_decimal(kind))
+
+
+_TEXTS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 
 
 def depth(kind: pa.DataType) -> int:

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from ..nested_arrow import buffer_of, list_size, numbers_in, value_type
-from .footer import Chunk, Chunks, ParsedFooter
+from .chunks import Chunk, Chunks
+from .footer import ParsedFooter
 from .guard import BATCH_BYTES, PageGuard
 from .hybrid_runs import all_equal, of_one_length, unpacked
 from .thrift import I32, STRUCT, Malformed, fields, varint
@@ -61,7 +62,8 @@ class ListLeaf:
 
 def list_leaves(parsed: ParsedFooter, row_groups: range, leaves: Sequence[int], chunks: Chunks) -> list[ListLeaf]:
     """Those of the leaves that are such columns, as far as the footer says."""
-    some = {number: kind for number in leaves if (kind := _kind(parsed, number)) is not None}
+    nested = parsed.columns.nested
+    some = {number: kind for number in leaves if number in nested and (kind := _kind(parsed, number)) is not None}
     if not some:
         return []
     codecs = {number: set[int]() for number in some}

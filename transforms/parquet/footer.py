@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import threading
-from array import array
-from collections.abc import Callable, Collection, Sequence, Set
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, pairwise
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -17,13 +16,13 @@ from ..image_names import cure_of_images
 from ..shards.deleted_rows import stored_object
 from ..storage.bounded_cache import Recent
 from ..storage.store import ObjectRef, Store
-from .arrow_types import StoredColumns, as_read, depth, leaves
+from .arrow_types import StoredColumns, depth
+from .chunks import Chunks, GroupChunks
+from .column_chunks import ENCRYPTED
 from .footer_thrift import (
-    ENCRYPTED,
-    SAID,
+    RowGroups,
     check_nesting,
     codecs_and_nulls,
-    column_chunks,
     index_row_groups,
     malformed,
     nested_too_deep,
@@ -31,6 +30,7 @@ from .footer_thrift import (
     schema_of,
 )
 from .instants import with_instants
+from .layouts import Integers
 from .thrift import MOST_NESTED, Malformed
 
 # The first read, of a file's end: few footers are longer.
@@ -48,61 +48,6 @@ TIMES = "us"
 
 
 @dataclass(slots=True)
-class Chunk:
-    """Bytes `start` to `end` (exclusive) of a column chunk. `repeated` is whether each row gets a copy of its value in the
-    dictionary, `column` the number of its leaf. The other fields are for the reader: up to `next_read` the chunk is read, and
-    up to `next_header` its headers are checked, which leaves so many values; sizes, unpacked and packed, of its dictionary and
-    its last page.
-    """
-
-    start: int
-    end: int
-    values: int
-    repeated: bool
-    column: int = 0
-    next_read: int = 0
-    next_header: int = 0
-    values_left: int = 0
-    dictionary: tuple[int, int] = (0, 0)
-    page: tuple[int, int] = (0, 0)
-
-    def begin(self) -> None:
-        self.next_read = self.next_header = self.start
-        self.values_left = self.values
-        self.dictionary = self.page = (0, 0)
-
-
-@dataclass(slots=True)
-class Chunks:
-    """Chunks of some columns in some row groups of a file: `groups` are those with values, by row group, each in the order of
-    its bytes; `empty` has the start and length of those without.
-    """
-
-    groups: list[list[Chunk]]
-    empty: Set[tuple[int, int]]
-
-    @property
-    def largest(self) -> int:
-        """Bytes in the row group that has most of them."""
-        return max((sum(chunk.end - chunk.start for chunk in group) for group in self.groups), default=0)
-
-    @property
-    def longest(self) -> int:
-        """Bytes of the longest chunk."""
-        return max((chunk.end - chunk.start for group in self.groups for chunk in group), default=0)
-
-    def of(self, column: int) -> list[Chunk]:
-        return [chunk for group in self.groups for chunk in group if chunk.column == column]
-
-    def without(self, columns: Collection[int]) -> Chunks:
-        groups = [[chunk for chunk in group if chunk.column not in columns] for group in self.groups]
-        return Chunks(groups, self.empty)
-
-    def in_order(self) -> list[Chunk]:
-        return sorted(chain.from_iterable(self.groups), key=_start)
-
-
-@dataclass(slots=True)
 class ParsedFooter:
     """The footer of one version of one file. `raw` is the footer's bytes."""
 
@@ -112,49 +57,44 @@ class ParsedFooter:
     metadata: pq.FileMetaData
     columns: StoredColumns
     by_parquet_mr: bool
-    # Where the columns of each row group begin; and for requested columns, the numbers of all their chunks.
-    _groups: array[int]
-    _said: dict[int, array[int]] = field(default_factory=dict)
+    _groups: RowGroups | None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def chunks(self, row_groups: tuple[int, int], columns: Sequence[int], repeated: Collection[int]) -> Chunks:
         """The chunks of these columns (leaves, by number). Raises `NotParquet` where one leaves the file, or two overlap."""
-        groups: list[list[Chunk]] = []
-        empty: set[tuple[int, int]] = set()
-        for row_group in range(*row_groups):
-            said = self._said_of(row_group)
-            groups.append(group := [])
-            for column in columns:
-                start, length, values, _ = said[SAID * column : SAID * (column + 1)]
-                if values == ENCRYPTED:
-                    raise self._encrypted(column)
-                if not values or not length:
-                    empty.add((start, length))
-                elif 0 <= start < start + length <= self.size:
-                    group.append(Chunk(start, start + length, values, column in repeated, column))
-                else:
-                    found = f"{length} bytes from {start} on"
-                    raise refused(self.uri, "column chunk", f"bytes from 0 to {self.size}", found)
-            group.sort(key=_start)
-        chunks = Chunks(groups, empty)
-        for before, after in pairwise(chunks.in_order()):
-            if before.end > after.start:
-                raise refused(
-                    self.uri, "column chunk", "bytes of its own", f"byte {after.start}, which is another's too"
-                )
-        return chunks
+        starts, lengths, values, _ = (each[:, columns] for each in self._chunks_of(range(*row_groups)))
+        if (sealed := values == ENCRYPTED).any():
+            raise self._encrypted(columns[int(sealed.any(axis=0).argmax())])
+        there = (values != 0) & (lengths != 0)
+        if (outside := there & ((starts < 0) | (lengths < 0) | (lengths > self.size - starts))).any():
+            start, length = int(starts[outside][0]), int(lengths[outside][0])
+            raise refused(self.uri, "column chunk", f"bytes from 0 to {self.size}", f"{length} bytes from {start} on")
+        empty = set(zip(starts[~there].tolist(), lengths[~there].tolist(), strict=True))
+        ends, long = starts + lengths, np.array([column in repeated for column in columns], np.bool_)
+        self._check_apart(starts[there], ends[there])
+        groups, numbers = [], np.array(columns, np.int64)
+        for i in range(len(starts)):
+            order = np.flatnonzero(there[i])
+            order = order[np.argsort(starts[i][order], kind="stable")]
+            groups.append(GroupChunks(starts[i][order], ends[i][order], values[i][order], long[order], numbers[order]))
+        return Chunks(groups, empty)
+
+    def _check_apart(self, starts: Integers, ends: Integers) -> None:
+        order = np.argsort(starts, kind="stable")
+        if (overlap := ends[order][:-1] > starts[order][1:]).any():
+            found = f"byte {starts[order][1:][overlap][0]}, which is another's too"
+            raise refused(self.uri, "column chunk", "bytes of its own", found)
 
     def unpacked(self, row_group: int, columns: Sequence[int]) -> int:
         """Bytes that these columns' chunks decompress to, as far as the footer records it; at least those that they take up."""
-        said = self._said_of(row_group)
-        return sum(max(0, said[SAID * column + 1], said[SAID * column + 3]) for column in columns)
+        _, packed, _, unpacked = self._chunks_of(range(row_group, row_group + 1))
+        return sum(np.maximum(np.maximum(packed, unpacked)[0, columns], 0).tolist())
 
     def codecs_and_nulls(self, row_group: int, columns: Collection[int]) -> dict[int, tuple[int, int | None]]:
         """The number of its codec, and how many nulls, in each of these columns (leaves, by number) of a row group; None where
         the footer records no nulls. Lists that are empty may count as one.
         """
-        with self._lock:
-            return codecs_and_nulls(self.uri, self.raw, self._group_at(row_group), columns)
+        return codecs_and_nulls(self.uri, self.raw, self._index_with(row_group).at[row_group], columns)
 
     def null_counts(self, row_group: int, columns: Collection[int]) -> dict[int, int]:
         """Nulls in each of these columns of a row group, as far as the footer records it."""
@@ -165,34 +105,29 @@ class ParsedFooter:
         """Raises `NotParquet` where one of these columns is encrypted in the first row group, as it is in all."""
         if not self.metadata.num_row_groups:
             return
-        said, names = self._said_of(0), frozenset(columns)
+        (_, _, values, _), names = self._chunks_of(range(1)), frozenset(columns)
         for leaf, (name, _) in enumerate(self.columns.leaves):
-            if name in names and said[SAID * leaf + 2] == ENCRYPTED:
+            if name in names and values[0, leaf] == ENCRYPTED:
                 raise self._encrypted(leaf)
 
     def _encrypted(self, leaf: int) -> NotParquet:
         return encrypted(self.uri, f"column {self.columns.leaves[leaf][0]!r} with a key of its own")
 
-    def _said_of(self, row_group: int) -> array[int]:
+    def _chunks_of(self, row_groups: range) -> tuple[Integers, Integers, Integers, Integers]:
+        """By row group and column; see `RowGroups.chunks`."""
+        index, leaves = self._index_with(max(row_groups, default=-1)), len(self.columns.leaves)
+        for row_group in row_groups:
+            if (count := index.count(row_group)) != leaves:
+                raise refused(self.uri, "row group", "a chunk of each column", f"{count} of {leaves}")
+        return index.chunks(row_groups, leaves)
+
+    def _index_with(self, row_group: int) -> RowGroups:
         with self._lock:
-            if (said := self._said.get(row_group)) is None:
-                at = self._group_at(row_group)
-                said = self._said[row_group] = column_chunks(self.uri, self.raw, at)
-            if len(said) != SAID * len(self.columns.leaves):
-                found = f"{len(said) // SAID} of {len(self.columns.leaves)}"
-                raise refused(self.uri, "row group", "a chunk of each column", found)
-            return said
-
-    def _group_at(self, row_group: int) -> int:
-        if not self._groups:
-            self._groups = index_row_groups(self.uri, self.raw)
-        if row_group >= len(self._groups):
+            if self._groups is None:
+                self._groups = index_row_groups(self.uri, self.raw)
+        if row_group >= len(self._groups.at):
             raise malformed(self.uri)
-        return self._groups[row_group]
-
-
-def _start(chunk: Chunk) -> int:
-    return chunk.start
+        return self._groups
 
 
 class Footers:
@@ -247,9 +182,8 @@ def _read(source: ObjectRef, read: Callable[[int, int], Any]) -> ParsedFooter:
         raise refused(source.uri, "footer", f"{MOST_FOOTER_BYTES:,} bytes at most", f"{length:,}")
     if len(tail) < length + 8:
         tail = bytes(read(source.size - length - 8, length + 8))
-    raw, groups = tail[-8 - length : -8], array("Q")
-    if length > _UNSEEN_BYTES:
-        groups = index_row_groups(source.uri, raw)
+    raw = tail[-8 - length : -8]
+    groups = index_row_groups(source.uri, raw) if length > _UNSEEN_BYTES else None
     metadata, columns, by = _parse(source.uri, raw, tail)
     return ParsedFooter(source.uri, source.size, raw, metadata, columns, "parquet-mr" in by.lower(), groups)
 
@@ -262,7 +196,7 @@ def _parse(uri: str, raw: bytes, tail: bytes) -> tuple[pq.FileMetaData, StoredCo
             pa.BufferReader(tail), thrift_container_size_limit=most, coerce_int96_timestamp_unit=TIMES
         ) as file:
             # Not the metadata's own, which knows no UUID or JSON that other programs than Arrow wrote.
-            return file.metadata, _columns_of.get(uri, with_instants(file)), file.metadata.created_by
+            return file.metadata, _columns_of.get(uri, file), file.metadata.created_by
 
     try:
         try:
@@ -315,15 +249,19 @@ class _SameColumns:
     """Skips the checks for a file with the same schema as the file before, as most have."""
 
     def __init__(self) -> None:
-        self._last = StoredColumns(pa.schema([]), pa.schema([]), ())
+        # And whether it may hold times: of these a schema does not tell everything.
+        self._last = StoredColumns.of(pa.schema([])), False
 
-    def get(self, uri: str, stored: pa.Schema) -> StoredColumns:
-        last = self._last
+    def get(self, uri: str, file: pq.ParquetFile) -> StoredColumns:
+        found, (last, times) = file.schema_arrow, self._last
+        if not times and found.equals(last.stored, check_metadata=True):
+            return last
+        stored = with_instants(file, found)
         if not stored.equals(last.stored, check_metadata=True):
             if max((depth(field.type) for field in stored), default=0) > MOST_NESTED:
                 raise nested_too_deep(uri)
-            of_each = tuple((field.name, leaf) for field in stored for leaf in leaves(field.type))
-            self._last = last = StoredColumns(stored, as_read(stored), of_each)
+            last = StoredColumns.of(stored)
+        self._last = last, stored is not found
         return last
 
 

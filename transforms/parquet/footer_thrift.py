@@ -5,43 +5,22 @@ The fields are those of https://github.com/apache/parquet-format/blob/master/src
 
 from __future__ import annotations
 
-import re
 from array import array
-from collections.abc import Callable, Container
-from functools import cache
+from collections.abc import Container
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..errors import NotParquet
-from .thrift import (
-    BINARY,
-    BOOL,
-    I32,
-    I64,
-    INTEGER,
-    LIST,
-    MOST_NESTED,
-    STRUCT,
-    VARINT,
-    Malformed,
-    field_header,
-    fields,
-    header,
-    integers,
-    list_of,
-    matcher,
-    members,
-    skip,
-    text,
-)
+from .column_chunks import NUMBERS, column, column_chunks, members_are, ordinary_column
+from .layouts import Integers, StructsInLists
+from .thrift import I32, I64, LIST, MOST_NESTED, STRUCT, Malformed, field_header, fields, list_of, skip
 
 # For a list other than row groups. Arrow takes 300 bytes for an element of a schema, which may be 3 bytes of the footer.
 _MOST_MEMBERS = 200_000
-# Numbers that are kept of each column chunk.
-SAID = 4
-_FIVE_ZEROS = (b"\0",) * 5
-ENCRYPTED = -(1 << 63)
+# A shorter list is passed over at once.
+_MANY = 64
 CURE = "Leave this file out of --input, or write it again"
 
 
@@ -63,7 +42,7 @@ def schema_of(raw: Any) -> tuple[int, int]:
 
 def _structs(raw: Any, at: int) -> tuple[int, int]:
     """How many there are in a list that has to be one of structs, and where the first is."""
-    _members_are(raw, at, STRUCT)
+    members_are(raw, at, STRUCT)
     count, _, at = list_of(raw, at)
     return count, at
 
@@ -90,119 +69,94 @@ def malformed(uri: str) -> NotParquet:
     return refused(uri, "footer", "Thrift", "what is none")
 
 
-def index_row_groups(uri: str, raw: Any) -> array[int]:
-    """Where the list of columns of each row group begins. Raises `NotParquet` where the footer is malformed, or has more
-    members than an honest one.
-    """
-    groups, last, at = array("Q"), 0, 0
+@dataclass(frozen=True, slots=True)
+class RowGroups:
+    """Of each row group, where its list of columns begins in the footer; and `NUMBERS` of all chunks, up to `ends`."""
+
+    at: array[int]
+    numbers: array[int]
+    ends: array[int]
+
+    def count(self, row_group: int) -> int:
+        """Of its chunks."""
+        start = self.ends[row_group - 1] if row_group else 0
+        return (self.ends[row_group] - start) // len(NUMBERS)
+
+    def chunks(self, row_groups: range, count: int) -> tuple[Integers, Integers, Integers, Integers]:
+        """The chunks' first bytes, lengths, values, and bytes unpacked, by row group and column; each row group has `count`."""
+        end = self.ends[row_groups[-1]] if row_groups else 0
+        numbers = self.numbers[end - len(row_groups) * count * len(NUMBERS) : end]
+        said = np.array(numbers, np.int64).reshape(len(row_groups), count, len(NUMBERS))
+        values, unpacked, length, data, dictionary = np.moveaxis(said, -1, 0)
+        # As Arrow does, since some writers of old set it to 0 or to the end.
+        return np.where((dictionary > 0) & (dictionary < data), dictionary, data), length, values, unpacked
+
+
+def index_row_groups(uri: str, raw: bytes) -> RowGroups:
+    """Raises `NotParquet` where the footer is malformed, or has more members than an honest one."""
+    groups: RowGroups | None = None
+    others = StructsInLists(raw, lambda at: (skip(raw, at, STRUCT), (), True), ({},), I64)
+    last = at = 0
     try:
         while True:
             last, kind, at = field_header(raw, at, last)
             if not kind:
-                return groups
+                return groups or RowGroups(array("Q"), array("q"), array("Q"))
             if kind == LIST and last in (2, 4, 5, 7):
                 count, first = _structs(raw, at)
                 if last != 4:
                     if count > _MOST_MEMBERS:
                         raise refused(uri, "footer", f"lists of {_MOST_MEMBERS:,} members at most", f"{count:,}")
+                    if count >= _MANY:
+                        at = others.read(first, count, array("q"))
+                        continue
                 elif groups:
                     raise Malformed
                 else:
-                    at = first
-                    for _ in range(count):
-                        at = _row_group(raw, at, groups)
+                    at, groups = _row_groups(raw, first, count)
                     continue
             at = skip(raw, at, kind)
     except (Malformed, IndexError) as error:
         raise malformed(uri) from error
 
 
-def _row_group(raw: Any, at: int, groups: array[int]) -> int:
-    """Its end."""
-    last, columns = 0, False
-    while True:
-        last, kind, at = field_header(raw, at, last)
-        if not kind:
-            if not columns:
-                raise Malformed
-            return at
-        if (last, kind) == (1, LIST):
-            if columns:
-                raise Malformed
-            columns = True
-            groups.append(at)
-            count, at = _structs(raw, at)
-            ordinary = _ordinary_column()
-            for _ in range(count):
-                match = ordinary(raw, at)
-                at = match.end() if match else _column(raw, at)[1]
-        else:
-            if (last, kind) == (4, LIST):
-                _structs(raw, at)
-            at = skip(raw, at, kind)
-
-
-@cache
-def _ordinary_column() -> Callable[..., re.Match[bytes] | None]:
-    """A ColumnChunk as programs write it, with its number of values, lengths unpacked and packed, and where its data
-    and its dictionary begin. In Python alone a footer of 4,000 of them takes a tenth of a second.
-    """
-    value = rb"\x15" + VARINT
-    # Field 12, after a dictionary's offset or without one.
-    statistics = rb"[\x1c\x3c](?:" + INTEGER + rb"|" + BOOL + rb"|" + header(BINARY) + text(32) + rb")*+\x00"
-    encodings = header(LIST) + members(STRUCT, value * 3 + rb"\x00", 6)
-    sizes = header(STRUCT) + rb"(?:" + INTEGER + rb"|" + header(LIST) + members(I64, VARINT, 4) + rb")*+\x00"
-    number = rb"(" + VARINT + rb")"
-    about = value + rb"\x19" + members(I32, VARINT, 8) + rb"\x19" + members(BINARY, text(40), 3) + value
-    about += rb"\x16" + number + rb"\x16" + number + rb"\x16" + number + rb"\x26" + number
-    # An index's offset and a dictionary's; each may be missing. What follows has a larger id than these.
-    index = rb"\x16" + VARINT
-    about += rb"(?:\x26" + number + rb"|" + index + rb"\x16" + number
-    about += rb"|" + index + rb"(?=[\x00\x20-\xff])|(?=[\x00\x30-\xff]))"
-    rest = rb"(?:" + INTEGER + rb"|" + encodings + rb"|" + statistics + rb"|" + sizes + rb")*+\x00"
-    return matcher(rb"\x26" + VARINT + rb"\x1c" + about + rest + rb"(?:" + INTEGER + rb")*+\x00")
-
-
-def column_chunks(uri: str, raw: bytes, at: int) -> array[int]:
-    """For each column in the row group whose columns begin at `at`: the chunk's first byte, its length, its values, its
-    bytes unpacked.
-    """
-    texts, unusual, ordinary = list[bytes](), dict[int, list[int]](), _ordinary_column()
-    try:
-        count, at = _structs(raw, at)
-        for column in range(count):
-            match = ordinary(raw, at)
-            if match is not None:
-                at = match.end()
-                texts += match.group(1, 2, 3, 4, match.lastindex or 0)
+def _row_groups(raw: bytes, at: int, count: int) -> tuple[int, RowGroups]:
+    """Their end, and they."""
+    groups, chunks = RowGroups(array("Q"), array("q"), array("Q")), column_chunks(raw)
+    for _ in range(count):
+        last, columns = 0, False
+        while True:
+            last, kind, at = field_header(raw, at, last)
+            if not kind:
+                break
+            if (last, kind) == (1, LIST):
+                if columns:
+                    raise Malformed
+                columns = True
+                groups.at.append(at)
+                of_group, at = _structs(raw, at)
+                at = chunks.read(at, of_group, groups.numbers)
+                groups.ends.append(len(groups.numbers))
             else:
-                about, at = _column(raw, at)
-                if about is None:
-                    about = {(5, I64): ENCRYPTED}
-                unusual[column] = [about.get((of, I64), 0) for of in (5, 6, 7, 9, 11)]
-                texts += _FIVE_ZEROS
-    except Malformed as error:
-        raise malformed(uri) from error
-    said = integers(b"".join(texts)).reshape(-1, 5)
-    for column, numbers in unusual.items():
-        said[column] = numbers
-    values, unpacked, length, start, dictionary = said.T
-    # As Arrow does, since some writers of old set it to 0 or to the end.
-    first = np.where((dictionary > 0) & (dictionary < start), dictionary, start)
-    return array("q", np.stack([first, length, values, unpacked], axis=1).tobytes())
+                if (last, kind) == (4, LIST):
+                    _structs(raw, at)
+                at = skip(raw, at, kind)
+        if not columns:
+            raise Malformed
+    return at, groups
 
 
 def codecs_and_nulls(uri: str, raw: bytes, at: int, wanted: Container[int]) -> dict[int, tuple[int, int | None]]:
     """The codec's number and the nulls of each of the `wanted` columns, by its number, in the row group whose columns begin at
     `at`; None for nulls that are not recorded. Columns that are encrypted are left out.
     """
-    found, ordinary = dict[int, tuple[int, int | None]](), _ordinary_column()
+    found, ordinary = dict[int, tuple[int, int | None]](), ordinary_column()
     try:
         count, at = _structs(raw, at)
-        for column in range(count):
-            if column not in wanted:
+        for number in range(count):
+            if number not in wanted:
                 match = ordinary(raw, at)
-                at = match.end() if match else _column(raw, at)[1]
+                at = match.end() if match else column(raw, at)[1]
                 continue
             chunk, at = fields(raw, at, {(3, STRUCT), (8, STRUCT)})
             if (3, STRUCT) not in chunk or (8, STRUCT) in chunk:
@@ -211,41 +165,7 @@ def codecs_and_nulls(uri: str, raw: bytes, at: int, wanted: Container[int]) -> d
             nulls = -1
             if (12, STRUCT) in about:
                 nulls = fields(raw, about[12, STRUCT], {(3, I64)})[0].get((3, I64), -1)
-            found[column] = about.get((4, I32), -1), nulls if nulls >= 0 else None
+            found[number] = about.get((4, I32), -1), nulls if nulls >= 0 else None
     except Malformed as error:
         raise malformed(uri) from error
     return found
-
-
-def _column(raw: Any, at: int) -> tuple[dict[tuple[int, int], int] | None, int]:
-    """What a ColumnChunk records about itself, and where it ends; None where it is encrypted."""
-    found, end = fields(raw, at, {(3, STRUCT), (8, STRUCT)})
-    if (8, STRUCT) in found:
-        return None, end
-    if (3, STRUCT) not in found:
-        raise Malformed
-    about, _ = fields(raw, found[3, STRUCT], _ASKED)
-    for name, kind in ((2, I32), (3, BINARY), (8, STRUCT), (13, STRUCT)):
-        if (name, LIST) in about:
-            _members_are(raw, about[name, LIST], kind)
-    for name, kind in ((16, I64), (17, I32)):  # statistics of sizes, and of places on the earth
-        if (name, STRUCT) in about:
-            lists, _ = fields(raw, about[name, STRUCT], _LISTS)
-            for at_list in lists.values():
-                _members_are(raw, at_list, kind)
-    return about, end
-
-
-def _members_are(raw: Any, at: int, kind: int) -> None:
-    """Thrift's own readers of a known list do not ask what its members claim to be."""
-    count, claimed, _ = list_of(raw, at)
-    if count and claimed != kind:
-        raise Malformed
-
-
-_LISTS = frozenset({(2, LIST), (3, LIST)})
-
-
-_ASKED = frozenset(
-    {(of, I64) for of in (5, 6, 7, 9, 11)} | {(of, LIST) for of in (2, 3, 8, 13)} | {(16, STRUCT), (17, STRUCT)}
-)

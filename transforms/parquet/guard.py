@@ -12,9 +12,12 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from ..errors import NotParquet
-from .footer import Chunk, Chunks
+from .chunks import Chunk, Chunks
 from .footer_thrift import refused
+from .layouts import Integers
 from .thrift import BINARY, BOOL, I32, INTEGER, STRUCT, VARINT, Malformed, fields, header, matcher, number, text
 
 # For the pages that are decoded at once: one of each column, and its dictionary. Writers end a page at some 1 MiB or 20,000
@@ -22,20 +25,20 @@ from .thrift import BINARY, BOOL, I32, INTEGER, STRUCT, VARINT, Malformed, field
 _PAGE_BYTES, _PAGE_BYTES_OF_MANY = 256 << 20, 1 << 30
 _COLUMN_PAGE_BYTES = 2 << 20
 _MOST_RATIO = 100
-_PAGE_VALUES = 1 << 27
+PAGE_VALUES = 1 << 27
 # The largest batch where each of its rows may hold a whole dictionary, or page.
 BATCH_BYTES = 512 << 20
 _HEADER_BYTES = 1 << 14
 _MOST_HEADER_BYTES = 16 << 20
 # parquet-mr before 1.2.9 left a dictionary's header out of a chunk's length (PARQUET-816): Arrow reads so many bytes more.
 PADDING = 100
-# The encoding in which a value may share a prefix of the value before it, and its bytes in a page's header.
-_DELTA_BYTE_ARRAY, _ORDINARY_PREFIXED = 7, b"\x15\x0e"
-_DATA_PAGE, _DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 2, 3
+# The encoding in which a value may share a prefix of the value before it, and how it begins in a page's header, however long.
+_DELTA_BYTE_ARRAY, PREFIXED = 7, re.compile(rb"\x15[\x0e\x8e]")
+_DATA_PAGE, DICTIONARY_PAGE, _DATA_PAGE_V2 = 0, 2, 3
 # The field of a page's header that describes its values, by the kind of page.
-_OF_KIND = {_DATA_PAGE: 5, _DICTIONARY_PAGE: 7, _DATA_PAGE_V2: 8}
+OF_KIND = {_DATA_PAGE: 5, DICTIONARY_PAGE: 7, _DATA_PAGE_V2: 8}
 _ORDINARY_DICTIONARY = 6  # the last group of its kind
-_ASKED = frozenset({(1, I32), (2, I32), (3, I32), *((named, STRUCT) for named in _OF_KIND.values())})
+_ASKED = frozenset({(1, I32), (2, I32), (3, I32), *((named, STRUCT) for named in OF_KIND.values())})
 # The number of values; and their encoding, in a page of version 1 and in one of version 2.
 _OF_VALUES = frozenset({(1, I32), (2, I32), (4, I32)})
 
@@ -48,13 +51,18 @@ class TooManyRows(Exception):
         self.rows = rows
 
 
+def encoding_field(kind: int) -> int:
+    """Its id among those that describe the values of a page."""
+    return 4 if kind == _DATA_PAGE_V2 else 2
+
+
 @cache
 def _ordinary_page() -> Callable[..., re.Match[bytes] | None]:
     """A page's header as programs write it. For each kind of page: sizes unpacked and packed, and values."""
     group = rb"\x15(" + VARINT + rb")"
     statistics = header(STRUCT) + rb"(?:" + INTEGER + rb"|" + BOOL + rb"|" + header(BINARY) + text(32) + rb")*+\x00"
     kinds = []
-    for kind, named in _OF_KIND.items():
+    for kind, named in OF_KIND.items():
         # The values' field comes after that of the packed size, or a checksum's.
         heads = rb"(?:\x%02x|\x15%b\x%02x)" % ((named - 3) << 4 | STRUCT, VARINT, (named - 4) << 4 | STRUCT)
         kinds.append(rb"\x%02x" % (2 * kind) + group * 2 + heads + group)
@@ -71,10 +79,11 @@ class PageGuard:
 
     def __init__(self, name: str, read_at: Callable[[int, int], Any], at_once: int, rows: int, padding: int) -> None:
         self.name, self._read_at = name, read_at
-        self._at_once, self._rows, self.padding = at_once, rows, padding
+        self._at_once, self.rows, self.padding = at_once, rows, padding
         # For the chunks read last: the pages that Arrow holds of each.
         self._pages: dict[int, tuple[int, int]] = {}
         self._unpacked = self._packed = 0
+        self._last: Integers = np.zeros((2, 0), np.int64)
         self._most = max(_PAGE_BYTES, min(at_once * _COLUMN_PAGE_BYTES, _PAGE_BYTES_OF_MANY))
         self._ordinary = _ordinary_page()
 
@@ -82,6 +91,10 @@ class PageGuard:
         """At each header of the chunk in the file's bytes `start` to `until` (exclusive), which are in `data`, whose first byte
         is the file's byte `base`.
         """
+        self._check_total(chunk, self.walk(chunk, data, base, start, until))
+
+    def walk(self, chunk: Chunk, data: Any, base: int, start: int, until: int) -> tuple[int, int]:
+        """`check`, but for the total; the sizes of the largest page."""
         at, left, largest, ordinary = chunk.next_header, chunk.values_left, chunk.page, self._ordinary
         most, repeated = chunk.end + self.padding, chunk.repeated
         until = min(until, most)
@@ -92,7 +105,7 @@ class PageGuard:
                 size, size_packed, count = match.group(last - 2, last - 1, last)
                 unpacked, packed, values = number(size, I32), number(size_packed, I32), number(count, I32)
                 dictionary, at_page = last == _ORDINARY_DICTIONARY, base + match.end()
-                prefixed = repeated and not dictionary and _ORDINARY_PREFIXED in match.group()
+                prefixed = repeated and not dictionary and PREFIXED.search(match.group()) is not None
             else:
                 try:
                     dictionary, prefixed, unpacked, packed, values, at_page = self._header(chunk, at)
@@ -101,8 +114,8 @@ class PageGuard:
             if unpacked < 0 or packed < 0 or at_page + packed > most:
                 found = f"sizes {unpacked} and {packed}"
                 raise self._refused(f"sizes, within the {chunk.end - chunk.start} bytes of its chunk", found)
-            if not 0 <= values <= _PAGE_VALUES:
-                raise self._refused(f"{_PAGE_VALUES:,} values at most", f"{values:,}")
+            if not 0 <= values <= PAGE_VALUES:
+                raise self._refused(f"{PAGE_VALUES:,} values at most", f"{values:,}")
             if dictionary:
                 chunk.dictionary = unpacked, packed
             else:
@@ -110,11 +123,11 @@ class PageGuard:
                 left -= values
                 if chunk.page > largest:
                     largest = chunk.page
-            if repeated and (dictionary or prefixed) and unpacked * self._rows > BATCH_BYTES and self._rows > 1:
+            if repeated and (dictionary or prefixed) and unpacked * self.rows > BATCH_BYTES and self.rows > 1:
                 raise TooManyRows(max(1, BATCH_BYTES // unpacked))
             at = at_page + packed
         chunk.next_header, chunk.values_left = at, left
-        self._check_total(chunk, largest)
+        return largest
 
     def _header(self, chunk: Chunk, at: int) -> tuple[bool, bool, int, int, int, int]:
         """Reads a header that is unusual, or continues beyond the bytes read: whether it is a dictionary's, or of values that
@@ -126,17 +139,17 @@ class PageGuard:
             try:
                 found, length = fields(data, 0, _ASKED)
                 kind = found.get((1, I32), -1)
-                where = found.get((_OF_KIND.get(kind, -1), STRUCT))
+                where = found.get((OF_KIND.get(kind, -1), STRUCT))
                 values = fields(data, where, _OF_VALUES)[0] if where is not None else {}
             except Malformed:
                 if size >= min(_MOST_HEADER_BYTES, chunk.end - at):
                     raise
                 size *= 32
                 continue
-            encoding = values.get((4 if kind == _DATA_PAGE_V2 else 2, I32))
-            prefixed = kind != _DICTIONARY_PAGE and encoding == _DELTA_BYTE_ARRAY
+            encoding = values.get((encoding_field(kind), I32))
+            prefixed = kind != DICTIONARY_PAGE and encoding == _DELTA_BYTE_ARRAY
             unpacked, packed, count = found.get((2, I32), -1), found.get((3, I32), -1), values.get((1, I32), 0)
-            return kind == _DICTIONARY_PAGE, prefixed, unpacked, packed, count, at + length
+            return kind == DICTIONARY_PAGE, prefixed, unpacked, packed, count, at + length
 
     def _check_total(self, chunk: Chunk, page: tuple[int, int]) -> None:
         """Arrow holds the dictionary and one page of each chunk: the largest that it may be at with what was read now."""
@@ -149,10 +162,24 @@ class PageGuard:
             unpacked, packed = unpacked - gone[0], packed - gone[1]
         self._unpacked, self._packed = unpacked, packed
         if unpacked > self._most and unpacked > _MOST_RATIO * packed:
-            raise self._refused(
-                f"no more than {self._most:,} bytes decompressed at once, or {_MOST_RATIO} times what is read for them",
-                f"{unpacked:,} bytes out of {packed:,}",
-            )
+            raise self._too_large(unpacked, packed)
+
+    def check_totals(self, of_chunks: Integers) -> None:
+        """The same for chunks that are read after those before: a row of sizes unpacked, and a row packed."""
+        sizes = np.concatenate([self._last, of_chunks], axis=1)
+        totals = np.cumsum(sizes, axis=1)
+        totals[:, self._at_once :] -= totals[:, : -self._at_once].copy()
+        unpacked, packed = totals
+        if (large := (unpacked > self._most) & (unpacked > _MOST_RATIO * packed)).any():
+            first = int(large.argmax())
+            raise self._too_large(int(unpacked[first]), int(packed[first]))
+        self._last = sizes[:, -self._at_once :]
+
+    def _too_large(self, unpacked: int, packed: int) -> NotParquet:
+        return self._refused(
+            f"no more than {self._most:,} bytes decompressed at once, or {_MOST_RATIO} times what is read for them",
+            f"{unpacked:,} bytes out of {packed:,}",
+        )
 
     def _refused(self, expected: str, found: str) -> NotParquet:
         return refused(self.name, "page", expected, found)

@@ -14,9 +14,10 @@ from .arrow_types import leaves as leaves_of
 from .thrift import MOST_NESTED
 
 
-def with_instants(file: pq.ParquetFile) -> pa.Schema:
-    """The file's schema. INT96, which its writers (Spark, Hive, Impala) use for instants, becomes a time in UTC."""
-    schema: pa.Schema = file.schema_arrow
+def with_instants(file: pq.ParquetFile, schema: pa.Schema) -> pa.Schema:
+    """The file's schema, which is itself where it holds no times. INT96, which its writers (Spark, Hive, Impala) use for
+    instants, becomes a time in UTC.
+    """
     if not any(map(_may_hold_times, schema.types)):  # a file may have thousands of columns
         return schema
     if max((depth(field.type) for field in schema), default=0) > MOST_NESTED:

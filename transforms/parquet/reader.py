@@ -20,10 +20,12 @@ from ..shards.deleted_rows import drop_rows, stored_object, unpack_positions
 from ..shards.partition_types import constant
 from ..shards.shard import Shard
 from ..storage.store import ObjectRef, Store
-from .arrow_types import as_type, may_be_long, nests_dictionary
+from .arrow_types import as_type, is_dictionary_of_texts
+from .chunks import Chunks, GroupChunks
 from .equal_lists import EqualLists, ListLeaf, OtherPages, list_leaves
-from .footer import TIMES, Chunk, Chunks, ParsedFooter, check_size, footer_of, footers
+from .footer import TIMES, ParsedFooter, check_size, footer_of, footers
 from .guard import BATCH_BYTES, PADDING, GuardedFile, PageGuard, TooManyRows
+from .loaded_pages import LoadedPages
 from .row_groups import GroupsInMemory
 from .whole_batches import whole_batches
 
@@ -34,7 +36,6 @@ _READ_WINDOW, _WHOLE_CHUNKS = 1 << 20, 8 << 20
 # A row group of chunks that are small on average, and no more than this together, is read at once: a call of Python for each
 # costs more than new memory does for so many bytes.
 _SMALL_CHUNK, _MANY_CHUNKS = 64 << 10, 64 << 20
-_TEXT = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 _NULL_LIST = re.compile(r"lists to be of size=(?P<size>\d+) but index (?P<index>\d+) had size=0")
 
 
@@ -169,7 +170,9 @@ def _schema_read(uri: str, schema: pa.Schema, stored: Sequence[str], columns: Se
             found=f"columns {', '.join(schema.names)}",
             cure="Leave this file out of --input, or write it again with that column",
         )
-    read = pa.schema([field for field in schema if field.name in wanted])
+    # Most often of thousands of columns all: each field taken out of a schema is made anew.
+    every = len(wanted) == len(schema)
+    read = schema.remove_metadata() if every else pa.schema([field for field in schema if field.name in wanted])
     if len(read) > len(wanted):
         raise repeated_columns(uri, read.names)
     return read
@@ -231,18 +234,15 @@ class _Wanted:
         by_path = any("." in name for name in stored.stored.names)
         if by_path:
             read = _leaves_as_paths(parsed.metadata, names)
-        kinds = [stored.leaves[i][1] for i in read]
-        # A column that is a dictionary itself holds that once, however many rows name its values.
-        repeated = {i for i, kind in zip(read, kinds, strict=True) if may_be_long(kind)}
-        chunks = parsed.chunks(shard.row_groups, read, repeated)
+        chunks = parsed.chunks(shard.row_groups, read, stored.long)
         return cls(
             parsed,
             columns,
             row_groups,
             chunks,
             len(read),
-            any(pa.types.is_dictionary(kind) and kind.value_type in _TEXT for kind in kinds),
-            any(nests_dictionary(field.type) for field in stored.stored if field.name in names),
+            not stored.texts.isdisjoint(read),
+            not stored.apart.isdisjoint(names),
             [] if by_path else list_leaves(parsed, row_groups, read, chunks),
         )
 
@@ -348,16 +348,18 @@ def _loaded(
     batches: Iterator[pa.RecordBatch],
     row_groups: range,
     metadata: pq.FileMetaData,
-    groups: Sequence[list[Chunk]],
+    groups: Sequence[GroupChunks],
     guard: PageGuard,
     rows: int,
 ) -> Iterator[pa.RecordBatch]:
     """The batches. Each row group is in memory from when Arrow may first read it until rows of a later one came."""
     ends = list(accumulate(metadata.row_group(group).num_rows for group in row_groups))
     loaded = dropped = passed = 0
+    pages = LoadedPages(guard, memory.memory)
     while True:
         while loaded < len(groups) and (not loaded or ends[loaded - 1] <= passed + rows):
-            memory.load(groups[loaded], guard)
+            memory.load(groups[loaded], guard.padding)
+            pages.check(groups[loaded])
             loaded += 1
         if (batch := next(batches, None)) is None:
             return
@@ -377,7 +379,7 @@ def _written_out(batch: pa.RecordBatch) -> int:
     """Bytes of the text that rows have from dictionaries, where so much that it may matter."""
     written = 0
     for column in batch.columns:
-        if isinstance(column, pa.DictionaryArray) and column.dictionary.type in _TEXT:
+        if isinstance(column, pa.DictionaryArray) and is_dictionary_of_texts(column.type):
             texts: Any = column.dictionary
             if texts.nbytes * len(column) > BATCH_BYTES:
                 written += pc.sum(pc.binary_length(texts).take(column.indices)).as_py() or 0

@@ -6,10 +6,10 @@ import mmap
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from .footer import Chunk
-from .guard import PageGuard
+from .chunks import GroupChunks
 
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000)
 _HUGE = 2 << 20
@@ -25,38 +25,34 @@ class GroupsInMemory:
 
     def __init__(self, opened: Any, size: int) -> None:
         self._opened, self._size = opened, size
-        self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
-        self._view = memoryview(self._memory)
-        buffer = pa.py_buffer(self._memory)
+        self.memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
+        self._view = memoryview(self.memory)
+        buffer = pa.py_buffer(self.memory)
         self.file, self._address = pa.BufferReader(buffer), buffer.address
 
-    def load(self, chunks: list[Chunk], guard: PageGuard) -> None:
-        """Reads chunks, in the order of their bytes, and has the guard check them."""
-        first, padding = 0, guard.padding
-        while first < len(chunks):
-            end = first + 1
-            while end < len(chunks) and chunks[end].start - chunks[end - 1].end <= _GAP:
-                end += 1
-            self._read(chunks[first].start, min(chunks[end - 1].end + padding, self._size))
-            first = end
-        for chunk in chunks:
-            chunk.begin()
-            guard.check(chunk, self._memory, 0, chunk.start, min(chunk.end + padding, self._size))
+    def load(self, chunks: GroupChunks, padding: int) -> None:
+        """Reads chunks, and so many bytes more."""
+        if not len(chunks.starts):
+            return
+        apart = np.flatnonzero(chunks.starts[1:] - chunks.ends[:-1] > _GAP)
+        starts, ends = chunks.starts[[0, *apart + 1]], chunks.ends[[*apart, -1]]
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+            self._read(start, min(end + padding, self._size))
 
-    def drop(self, chunks: list[Chunk]) -> None:
+    def drop(self, chunks: GroupChunks) -> None:
         """Gives their memory back, except for what others have of the first page and the last."""
-        if not chunks:
+        if not len(chunks.starts):
             return
         page = mmap.PAGESIZE
-        start, end = -(-chunks[0].start // page) * page, chunks[-1].end // page * page
+        start, end = -(-int(chunks.starts[0]) // page) * page, int(chunks.ends[-1]) // page * page
         if start < end:
-            self._memory.madvise(mmap.MADV_DONTNEED, start, end - start)
+            self.memory.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def _read(self, start: int, end: int) -> None:
         first, last = (-(-(self._address + start) // _HUGE), (self._address + end) // _HUGE)
         if first < last:  # of huge pages fewer have to be made
             with suppress(OSError):  # this kernel lacks huge pages
-                self._memory.madvise(mmap.MADV_HUGEPAGE, first * _HUGE - self._address, (last - first) * _HUGE)
+                self.memory.madvise(mmap.MADV_HUGEPAGE, first * _HUGE - self._address, (last - first) * _HUGE)
         self._opened.seek(start)
         while start < end:
             read = self._opened.readinto(self._view[start:end])

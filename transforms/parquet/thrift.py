@@ -11,10 +11,9 @@ import re
 from collections.abc import Callable, Container
 from typing import Any
 
-import numpy as np
-
 MOST_NESTED = 128
 BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT, UUID = 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13
+BOOLS, INTEGERS = (1, 2), (I16, I32, I64)
 _BITS = {I16: 16, I32: 32, I64: 64}
 _FIXED_BYTES = {1: 1, 2: 1, BYTE: 1, DOUBLE: 8, UUID: 16}
 Field = tuple[int, int]
@@ -61,18 +60,6 @@ def number(text: bytes, kind: int) -> int:
     else:
         return integer(varint(text, 0)[0], kind)
     return (value >> 1) ^ -(value & 1)
-
-
-def integers(text: bytes) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """64-bit integers; the text is exactly their bytes, ten at most of each."""
-    each = np.frombuffer(text, np.uint8)
-    ends = np.flatnonzero(each < 128) + 1
-    starts = np.concatenate([np.zeros(1, np.intp), ends])[: len(ends)]
-    shifts = 7 * (np.arange(len(each)) - np.repeat(starts, ends - starts))
-    bits = (each & 127).astype(np.uint64) << shifts.astype(np.uint64)
-    values = np.add.reduceat(bits, starts) if len(starts) else bits
-    signs = (values & np.uint64(1)).view(np.int64)
-    return (values >> np.uint64(1)).view(np.int64) ^ -signs
 
 
 def field_header(data: Any, at: int, last: int) -> tuple[int, int, int]:
@@ -127,7 +114,9 @@ def list_of(data: Any, at: int) -> tuple[int, int, int]:
 
 
 def _skip(data: Any, at: int, kind: int, depth: int) -> int:
-    """Past a value, by a stack of what is open: how many values are left of a list, -1 for a struct, and their type."""
+    """Past a field's value, by a stack of what is open: how many values are left of a list, -1 for a struct, and their type."""
+    if kind in BOOLS:  # the field's type says which
+        return at
     open_: list[list[int]] = []
     size = len(data)
     while True:
@@ -166,7 +155,7 @@ def _skip(data: Any, at: int, kind: int, depth: int) -> int:
                 head = data[at]
                 at += 1
                 kind = head & 15
-                if kind in (1, 2):  # of a field its header says which
+                if kind in BOOLS:
                     if head <= 15:
                         _, at = varint(data, at)
                     continue
@@ -196,7 +185,7 @@ _ZEROS = re.compile(rb"\0*+")
 
 
 def skip(data: Any, at: int, kind: int, depth: int = 0) -> int:
-    """Where the value of that type ends. Raises `Malformed`."""
+    """Where the value of a field of that type ends. Raises `Malformed`."""
     try:
         return _skip(data, at, kind, depth)
     except (IndexError, KeyError) as error:

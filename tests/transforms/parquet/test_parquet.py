@@ -20,7 +20,7 @@ from headrace.transforms.errors import (
     ObjectNotFound,
 )
 from headrace.transforms.nested_arrow import schema_of
-from headrace.transforms.parquet import footer_thrift
+from headrace.transforms.parquet import column_chunks
 from headrace.transforms.parquet import guard as parquet_guard
 from headrace.transforms.parquet import reader as parquet
 from headrace.transforms.parquet.footer import footer_of
@@ -387,7 +387,7 @@ def test_chunks_as_programs_write_them_are_found_without_walking_each(
         write_page_index=page_index,
         row_group_size=5,
     )
-    monkeypatch.setattr(footer_thrift, "_column", lambda *_: pytest.fail("a chunk was walked"))
+    monkeypatch.setattr(column_chunks, "column", lambda *_: pytest.fail("a chunk was walked"))
     store = open_store(path)
     chunks = footer_of(store, store.stat(path)).chunks((0, 2), range(4), ())
     metadata = pq.read_metadata(path)
@@ -397,4 +397,4 @@ def test_chunks_as_programs_write_them_are_found_without_walking_each(
         expected = [
             (start, start + c.total_compressed_size, c.num_values) for start, c in zip(starts, columns, strict=True)
         ]
-        assert [(chunk.start, chunk.end, chunk.values) for chunk in group] == expected
+        assert list(zip(group.starts, group.ends, group.values, strict=True)) == expected

@@ -85,9 +85,9 @@ def test_bytes_changed_at_random_are_told_or_harmless(tmp_path: Path) -> None:
 
 
 def test_a_footer_of_many_row_groups_takes_little_memory() -> None:
-    """With all that it tells it took 35 times its bytes, which grew with the shard."""
+    """As Arrow's objects it took 35 times its bytes, which grew with the shard."""
     file = BytesIO()
-    pq.write_table(pa.table({name: pa.array(range(2_000)) for name in "ab"}), file, row_group_size=4)
+    pq.write_table(pa.table({name: pa.array(range(8_000)) for name in "ab"}), file, row_group_size=4)
     data = file.getvalue()
     footer = data[-8 - int.from_bytes(data[-8:-4], "little") : -8]
     index_row_groups("many.parquet", footer)  # what is compiled once
@@ -97,5 +97,5 @@ def test_a_footer_of_many_row_groups_takes_little_memory() -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert len(groups) == 500
-    assert peak < len(footer) // 4
+    assert len(groups.at) == 2_000
+    assert peak < len(footer)

@@ -1,16 +1,6 @@
-from hypothesis import given
-from hypothesis import strategies as st
-
-from headrace.transforms.parquet.thrift import I64, integers, number
+from headrace.transforms.parquet.thrift import I64, LIST, fields, skip
 
 
-@st.composite
-def varints(draw: st.DrawFn) -> bytes:
-    """Up to ten bytes: of the last, Thrift's readers take one bit."""
-    more = draw(st.lists(st.integers(128, 255), max_size=9))
-    return bytes([*more, draw(st.integers(0, 127))])
-
-
-@given(st.lists(varints(), max_size=20))
-def test_many_integers_at_once_are_each_of_them(texts: list[bytes]) -> None:
-    assert integers(b"".join(texts)).tolist() == [number(text, I64) for text in texts]
+def test_a_bool_takes_no_byte_as_a_field_and_one_in_a_list() -> None:
+    assert fields(b"\x11\x16\x02\0", 0, {(2, I64)}) == ({(2, I64): 1}, 4)
+    assert skip(b"\x21\x01\x02\0", 0, LIST) == 3
