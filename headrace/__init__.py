@@ -12,6 +12,7 @@ Beam nor TensorFlow.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -93,3 +94,9 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return list(__all__)
+
+
+if (
+    "apache_beam" in sys.modules and "IPython" in sys.modules
+):  # a pipeline's first step may come before `headrace.Predict`
+    import_module("headrace.transforms.beam.notebooks").let_beam_build_pipelines()

@@ -11,6 +11,18 @@ import sys
 from headrace.transforms.versions import ASKS_FOR_VERSION, __version__
 
 
+def with_folder(path: list[str], folder: str) -> list[str]:
+    """The path with the folder of modules that --postprocess and its like name, before what is installed. Python's own modules
+    come first: a user's random.py is not for TensorFlow.
+    """
+    if folder in path:
+        return path
+    own = os.path.dirname(os.__file__)
+    ends = [i + 1 for i, entry in enumerate(path) if entry.startswith(own) and not entry.endswith("-packages")]
+    at = max(ends, default=0)
+    return [*path[:at], folder, *path[at:]]
+
+
 def entry() -> None:
     """The console script `headrace`, and `python -m headrace`."""
     gc.disable()
@@ -22,8 +34,7 @@ def entry() -> None:
     if (code := answer_at_once(sys.argv[1:])) is not None:
         sys.exit(code)
     say_what_starts(sys.argv[1:])
-    if (here := os.getcwd()) not in sys.path:  # modules that --postprocess and its like name, as with `python -m`
-        sys.path.insert(0, here)
+    sys.path[:] = with_folder(sys.path, os.getcwd())
     from .cli import entry as run
 
     run()

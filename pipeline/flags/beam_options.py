@@ -73,10 +73,14 @@ def parse_flags(argv: Sequence[str]) -> PredictOptions:
             first = argv[0] == flag
             near = get_close_matches(flag, COMMANDS, 1, 0.6) if first else []
             raise InvalidRequest(
-                f"{flag!r} is {'no command' if first else 'no flag'}",
+                f"{flag!r} is {'a second command' if flag in COMMANDS else 'no command' if first else 'no flag'}",
                 expected=f"one of {', '.join(COMMANDS)}, or --flag=value",
                 found=flag,
-                cure=f"Did you mean {near[0]}?" if near else "Quote a glob to keep the shell from expanding it",
+                cure="Give one command"
+                if flag in COMMANDS
+                else f"Did you mean {near[0]}?"
+                if near
+                else "Quote a glob to keep the shell from expanding it",
             )
         raise InvalidRequest(
             f"There is no flag {flag}",

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 
 from headrace.transforms.columns.top_k import parse_top_k
 from headrace.transforms.columns.where import parse_where
+from headrace.transforms.columns.wording import one_each
 from headrace.transforms.errors import InvalidRequest
 from headrace.transforms.jobs.input_files import absolute_uri
 
 from .names import split_names, split_pair
 
 _VALUES = ("--fill", "--pad", "--constant", "--top_k")
+# A text to fill in may hold commas and equals signs; the values of these hold them in double quotes only.
+_NO_COMMAS = ("--prediction", "--top_k", "--decode_image")
 _FORMS = {
     "--feature": "TENSOR=COLUMN or TENSOR=COLUMN,COLUMN",
     "--prediction": "OUTPUT=COLUMN",
@@ -33,6 +36,8 @@ def pairs(flag: str, values: list[str] | None) -> Iterator[tuple[str, str]]:
         # A blank is as good a text to fill in as any.
         if rest is None or not name or (flag not in _VALUES and not all(split_names(rest))):
             raise InvalidRequest(f"{flag} needs {form}; got {value!r}", cure=_form_of(flag, value, rest is not None))
+        if flag in _NO_COMMAS and (several := one_each(flag, value)):
+            raise InvalidRequest(f"{flag} needs {form}; got {value!r}", cure=several)
         if flag == "--prediction":
             rest = _one_name(flag, rest, value)
         if name.text in seen:

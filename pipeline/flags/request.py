@@ -151,6 +151,28 @@ def _check_together(options: PredictOptions) -> None:
         )
 
 
+_FILES = (".parquet", ".parq", ".pq", ".csv", ".tsv", ".json", ".jsonl", ".arrow", ".feather", ".avro", ".orc")
+
+
+def _check_folder(flag: str, value: str) -> None:
+    if not value.rstrip("/").lower().endswith(_FILES):
+        return
+    folder = re.sub(r"/?[^/]*[*?[].*", "", value.rstrip("/").rpartition(".")[0]) or "out"
+    raise InvalidRequest(
+        f"{flag}={value} has the name of a file",
+        expected="a folder: it gets an output for each input file, and _SUCCESS once all are there"
+        if flag == "--output"
+        else "a folder: it gets a file for each input file with such rows",
+        found=value,
+        cure=f"Name a folder, as in {flag}={folder}. Programs read it as one table"
+        + (
+            ". For one file in it, add --compact and --single_file; docs/one_file.md shows how"
+            if flag == "--output"
+            else ""
+        ),
+    )
+
+
 def parse_request(options: PredictOptions, command: str) -> Request:
     """Raises `InvalidRequest` where a flag is missing or is not a value of its kind. A template is staged without data."""
     needed = _check_given(options, command)
@@ -161,14 +183,9 @@ def parse_request(options: PredictOptions, command: str) -> Request:
     output = absolute_uri(options.output or "").rstrip("/")
     if output.endswith(":") or (not output and "output" in needed):  # nothing but a scheme, or the root
         raise InvalidRequest(f"--output={options.output} is not a folder of its own", cure="Name a folder below it")
-    if command in ("run", "plan") and output.endswith((".parquet", ".pq")):
-        raise InvalidRequest(
-            f"--output={options.output} has the name of a file",
-            expected="a folder: it gets an output for each input file, and _SUCCESS once all are there",
-            found=options.output or "",
-            cure=f"Name a folder, as in --output={output.rpartition('.')[0]}. Programs read it as one table. For one file "
-            "in it, add --compact --single_file; docs/one_file.md shows how",
-        )
+    if command in ("run", "plan"):
+        _check_folder("--output", options.output or "")
+        _check_folder("--dead_letters", options.dead_letters or "")
     return Request(
         models=_models(options),
         custom_objects=tuple(options.custom_objects or ()),

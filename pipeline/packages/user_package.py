@@ -88,6 +88,7 @@ def _build(source: str, work: Path) -> UserPackage:
             f"--user_package={source} is not a package",
             expected=f"a folder, or a file that ends in {', '.join(_ARCHIVES)}, on this machine",
             found="a file" if path.is_file() else "nothing there",
+            cure="Repeat --user_package for each" if "," in source else "",
         )
     how = ("--isolated", "--disable-pip-version-check", "--no-cache-dir", "--no-input")
     build = ("--no-deps", "--no-index", "--no-build-isolation", "--wheel-dir", str(built))

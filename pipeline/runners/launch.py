@@ -18,6 +18,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 
 from headrace.transforms import errors, progress
 from headrace.transforms.beam.metrics import NAMESPACE
+from headrace.transforms.columns.wording import counted as in_words
 from headrace.transforms.errors import HeadraceError, InvalidRequest, JobError
 from headrace.transforms.jobs.job import SUCCESS, Job, stored_object
 from headrace.transforms.output.claims import check_claim
@@ -238,14 +239,14 @@ def describe_counts(counted: Counter[str], found_done: int) -> str:
     """
     if not counted["shards"] + counted["shards_found_done"] + counted["shards_failed"]:
         return "no shard is done yet"
-    parts = [f"{counted['shards']:,} shards", f"{counted['rows']:,} rows predicted"]
+    parts = [in_words(counted["shards"], "shard"), f"{in_words(counted['rows'], 'row')} predicted"]
     found = counted["shards_found_done"]
     if before := min(found, found_done):
-        parts.append(f"{before:,} shards found done")
+        parts.append(f"{in_words(before, 'shard')} found done")
     if found > found_done:
-        parts.append(f"{found - found_done:,} shards committed by an earlier attempt")
+        parts.append(f"{in_words(found - found_done, 'shard')} committed by an earlier attempt")
     if failed := counted["shards_failed"]:
-        parts.append(f"{failed:,} shards failed")
+        parts.append(f"{in_words(failed, 'shard')} failed")
     if bad := counted["bad_rows"]:
-        parts.append(f"{bad:,} rows to dead letters")
+        parts.append(f"{in_words(bad, 'row')} to dead letters")
     return ", ".join(parts)

@@ -111,7 +111,7 @@ def _rows(reading: Reading) -> tuple[float, float, str, str, str]:
     now, done, left = reading.now, reading.rows_accounted, reading.seconds_left
     if not now.rows_planned:
         return 0, 1, "planning" if not now.shards_planned else "none", "", ""
-    speed = f"{reading.rows_per_second:,.0f} rows/s" if reading.rows_per_second else ""
+    speed = f"{_counted(round(reading.rows_per_second), 'row', 'rows')}/s" if reading.rows_per_second else ""
     over = done >= now.rows_planned
     remaining = "" if left is None else f"{duration(left)} left"
     return done, now.rows_planned, f"{done:,} of {now.rows_planned:,}", speed, "all done" if over else remaining

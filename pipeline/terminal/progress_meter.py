@@ -142,7 +142,7 @@ def describe(reading: Reading) -> str:
     if now.shards_failed:
         parts.append(f"{counted(now.shards_failed, 'shard')} failed")
     if reading.rows_per_second:
-        parts.append(f"{reading.rows_per_second:,.0f} rows/s")
+        parts.append(f"{counted(round(reading.rows_per_second), 'row')}/s")
         if left := reading.seconds_left:
             parts.append(f"{left:,.0f} s left")
     return ", ".join(parts)

@@ -97,7 +97,7 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         env_vars: Mapping[str, str] | None = None,
     ) -> None:
         del large_model, model_copies  # the weights are shared beneath: Beam would send every batch to another process
-        _check_batching(min_batch_size, max_batch_size, max_batch_weight, element_size_fn)
+        _check_batching(min_batch_size, max_batch_size, max_batch_duration_secs, max_batch_weight, element_size_fn)
         super().__init__(
             min_batch_size=min_batch_size,
             max_batch_size=max_batch_size,
@@ -255,13 +255,19 @@ class _Served(BatchPredictor):
 
 
 def _check_batching(
-    least: int | None, most: int | None, weight: int | None, element_size_fn: Callable[[Any], int] | None
+    least: int | None,
+    most: int | None,
+    duration: float | None,
+    weight: int | None,
+    element_size_fn: Callable[[Any], int] | None,
 ) -> None:
     wrong = {
         name: value
         for name, value in (("min_batch_size", least), ("max_batch_size", most), ("max_batch_weight", weight))
         if value is not None and value < 1
     }
+    if duration is not None and duration <= 0:
+        raise InvalidRequest("max_batch_duration_secs cannot be", expected="more than 0", found=str(duration))
     if wrong or (least is not None and most is not None and least > most):
         raise InvalidRequest(
             f"{' and '.join(wrong) or 'min_batch_size and max_batch_size'} cannot be",

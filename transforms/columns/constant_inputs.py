@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import ColumnError
 from ..models.spec import TensorSpec
 from .casts import numpy_dtype
-from .wording import described, listed, nearest
+from .wording import described, listed, nearest, one_each
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -71,11 +71,14 @@ def _constant(spec: TensorSpec, text: str) -> Constant:
         if not fits:
             raise ValueError(f"a value of shape {list(value.shape)}")
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        several = one_each("--constant", f"{spec.name}={text}")
         raise ColumnError(
             f"--constant (constants) {spec.name}={text[:80]} does not fit the model's input",
             expected=described(spec),
             found=str(error),
-            cure="Write a number, true or false, a text, or a JSON list of these, of the input's shape.",
+            cure=f"{several}."
+            if several
+            else "Write a number, true or false, a text, or a JSON list of these, of the input's shape.",
         ) from error
     return Constant(spec, value, by_row)
 

@@ -10,7 +10,7 @@ from typing import TypeVar
 from ..errors import ColumnError
 from ..models.spec import TensorSpec
 from .image_sizes import OWN_SIZE, ImageSize, decoded_shape
-from .wording import described, listed, nearest
+from .wording import described, listed, nearest, one_each
 
 PREDICTION_TYPES = ("auto", "list", "tensor")
 T = TypeVar("T")
@@ -135,11 +135,12 @@ def _value(flag: str, spec: TensorSpec, text: str) -> Value:
     """The text as a value of the tensor's dtype; decimal fractions are rounded to it."""
     value = _parsed(spec.dtype, text)
     if value is None:
+        several = one_each(flag, f"{spec.name}={text}")
         raise ColumnError(
-            f"{flag} {spec.name}={text} gives no value of tensor '{spec.name}'",
+            f"{flag} {spec.name}{'' if several else '=' + text} gives no value of tensor '{spec.name}'",
             expected=f"a value of {described(spec)}{_bounds(spec.dtype)}",
             found=repr(text),
-            cure=f"Say {flag} {spec.name}=VALUE with such a value.",
+            cure=f"{several}." if several else f"Say {flag} {spec.name}=VALUE with such a value.",
         )
     return value
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 
 from ..models.spec import TensorSpec
 
 _MOST_FEATURES = 12
 _SIGNS = frozenset(',"')
+_PAIRS = re.compile(r'\s*[^\s=,"\\]+=[^=,"\\]+(?:,\s*[^\s=,"\\]+=[^=,"\\]+)+')
 
 
 def described(spec: TensorSpec) -> str:
@@ -52,6 +54,19 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def counted(number: int, singular: str, plural: str = "") -> str:
     """ "1 row", "2,000 rows"; `plural` where the plural is not made with an s."""
     return f"{number:,} {singular if number == 1 else plural or singular + 's'}"
+
+
+def one_each(flag: str, value: str) -> str:
+    """The cure for a flag that is given once for several pairs with commas between; empty where `value` is not such pairs.
+
+    >>> one_each("--fill", "a=0,b=1")
+    'Give each by itself: --fill=a=0 --fill=b=1'
+    >>> one_each("--fill", "a=x, or y")
+    ''
+    """
+    if not _PAIRS.fullmatch(value):
+        return ""
+    return f"Give each by itself: {' '.join(f'{flag}={pair.strip()}' for pair in value.split(','))}"
 
 
 def listed(what: str, names: Iterable[str]) -> str:

@@ -135,7 +135,9 @@ def import_named(modules: Sequence[str]) -> None:
                 f"The module {name!r} cannot be imported",
                 expected="a module that registers a model's operations (--import_module, import_modules=…)",
                 found=f"{type(error).__name__}: {error}",
-                cure="Install it where the job starts and on the workers, in a build for this TensorFlow",
+                cure="Repeat --import_module for each module"
+                if "," in name
+                else "Install it where the job starts and on the workers, in a build for this TensorFlow",
             ) from error
 
 

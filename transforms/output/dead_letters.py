@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ..columns.wording import counted
 from ..errors import ColumnError, DataError, InvalidRequest, OutputIncomplete, TooManyBadRows, row_span
 from ..jobs.job import ASIDE, Job
 from ..nested_arrow import repeated, schema_of
@@ -198,7 +199,7 @@ def of_another_schema(shard: Shard) -> ColumnError:
 def rows_of_another_schema(job: Job, shard: Shard, allowed: int) -> TooManyBadRows:
     what, expected, found = shard.drift
     return TooManyBadRows(
-        f"{what}: none of its {shard.rows:,} rows can be predicted",
+        f"{what}: none of its {counted(shard.rows, 'row')} can be predicted",
         expected=f"{expected}; or {allowed:,} such rows at most (--max_bad_rows={job.on_error.most})",
         found=found,
         cure="Leave this file out of --input, or write it again with the same schema; if its rows may be left out, run the "

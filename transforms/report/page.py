@@ -78,7 +78,7 @@ def page(run: Run) -> str:
     style = assets.joinpath("uplot/uPlot.min.css").read_text("utf-8") + assets.joinpath("page.css").read_text("utf-8")
     allowed = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
-    title = f"{run.account.rows - run.account.bad_rows:,} rows predicted, headrace"
+    title = f"{counted(run.account.rows - run.account.bad_rows, 'row')} predicted, headrace"
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -132,7 +132,7 @@ def _head(run: Run, found: dict[str, list[Drift]]) -> Iterator[str]:
         yield answer("Did it work?", "Yes", "Every row of the input is accounted for, and none failed.", "good")
     if differs := job.differs_from_run_to_run:
         yield answer("Is it repeatable?", "No", f"{'. '.join(differs)}.", "warn")
-    trial = f" A trial: only the first {job.limit:,} rows (--limit)." if job.limit is not None else ""
+    trial = f" A trial: only the first {counted(job.limit, 'row')} (--limit)." if job.limit is not None else ""
     left_out = (
         f" Of these, {account.filtered_rows:,} are left out of the output by --where." if job.where is not None else ""
     )

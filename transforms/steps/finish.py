@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from ..columns.wording import counted
 from ..errors import (
     AccessDenied,
     AlreadyExists,
@@ -261,7 +262,9 @@ def check_bad_rows(job: Job, parts: Iterable[str], rows: int, bad: int) -> None:
     if bad > allowed or 0 < rows == bad:
         first = heapq.nsmallest(EXAMPLES, _named_dead_letters(job, parts))
         examples = first_examples(open_store(job.on_error.dead_letters, job.storage), first)
-        raise too_many_bad_rows(job, f"among the job's {rows:,} rows", allowed if bad < rows else None, bad, examples)
+        raise too_many_bad_rows(
+            job, f"among the job's {counted(rows, 'row')}", allowed if bad < rows else None, bad, examples
+        )
 
 
 def _named_dead_letters(job: Job, parts: Iterable[str]) -> Iterator[str]:

@@ -127,11 +127,36 @@ def test_a_folder_is_all_parquet_files_in_it_and_below(name: str, tmp_path: Path
 
 
 def test_an_output_named_as_a_file_is_refused_with_a_way_out(doubles: list[str], capfd: Capture) -> None:
-    for command in ("plan", "run"):
-        assert main([command, *doubles[:2], f"{doubles[2]}.parquet"]) == 2
+    for command, name in (("plan", ".parquet"), ("run", ".parquet"), ("plan", ".CSV/"), ("plan", "/*.pq")):
+        assert main([command, *doubles[:2], f"{doubles[2]}{name}"]) == 2
         error = capfd.readouterr().err
         assert "has the name of a file. Expected: a folder" in error
-        assert "--compact --single_file" in error
+        assert f"as in {doubles[2]}. " in error
+        assert "--compact and --single_file" in error
+    flags = [*doubles, "--on_error=dead_letter", "--dead_letters=bad.parquet"]
+    assert main(["plan", *flags]) == 2
+    assert "--dead_letters=bad.parquet has the name of a file. Expected: a folder" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    ["--prediction=y=a,z=b", "--top_k=y=5,z=3", "--decode_image=x=8x8, z=8x8", "--fill=x=0,y=0", "--constant=x=1,y=2"],
+)
+def test_pairs_with_commas_are_refused_with_a_flag_for_each(pairs: str, doubles: list[str], capfd: Capture) -> None:
+    flag, _, value = pairs.partition("=")
+    assert main(["plan", *doubles, "--cast=*", pairs]) == 2
+    error = " ".join(capfd.readouterr().err.split())
+    assert f"Give each by itself: {' '.join(f'{flag}={pair.strip()}' for pair in value.split(','))}" in error
+
+
+def test_a_column_may_have_such_a_name_in_quotes_or_after_a_backslash() -> None:
+    for written in ('"a,b=c"', "a\\,b=c"):
+        assert request(f"--prediction=y={written}").predictions == {"y": "a,b=c"}
+
+
+def test_two_commands_are_one_too_many(doubles: list[str], capfd: Capture) -> None:
+    assert main(["plan", "verify", *doubles]) == 2
+    assert "'verify' is a second command" in capfd.readouterr().err
 
 
 def test_the_plan_answers_in_json_too(doubles: list[str], capfd: Capture) -> None:

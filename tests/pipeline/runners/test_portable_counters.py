@@ -64,7 +64,7 @@ def test_a_job_that_outlives_many_polls_tells_its_rows_at_the_end(
         (
             {"shards": 1, "rows": 9, "shards_found_done": 5},
             3,
-            "1 shards, 9 rows predicted, 3 shards found done, 2 shards committed by an earlier attempt",
+            "1 shard, 9 rows predicted, 3 shards found done, 2 shards committed by an earlier attempt",
         ),
         ({"shards_found_done": 2}, 0, "0 shards, 0 rows predicted, 2 shards committed by an earlier attempt"),
     ],

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +228,7 @@ def test_rates_and_what_is_left() -> None:
     progress.add(rows_done=100, shards_done=1, bad_rows=3)
     # What went before the first row does not count.
     assert describe(meter.read()) == "1 of 10 shards, 100 of 1,000 rows, 3 to dead letters, 50 rows/s, 18 s left"
+    assert "3 to dead letters, 1 row/s" in describe(replace(meter.last(), rows_per_second=1.2))
     at += 14
     progress.add(rows_done=140)
     meter.read()

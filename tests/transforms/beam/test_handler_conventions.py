@@ -139,10 +139,16 @@ def test_a_weight_bounds_batches_where_elements_have_one(double: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"min_batch_size": 9, "max_batch_size": 8}, {"max_batch_size": 0}, {"min_batch_size": -1}]
+    "wrong",
+    [
+        {"min_batch_size": 9, "max_batch_size": 8},
+        {"max_batch_size": 0},
+        {"min_batch_size": -1},
+        {"max_batch_duration_secs": -1},
+    ],
 )
 def test_bounds_that_cannot_be_are_refused_when_it_is_constructed(double: str, wrong: Any) -> None:
-    with pytest.raises(InvalidRequest, match="batch_size"):
+    with pytest.raises(InvalidRequest, match=next(iter(wrong))):
         handler(double, **wrong)
 
 

@@ -17,8 +17,8 @@ import sys
 sys.path.insert(0, sys.argv[1])
 from IPython.core.interactiveshell import InteractiveShell
 InteractiveShell.instance()
-import headrace.transforms.beam.predict
 import apache_beam as beam
+import headrace
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 seen = []
 with beam.Pipeline(runner=FnApiRunner()) as pipeline:

@@ -214,6 +214,8 @@ def test_operations_that_nothing_registers_are_named_with_their_package(export: 
         (folder / "saved_model.pb").write_bytes(graph.replace(b"Softsign", name.encode()))
         with pytest.raises(UnsupportedModel, match=f"does not know: {name}.*{wanted}"):
             describe_model(str(folder))
+    with pytest.raises(InvalidRequest, match="Repeat --import_module for each"):
+        load_model(str(folder), import_modules=["os,json"])
     with pytest.raises(InvalidRequest, match="'no_such_module' cannot be imported"):
         load_model(str(folder), import_modules=["no_such_module"])
 

@@ -236,6 +236,7 @@ def test_a_share_is_rounded_up_to_a_whole_row(most: str, rows: int, allowed: int
         ("2%", [10, 10, 10, 21], [1, 11, 21, 31], "among the job's 51 rows"),
         (None, [99], [1, 2], "among rows 0-98"),
         ("100%", [3, 2], [0, 1, 2, 3, 4], "among the job's 5 rows"),
+        ("100%", [1, 0], [0], "among the job's 1 row."),
         ("100%", [3, 2], [0, 1, 2, 3], None),
     ],
 )
