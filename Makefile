@@ -7,7 +7,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help run test faults chaos fuzz lint check venv bench-load constraints clean docs coverage test-pythons pictures picture-report hashes
 .PHONY: tried schedule venv-airflow test-airflow run-dataflow metadata template template-classic run-flink test-runners
-.PHONY: bench-throughput bench-images bench-examples bench-startup bench-memory bench-gil bench-guard bench-scale bench-edges bench-tail bench-gpu bench-forecast bench-smoke bench-peers
+.PHONY: bench-throughput bench-shapes bench-images bench-examples bench-startup bench-memory bench-gil bench-guard bench-scale bench-edges bench-tail bench-gpu bench-forecast bench-smoke bench-peers
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -155,11 +155,14 @@ docs: venv ## the documents as a site, with no warning, into build/site
 
 PEERS ?= .venv-peers
 IN_WORK = $(if $(WORK),--work=$(call quoted,WORK))
-BENCHES := throughput images examples startup memory gil guard scale edges tail gpu forecast against
+BENCHES := throughput shapes images examples startup memory gil guard scale edges tail gpu forecast against
 
 bench-throughput: venv ## rows per second beside six peers; [WORK=folder] [RUNS=5] [ARGS=--svg=FILE]; half an hour
 	-@$(MAKE) --no-print-directory bench-peers
 	$(BIN)/python -m benchmarks.throughput $(IN_WORK) --runs=$(or $(RUNS),5) --peers_python=$(PEERS)/bin/python $(ARGS)
+
+bench-shapes: venv ## CPU time of a row for tables of five shapes, beside the model alone; [WORK=folder] [RUNS=3] [ARGS=--only wide]
+	$(BIN)/python -m benchmarks.shapes $(IN_WORK) --runs=$(or $(RUNS),3) $(ARGS)
 
 bench-images: venv ## images per second through ResNet50, beside a bare loop; [WORK=folder] [RUNS=3]
 	$(BIN)/python -m benchmarks.images $(IN_WORK) --runs=$(or $(RUNS),3) $(ARGS)
