@@ -81,7 +81,9 @@ def _run(program: str, name: str, folder: str, model: str, inputs: str, times: i
 
 def _check(output: str, rows: int, program: str) -> None:
     table = pq.read_table(output)
-    if table.num_rows != rows or not all(np.isfinite(flat(scores).to_numpy()).all() for scores in table["scores"].chunks):
+    if table.num_rows != rows or not all(
+        np.isfinite(flat(scores).to_numpy()).all() for scores in table["scores"].chunks
+    ):
         raise SystemExit(f"{program} wrote {table.num_rows} rows, not {rows}, or scores that are no numbers.")
 
 
