@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.transforms.errors import NotParquet, NullFeature
-from headrace.transforms.parquet import reader
+from headrace.transforms.parquet import decoding
 from headrace.transforms.parquet.equal_lists import EqualLists, OtherPages
 from headrace.transforms.parquet.reader import read_batches, read_footer
 from headrace.transforms.shards.shard import Shard
@@ -38,7 +38,7 @@ class Watched(EqualLists):
 
 @pytest.fixture(autouse=True)
 def _watched(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "EqualLists", Watched)
+    monkeypatch.setattr(decoding, "EqualLists", Watched)
     Watched.rows = Watched.given_up = 0
 
 
@@ -240,7 +240,7 @@ def test_every_damaged_byte_gives_what_arrow_gives(tmp_path: Path, monkeypatch: 
         outcomes = [outcome(path)]
         ours += Watched.rows > 0
         with monkeypatch.context() as by_arrow:
-            by_arrow.setattr(reader, "list_leaves", lambda *_: [])
+            by_arrow.setattr(decoding, "list_leaves", lambda *_: [])
             outcomes.append(outcome(path))
         if outcomes[0] not in (outcomes[1], table.to_pylist()):
             unlike.append((at, outcomes))
