@@ -40,6 +40,7 @@ from .files import (
     signature_of,
 )
 from .flat_inputs import nested_inputs
+from .one_signature import keep_only
 from .tensor_bundle import Bundle, Entry
 from .traced_functions import TracedFunction, traced_functions
 
@@ -100,7 +101,7 @@ def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> 
     del proto
     slots = [piece.slot for state in weights.values() for entry in state for piece in entry.pieces]
     with open_stream(store, slots, stream) as tensors:
-        folder = RamFolder(store, ref, graph.take_proto())
+        folder = RamFolder(store, ref, graph.take_proto(signature))
         try:
             loaded = folder.load(graph.tags)
             function = loaded.signatures[signature] if of_a_function is None else of_a_function.restored(loaded)
@@ -158,8 +159,10 @@ class _Graph:
         self.functions = {name: function for name, function in traced if name not in self.signatures}
         self._bundle: Bundle | None = None
 
-    def take_proto(self) -> Any:
-        """The whole message, for the loader: it holds every constant of the graph, so nothing here keeps it."""
+    def take_proto(self, signature: str) -> Any:
+        """The message, for the loader: it holds every constant of the graph, so nothing here keeps it."""
+        if signature in self.signatures:
+            keep_only(self._proto.meta_graphs[0], [self._concrete(signature), *self._initialisers()])
         proto, self._proto = self._proto, None
         del self.graph_def, self._parsers
         return proto
