@@ -8,6 +8,7 @@ import gc
 import os
 import sys
 
+from headrace.transforms.left_out import leave_out
 from headrace.transforms.versions import ASKS_FOR_VERSION, __version__
 
 
@@ -30,11 +31,13 @@ def entry() -> None:
         print(f"headrace {__version__}")
         sys.exit(0)
     from .flags.answers_at_once import answer_at_once, say_what_starts
+    from .unused_modules import unused_modules
 
     if (code := answer_at_once(sys.argv[1:])) is not None:
         sys.exit(code)
     say_what_starts(sys.argv[1:])
     sys.path[:] = with_folder(sys.path, os.getcwd())
+    leave_out(*unused_modules(sys.argv[1:]))
     from .cli import entry as run
 
     run()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
+from headrace.transforms.left_out import put_back
 from headrace.transforms.models.gc_pause import modules_are_loaded
 
 from ..flags.beam_options import PredictOptions, parse_flags, processes_of, runner_of
@@ -48,6 +49,7 @@ def checked_request(argv: Sequence[str], command: str) -> Iterator[tuple[Request
             _start_tensorflow(request.loading.device, check=here)
             if command == "run" and here:
                 importlib.import_module("apache_beam.runners.portability.fn_api_runner")
+    put_back()
     modules_are_loaded()
     with open_user_packages(request.user_packages, request.named_modules) as packages:
         yield replace(request, packages=packages), options

@@ -18,6 +18,7 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 
 from headrace.transforms import errors, progress
 from headrace.transforms.beam.metrics import NAMESPACE
+from headrace.transforms.beam.signatures import remember_signatures
 from headrace.transforms.columns.wording import counted as in_words
 from headrace.transforms.errors import HeadraceError, InvalidRequest, JobError
 from headrace.transforms.jobs.job import SUCCESS, Job, stored_object
@@ -85,6 +86,7 @@ def launch(job: Job, pipeline: beam.Pipeline, found_done: int = 0) -> Done:
     Raises the worker's own `HeadraceError` where one ended it, else `JobError`.
     """
     progress.reset()
+    remember_signatures()
     try:
         build_graph(pipeline, job)
         elsewhere = runner_of(pipeline.options) is not None  # asked now: Beam's portable runner takes its name away

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 _lock = threading.Lock()
 _inside = 0
 _set_aside = False
+_modules_frozen = False
 
 
 @contextmanager
@@ -28,7 +29,8 @@ def old_objects_set_aside() -> Iterator[None]:
     global _inside, _set_aside
     with _lock:
         _inside += 1
-        if _inside == 1 and gc.isenabled() and not gc.get_freeze_count():
+        # Counting takes as long as a collection of all that is frozen.
+        if _inside == 1 and gc.isenabled() and not _modules_frozen and not gc.get_freeze_count():
             gc.freeze()
             _set_aside = True
     try:
@@ -43,8 +45,25 @@ def old_objects_set_aside() -> Iterator[None]:
 
 def modules_are_loaded() -> None:
     """Modules are loaded; objects that exist now stay, and full collections need not visit them again."""
+    global _modules_frozen
     if not gc.isenabled():
         gc.freeze()
+        gc.enable()
+        _modules_frozen = True
+
+
+@contextmanager
+def while_modules_load() -> Iterator[None]:
+    """The same for modules that are imported within the block."""
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        if _modules_frozen:
+            gc.freeze()
         gc.enable()
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..container_limits import usable_cores
 from ..errors import InvalidRequest
+from ..left_out import left_out
 from ..models.device_placement import full_name
 
 DEVICES = ("auto", "cpu", "gpu")
@@ -63,7 +64,8 @@ def set_up_tensorflow(wanted: str = "auto", *, whole_process: bool = False) -> N
     as many inter-op threads as shards in flight, since TensorFlow runs a function's operations in these.
     TensorFlow takes this only before its first operation: a process that has used it already keeps what it has.
     """
-    import tensorflow as tf
+    with left_out("keras"):  # TensorFlow imports it to have it ready, which takes a third of the time
+        import tensorflow as tf
 
     try:
         tf.config.threading.set_intra_op_parallelism_threads(1)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from headrace.transforms.models.gc_pause import old_objects_set_aside
+from headrace.transforms.models.gc_pause import old_objects_set_aside, while_modules_load
 from headrace.transforms.models.load import load_model
 from tests.support import model_zoo
 
@@ -93,3 +93,22 @@ def test_a_child_forked_meanwhile_collects_as_ever() -> None:
         assert gc.get_freeze_count()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert gc.get_freeze_count() == 0
+
+
+def test_modules_load_without_collections() -> None:
+    def fail() -> None:
+        with while_modules_load():
+            seen.append(gc.isenabled())
+            raise ImportError
+
+    seen: list[bool] = []
+    with pytest.raises(ImportError):
+        fail()
+    assert (seen, gc.isenabled()) == ([False], True)
+    gc.disable()
+    try:
+        with while_modules_load():
+            assert not gc.isenabled()
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -34,6 +34,7 @@ from ...bounded_json import parse_json
 from ...errors import CorruptModel, InvalidRequest, NotAModel, UnsupportedModel
 from ...storage.store import public_uri
 from ..first_bytes import FIRST_BYTES, other_file
+from ..gc_pause import while_modules_load
 from . import hub_safe_mode, keras2_config, keras2_meanings
 from . import safe_mode as keras_safe_mode
 from .refusals import brief, cannot_build
@@ -185,7 +186,8 @@ def keras_on_tensorflow(uri: str) -> Any:
     """Keras, on TensorFlow. Raises `UnsupportedModel` where the environment chooses another backend for it."""
     chosen = os.environ.get("KERAS_BACKEND")
     try:
-        import keras
+        with while_modules_load():
+            import keras
     except ImportError as error:
         if error.name not in ("jax", "torch", "openvino", "keras.src.backend"):
             raise
