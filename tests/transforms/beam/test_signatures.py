@@ -34,8 +34,13 @@ def test_it_gives_what_beam_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = seen()
     remember_signatures()
     assert seen() == expected
-    inspected = []
-    monkeypatch.setattr(signatures, "_inspect", lambda function: inspected.append(function) or ([], []))
+    inspected: list[object] = []
+
+    def watched(function: object) -> tuple[list[str], list[object]]:
+        inspected.append(function)
+        return [], []
+
+    monkeypatch.setattr(signatures, "_inspect", watched)
     # Beam still asks by that name. Of the second step, the function itself is looked at, which is no method.
     assert seen()[1:] == expected[1:]
     assert not any(isinstance(function, MethodType) for function in inspected)
