@@ -20,7 +20,7 @@ from pyiceberg.typedef import Record
 from pyiceberg.types import LongType, StringType
 
 from headrace.pipeline.cli import main
-from headrace.transforms.errors import HeadraceError
+from headrace.transforms.errors import HeadraceError, InvalidRequest
 from headrace.transforms.storage import StoreOptions
 from headrace.transforms.tables.read import read_snapshot
 from headrace.transforms.tables.snapshot import TableInput
@@ -234,6 +234,18 @@ def test_rows_that_delete_files_mark_are_left_out_or_refused(
     assert run(uri_of(made), f"{tmp_path}/out") == 2
     assert "no equality deletes" in capfd.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_length_beyond_the_file_is_an_error_of_ours(tmp_path: Path) -> None:
+    """The library's decoder in C reads as much beyond its memory, which ends the process."""
+    made = new_table(tmp_path, batch(0, 10))
+    made.append(batch(0, 10))
+    folder = Path(made.location().removeprefix("file://"))
+    (manifests,) = folder.glob("metadata/snap-*.avro")
+    gibibyte = b"\x80\x80\x80\x80\x08"  # 1 << 30 as Avro writes it
+    manifests.write_bytes(b"Obj\x01" + b"\x02" + gibibyte + b"avro.schema")
+    with pytest.raises(InvalidRequest, match="cannot be read as an Iceberg table"):
+        read_snapshot(TableInput("iceberg", str(folder)), StoreOptions())
 
 
 def test_damaged_metadata_is_an_error_of_ours(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ def read_iceberg(table: TableInput, store: Store) -> LiveFiles:
         raise InvalidRequest(
             f"--input={table} needs pyiceberg", found=str(error), cure="pip install 'headrace[iceberg]'"
         ) from error
+    _decode_in_python()
     metadata = table.uri if table.root != table.uri else _newest_metadata(table, store)
     try:
         opened = _opened(metadata, store)
@@ -65,6 +66,16 @@ def read_iceberg(table: TableInput, store: Store) -> LiveFiles:
             found=f"{type(error).__name__}: {' '.join(str(error).split())}",
             cure="Rewrite the table's data files (rewrite_data_files), or write it out as plain Parquet",
         ) from error
+
+
+def _decode_in_python() -> None:
+    """pyiceberg 0.12's decoder in C trusts the lengths in an Avro file: a damaged manifest makes it read beyond its memory, which
+    ends the process. The one in Python does not.
+    """
+    from pyiceberg.avro import file
+    from pyiceberg.avro.decoder import StreamingBinaryDecoder
+
+    file.new_decoder = StreamingBinaryDecoder
 
 
 def _newest_metadata(table: TableInput, store: Store) -> str:
