@@ -69,13 +69,13 @@ def read_iceberg(table: TableInput, store: Store) -> LiveFiles:
 
 
 def _decode_in_python() -> None:
-    """pyiceberg 0.12's decoder in C trusts the lengths in an Avro file: a damaged manifest makes it read beyond its memory, which
+    """pyiceberg 0.12's decoder in C trusts the lengths in an Avro file: a damaged manifest makes it read beyond its memory, and
     ends the process. The one in Python does not.
     """
-    from pyiceberg.avro import file
-    from pyiceberg.avro.decoder import StreamingBinaryDecoder
+    from pyiceberg.avro import decoder, file
 
-    file.new_decoder = StreamingBinaryDecoder
+    library: Any = file
+    library.new_decoder = decoder.StreamingBinaryDecoder
 
 
 def _newest_metadata(table: TableInput, store: Store) -> str:
