@@ -5,19 +5,17 @@ Run as a program: `python -m benchmarks.shape_programs loop SHAPE MODEL INPUTS O
 
 from __future__ import annotations
 
-import glob
 import os
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from benchmarks.peers.columnar import Network, files, run_file
 from headrace.transforms.nested_arrow import buffer_of
 
 FILES = 4
@@ -26,8 +24,8 @@ COLUMNS, TEXT_BYTES, SIDE, SCORES, LARGE = 200, 100, 8, 1000, 2048
 
 @dataclass(frozen=True)
 class Shape:
-    """`rows` are those of the files, of which a large run reads `times` as many as a small one. `table` makes some rows,
-    `tensor` a batch's feature as the model takes it. `flags` are those of headrace, besides model, input and output.
+    """`rows` are in the files: a small run reads these, and a large run `times` as many. `table` makes some rows,
+    `tensor` a batch's feature as the model takes it. `flags` of headrace are in addition to model, input and output.
     """
 
     what: str
@@ -135,11 +133,10 @@ SHAPES = {
 }
 
 
-def write_table(name: str, folder: str) -> None:
-    shape, random = SHAPES[name], np.random.default_rng(0)
-    for number in range(FILES):
-        rows = shape.rows // FILES
-        columns = {"id": pa.array(np.arange(rows) + number * rows), **shape.table(random, rows)}
+def write_table(name: str, rows: int, folder: str) -> None:
+    random = np.random.default_rng(0)
+    for number, ids in enumerate(np.array_split(np.arange(rows), FILES)):
+        columns = {"id": pa.array(ids), **SHAPES[name].table(random, len(ids))}
         pq.write_table(pa.table(columns), f"{folder}/{number}.parquet", row_group_size=16_384, compression="zstd")
 
 
@@ -152,51 +149,18 @@ def write_model(name: str, folder: str) -> None:
     keras.Model(given, made).export(folder, verbose=False)
 
 
-class _Network:
-    def __init__(self, model: str, threads: int = 0) -> None:
-        import tensorflow as tf
-
-        if threads:
-            tf.config.threading.set_intra_op_parallelism_threads(threads)
-            tf.config.threading.set_inter_op_parallelism_threads(threads)
-        self.tensor = tf.constant
-        self._loaded = tf.saved_model.load(model)
-        self._signature = self._loaded.signatures["serving_default"]
-        (self._input,) = self._signature.structured_input_signature[1]
-
-    def __call__(self, tensor: Any) -> Any:
-        (scores,) = self._signature(**{self._input: tensor}).values()
-        return scores
-
-
 def seconds_alone(name: str, model: str, inputs: str) -> float:
     """CPU seconds of a row in the model alone: a batch in memory, one thread for each operation, the median of 40 calls."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    shape, network, seconds = SHAPES[name], _Network(model, threads=1), []
+    shape = SHAPES[name]
     batch = next(pq.ParquetFile(f"{inputs}/0.parquet").iter_batches(batch_size=shape.batch_rows))
-    tensor = network.tensor(shape.tensor(batch))
-    for _ in range(40):
-        start = time.process_time()
-        network(tensor)
-        seconds.append(time.process_time() - start)
-    return median(seconds) / batch.num_rows
+    return Network(model, threads_per_operation=1).seconds_alone(shape.tensor(batch), 40) / batch.num_rows
 
 
 def _loop(name: str, model: str, inputs: str, output: str) -> None:
-    shape, network = SHAPES[name], _Network(model)
-    os.makedirs(output)
-    for source in sorted(glob.glob(f"{inputs}/*.parquet")):
-        writer = None
-        for batch in pq.ParquetFile(source).iter_batches(batch_size=shape.batch_rows, use_threads=False):
-            scores = network(network.tensor(shape.tensor(batch))).numpy()
-            lists = pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1)), scores.shape[1])
-            result = pa.record_batch({"id": batch.column("id"), "scores": lists})
-            writer = writer or pq.ParquetWriter(
-                f"{output}/{os.path.basename(source)}", result.schema, compression="zstd"
-            )
-            writer.write_batch(result)
-        if writer is not None:
-            writer.close()
+    shape, network = SHAPES[name], Network(model)
+    for source, target in files(inputs, output):
+        run_file(source, target, network, shape.batch_rows, shape.tensor)
 
 
 if __name__ == "__main__":

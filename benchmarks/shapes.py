@@ -50,23 +50,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _measured(name: str, folder: str, rounds: int, quick: bool) -> tuple[dict[str, float], dict[str, float], float]:
     """CPU and wall seconds of a row, by program; CPU seconds of a row in the model alone."""
     shape = SHAPES[name]
+    rows, large = (shape.rows // 100, 2) if quick else (shape.rows, shape.times)
     model = work.once(f"{folder}/{name}-model", partial(measure.apart, write_model, name))
-    inputs = work.once(f"{folder}/{name}-rows", partial(write_table, name))
+    inputs = work.once(f"{folder}/{name}-{rows}-rows", partial(write_table, name, rows))
     alone = [measure.apart(seconds_alone, name, model, inputs)]
     cpu: dict[str, list[float]] = {program: [] for program in PROGRAMS}
     wall: dict[str, list[float]] = {program: [] for program in PROGRAMS}
     for number in range(rounds):
         for program in measure.in_turn(PROGRAMS, number):
-            used = [_run(program, name, folder, model, inputs, times) for times in (1, 2 if quick else shape.times)]
-            more = shape.rows * ((2 if quick else shape.times) - 1)
-            cpu[program].append((used[1].cpu - used[0].cpu) / more)
-            wall[program].append((used[1].wall - used[0].wall) / more)
-            measure.show_progress(f"{name}, round {number + 1} of {rounds}: {program} in {used[1].wall:.1f} s")
-        alone.append(measure.apart(seconds_alone, name, model, inputs))
+            used = _run(program, name, folder, model, inputs, rows, large)
+            before = measure.Used(0, 0, 0) if quick else _run(program, name, folder, model, inputs, rows, 1)
+            cpu[program].append((used.cpu - before.cpu) / (rows * (large - 1)))
+            wall[program].append((used.wall - before.wall) / (rows * (large - 1)))
+            measure.show_progress(f"{name}, round {number + 1} of {rounds}: {program} in {used.wall:.1f} s")
+        alone += [] if quick else [measure.apart(seconds_alone, name, model, inputs)]
     return {p: median(cpu[p]) for p in PROGRAMS}, {p: median(wall[p]) for p in PROGRAMS}, median(alone)
 
 
-def _run(program: str, name: str, folder: str, model: str, inputs: str, times: int) -> measure.Used:
+def _run(program: str, name: str, folder: str, model: str, inputs: str, rows: int, times: int) -> measure.Used:
     files, output = work.under_more_names(inputs, times), f"{folder}/out"
     shutil.rmtree(output, ignore_errors=True)
     if program == "headrace":
@@ -75,7 +76,7 @@ def _run(program: str, name: str, folder: str, model: str, inputs: str, times: i
     else:
         command = measure.python("benchmarks.shape_programs", "loop", name, model, files, output)
     used = measure.run(program, command, f"{folder}/log.txt")
-    _check(output, SHAPES[name].rows * times, program)
+    _check(output, rows * times, program)
     return used
 
 
@@ -84,7 +85,7 @@ def _check(output: str, rows: int, program: str) -> None:
     if table.num_rows != rows or not all(
         np.isfinite(flat(scores).to_numpy()).all() for scores in table["scores"].chunks
     ):
-        raise SystemExit(f"{program} wrote {table.num_rows} rows, not {rows}, or scores that are no numbers.")
+        raise SystemExit(f"{program} wrote {table.num_rows} rows, not {rows}, or scores that are not finite.")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,12 @@
-"""Parquet through a SavedModel to Parquet, column by column, with no framework: what the loops here and Ray share."""
+"""Parquet through a SavedModel to Parquet, column by column, with no framework: what the loops here, those of other shapes, and
+Ray share.
+"""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -12,7 +15,7 @@ import pyarrow.parquet as pq
 
 
 class Network:
-    """The serving signature, float32 [rows, width] to float32 [rows, classes]."""
+    """The serving signature: one tensor with a row for each, to float32 [rows, classes]."""
 
     def __init__(self, model: str, threads_per_operation: int = 0) -> None:
         """0 threads leaves their number to TensorFlow."""
@@ -40,20 +43,33 @@ class Network:
         return scores.numpy()
 
 
-def predicted(batch: pa.RecordBatch, network: Network) -> pa.RecordBatch:
-    """`id` and `scores` of each row of `id` and `features`."""
+def features_of(batch: pa.RecordBatch) -> Any:
+    """The column `features`, lists of one length, as [rows, width]."""
     features: Any = batch.column("features")
-    scores = network.predict(features.flatten().to_numpy().reshape(batch.num_rows, -1))
+    return features.flatten().to_numpy().reshape(batch.num_rows, -1)
+
+
+def predicted(
+    batch: pa.RecordBatch, network: Network, tensor_of: Callable[[pa.RecordBatch], Any] = features_of
+) -> pa.RecordBatch:
+    """`id` and `scores` of each row."""
+    scores = network.predict(tensor_of(batch))
     lists = pa.FixedSizeListArray.from_arrays(pa.array(scores.reshape(-1)), scores.shape[1])
     return pa.record_batch({"id": batch.column("id"), "scores": lists})
 
 
-def run_file(source: str, target: str, network: Network, batch_rows: int) -> None:
+def run_file(
+    source: str,
+    target: str,
+    network: Network,
+    batch_rows: int,
+    tensor_of: Callable[[pa.RecordBatch], Any] = features_of,
+) -> None:
     """Writes `id` and `scores` of every row of `source` to `target`."""
     writer = None
     with pq.ParquetFile(source, pre_buffer=True) as file:
         for batch in file.iter_batches(batch_size=batch_rows, use_threads=False):
-            result = predicted(batch, network)
+            result = predicted(batch, network, tensor_of)
             writer = writer or pq.ParquetWriter(target, result.schema, compression="zstd")
             writer.write_batch(result)
     if writer is not None:

@@ -34,7 +34,7 @@ _PLAIN, _PLAIN_DICTIONARY, _RLE, _RLE_DICTIONARY = 0, 2, 3, 8
 _DATA_PAGE, _DICTIONARY_PAGE = 0, 2
 _PAGE = frozenset({(1, I32), (2, I32), (3, I32), (4, I32), (5, STRUCT), (7, STRUCT)})
 _VALUES = frozenset({(1, I32), (2, I32), (3, I32), (4, I32)})
-# A chunk that is no longer is read at once; of a longer one so much, or a page that is larger.
+# A chunk of at most 8 MiB is read at once. Of a longer one, 1 MiB is read at a time, or a whole page if that is larger.
 _WHOLE_CHUNK, _WINDOW = 8 << 20, 1 << 20
 _HEADER_BYTES = 1 << 10
 # Values of a page, in memory: honest pages have some 1 MiB of them.
@@ -130,6 +130,10 @@ class EqualLists:
 
     def take(self, rows: int) -> pa.Array[Any]:
         """The next rows. Raises `OtherPages`."""
+        if self._page.used == len(
+            self._page.values
+        ):  # before memory is taken: the length is only what the footer claims
+            self._page = self._next_page()
         values = rows * self._length
         if values * self._dtype.itemsize > BATCH_BYTES:
             raise OtherPages
@@ -163,9 +167,8 @@ class EqualLists:
         while True:
             kind, values, encoding, data = self._pages.next()
             if kind == _DICTIONARY_PAGE:
-                self._dictionary = _numbers(
-                    data, 0, values, self._dtype
-                ).copy()  # these bytes give way to the next page's
+                # A copy, since the next page's bytes take the place of these.
+                self._dictionary = _numbers(data, 0, values, self._dtype).copy()
             elif values:
                 return self._data_page(values, encoding, data)
 

@@ -161,6 +161,8 @@ class PageGuard:
             gone = self._pages.pop(next(iter(self._pages)))
             unpacked, packed = unpacked - gone[0], packed - gone[1]
         self._unpacked, self._packed = unpacked, packed
+        side_by_side, packed_side_by_side = self._last.sum(axis=1).tolist()
+        unpacked, packed = unpacked + side_by_side, packed + packed_side_by_side
         if unpacked > self._most and unpacked > _MOST_RATIO * packed:
             raise self._too_large(unpacked, packed)
 
@@ -169,7 +171,7 @@ class PageGuard:
         sizes = np.concatenate([self._last, of_chunks], axis=1)
         totals = np.cumsum(sizes, axis=1)
         totals[:, self._at_once :] -= totals[:, : -self._at_once].copy()
-        unpacked, packed = totals
+        unpacked, packed = totals[0] + self._unpacked, totals[1] + self._packed
         if (large := (unpacked > self._most) & (unpacked > _MOST_RATIO * packed)).any():
             first = int(large.argmax())
             raise self._too_large(int(unpacked[first]), int(packed[first]))

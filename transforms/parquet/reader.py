@@ -157,7 +157,7 @@ def _schema_read(uri: str, schema: pa.Schema, stored: Sequence[str], columns: Se
             found=f"columns {', '.join(schema.names)}",
             cure="Leave this file out of --input, or write it again with that column",
         )
-    # Most often of thousands of columns all: each field taken out of a schema is made anew.
+    # Usually all columns are wanted. The schema is then taken whole: each field taken out of it is a new object.
     every = len(wanted) == len(schema)
     read = schema.remove_metadata() if every else pa.schema([field for field in schema if field.name in wanted])
     if len(read) > len(wanted):

@@ -93,7 +93,7 @@ def worker_processes() -> list[int]:
 
 
 def _text_of(path: str) -> str:
-    """What a file of the kernel tells of a thread or a process; nothing where that has ended meanwhile."""
+    """A file under /proc of a thread or process; empty if that has ended in the meantime."""
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()

@@ -41,7 +41,7 @@ def test_it_gives_what_beam_gives(monkeypatch: pytest.MonkeyPatch) -> None:
         return [], []
 
     monkeypatch.setattr(signatures, "_inspect", watched)
-    # Beam still asks by that name. Of the second step, the function itself is looked at, which is no method.
+    # Beam still asks by that name. Of the second step it inspects the function itself, which is not a method.
     assert seen()[1:] == expected[1:]
     assert not any(isinstance(function, MethodType) for function in inspected)
 

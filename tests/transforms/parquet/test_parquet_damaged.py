@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -127,7 +128,7 @@ BEYOND = 1 << 40
         pytest.param(
             lambda at: made.Raw(about(at)[:-1] + b"\x5c\x2c\x19\x18\x01x\0\0\0"),
             "encrypted",
-            id="encrypted, and told in plain as well",
+            id="encrypted, and also described in plain",
         ),
     ],
 )
@@ -198,3 +199,23 @@ def test_values_that_may_repeat_earlier_ones_are_known_however_their_encoding_is
     chunk.begin()
     with pytest.raises(TooManyRows):
         PageGuard("x", lambda at, size: page[at : at + size], 1, 4096, 0).walk(chunk, page, 0, 0, len(page))
+
+
+def test_pages_checked_alone_and_side_by_side_have_one_bound_together() -> None:
+    """A column of lists is read while a row group is in memory: what each of them may hold is not allowed for both together."""
+    page = header(unpacked=150 << 20)
+    data = page + bytes(80)
+
+    def side_by_side(guard: PageGuard) -> None:
+        guard.check_totals(np.array([[150 << 20], [80]]))
+
+    def alone(guard: PageGuard) -> None:
+        chunk = Chunk(0, len(data), ROWS, False)
+        chunk.begin()
+        guard.check(chunk, data, 0, 0, len(data))
+
+    for first, then in ((side_by_side, alone), (alone, side_by_side)):
+        guard = PageGuard("a.parquet", lambda *_: data, at_once=2, rows=1, padding=0)
+        first(guard)
+        with pytest.raises(NotParquet, match="decompressed at once"):
+            then(guard)
