@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from headrace.transforms.columns.plan import ColumnPlan
 from headrace.transforms.jobs.job import Job
-from headrace.transforms.nested_arrow import read_schema
 from headrace.transforms.parquet.reader import read_batches, read_footer
 from headrace.transforms.predicting.predictor import input_columns
 from headrace.transforms.steps.plan_shards import shards_of_file
@@ -35,6 +34,6 @@ def check_examples(request: Request, job: Job, columns: ColumnPlan, first: Objec
     if not shards:
         return
     few = replace(shards[0], rows=min(_ROWS, shards[0].rows))
-    for batch in read_batches(store, few, input_columns(job), _ROWS, read_schema(job.input_schema)):
+    for batch in read_batches(store, few, input_columns(job), _ROWS, job.schema):
         for plan in unasked:
             plan.check_held_examples(named, batch, first.uri)

@@ -12,7 +12,6 @@ from headrace.transforms.jobs.user_functions import AppliedFunction
 from headrace.transforms.models.load import load_model
 from headrace.transforms.models.loading import Loading
 from headrace.transforms.models.spec import ModelSpec
-from headrace.transforms.nested_arrow import read_schema
 from headrace.transforms.parquet.reader import read_batches, read_footer
 from headrace.transforms.predicting.predictor import input_columns, with_output_ranks
 from headrace.transforms.steps.plan_shards import shards_of_file
@@ -41,7 +40,7 @@ def found_ranks(job: Job, specs: Sequence[ModelSpec], choices: Sequence[ColumnCh
             cure="Export the model with shapes of known rank, or choose other outputs: --outputs=A,B (outputs=[…]).",
         )
     few = replace(shards[0], rows=min(_ROWS, shards[0].rows))
-    schema = read_schema(job.input_schema)
+    schema = job.schema
     batch = next(iter(read_batches(store, few, input_columns(job), _ROWS, schema)))
     if job.preprocess is not None:
         batch = AppliedFunction(job.preprocess.load(), job.preprocess.name, schema)(batch, first.uri, 0)

@@ -79,8 +79,7 @@ def prepare(request: Request) -> Prepared:
     table = requested_table(request, kept)
     patterns = expand_lists(request.inputs, request.storage) if table is None else patterns_of(table)
     apart = _OutputApart(request, patterns)
-    joined_bytes = request.shard_bytes if request.compact else None
-    inputs = survey_inputs(patterns, request.storage, apart.check, joined_bytes, table)
+    inputs = survey_inputs(patterns, request.storage, apart.check, request.joined_bytes, table)
     if request.single_file:
         check_single_file(request, inputs)
     if table is None and (said := _kept_schema(kept, inputs.first)) is not None:
@@ -138,19 +137,19 @@ def _planned(
 ) -> Prepared:
     """`stored` is the schema of the first file; `around` are the functions before and after the models."""
     signatures = [spec.signatures[model.signature] for spec, model in zip(specs, request.models, strict=True)]
-    choices = choose_columns(request, signatures)
-    models = list(zip(signatures, choices, strict=True))
+    models = list(zip(signatures, choose_columns(request, signatures), strict=True))
     unknown = [unknown_ranks(varying_batch(choice.fed(one), choice)[1], choice) for one, choice in models]
     if any(unknown):
         # Planned with any rank, a job tells how the first row is read.
         some = [
-            replace(one, ranks=tuple((name, 1) for name in names)) for one, names in zip(choices, unknown, strict=True)
+            (one, replace(choice, ranks=tuple((name, 1) for name in names)))
+            for (one, choice), names in zip(models, unknown, strict=True)
         ]
         bare = replace(request, where=None, keep=())
         planned = _hold_together(bare, (around[0], None), refs, specs, patterns, inputs, stored, some)
-        ranks = found_ranks(planned.job, specs, choices, inputs.first)
-        choices = [replace(choice, ranks=found) for choice, found in zip(choices, ranks, strict=True)]
-    return _hold_together(request, around, refs, specs, patterns, inputs, stored, choices)
+        ranks = found_ranks(planned.job, specs, [choice for _, choice in models], inputs.first)
+        models = [(one, replace(choice, ranks=found)) for (one, choice), found in zip(models, ranks, strict=True)]
+    return _hold_together(request, around, refs, specs, patterns, inputs, stored, models)
 
 
 def _hold_together(
@@ -161,19 +160,16 @@ def _hold_together(
     patterns: tuple[str, ...],
     inputs: Survey,
     stored: pa.Schema,
-    choices: Sequence[ColumnChoice],
+    models: Sequence[tuple[Signature, ColumnChoice]],
 ) -> Prepared:
-    """`choices` are what is said of each model's columns."""
+    """`models` are each model's signature, and what is said of its columns."""
     preprocess, postprocess = around
     first = inputs.first
-    signatures = [spec.signatures[model.signature] for spec, model in zip(specs, request.models, strict=True)]
-    schema, partitions = with_partitions(request, inputs, stored, list(zip(signatures, choices, strict=True)))
+    schema, partitions = with_partitions(request, inputs, stored, models)
     seen, where = schema, first.uri
     if preprocess is not None:
         seen, where = AppliedFunction(preprocess.load(), preprocess.name, schema).output_schema, preprocess.name
-    columns = plan_columns(
-        seen, list(zip(signatures, choices, strict=True)), request.keep, partition_columns=partitions, where=where
-    )
+    columns = plan_columns(seen, models, request.keep, partition_columns=partitions, where=where)
     output_schema = columns.output_schema
     if postprocess is not None:
         output_schema = AppliedFunction(postprocess.load(), postprocess.name, output_schema).output_schema
@@ -192,35 +188,26 @@ def _hold_together(
     check_dead_letters(request, pa.schema([schema.field(name) for name in read]))
     check_report(request.report, request.compare, request.storage)
     job = Job(
+        **request.options(),
         models=tuple(
             JobModel(ref, model.signature, plan.resolved(choice), spec.operations.get(model.signature, Operations()))
-            for ref, model, plan, choice, spec in zip(refs, request.models, columns.models, choices, specs, strict=True)
+            for ref, model, plan, (_, choice), spec in zip(
+                refs, request.models, columns.models, models, specs, strict=True
+            )
         ),
         inputs=request.inputs if inputs.table is None else (inputs.table.name,),
         folder=common_folder(patterns),
         partitions=tuple(key for key in partitions if key in read),
-        output=request.output,
         keep=columns.keep,
         input_schema=pa.schema([schema.field(name).with_nullable(True) for name in read]).serialize().to_pybytes(),
         batch_rows=batch_rows,
         batch_rule=rule,
-        shard_bytes=request.shard_bytes,
-        limit=request.limit,
         versions=tuple(sorted(versions().items())),
         preprocess=preprocess,
         postprocess=postprocess,
-        where=request.where,
         user_packages=tuple(sorted((package.name, package.digest) for package in request.packages)),
-        jit_compile=request.jit_compile,
-        compact=request.compact,
         first_input=FirstInput(first.uri, first.version, stored.serialize().to_pybytes()),
         table=inputs.table,
-        incremental=request.incremental,
-        storage=request.storage,
-        loading=request.loading,
-        on_error=request.on_error,
-        report=request.report,
-        compare=request.compare,
     )
     return Prepared(job, specs, inputs, columns, schema, seen, output_schema)
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from headrace.transforms.errors import HeadraceError
 from headrace.transforms.jobs.job import Job
-from headrace.transforms.nested_arrow import decoded, flat, lengths, members, read_schema, storage
+from headrace.transforms.nested_arrow import decoded, flat, lengths, members, storage
 from headrace.transforms.parquet.reader import read_batches, read_footer
 from headrace.transforms.predicting.predictor import Predictor, input_columns, load_predictor
 from headrace.transforms.shards.shard import Shard
@@ -105,7 +105,7 @@ def _again(job: Job, predictor: Predictor, store: Store, row: dict[str, Any], nu
         if candidate.rows and candidate.first_row == row["first_row"]
     )
     shard = replace(shard, rows=row["rows"])  # of a job with a limit, the last one is cut
-    types = read_schema(job.input_schema)
+    types = job.schema
     batches = read_batches(store, shard, input_columns(job), size, types)
     batch = next(islice(batches, number, None))
     return predictor(batch, source.uri, shard.first_row + number * size)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from headrace.transforms.columns.image_sizes import ImageSize, parse_image_size, unused_ignore_exif
 from headrace.transforms.errors import InvalidRequest
 from headrace.transforms.jobs.input_files import absolute_uri, check_one_store, scheme_of
-from headrace.transforms.jobs.job import DEAD_LETTERS_FOLDER, REPORT, OnError
+from headrace.transforms.jobs.job import DEAD_LETTERS_FOLDER, REPORT, JobOptions, OnError
 from headrace.transforms.models.loading import Loading
 from headrace.transforms.storage.store import StoreOptions, public_uri
 from headrace.transforms.tables.snapshot import parse_table
@@ -40,9 +41,11 @@ class ModelRequest:
     signature: str
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """The user's request, parsed. `keep=None` and `batch_rows=None` leave the choice to headrace.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request(JobOptions):
+    """The user's request, parsed. A field that has a flag's name and no line in `parse_request` is that flag's value.
+
+    `keep=None` and `batch_rows=None` leave the choice to headrace.
 
     `within` is in seconds. `packages` are `user_packages` built, for as long as they are on the path.
 
@@ -56,7 +59,6 @@ class Request:
     allow_stateful_model: bool
     import_modules: tuple[str, ...]
     inputs: tuple[str, ...]
-    output: str
     features: dict[str, tuple[str, ...]]
     predictions: dict[str, str]
     outputs: tuple[str, ...] | None
@@ -73,26 +75,15 @@ class Request:
     partition_columns: str
     preprocess: str | None
     postprocess: str | None
-    where: str | None
     user_packages: tuple[str, ...]
     batch_rows: int | None
-    jit_compile: bool
-    shard_bytes: int
-    limit: int | None
     sample: int | None
     trial: int | None
     within: float | None
     price_per_core_hour: float | None
-    compact: bool
     single_file: bool
-    incremental: bool
     overwrite: bool
     clean: bool
-    storage: StoreOptions
-    loading: Loading
-    on_error: OnError
-    report: str | None
-    compare: str | None
     packages: tuple[UserPackage, ...] = ()
 
     @property
@@ -186,53 +177,37 @@ def parse_request(options: PredictOptions, command: str) -> Request:
     if command in ("run", "plan"):
         _check_folder("--output", options.output or "")
         _check_folder("--dead_letters", options.dead_letters or "")
-    return Request(
-        models=_models(options),
-        custom_objects=tuple(options.custom_objects or ()),
-        unsafe_model=options.unsafe_model,
-        allow_stateful_model=options.allow_stateful_model,
-        import_modules=tuple(dict.fromkeys(options.import_module or ())),
-        inputs=inputs,
-        output=output,
-        features={tensor: tuple(names(value)) for tensor, value in pairs("--feature", options.feature)},
-        predictions=dict(pairs("--prediction", options.prediction)),
-        outputs=None if options.outputs is None else output_names(options.outputs),
-        top_k={output: top_classes(output, value) for output, value in pairs("--top_k", options.top_k)},
-        constants=dict(pairs("--constant", options.constant)),
-        cast=dict.fromkeys((name for value in options.cast or () for name in names(value)), True),
-        fill=dict(pairs("--fill", options.fill)),
-        pad=dict(pairs("--pad", options.pad)),
-        decode_image={
+    parsed: dict[str, Any] = {
+        "models": _models(options),
+        "custom_objects": tuple(options.custom_objects or ()),
+        "import_modules": tuple(dict.fromkeys(options.import_module or ())),
+        "inputs": inputs,
+        "output": output,
+        "features": {tensor: tuple(names(value)) for tensor, value in pairs("--feature", options.feature)},
+        "predictions": dict(pairs("--prediction", options.prediction)),
+        "outputs": None if options.outputs is None else output_names(options.outputs),
+        "top_k": {output: top_classes(output, value) for output, value in pairs("--top_k", options.top_k)},
+        "constants": dict(pairs("--constant", options.constant)),
+        "cast": dict.fromkeys((name for value in options.cast or () for name in names(value)), True),
+        "fill": dict(pairs("--fill", options.fill)),
+        "pad": dict(pairs("--pad", options.pad)),
+        "decode_image": {
             tensor: parse_image_size(tensor, value) for tensor, value in pairs("--decode_image", options.decode_image)
         },
-        ignore_exif=options.ignore_exif,
-        tf_example=tf_examples(options.tf_example),
-        prediction_type=options.prediction_type,
-        keep=None if options.keep is None else tuple(dict.fromkeys(names(options.keep))),
-        partition_columns=options.partition_columns,
-        preprocess=options.preprocess,
-        postprocess=options.postprocess,
-        where=None if options.where is None else where_text(options.where),
-        user_packages=tuple(options.user_package or ()),
-        batch_rows=rows_per_batch(options.batch_size),
-        jit_compile=options.jit_compile,
-        shard_bytes=options.shard_bytes,
-        limit=options.limit,
-        sample=options.sample,
-        trial=options.trial,
-        within=None if options.within is None else seconds_of("within", options.within),
-        price_per_core_hour=options.price_per_core_hour,
-        compact=options.compact,
-        single_file=options.single_file,
-        incremental=options.incremental,
-        overwrite=options.overwrite,
-        clean=options.clean,
-        storage=StoreOptions(options.billing_project, options.kms_key),
-        loading=Loading(options.connections, options.in_flight_bytes, options.model_sharing, options.device),
-        on_error=_on_error(options, output),
-        report=_report(options, output),
-        compare=None if options.compare is None else absolute_uri(options.compare),
-    )
+        "tf_example": tf_examples(options.tf_example),
+        "keep": None if options.keep is None else tuple(dict.fromkeys(names(options.keep))),
+        "where": None if options.where is None else where_text(options.where),
+        "user_packages": tuple(options.user_package or ()),
+        "batch_rows": rows_per_batch(options.batch_size),
+        "within": None if options.within is None else seconds_of("within", options.within),
+        "storage": StoreOptions(options.billing_project, options.kms_key),
+        "loading": Loading(options.connections, options.in_flight_bytes, options.model_sharing, options.device),
+        "on_error": _on_error(options, output),
+        "report": _report(options, output),
+        "compare": None if options.compare is None else absolute_uri(options.compare),
+    }
+    given = [name for one in fields(Request) if (name := one.name) not in parsed and name != "packages"]
+    return Request(**parsed, **{name: getattr(options, name) for name in given})
 
 
 # Flags of one value of --on_error, and what the others do with a row.

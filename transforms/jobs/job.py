@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -19,6 +20,7 @@ from ..errors import OutputConflict
 from ..models.loading import Loading
 from ..models.ref import ModelRef
 from ..models.spec import Operations
+from ..nested_arrow import read_schema
 from ..shards.shard import common_folder
 from ..storage import ObjectRef, Store
 from ..storage.store import StoreOptions, public_uri
@@ -132,8 +134,42 @@ class JobModel:
         return f"{name} {' and '.join(why)}: predictions differ from run to run" if why else ""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOptions:
+    """What a request says and its job keeps as it is.
+
+    `output` has no trailing slash. `limit` is rows, `shard_bytes` compressed bytes.
+    `where` is the condition for a row to be in the output; the others are counted.
+    `compact` joins the rows of small files into outputs of up to `shard_bytes`.
+    `incremental` lets outputs of inputs that changed or vanished be removed; it is not part of the job's identity.
+    `report` is the page that is written at the end, `compare` another one to compare it with; neither is part of the identity.
+    """
+
+    output: str
+    shard_bytes: int
+    limit: int | None
+    where: str | None = None
+    jit_compile: bool = False
+    compact: bool = False
+    incremental: bool = False
+    storage: StoreOptions = StoreOptions()
+    loading: Loading = Loading()
+    on_error: OnError = OnError()
+    report: str | None = None
+    compare: str | None = None
+
+    def options(self) -> dict[str, Any]:
+        """These fields alone, by name."""
+        return {option.name: getattr(self, option.name) for option in fields(JobOptions)}
+
+    @property
+    def joined_bytes(self) -> int | None:
+        """The bytes of small files that go into one output; None where each has its own."""
+        return self.shard_bytes if self.compact else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job(JobOptions):
     """`models` and `keep` are resolved: nothing in them is left to a default.
 
     `input_schema` is the Arrow IPC form of the columns that are read, in the order in which they are read.
@@ -141,40 +177,23 @@ class Job:
     `table` is the version of a Delta or Iceberg table that is all of the input; its number is not part of the job's identity.
     `partitions` are the columns from the folders below it. `user_packages` are names and digests of contents.
     `first_input` is what the schema was learned from; it is not part of the identity.
-    `where` is the condition for a row to be in the output; the others are counted.
-    `compact` joins the rows of small files into outputs of up to `shard_bytes`.
-    `incremental` lets outputs of inputs that changed or vanished be removed; it is not part of the identity.
     `claim` is the number of the run's claim on the output; 0 where it has none. It is not part of the identity.
-    `report` is the page that is written at the end, `compare` another one to compare it with; neither is part of the identity.
-    `output` has no trailing slash. `batch_rows` and `limit` are rows, `shard_bytes` compressed bytes.
     """
 
     models: tuple[JobModel, ...]
     inputs: tuple[str, ...]
     folder: str
     partitions: tuple[str, ...]
-    output: str
     keep: tuple[str, ...]
     input_schema: bytes
     batch_rows: int
     batch_rule: str
-    shard_bytes: int
-    limit: int | None
     versions: tuple[tuple[str, str], ...]
     preprocess: FunctionRef | None = None
     postprocess: FunctionRef | None = None
-    where: str | None = None
     user_packages: tuple[tuple[str, str], ...] = ()
-    jit_compile: bool = False
-    compact: bool = False
     first_input: FirstInput | None = None
     table: TableSnapshot | None = None
-    incremental: bool = False
-    storage: StoreOptions = StoreOptions()
-    loading: Loading = Loading()
-    on_error: OnError = OnError()
-    report: str | None = None
-    compare: str | None = None
     claim: int = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -224,12 +243,12 @@ class Job:
         """A sentence for each model whose predictions do."""
         return [why for model in self.models if (why := model.differs_from_run_to_run)]
 
-    @property
-    def joined_bytes(self) -> int | None:
-        """The bytes of small files that go into one output; None where each has its own."""
-        return self.shard_bytes if self.compact else None
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """`input_schema`, read."""
+        return read_schema(self.input_schema)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of the record."""
         return str(self.record()["fingerprint"])

@@ -25,7 +25,6 @@ from ..models.model import Model, said
 from ..models.process_cache import shared_model
 from ..models.ref import ModelRef
 from ..models.spec import Signature
-from ..nested_arrow import read_schema
 from ..versions import check_versions
 from .devices import Device, choose_devices, set_up_tensorflow
 
@@ -382,7 +381,7 @@ def load_predictor(job: Job, device: Device | None = None) -> Predictor:
     check_versions(dict(job.versions))
     device = device or devices_for([model.ref for model in job.models], job.loading, whole_process=True)[0]
     models = [load_shared(model.ref, model.signature, job.loading, device) for model in job.models]
-    schema = read_schema(job.input_schema)
+    schema = job.schema
     written = () if job.postprocess else job.keep
     preprocess = (
         AppliedFunction(job.preprocess.load(), job.preprocess.name, schema, written) if job.preprocess else None
@@ -411,5 +410,5 @@ def load_predictor(job: Job, device: Device | None = None) -> Predictor:
 
 def input_columns(job: Job) -> tuple[str, ...]:
     """The columns to read, in order."""
-    schema = read_schema(job.input_schema)
+    schema = job.schema
     return tuple(schema.names)

@@ -15,7 +15,6 @@ from ..columns.plan import MOST_READ_BYTES, is_auto, rows_within
 from ..errors import ColumnError, NotParquet, ObjectChanged
 from ..jobs.input_files import PassedOver, each_input, expand_lists, together
 from ..jobs.job import Job
-from ..nested_arrow import read_schema
 from ..output.claims import read_claim
 from ..output.dead_letters import rows_of_another_schema
 from ..parquet.arrow_types import read_alike
@@ -82,7 +81,7 @@ class _Splitter:
 
     def __init__(self, job: Job) -> None:
         self._job, self._fingerprint = job, job.fingerprint
-        schema = read_schema(job.input_schema)
+        schema = job.schema
         self._sound: pa.Schema | None = None
         self._store = open_store(job.folder, job.storage)
         self._columns = frozenset(schema.names)

@@ -14,7 +14,6 @@ from .. import progress
 from ..bounded_json import parse_json
 from ..errors import AlreadyExists, ObjectNotFound, OutputConflict, OutputIncomplete
 from ..jobs.job import Job
-from ..nested_arrow import read_schema
 from ..output.claims import CLAIM_KEY, check_claim, confirm_added
 from ..output.dead_letters import CommittedDeadLetters, DeadLetters, of_another_schema
 from ..parquet.reader import read_batches, read_footer
@@ -171,7 +170,7 @@ class _ShardRun:
 def _columns_to_read(job: Job, store: Store, shard: Shard) -> tuple[Sequence[str], pa.Schema]:
     """The job's; all that the file has where it lacks some of these, since its rows go to dead letters."""
     if not shard.drift:
-        return input_columns(job), read_schema(job.input_schema)
+        return input_columns(job), job.schema
     stored = read_footer(store, shard.source).schema
     schema = pa.schema([*stored, *(pa.field(key, pa.string()) for key, _ in shard.partitions)])
     return schema.names, schema
