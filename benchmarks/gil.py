@@ -25,7 +25,7 @@ from benchmarks.measure import Goal, Machine
 RATE = 100
 MOST = 0.05
 SHOWN = 12
-OURS = re.compile(r"\((?:pipeline|transforms)/")
+OURS = re.compile(r"\((?:headrace/)?(?:pipeline|transforms)/")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -57,6 +57,12 @@ class Column:
         """The shape of one row; () for a scalar, None for a length that only the data knows."""
         return (*(dim for level in self.levels for dim in level.dims), *self.leaf.dims)
 
+    @property
+    def is_plain_number(self) -> bool:
+        """Whether it is a top-level column of integers or floats."""
+        plain = pa.types.is_integer(self.type) or pa.types.is_floating(self.type)
+        return plain and not self.levels and type(self.leaf) is Numbers
+
     def tensor(self, batch: pa.RecordBatch, inner: tuple[int, ...] | None, where: str, first_row: int) -> tf.Tensor:
         """All rows of the batch as the rule's dtype and of the shape `inner`, or where that is None, of their own.
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from ..errors import ColumnError, DataError, NullFeature, UnsupportedModel
 from ..models.spec import ExampleFeature, TensorSpec
 from ..models.streaming.dlpack import to_tensor
 from ..nested_arrow import numbers_in
-from .casts import NUMERIC, can_cast, casts_exactly, is_float, numpy_dtype
+from .casts import NUMERIC, UncastableError, can_cast, cast, casts_exactly, is_float, numpy_dtype
 from .column import Column, column_of
 from .composite_inputs import CompositeInput, composite_columns, composite_input
 from .example_inputs import (
@@ -47,11 +48,19 @@ __all__ = ["ColumnRules", "Input", "InputPlan", "Output", "OutputPlan", "plan_in
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """How one tensor is read. `inner` is its shape beyond the batch; None where the rows decide."""
+    """How one tensor is read. `inner` is its shape beyond the batch; None where the rows decide. `alike` names the columns
+    where they are all plain numbers of one type.
+    """
 
     spec: TensorSpec
     columns: tuple[Column, ...]
     inner: tuple[int, ...] | None
+    alike: list[str] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        kind = self.columns[0].type
+        alike = all(column.is_plain_number and column.type == kind for column in self.columns)
+        object.__setattr__(self, "alike", [column.name for column in self.columns] if alike else [])
 
     @property
     def mapping(self) -> dict[str, tuple[str, ...]]:
@@ -78,12 +87,31 @@ class Input:
             return tf.reshape(
                 tf.stack([column.tensor(batch, (), where, first_row) for column in self.columns], axis=1), shape
             )
+        if (side_by_side := self._side_by_side(batch)) is not None:
+            return to_tensor(side_by_side.reshape(shape), self.spec.dtype)
         dtype = numpy_dtype(self.spec.dtype)
         buffer = pa.allocate_buffer(rows * len(self.columns) * dtype.itemsize)
         packed = numbers_in(buffer, dtype).reshape(rows, len(self.columns))
         for place, column in enumerate(self.columns):
             packed[:, place] = column.numbers(batch, where, first_row)
         return to_tensor(packed.reshape(shape), self.spec.dtype)
+
+    def _side_by_side(self, batch: pa.RecordBatch) -> np.ndarray[Any, Any] | None:
+        """The values where Arrow can pack them at once: of hundreds of columns, each takes Python longer than its values do.
+        None where a column has nulls or another type than planned, and where a value cannot be cast.
+        """
+        if not self.alike:
+            return None
+        chosen, kind = batch.select(self.alike), self.columns[0].type
+        try:
+            packed = chosen.to_tensor()
+        except pa.ArrowTypeError:  # nulls
+            return None
+        if not all(one.type == kind for one in chosen.schema):
+            return None
+        with suppress(UncastableError):
+            return cast(packed.to_numpy().reshape(-1), self.spec.dtype)
+        return None
 
 
 AnyInput = Input | ExampleInput | CompositeInput

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Set
+from collections.abc import Set
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -75,8 +75,10 @@ class Chunks:
     def of(self, column: int) -> list[Chunk]:
         return [chunk for group in self.groups for chunk in group.of(group.columns == column).each()]
 
-    def without(self, columns: Collection[int]) -> Chunks:
-        others = [group.of(~np.isin(group.columns, list(columns))) for group in self.groups]
+    def without(self, columns: Set[int]) -> Chunks:
+        others = [
+            group.of(np.array([c not in columns for c in group.columns.tolist()], np.bool_)) for group in self.groups
+        ]
         return Chunks(others, self.empty)
 
     def in_order(self) -> list[Chunk]:

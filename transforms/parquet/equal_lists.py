@@ -7,6 +7,7 @@ page are checked as a whole. Whatever else a page may be, `OtherPages` is raised
 from __future__ import annotations
 
 import zlib
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -127,6 +128,8 @@ class EqualLists:
         self._page = _Page(np.empty(0, self._dtype), None)
         self._dictionary: np.ndarray[Any, Any] | None = None
         self._values = 0
+        # Levels of the pages before: those of equally many rows are the same bytes.
+        self._known: deque[tuple[int, int, bytes]] = deque(maxlen=4)
 
     def take(self, rows: int) -> pa.Array[Any]:
         """The next rows. Raises `OtherPages`."""
@@ -178,8 +181,11 @@ class EqualLists:
         if count * max(4, self._dtype.itemsize) > _PAGE_BYTES:
             raise OtherPages
         width = self._leaf.definition.bit_length()
-        if not of_one_length(repetition, count, self._values, self._length):
-            raise OtherPages
+        levels = self._values % self._length, count, repetition
+        if levels not in self._known:
+            if not of_one_length(repetition, count, self._values, self._length):
+                raise OtherPages
+            self._known.append(levels)
         if width and not all_equal(definition, count, width, self._leaf.definition):
             raise OtherPages
         self._values += count

@@ -161,10 +161,11 @@ def _of_groups(data: Any, run: _Run, runs: int, width: int) -> np.ndarray[Any, A
     packed = np.empty(groups * width + 8, np.uint8)  # a value is read with what follows it
     each = np.frombuffer(data, np.uint8, runs * size, run.head).reshape(runs, size)
     packed[: groups * width].reshape(runs, -1)[:] = each[:, head:]
-    values = np.empty((groups, 8), np.int32)
-    word, mask = "<u4" if width <= 25 else "<u8", (1 << width) - 1
+    word = np.dtype("<u4" if width <= 25 else "<u8")
+    values: Any = np.empty((groups, 8), word)
     for number in range(8):
         byte, bit = divmod(number * width, 8)
         words: Any = np.ndarray((groups,), word, packed, byte, (width,))
-        values[:, number] = (words >> np.array(bit, word)) & np.array(mask, word)
-    return values.reshape(-1)
+        np.right_shift(words, word.type(bit), out=values[:, number])
+    values &= word.type((1 << width) - 1)
+    return values.reshape(-1).astype(np.uint32, copy=False).view(np.int32)

@@ -194,6 +194,41 @@ def test_columns_of_any_number_are_packed_where_a_cast_is_allowed() -> None:
     assert plan.tensors(batch)["x"].numpy().astype("float32").tolist() == [[1.5, 2**24, 1], [-2, 2, -2]]
 
 
+@pytest.mark.parametrize("kind", ["int8", "uint16", "int64", "uint64", "float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["int16", "uint64", "bfloat16", "float16", "float32", "float64", "bool"])
+def test_columns_of_one_type_are_packed_as_each_alone(kind: str, dtype: str) -> None:
+    values = {"c": [1, 0, 1, 1, 0], "a": [0, 1, 1, 0, 1], "b": [1, 1, 0, 0, 1]}
+    columns = {name: pa.array(np.array(column, kind)) for name, column in values.items()}
+    batch = pa.record_batch(columns).slice(1, 3)
+
+    def packed(*names: str) -> Any:
+        inputs = {"x": TensorSpec("x", dtype, (None, len(names)))}
+        plan = pickle.loads(pickle.dumps(plan_inputs(batch.schema, inputs, {"x": names}, rules=ColumnRules(**CAST))))
+        tensor = plan.tensors(batch)["x"]
+        assert tensor.dtype.name == dtype
+        return tensor.numpy().astype("float64").tolist()
+
+    assert packed("a", "b", "c", "a") == [[1, 1, 0, 1], [1, 0, 1, 1], [0, 0, 1, 0]]
+    assert packed("a", "a") == [[one, one] for (one,) in packed("a")]
+
+
+def test_what_columns_of_one_type_cannot_give_is_said_of_the_column() -> None:
+    schema = pa.schema({"a": pa.float64(), "b": pa.float64()})
+    inputs, features = {"x": TensorSpec("x", "int8", (None, 2))}, {"x": ("a", "b")}
+    plan = plan_inputs(schema, inputs, features, rules=ColumnRules(**CAST))
+    assert plan.tensors(pa.record_batch({"a": [1.5, 2.0], "b": [-1.0, 3.9]}))["x"].numpy().tolist() == [[1, -1], [2, 3]]
+    with refused("Column 'b' of file has a value in row 8 that --cast cannot turn into int8"):
+        plan.tensors(pa.record_batch({"a": [1.5, 2.0], "b": [-1.0, 300.0]}), where="file", first_row=7)
+    with refused("Column 'b' of file is null in row 7", NullFeature):
+        plan.tensors(pa.record_batch({"a": [1.5, 2.0], "b": [None, 1.0]}), where="file", first_row=7)
+    with refused("Column 'b' of file has another type than the job was planned with"):
+        plan.tensors(pa.record_batch({"a": [1.5], "b": pa.array([1], pa.int8())}), where="file", first_row=7)
+    with refused("Column 'a' of file has another type than the job was planned with"):
+        plan.tensors(
+            pa.record_batch({"a": pa.array([1], pa.int8()), "b": pa.array([1], pa.int8())}), where="file", first_row=7
+        )
+
+
 # Nulls
 
 
