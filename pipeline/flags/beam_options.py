@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import (
 
 from headrace.transforms.errors import InvalidRequest
 
-from .flags import COMMANDS, Flags
+from .flags import COMMANDS, add_flags
 
 _Options = TypeVar("_Options", bound=PipelineOptions)
 _VIEWS = "_views"
@@ -31,7 +31,7 @@ class PredictOptions(PipelineOptions):
 
     @classmethod
     def _add_argparse_args(cls, parser: argparse.ArgumentParser) -> None:
-        Flags.add_to(parser)
+        add_flags(parser)
 
     def view_as(self, cls: type[_Options]) -> _Options:
         views = self.__dict__.setdefault(_VIEWS, {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from .flags import Flags
+from .flags import add_flags
 
 # Flags of a job that say nothing to a command that does not run it.
 _ONLY_RUN = {"no_wait", "clean"}
@@ -21,7 +21,7 @@ _VERIFY = {"output", "sample", "json", "log_format", "verbose", "billing_project
 def flags_of(command: str) -> list[argparse.Action]:
     """The flags that mean something to one of `COMMANDS`, in their order; all of them for ""."""
     parser = argparse.ArgumentParser(add_help=False)
-    Flags.add_to(parser)
+    add_flags(parser)
     every = {action.dest for action in parser._actions}
     of = {
         "": every,

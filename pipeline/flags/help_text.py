@@ -6,7 +6,7 @@ import argparse
 import shutil
 
 from .command_flags import flags_of
-from .flags import NEEDED, Flags
+from .flags import NEEDED, add_flags
 
 _DESCRIPTION = """\
 Run a TensorFlow or Keras model over Parquet files.
@@ -46,7 +46,7 @@ def help_text(command: str = "") -> str:
         epilog=_EXAMPLES if command in ("", "run") else None,
         formatter_class=_Help,
     )
-    Flags.add_to(parser)
+    add_flags(parser)
     if command:
         shown = {action.dest for action in flags_of(command)} | {"help"}
         for action in parser._actions:
