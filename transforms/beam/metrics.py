@@ -38,60 +38,30 @@ _COUNTERS = {
 _TIMES = {stage: Metrics.distribution(NAMESPACE, f"{stage}_milliseconds") for stage in (*STAGES, "load")}
 
 
+def count(**amounts: int) -> None:
+    """By the counters' names."""
+    for name, amount in amounts.items():
+        _COUNTERS[name].inc(amount)
+
+
+def time_stage(stage: str, seconds: float) -> None:
+    """`stage` is one of `STAGES`, or "load"."""
+    _TIMES[stage].update(round(seconds * 1000))
+
+
 def count_result(result: ShardResult) -> None:
     if not result.computed:
-        _COUNTERS["shards_found_done"].inc()
-        _COUNTERS["rows_found_done"].inc(result.shard.rows)
+        count(shards_found_done=1, rows_found_done=result.shard.rows)
         return
-    _COUNTERS["shards"].inc()
-    _COUNTERS["rows"].inc(result.predicted_rows + result.filtered_rows)
-    _COUNTERS["filtered_rows"].inc(result.filtered_rows)
-    _COUNTERS["bad_rows"].inc(result.bad_rows)
-    _COUNTERS["batches"].inc(result.batches)
-    _COUNTERS["batches_halved"].inc(result.batches_halved)
-    _COUNTERS["read_bytes"].inc(result.read_bytes)
-    _COUNTERS["written_bytes"].inc(result.output_bytes)
+    count(
+        shards=1,
+        rows=result.predicted_rows + result.filtered_rows,
+        filtered_rows=result.filtered_rows,
+        bad_rows=result.bad_rows,
+        batches=result.batches,
+        batches_halved=result.batches_halved,
+        read_bytes=result.read_bytes,
+        written_bytes=result.output_bytes,
+    )
     for stage in STAGES:
-        _TIMES[stage].update(round(result.seconds[stage] * 1000))
-
-
-def count_batch(rows: int, seconds: float, *, batches: int = 1, bad_rows: int = 0, halved: int = 0) -> None:
-    """`rows` were predicted, in `batches` where some of them failed or were too large at once."""
-    _COUNTERS["rows"].inc(rows)
-    _COUNTERS["bad_rows"].inc(bad_rows)
-    _COUNTERS["batches"].inc(batches)
-    _COUNTERS["batches_halved"].inc(halved)
-    _TIMES["predict"].update(round(seconds * 1000))
-
-
-def count_filtered(rows: int) -> None:
-    _COUNTERS["filtered_rows"].inc(rows)
-
-
-def count_planned(shards: int, rows: int) -> None:
-    _COUNTERS["shards_planned"].inc(shards)
-    _COUNTERS["rows_planned"].inc(rows)
-
-
-def count_started() -> None:
-    _COUNTERS["shards_started"].inc()
-
-
-def count_failed() -> None:
-    _COUNTERS["shards_failed"].inc()
-
-
-def count_model_bytes(nbytes: int) -> None:
-    _COUNTERS["model_bytes"].inc(nbytes)
-
-
-def count_retries(retries: int) -> None:
-    _COUNTERS["storage_retries"].inc(retries)
-
-
-def count_traces(traces: int) -> None:
-    _COUNTERS["traces"].inc(traces)
-
-
-def count_load(seconds: float) -> None:
-    _TIMES["load"].update(round(seconds * 1000))
+        time_stage(stage, result.seconds[stage])

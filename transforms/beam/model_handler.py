@@ -31,7 +31,7 @@ from ..predicting.devices import least_busy
 from ..storage import StoreOptions
 from ..storage.store import public_uri
 from .inference_failures import Failure, failures_tag
-from .metrics import NAMESPACE, count_batch
+from .metrics import NAMESPACE, count, time_stage
 from .model_updates import load_replaceable
 from .notebooks import let_beam_build_pipelines
 
@@ -148,7 +148,8 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
         found = model.infer(elements, self._rows, tag is not None)
         failed = sum(_rows_in(element) for item in found if isinstance(item, Failure) for element in item.elements)
         rows = sum(map(_rows_in, elements))
-        count_batch(rows - failed, time.perf_counter() - started, bad_rows=failed)
+        count(rows=rows - failed, bad_rows=failed, batches=1, batches_halved=0)
+        time_stage("predict", time.perf_counter() - started)
         if self._counted_by_beam and self._path is None:
             # Beam adds the elements; it does not count what they hold after the first of their rows.
             Metrics.counter(NAMESPACE, "num_inferences").inc(rows - len(batch))

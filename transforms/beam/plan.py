@@ -14,7 +14,7 @@ from ..jobs.job import Job
 from ..shards.shard import Shard
 from ..steps.plan_shards import MOST_FILES_A_UNIT, input_files, plan_shards
 from ..storage import ObjectRef
-from .metrics import count_planned
+from .metrics import count
 
 # A job as a step is given it: known when the graph is built, or found out by an earlier step, as in a template.
 GivenJob: TypeAlias = Job | AsSingleton
@@ -37,7 +37,7 @@ class _ReadFooters(beam.DoFn):
     def process(self, files: tuple[ObjectRef, ...], job: Job) -> Iterator[Shard]:
         for shard in plan_shards(job, files):
             progress.add(shards_planned=1, rows_planned=shard.rows)
-            count_planned(1, shard.rows)
+            count(shards_planned=1, rows_planned=shard.rows)
             yield shard
 
 

@@ -40,15 +40,7 @@ from ..steps.shard_threads import shard_threads
 from ..steps.termination import cancel_event, check_not_ending, end_on_sigterm
 from ..storage import StoreOptions, open_store
 from ..storage.store import public_uri, take_retries
-from .metrics import (
-    count_failed,
-    count_load,
-    count_model_bytes,
-    count_result,
-    count_retries,
-    count_started,
-    count_traces,
-)
+from .metrics import count, count_result, time_stage
 from .model_updates import check_update, update_input
 from .notebooks import let_beam_build_pipelines
 from .plan import GivenJob
@@ -97,7 +89,7 @@ class _PredictShard(beam.DoFn):
                 self._failures.check(job)
             future = shard_threads().submit(self._on_a_device, job, shard, self._cancelled)
             self._pending.append((job, shard, future))
-            count_started()
+            count(shards_started=1)
             yield from self._done()
 
     def _load(self, job: Job) -> None:
@@ -128,12 +120,14 @@ class _PredictShard(beam.DoFn):
         if not self._ready:  # an empty bundle
             return
         if not self._load_counted:
-            count_load(self._process.load_seconds)
+            time_stage("load", self._process.load_seconds)
         self._load_counted = True
-        count_model_bytes(progress.take_model_bytes())
         traces = sum(predictor.traces for predictor in self._predictors)
-        count_traces(traces - self._traces_counted)
-        count_retries(take_retries())
+        count(
+            model_bytes=progress.take_model_bytes(),
+            traces=traces - self._traces_counted,
+            storage_retries=take_retries(),
+        )
         self._traces_counted = traces
 
     def teardown(self) -> None:
@@ -150,7 +144,7 @@ class _PredictShard(beam.DoFn):
                 result = future.result()
             except Exception as error:
                 failed = self._failures.add(job, shard, error)
-                count_failed()
+                count(shards_failed=1)
                 return failed
         count_result(result)
         return result

@@ -21,7 +21,7 @@ from ..output.bad_rows import BadRow
 from ..output.dead_letters import dead_letter_schema, dead_letters
 from ..predicting.batch_predictor import BatchPredictor, BatchRequest
 from ..predicting.predictor import devices_for, load_shared
-from .metrics import count_batch, count_filtered, count_load, count_model_bytes
+from .metrics import count, time_stage
 from .model_updates import load_replaceable
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ class Predicting(beam.DoFn):
 
     def _count_load(self) -> None:
         if self._load_seconds is not None:
-            count_load(self._load_seconds)
+            time_stage("load", self._load_seconds)
         self._load_seconds = None
-        count_model_bytes(progress.take_model_bytes())
+        count(model_bytes=progress.take_model_bytes())
 
     def predicted(
         self, batch: pa.RecordBatch, on_bad: Callable[[BadRow], None] | None, where: str = "a record batch"
@@ -85,13 +85,13 @@ class Predicting(beam.DoFn):
         """The predictions, in batches of the size that the request says."""
         started = time.perf_counter()
         for results, bisection in self._predict(batch, on_bad, where=where):
-            count_batch(
-                bisection.predicted_rows,
-                time.perf_counter() - started,
-                batches=bisection.batches,
+            count(
+                rows=bisection.predicted_rows,
                 bad_rows=bisection.bad_rows,
-                halved=bisection.halved,
+                batches=bisection.batches,
+                batches_halved=bisection.halved,
             )
+            time_stage("predict", time.perf_counter() - started)
             yield results
             started = time.perf_counter()
 
@@ -135,5 +135,5 @@ class PredictBatch(Predicting):
             with argument_names():
                 self._filter = result.schema, RowFilter(self._where, result.schema)
         kept = self._filter[1](result)
-        count_filtered(result.num_rows - kept.num_rows)
+        count(filtered_rows=result.num_rows - kept.num_rows)
         return kept
