@@ -104,7 +104,7 @@ def _plan(request: Request, options: PredictOptions, argv: list[str], as_json: b
 def _inspect(request: Request, as_json: bool) -> int:
     from .commands.inspect import inspect
 
-    return _show(inspect(request).answer, as_json)
+    return _show(inspect(request), as_json)
 
 
 def _verify(request: Request, as_json: bool) -> int:
@@ -112,8 +112,8 @@ def _verify(request: Request, as_json: bool) -> int:
 
     job = sampled_job(request)
     try:
-        verified = verify(request, job)
+        answer = verify(request, job)
     except NotParquet as error:  # a part of the manifest
         return _log_failure("NOT sound", error, verbose=False, code=1)
-    _show(verified.answer, as_json)
-    return 1 if verified.verdict.problems else 0
+    _show(answer, as_json)
+    return 0 if answer.document["sound"] else 1

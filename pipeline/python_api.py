@@ -138,7 +138,7 @@ def inspect(
     from .commands.inspect import inspect as inspect_command
 
     with checked_request(as_flags({"model": model, "input": input, **flags}), "inspect") as (request, _):
-        answer = inspect_command(request).answer
+        answer = inspect_command(request)
     return Report(answer.text, answer.document)
 
 
@@ -155,5 +155,5 @@ def verify(*, output: str, **flags: Any) -> Report:
     from .commands.verify import verify as verify_command
 
     with checked_request(as_flags({"output": output, **flags}), "verify") as (request, _):
-        answer = verify_command(request, sampled_job(request)).answer
+        answer = verify_command(request, sampled_job(request))
     return Report(answer.text, answer.document)

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from ..checks.inspection import Inspection, inspect_request
+from ..checks.inspection import inspect_request
 from ..flags.request import Request
 from ..terminal.answer import Answer
 from .summary import report_inspection
 
 
-@dataclass(frozen=True)
-class Inspected:
-    inspection: Inspection
-    answer: Answer
-
-
-def inspect(request: Request) -> Inspected:
+def inspect(request: Request) -> Answer:
     """Raises a `HeadraceError` for a model or an input that cannot be read."""
-    inspection = inspect_request(request)
-    return Inspected(inspection, report_inspection(inspection))
+    return report_inspection(inspect_request(request))

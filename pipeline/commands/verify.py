@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from headrace.transforms.jobs.job import Job, check_same_job
 
 from ..checks.preflight import prepare
 from ..checks.recomputed_sample import verify_sample
-from ..checks.soundness import Verdict, verdict_document, verdict_lines
+from ..checks.soundness import verdict_document, verdict_lines
 from ..checks.soundness import verify as verify_folder
 from ..flags.request import Request
 from ..terminal.answer import Answer
-
-
-@dataclass(frozen=True)
-class Verified:
-    """The output is sound where `verdict.problems` is empty."""
-
-    verdict: Verdict
-    answer: Answer
 
 
 def sampled_job(request: Request) -> Job | None:
@@ -27,8 +17,8 @@ def sampled_job(request: Request) -> Job | None:
     return prepare(request).job if request.sample is not None else None
 
 
-def verify(request: Request, job: Job | None) -> Verified:
-    """`job` is what `sampled_job` returned.
+def verify(request: Request, job: Job | None) -> Answer:
+    """`job` is what `sampled_job` returned. The output is sound where the answer's document says so.
 
     Raises `OutputIncomplete` where there is no finished job, and `NotParquet` for a damaged part of its manifest.
     """
@@ -39,4 +29,4 @@ def verify(request: Request, job: Job | None) -> Verified:
             verdict.notes += [f"{why}, so that no sample can be compared." for why in job.differs_from_run_to_run]
         else:
             verify_sample(verdict, job, manifest, request.sample)
-    return Verified(verdict, Answer(verdict_lines(verdict), verdict_document(verdict)))
+    return Answer(verdict_lines(verdict), verdict_document(verdict))

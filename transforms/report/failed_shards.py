@@ -9,7 +9,7 @@ from ..errors import row_span
 from ..shards.shard import FailedShard
 from ..storage.store import public_uri
 from .account import Account
-from .html import answer, cut, rows_text, table_html, tail
+from .html import answer, cut, table_html, tail
 
 _NAMED = 50
 _LETTERS = 500
@@ -19,7 +19,7 @@ def failed_answer(failed: Sequence[FailedShard], account: Account) -> str:
     rows = sum(failure.shard.rows for failure in failed)
     shards = account.shards + len(failed)
     said = (
-        f"{len(failed):,} of {counted(shards, 'shard')} failed: {rows_text(rows)} have no predictions, and there is no "
+        f"{len(failed):,} of {counted(shards, 'shard')} failed: {counted(rows, 'row')} have no predictions, and there is no "
         "_SUCCESS. The same command computes only the missing shards."
     )
     return answer("Did it work?", "Not all", said, "bad")

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-from ..columns.wording import counted
 from ..printable import printable
 from ..storage.store import public_uri
 from .account import STAGES
@@ -43,8 +42,7 @@ def bars_figure(chart: Bars, charts: list[Bars | Areas]) -> str:
 
 
 def areas_figure(chart: Areas, charts: list[Bars | Areas], spent: Sequence[float]) -> str:
-    total = ", ".join(f"{stage} {duration_text(value)}" for stage, value in zip(STAGES, spent, strict=True))
-    label = f"Threads at work over time. {total} in all."
+    label = f"Threads at work over time. {spent_text(spent)} in all."
     keys = [(stage, stage, "") for stage in STAGES]
     at = range(0, len(chart.seconds), max(1, len(chart.seconds) // 20))
     rows = [[f"{chart.seconds[i]:.1f}", *(f"{stage[i]:.2f}" for stage in chart.stages)] for i in at]
@@ -73,14 +71,8 @@ def figure_html(
 def drawn(chart: Bars | Areas) -> dict[str, Any]:
     if isinstance(chart, Areas):
         return {"seconds": chart.seconds, "stages": chart.stages}
-    before = None if chart.before is None else [round(share, 6) for share in chart.before]
-    now = [round(share, 6) for share in chart.now]
-    return {
-        "labels": [printable(label) for label in chart.labels],
-        "between": chart.between,
-        "now": now,
-        "before": before,
-    }
+    now, before = (shares and [round(share, 6) for share in shares] for shares in (chart.now, chart.before))
+    return {"labels": list(map(printable, chart.labels)), "between": chart.between, "now": now, "before": before}
 
 
 def stage_keys() -> str:
@@ -110,10 +102,8 @@ def table_html(
     )
     lines = []
     for row in rows:
-        cells = (
-            f"<td{classes[kind]}>{cell if raw else say(cell)}</td>" for cell, kind in zip(row, kinds, strict=False)
-        )
-        lines.append(f"<tr>{''.join(cells)}</tr>")
+        shown = zip(row if raw else map(say, row), kinds, strict=False)
+        lines.append(f"<tr>{''.join(f'<td{classes[kind]}>{cell}</td>' for cell, kind in shown)}</tr>")
     named = f' class="{kind}"' if kind else ""
     return f'<div class="scroll"><table{named}><thead><tr>{heads}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
 
@@ -135,8 +125,9 @@ def tail(uri: str) -> str:
     return uri if len(uri) <= 80 else f"…{uri[-79:]}"
 
 
-def rows_text(count: int) -> str:
-    return counted(count, "row")
+def spent_text(spent: Sequence[float]) -> str:
+    """Seconds of threads by stage."""
+    return ", ".join(f"{stage} {duration_text(value)}" for stage, value in zip(STAGES, spent, strict=True))
 
 
 def bytes_text(count: int) -> str:

@@ -13,7 +13,7 @@ from ..columns.wording import counted
 from ..jobs.job import Job
 from ..shards.column_statistics import Column
 from ..shards.shard import FailedShard
-from .account import STAGES, Account
+from .account import Account
 from .charts import Areas, Bars, column_charts, histogram, number, time_line
 from .drift import Drift, shifts, worst
 from .explanation import explanation
@@ -27,9 +27,9 @@ from .html import (
     drawn,
     duration_text,
     facts_table,
-    rows_text,
     say,
     seconds_text,
+    spent_text,
     stage_keys,
     table_html,
     tail,
@@ -124,7 +124,7 @@ def _head(run: Run, found: dict[str, list[Drift]]) -> Iterator[str]:
         yield answer(
             "Did it work?",
             "Yes, but",
-            f"{rows_text(account.bad_rows)} ({number(100 * share)} %) could not be predicted and {are} in dead letters. "
+            f"{counted(account.bad_rows, 'row')} ({number(100 * share)} %) could not be predicted and {are} in dead letters. "
             f"{_allowed(job, account.rows)} Every other row is predicted.",
             "warn",
         )
@@ -156,9 +156,11 @@ def _done(account: Account) -> str:
         lasted = account.ended - account.began
         rate = account.computed_rows / max(lasted, 1e-3)
         rate_text = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-        parts.append(f"{rows_text(account.computed_rows)} computed in {duration_text(lasted)}, {rate_text} per second")
+        parts.append(
+            f"{counted(account.computed_rows, 'row')} computed in {duration_text(lasted)}, {rate_text} per second"
+        )
     if found or not account.computed_shards:
-        parts.append(f"{rows_text(found)} found done from earlier runs")
+        parts.append(f"{counted(found, 'row')} found done from earlier runs")
     return f"{'; '.join(parts)}."
 
 
@@ -268,41 +270,25 @@ def _time(run: Run, charts: list[Bars | Areas]) -> Iterator[str]:
         yield bars_figure(latency, charts)
     yield "</div>"
     batch = account.batch_seconds
-    quantiles = ", ".join(
-        f"{share * 100:g} % within {seconds_text(batch.quantile(share))}" for share in (0.5, 0.95, 0.99)
-    )
-    longest = seconds_text(batch.most if batch.count else None)
-    timed = f": {quantiles}, {longest} at most" if batch.count else ""
-    halved = (
-        f" {counted(account.batches_halved, 'batch', 'batches')} did not fit into memory and were halved."
-        if account.batches_halved
-        else ""
-    )
+    batches = counted(account.batches, "batch", "batches")
+    if batch.count:
+        within = (f"{share * 100:g} % within {seconds_text(batch.quantile(share))}" for share in (0.5, 0.95, 0.99))
+        batches += f": {', '.join(within)}, {seconds_text(batch.most)} at most"
+    batches += "."
+    if halved := account.batches_halved:
+        batches += f" {counted(halved, 'batch', 'batches')} did not fit into memory and were halved."
     yield facts_table(
-        [
-            (
-                "Threads' time",
-                ", ".join(f"{stage} {duration_text(value)}" for stage, value in zip(STAGES, spent, strict=True)),
-            ),
-            (
-                "Batches",
-                f"{counted(account.batches, 'batch', 'batches')}{timed}.{halved}",
-            ),
-            ("Bytes", f"{bytes_text(account.read_bytes)} of Parquet read, {bytes_text(account.written_bytes)} written"),
-            (
-                "Retried requests",
-                f"{account.retries:,}, in {counted(len(account.processes), 'process', 'processes')}",
-            ),
-        ]
+        {
+            "Threads' time": spent_text(spent),
+            "Batches": batches,
+            "Bytes": f"{bytes_text(account.read_bytes)} of Parquet read, {bytes_text(account.written_bytes)} written",
+            "Retried requests": f"{account.retries:,}, in {counted(len(account.processes), 'process', 'processes')}",
+        }.items()
     )
-    every = account.computed_shards <= len(account.slowest)
-    slow = sorted(account.slowest, key=lambda slow: slow.began) if every else account.slowest
-    some = (
-        "Shards, in the order of their start"
-        if every
-        else f"The {len(slow)} slowest of {account.computed_shards:,} shards"
-    )
-    yield f"<h3>{some}</h3>"
+    slow, title = account.slowest, f"The {len(account.slowest)} slowest of {account.computed_shards:,} shards"
+    if account.computed_shards <= len(slow):
+        slow, title = sorted(slow, key=lambda shard: shard.began), "Shards, in the order of their start"
+    yield f"<h3>{title}</h3>"
     yield '<p class="soft">A bar shows when the shard ran. Its colours show the shares of reading, predicting and writing.</p>'
     yield f'<p class="keys">{stage_keys()}</p>'
     rows = []
@@ -320,13 +306,12 @@ def _dead_letters(run: Run) -> Iterator[str]:
     yield "<section>"
     yield "<h2>Rows that could not be predicted</h2>"
     are = "is" if account.bad_rows == 1 else "are"
-    yield f"<p>{rows_text(account.bad_rows)} {are} in <code>{say(folder)}</code>, with the columns of the input.</p>"
-    note = (
-        "" if account.bad_rows_read == account.bad_rows else f" (of the {account.bad_rows_read:,} that were looked at)"
-    )
+    yield f"<p>{counted(account.bad_rows, 'row')} {are} in <code>{say(folder)}</code>, with the columns of the input.</p>"
     if not account.bad_rows_read:
         yield "<p>Their reasons could not be read.</p></section>"
         return
+    every = account.bad_rows_read == account.bad_rows
+    note = "" if every else f" (of the {account.bad_rows_read:,} that were looked at)"
     yield f"<h3>Reasons{note}</h3>"
     reasons = account.reasons.most_common(_NAMES_SHOWN)
     yield table_html(["rows", "stage", "reason"], [[f"{count:,}", *key] for key, count in reasons], "ntc")
@@ -337,56 +322,44 @@ def _dead_letters(run: Run) -> Iterator[str]:
 
 
 def _what_ran(run: Run) -> Iterator[str]:
-    job, account = run.job, run.account
-    record = job.record()
-    facts: list[tuple[str, str]] = []
-    for name, model in record["models"].items():
-        of = f" {name}" if name else ""
-        facts.append((f"Model{of}", f"{model['uri']} ({model['format']}, signature {model['signature']})"))
-        facts.append((f"Digest{of}", model["digest"]))
-        facts.append(
-            (
-                f"Features{of}",
-                "; ".join(f"{tensor} ← {', '.join(columns)}" for tensor, columns in model["feature"].items()),
-            )
-        )
-        facts.append(
-            (f"Predictions{of}", "; ".join(f"{output} → {column}" for output, column in model["prediction"].items()))
-        )
-        rules = {key: value for key, value in model.items() if key not in _OF_A_MODEL}
-        facts += [(f"{key.replace('_', ' ').capitalize()}{of}", _words(value)) for key, value in rules.items()]
-    facts += [
-        ("Kept columns", ", ".join(job.keep) or "none"),
-        (
-            "Your functions",
-            " and ".join(f"{function.name}" for function in (job.preprocess, job.postprocess) if function) or "none",
-        ),
-        *([("Rows in the output", f"where {job.where}")] if job.where is not None else []),
-        ("Input", ", ".join(record["input"][:_NAMES_SHOWN]) + (" …" if len(record["input"]) > _NAMES_SHOWN else "")),
-        ("Output", f"{job.output}: {counted(account.shards, 'file')}, {bytes_text(account.output_bytes)}"),
-        ("Batches", f"of {job.batch_rows:,} rows ({job.batch_rule}){', compiled with XLA' if job.jit_compile else ''}"),
-        (
-            "Device",
-            ", ".join(f"{device} ({counted(shards, 'shard')})" for device, shards in account.devices.most_common())
-            or "none: nothing was computed",
-        ),
-        (
-            "Bad rows",
-            f"at most {job.on_error.most}, to {job.on_error.dead_letters}"
-            if job.on_error.dead_letters
-            else "fail the job",
-        ),
-        ("Versions", ", ".join(f"{name} {version}" for name, version in job.versions)),
-        ("Job", job.fingerprint),
-        (
-            "Manifest",
-            ", ".join(run.kept.manifest[:_NAMES_SHOWN]) + (" …" if len(run.kept.manifest) > _NAMES_SHOWN else ""),
-        ),
-    ]
     yield "<section>"
     yield "<h2>What ran</h2>"
-    yield facts_table(facts)
+    yield facts_table(_facts(run))
     yield "</section>"
+
+
+def _facts(run: Run) -> Iterator[tuple[str, str]]:
+    job, account, record = run.job, run.account, run.job.record()
+    for name, model in record["models"].items():
+        of = f" {name}" if name else ""
+        features = (f"{tensor} ← {', '.join(columns)}" for tensor, columns in model["feature"].items())
+        predictions = (f"{output} → {column}" for output, column in model["prediction"].items())
+        yield f"Model{of}", f"{model['uri']} ({model['format']}, signature {model['signature']})"
+        yield f"Digest{of}", model["digest"]
+        yield f"Features{of}", "; ".join(features)
+        yield f"Predictions{of}", "; ".join(predictions)
+        for key, value in model.items():
+            if key not in _OF_A_MODEL:
+                yield f"{key.replace('_', ' ').capitalize()}{of}", _words(value)
+    functions = [function.name for function in (job.preprocess, job.postprocess) if function]
+    devices = [f"{device} ({counted(shards, 'shard')})" for device, shards in account.devices.most_common()]
+    letters = job.on_error.dead_letters
+    yield "Kept columns", ", ".join(job.keep) or "none"
+    yield "Your functions", " and ".join(functions) or "none"
+    if job.where is not None:
+        yield "Rows in the output", f"where {job.where}"
+    yield "Input", _first_of(record["input"])
+    yield "Output", f"{job.output}: {counted(account.shards, 'file')}, {bytes_text(account.output_bytes)}"
+    yield "Batches", f"of {job.batch_rows:,} rows ({job.batch_rule}){', compiled with XLA' if job.jit_compile else ''}"
+    yield "Device", ", ".join(devices) or "none: nothing was computed"
+    yield "Bad rows", f"at most {job.on_error.most}, to {letters}" if letters else "fail the job"
+    yield "Versions", ", ".join(f"{name} {version}" for name, version in job.versions)
+    yield "Job", job.fingerprint
+    yield "Manifest", _first_of(run.kept.manifest)
+
+
+def _first_of(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMES_SHOWN]) + (" …" if len(names) > _NAMES_SHOWN else "")
 
 
 def _words(value: Any) -> str:
