@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from headrace.transforms.columns.wording import counted
 from headrace.transforms.printable import printable
 
 from .progress_meter import Meter, Reading, duration, mib
@@ -44,13 +45,13 @@ class Display:
     """The terminal's display of a meter's numbers; `notice` is a last line of words."""
 
     def __init__(self, meter: Meter) -> None:
-        self._meter, self._ended = meter, False
+        self._meter, self._read = meter, meter.read
         self.notice = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        reading = self._meter.last() if self._ended else self._meter.read()
+        reading = self._read()
         lines = [("model", *_model(reading)), ("rows", *_rows(reading))]
-        rest, style = ", ".join(_rest(reading)), "yellow" if reading.bad_rows or reading.now.shards_failed else "dim"
+        rest, style = _rest(reading), "yellow" if reading.bad_rows or reading.now.shards_failed else "dim"
         if options.max_width < _BARS_FROM_COLUMNS:
             for label, _, _, *numbers in lines:
                 yield _line(f"{label:<7} {', '.join(filter(None, numbers))}")
@@ -63,7 +64,7 @@ class Display:
             yield _line(self.notice, "bold")
 
     def end(self) -> None:
-        self._ended = True
+        self._read = self._meter.last
 
     def announce(self, text: str) -> None:
         """Called in a signal's handler, the second time just before the process ends."""
@@ -111,7 +112,7 @@ def _rows(reading: Reading) -> tuple[float, float, str, str, str]:
     now, done, left = reading.now, reading.rows_accounted, reading.seconds_left
     if not now.rows_planned:
         return 0, 1, "planning" if not now.shards_planned else "none", "", ""
-    speed = f"{_counted(round(reading.rows_per_second), 'row', 'rows')}/s" if reading.rows_per_second else ""
+    speed = f"{counted(round(reading.rows_per_second), 'row')}/s" if reading.rows_per_second else ""
     over = done >= now.rows_planned
     remaining = "" if left is None else f"{duration(left)} left"
     return done, now.rows_planned, f"{done:,} of {now.rows_planned:,}", speed, "all done" if over else remaining
@@ -124,16 +125,9 @@ def _shards(reading: Reading) -> str:
     return f"{now.shards_done:,} of {now.shards_planned:,} done{found}, {now.shards_in_flight:,} in flight{failed}"
 
 
-def _rest(reading: Reading) -> list[str]:
-    return [
-        _counted(reading.storage_retries, "retry", "retries"),
-        _counted(reading.bad_rows, "dead letter", "dead letters"),
-        duration(reading.seconds),
-    ]
-
-
-def _counted(number: int, singular: str, plural: str) -> str:
-    return f"{number:,} {singular if number == 1 else plural}"
+def _rest(reading: Reading) -> str:
+    retries, letters = counted(reading.storage_retries, "retry", "retries"), counted(reading.bad_rows, "dead letter")
+    return f"{retries}, {letters}, {duration(reading.seconds)}"
 
 
 def _line(text: str, style: str = "") -> Text:

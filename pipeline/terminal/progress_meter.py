@@ -79,25 +79,17 @@ class Meter:
         self._model, self._rows = _Rate(), _Rate()
 
     def read(self) -> Reading:
-        now, at = progress.snapshot(), self._clock()
-        return Reading(
-            now,
-            at - self._started,
-            retries_so_far() - self._retries + now.storage_retries,
-            self._model.of(at, now.model_bytes),
-            self._rows.of(at, now.rows_done),
-        )
+        return self._reading(_Rate.of)
 
     def last(self) -> Reading:
         """As `read`, with the rates of all the time since there was anything to count."""
+        return self._reading(_Rate.overall)
+
+    def _reading(self, rate: Callable[[_Rate, float, int], float]) -> Reading:
         now, at = progress.snapshot(), self._clock()
-        return Reading(
-            now,
-            at - self._started,
-            retries_so_far() - self._retries + now.storage_retries,
-            self._model.overall(at, now.model_bytes),
-            self._rows.overall(at, now.rows_done),
-        )
+        retries = retries_so_far() - self._retries + now.storage_retries
+        speeds = rate(self._model, at, now.model_bytes), rate(self._rows, at, now.rows_done)
+        return Reading(now, at - self._started, retries, *speeds)
 
 
 class _Rate:
