@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from operator import getitem
 from typing import Any
 
 import apache_beam as beam
@@ -42,7 +43,7 @@ from apache_beam.version import __version__ as beam_version
 from headrace.transforms.errors import InvalidRequest, JobError
 
 from ..flags.beam_options import DaskClientOptions, runner_of
-from .dask_worker import Step, by_key, counted, grouped, impulse, item_of, joined, kept, output_of, run_bundle
+from .dask_worker import COUNTED, Step, by_key, grouped, impulse, joined, kept, run_bundle
 
 TRIED = ("2.77",)
 # So many tasks for each of the cluster's threads after a Reshuffle: enough that a slow worker holds up little.
@@ -224,9 +225,9 @@ class DaskResult(PipelineResult):
         sides = [self._gathered(side.pvalue) for side in step.side_inputs]
         groups = [[part] for part in parts] if main in self._spread else _in_groups(parts, self._threads)
         bundles = [self._submit(run_bundle, shipped, group, sides) for group in groups]
-        self._uncounted += [self._submit(counted, bundle) for bundle in bundles]
+        self._uncounted += [self._submit(getitem, bundle, COUNTED) for bundle in bundles]
         for tag, output in step.outputs.items():
-            self._collections[output] = [self._submit(output_of, bundle, tag) for bundle in bundles]
+            self._collections[output] = [self._submit(getitem, bundle, tag) for bundle in bundles]
         self._collect()
 
     def _gathered(self, collection: PCollection) -> Any:
@@ -239,7 +240,7 @@ class DaskResult(PipelineResult):
     def _group(self, parts: list[Any]) -> list[Any]:
         count = min(len(parts), self._threads)
         split = [self._submit(by_key, part, count) for part in parts]
-        return [self._submit(grouped, *[self._submit(item_of, part, i) for part in split]) for i in range(count)]
+        return [self._submit(grouped, *[self._submit(getitem, part, i) for part in split]) for i in range(count)]
 
     def _deal(self, given: PCollection) -> list[Any]:
         """Deals the elements out in turn: neighbours, which mostly have similar sizes, go to different tasks.

@@ -9,21 +9,23 @@ import threading
 import zlib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from itertools import chain
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.internal import pickler
-from apache_beam.metrics.cells import DistributionData
-from apache_beam.metrics.execution import MetricKey, MetricsContainer
+from apache_beam.metrics.execution import MetricsContainer
 from apache_beam.runners.common import DoFnRunner, Receiver
 from apache_beam.runners.worker import statesampler
 from apache_beam.transforms.sideinputs import SideInputMap
 from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.counters import CounterFactory
 from apache_beam.utils.windowed_value import WindowedValue
+
+# No tag of an output: these are text.
+COUNTED = 0
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,6 @@ class Step:
     label: str
     pickled: bytes
     tags: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Bundle:
-    outputs: dict[str | None, list[WindowedValue]]
-    counters: dict[MetricKey, int] = field(default_factory=dict)
-    distributions: dict[MetricKey, DistributionData] = field(default_factory=dict)
 
 
 class _Output(Receiver):  # type: ignore[misc, unused-ignore]
@@ -67,8 +62,13 @@ _idle: dict[bytes, list[_Ready]] = defaultdict(list)
 _idle_lock = threading.Lock()
 
 
-def run_bundle(step: Step, parts: Sequence[list[WindowedValue]], sides: Sequence[list[WindowedValue]]) -> Bundle:
-    """Dask runs it again elsewhere where its worker is lost."""
+def run_bundle(
+    step: Step, parts: Sequence[list[WindowedValue]], sides: Sequence[list[WindowedValue]]
+) -> dict[str | int | None, Any]:
+    """What the bundle emitted, by tag (None for the main output), and under `COUNTED` its counters and distributions.
+
+    Dask runs it again elsewhere where its worker is lost.
+    """
     ready = None
     if not sides:
         with _idle_lock:
@@ -92,22 +92,14 @@ def run_bundle(step: Step, parts: Sequence[list[WindowedValue]], sides: Sequence
         raise
     finally:
         statesampler.set_current_tracker(None)
-    outputs = {tag: output.values for tag, output in ready.outputs.items()}
+    found: dict[str | int | None, Any] = {tag: output.values for tag, output in ready.outputs.items()}
     if sides:
         ready.runner.teardown()
     else:
         with _idle_lock:
             _idle[step.pickled].append(ready)
     updates = container.get_cumulative()
-    return Bundle(outputs, dict(updates.counters), dict(updates.distributions))
-
-
-def output_of(bundle: Bundle, tag: str | None) -> list[WindowedValue]:
-    return bundle.outputs[tag]
-
-
-def counted(bundle: Bundle) -> tuple[dict[MetricKey, int], dict[MetricKey, DistributionData]]:
-    return bundle.counters, bundle.distributions
+    return found | {COUNTED: (dict(updates.counters), dict(updates.distributions))}
 
 
 def impulse() -> list[WindowedValue]:
@@ -143,7 +135,3 @@ def grouped(*parts: list[tuple[bytes, WindowedValue]]) -> list[WindowedValue]:
         values.setdefault(encoded, (element.value[0], []))[1].append(element.value[1])
     end = GlobalWindow().max_timestamp()
     return [WindowedValue(pair, end, (GlobalWindow(),)) for pair in values.values()]
-
-
-def item_of(items: Sequence[Any], i: int) -> Any:
-    return items[i]

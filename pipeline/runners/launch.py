@@ -100,7 +100,6 @@ def launch(job: Job, pipeline: beam.Pipeline, found_done: int = 0) -> Done:
             mark = stored_object(store, store.stat(f"{job.output}/{SUCCESS}"))
         finally:  # a run that has since lost its output raises that, whatever it finds there
             check_claim(job, store)
-        counted = counted or Counter()
         computed = counted["rows"] + counted["bad_rows"]
         # A runner may drop the counters of an attempt that it repeats, or count it twice, or have none at all.
         complete = computed + counted["rows_found_done"] == mark["rows"]
@@ -122,13 +121,13 @@ def launch(job: Job, pipeline: beam.Pipeline, found_done: int = 0) -> Done:
         raise workers_error(error) from error
 
 
-def _counted(result: Any) -> Counter[str] | None:
-    """None where the runner no longer answers: the job has ended well, as its mark shows."""
+def _counted(result: Any) -> Counter[str]:
+    """Nothing where the runner no longer answers: the job has ended well, as its mark shows."""
     try:
         return counters(result)
     except Exception as error:
         log_event("note", f"The job has ended, but its counters cannot be had: {type(error).__name__}: {error}")
-        return None
+        return Counter()
 
 
 def detach(job: Job, pipeline: beam.Pipeline) -> str:
@@ -159,19 +158,13 @@ def _submit(pipeline: beam.Pipeline) -> Any:
 @contextmanager
 def _logged_run(options: PipelineOptions, result: Any, found_done: int) -> Iterator[None]:
     """Says where a job that runs elsewhere is seen, and what it has counted, until the context ends."""
-    if not is_dataflow(options):
-        try:
-            with _shown_counts(result, found_done):
-                yield
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(cancelled_text(result)) from None
-        return
-    log_event("submitted", submitted_text(options, result))
+    if on_dataflow := is_dataflow(options):
+        log_event("submitted", submitted_text(options, result))
     try:
         with _shown_counts(result, found_done):
             yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(left_running_text(options, result)) from None
+        raise KeyboardInterrupt(left_running_text(options, result) if on_dataflow else cancelled_text(result)) from None
 
 
 def _counts_here(options: PipelineOptions) -> bool:
