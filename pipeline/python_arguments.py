@@ -53,17 +53,14 @@ def _flags(name: str, value: Any) -> Iterator[str]:
         yield f"--{name}"
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield f"--{name}={key}={_joined(item) if _is_list(item) else _size(item) if _is_pair(item) else _text(name, item)}"
+            listed = isinstance(item, list)
+            yield f"--{name}={key}={_joined(item) if listed else _size(item) if _is_pair(item) else _text(name, item)}"
     elif name in _ONE_LIST and not isinstance(value, str):
         yield f"--{name}={_joined(value)}"
-    elif _is_list(value) or isinstance(value, (tuple, set, frozenset)):
+    elif isinstance(value, (list, tuple, set, frozenset)):
         yield from (f"--{name}={_text(name, item)}" for item in value)
     else:
         yield f"--{name}={_text(name, value)}"
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)
 
 
 def _is_pair(value: Any) -> bool:
@@ -82,9 +79,7 @@ def _joined(names: Sequence[Any]) -> str:
 def _text(name: str, value: Any) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
-    if isinstance(value, (str, int, float)):
-        return str(value)
-    if hasattr(value, "__fspath__"):
+    if isinstance(value, (str, int, float)) or hasattr(value, "__fspath__"):
         return str(value)
     raise InvalidRequest(
         f"The argument {name} has a value of type {type(value).__name__}",

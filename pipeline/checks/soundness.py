@@ -381,7 +381,7 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     for check, what in shown:
         state = "ok" if not wrong[check] else f"{wrong[check]} WRONG"
         lines.append(f"{check:<{width}}  {verdict.checked[check]:>9,}  {state:<8}  {what}")
-    for problem in _some(verdict.problems):
+    for problem in verdict.problems[:_MOST_EXAMPLES]:
         lines += ["", problem.where, f"  expected {problem.expected}", f"  found    {problem.found}"]
     if len(verdict.problems) > _MOST_EXAMPLES:
         lines += ["", f"and {len(verdict.problems) - _MOST_EXAMPLES:,} more"]
@@ -389,10 +389,3 @@ def verdict_lines(verdict: Verdict) -> list[str]:
         lines += ["", f"Note: {note}"]
     lines += ["", "Sound." if not verdict.problems else "NOT sound: run the job again into another --output."]
     return lines
-
-
-def _some(problems: Iterable[Problem]) -> Iterator[Problem]:
-    for number, problem in enumerate(problems):
-        if number == _MOST_EXAMPLES:
-            return
-        yield problem

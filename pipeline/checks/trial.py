@@ -150,20 +150,18 @@ class _Runner:
         self._job, self._predictors, self._work = job, predictors, work
         self._store = open_store(job.folder, job.storage)
 
-    def run(self, rows: int, stop_after: float | None = None) -> _Round:
+    def run(self, rows: int, stop_after: float = threading.TIMEOUT_MAX) -> _Round:
         """Predicts at most `rows` rows of its shards on each thread."""
         before, sink, cancelled = progress.snapshot(), _NothingKept(), threading.Event()
-        timer = threading.Timer(stop_after, cancelled.set) if stop_after is not None else None
+        timer = threading.Timer(stop_after, cancelled.set)
         started, cpu = time.perf_counter(), time.process_time()
-        if timer is not None:
-            timer.start()
+        timer.start()
         try:
             with ThreadPoolExecutor(len(self._work)) as pool:
                 futures = [pool.submit(self._of_a_thread, i, rows, sink, cancelled) for i in range(len(self._work))]
                 stopped = [self._ended(future, cancelled) for future in futures]
         finally:
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
             self._clean()
         seconds, after = time.perf_counter() - started, progress.snapshot()
         done, bad = after.rows_done - before.rows_done, after.bad_rows - before.bad_rows

@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -195,13 +196,13 @@ _one_job = threading.Lock()
 
 def run_in_processes(options: PredictOptions, run: Callable[[], Any]) -> Any:
     """What `run` returns, which starts the workers and ends them. Raises `JobError` where one of them dies."""
-    ended: list[tuple[Any, BaseException | None]] = []
+    outcome = Future[Any]()
 
     def work() -> None:
         try:
-            ended.append((run(), None))
+            outcome.set_result(run())
         except BaseException as error:
-            ended.append((None, error))
+            outcome.set_exception(error)
 
     with _processes_of_a_job(options) as processes:
         # A thread, since Beam's wait could not be interrupted by a signal.
@@ -226,10 +227,7 @@ def run_in_processes(options: PredictOptions, run: Callable[[], Any]) -> Any:
                 cure="Run the same command again to go on from what is done. Where memory was short, the system ends a process "
                 "with SIGKILL: then use fewer --processes or a smaller --batch_size",
             )
-    result, error = ended[0]
-    if error is not None:
-        raise error
-    return result
+    return outcome.result()
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from ..models.loading import Loading
 from ..models.pin import pin_model
 from ..models.ref import ModelRef
 from ..output.bad_rows import BadRow
-from ..predicting.batch_predictor import BatchRequest, request_batches
+from ..predicting.batch_predictor import BatchRequest, request_batches, texts
 from .model_updates import check_update, update_input
 from .notebooks import let_beam_build_pipelines
 from .predict_batch import Predicting
@@ -144,7 +144,7 @@ class PredictRows(beam.PTransform):
         super().__init__()
         check_update(update_model)
         self._errors, self._update_model = _error_output(error_handling), update_model
-        rules = ColumnRules(pad=_texts(pad), fill=_texts(fill), cast=_names("cast", cast), prediction_type="list")
+        rules = ColumnRules(pad=texts(pad), fill=texts(fill), cast=_names("cast", cast), prediction_type="list")
         self._request = request_batches(
             signature, features, predictions, keep, batch_rows or "auto", rules, outputs, constants, top_k
         )
@@ -193,8 +193,3 @@ def _names(option: str, given: Sequence[str]) -> tuple[str, ...]:
             f"{option} is one text", expected="a list of inputs", found=repr(given), cure=f"{option}: [{given}]"
         )
     return tuple(given)
-
-
-def _texts(given: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
-    """Values as the command line has them: YAML reads `0` and `true` as what they are."""
-    return tuple((name, str(value)) for name, value in (given or {}).items())

@@ -60,14 +60,11 @@ def request_batches(
     """
     if batch_rows != "auto" and (not isinstance(batch_rows, int) or isinstance(batch_rows, bool) or batch_rows < 1):
         raise InvalidRequest("batch_rows is out of range", expected="1 or more, or 'auto'", found=repr(batch_rows))
-    if isinstance(keep, str):
-        raise InvalidRequest(
-            "keep is one text", expected="a list of columns", found=repr(keep), cure=f"keep=[{keep!r}]"
-        )
-    if isinstance(outputs, str):
-        raise InvalidRequest(
-            "outputs is one text", expected="a list of outputs", found=repr(outputs), cure=f"outputs=[{outputs!r}]"
-        )
+    for option, given, what in (("keep", keep, "columns"), ("outputs", outputs, "outputs")):
+        if isinstance(given, str):
+            raise InvalidRequest(
+                f"{option} is one text", expected=f"a list of {what}", found=repr(given), cure=f"{option}=[{given!r}]"
+            )
     columns = ColumnChoice(
         features=tuple(
             (tensor, (columns,) if isinstance(columns, str) else tuple(columns))
@@ -101,6 +98,14 @@ def _typed(name: str, value: Any) -> str:
             expected="a number, bool, text, array or list of these",
             found=str(error),
         ) from error
+
+
+def texts(values: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
+    """Values of --fill and --pad as the command line has them: Python and YAML read `0` and `true` as what they are."""
+    return tuple(
+        (name, value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value))
+        for name, value in (values or {}).items()
+    )
 
 
 class BatchPredictor:

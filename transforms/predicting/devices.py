@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 from ..container_limits import usable_cores
 from ..errors import InvalidRequest
@@ -143,14 +142,9 @@ def _gpus() -> tuple[Device, ...]:
     import tensorflow as tf
 
     gpus, seen = tf.config.list_logical_devices("GPU"), tf.config.get_visible_devices("GPU")
-    kinds = [_kind(gpu) for gpu in seen] if len(seen) == len(gpus) else ["gpu"] * len(gpus)
+    known = map(tf.config.experimental.get_device_details, seen) if len(seen) == len(gpus) else [{}] * len(gpus)
+    kinds = [str(details.get("device_name", "gpu")) for details in known]
     return tuple(Device(gpu.name, kind) for gpu, kind in zip(gpus, kinds, strict=True))
-
-
-def _kind(gpu: Any) -> str:
-    import tensorflow as tf
-
-    return str(tf.config.experimental.get_device_details(gpu).get("device_name", "gpu"))
 
 
 _in_use: Counter[Device] = Counter()

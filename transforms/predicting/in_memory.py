@@ -23,7 +23,7 @@ from ..models.pin import pin_model
 from ..models.process_cache import shared_model
 from ..models.ref import ModelRef
 from ..storage import StoreOptions
-from .batch_predictor import BatchPredictor, request_batches
+from .batch_predictor import BatchPredictor, request_batches, texts
 from .devices import HOST, Device, cores
 from .predictor import devices_for
 
@@ -84,7 +84,17 @@ def predict(
     Raises `ColumnError` where a column does not fit its input, `NullFeature` for a null without a `fill`, `DataError`
     for data that is none of these kinds, and what `load_model` raises.
     """
-    rules = _rules(pad, fill, cast, decode_image, ignore_exif, tf_example, prediction_type)
+    if ignore_exif and not decode_image:
+        raise unused_ignore_exif()
+    rules = ColumnRules(
+        pad=texts(pad),
+        fill=texts(fill),
+        cast=(cast,) if isinstance(cast, str) else tuple(cast),
+        decode_image=tuple((name, parse_image_size(name, size)) for name, size in (decode_image or {}).items()),
+        ignore_exif=ignore_exif,
+        tf_example=_encoded(tf_example),
+        prediction_type=prediction_type,
+    )
     if isinstance(model, Model):
         signature = model.signature
     request = request_batches(
@@ -99,28 +109,6 @@ def predict(
         return _predicted(predictor, hold(data), where)
     _check_iterable(data)
     return _each_predicted(predictor, data, where)
-
-
-def _rules(
-    pad: Mapping[str, Any] | None,
-    fill: Mapping[str, Any] | None,
-    cast: Sequence[str],
-    decode_image: Mapping[str, tuple[int, int] | str] | None,
-    ignore_exif: bool,
-    tf_example: Mapping[str, str | Sequence[str]] | str | Sequence[str],
-    prediction_type: str,
-) -> ColumnRules:
-    if ignore_exif and not decode_image:
-        raise unused_ignore_exif()
-    return ColumnRules(
-        pad=_texts(pad),
-        fill=_texts(fill),
-        cast=(cast,) if isinstance(cast, str) else tuple(cast),
-        decode_image=tuple((name, parse_image_size(name, size)) for name, size in (decode_image or {}).items()),
-        ignore_exif=ignore_exif,
-        tf_example=_encoded(tf_example),
-        prediction_type=prediction_type,
-    )
 
 
 def _check_iterable(data: Any) -> None:
@@ -201,11 +189,3 @@ def _encoded(
     if not isinstance(given, Mapping):
         return tuple((name, ()) for name in ((given,) if isinstance(given, str) else given))
     return tuple((name, (keys,) if isinstance(keys, str) else tuple(keys)) for name, keys in given.items())
-
-
-def _texts(values: Mapping[str, Any] | None) -> tuple[tuple[str, str], ...]:
-    """As the command line has them."""
-    return tuple(
-        (name, value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value))
-        for name, value in (values or {}).items()
-    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -105,8 +104,6 @@ class Predictor:
         Raises `DataError`, its `stage` being "preprocess", "features", "model", "predictions" or "postprocess", and
         `BatchTooLarge` where memory is short.
         """
-        if self._host is None:
-            return self._predict(batch, where, first_row)
         with on(self._host):
             return self._predict(batch, where, first_row)
 
@@ -120,7 +117,7 @@ class Predictor:
         cast may change, images that cannot be decoded. Raises `DataError` where a function fails on the batch.
         """
         found: dict[int, str] = {}
-        with on(self._host) if self._host is not None else nullcontext():
+        with on(self._host):
             if self._preprocess is not None:
                 batch = self._preprocess(batch, where, first_row)
             for part in reversed(self._parts):
@@ -169,7 +166,8 @@ class _Part:
         self._of_one_row = plan.of_one_row
         self._model = model
         self._call: Call = model.call
-        self.traces: Callable[[], int] = _none
+        # A signature as it was loaded is one graph, whatever its inputs.
+        self.traces: Callable[[], int] = lambda: 0
         if jit_rows is not None:
             self._call, self.traces = _compiled(model.call, model.ref.uri)
         self._call = placed(self._call, model.device)
@@ -194,7 +192,7 @@ class _Part:
                     found=f"{type(error).__name__}: {error}",
                     cure="Export the model with a batch dimension of None, or run it where there is more memory",
                 ) from error
-            if _runs_no_row(error):
+            if any(sign in str(error) for sign in _NO_ROW):
                 raise UnsupportedModel(
                     f"{self._model.ref.uri} cannot predict any row",
                     expected="operations that run here",
@@ -247,15 +245,12 @@ def _about_data(error: Exception) -> bool:
     return isinstance(error, (MemoryError, pa.ArrowException, tf.errors.OpError))
 
 
-def _message(error: Exception) -> str:
-    """TensorFlow's message without the place in the graph, whose numbers differ between processes."""
-    return _without_place(str(error))
-
-
 def _without_place(text: str) -> str:
+    """TensorFlow's message without the place in the graph, whose numbers differ between processes."""
     return text.rpartition("<stack traces unavailable>")[2].partition("[[{{")[0].partition("[Op:")[0].strip()
 
 
+# In errors for which the graph itself is to blame, whatever the values are.
 _NO_ROW = (
     "Op type not registered",
     "OpKernel was registered",
@@ -266,15 +261,10 @@ _NO_ROW = (
 )
 
 
-def _runs_no_row(error: Exception) -> bool:
-    """Whether the graph itself is to blame, whatever the values are."""
-    return any(sign in str(error) for sign in _NO_ROW)
-
-
 def _cause(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
         return _without_place(said(error))
-    return f"{type(error).__name__}: {_message(error)}"
+    return f"{type(error).__name__}: {_without_place(str(error))}"
 
 
 def _failed(error: Exception, stage: str, rows: int, where: str, first_row: int) -> DataError:
@@ -292,11 +282,6 @@ def _failed(error: Exception, stage: str, rows: int, where: str, first_row: int)
         if exhausted
         else "Fix these rows, or let them go to dead letters: --on_error=dead_letter",
     )
-
-
-def _none() -> int:
-    """A signature as it was loaded is one graph, whatever its inputs."""
-    return 0
 
 
 _NOT_COMPILED = (
