@@ -32,8 +32,8 @@ LEAST_ACCURACY = 0.95
 SEED = 0
 
 
-def main(flags: Sequence[str] = ()) -> int:
-    """`flags` are added to the command lines. Exit code 0 only if every prediction is there and most are right."""
+def main(flags: Sequence[str] = ()) -> None:
+    """`flags` are added to the command lines. Exits with code 1 unless every prediction is there and most are right."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with emulated_bucket(BUCKET) as address:
@@ -47,16 +47,12 @@ def main(flags: Sequence[str] = ()) -> int:
         flags = [f"--model={root}/models/digits", f"--input={root}/in/*.parquet", f"--output={root}/out", *flags]
         print(f"\n  $ {' '.join(['headrace', *map(_as_typed, flags)])}\n", flush=True)
         if code := subprocess.run([sys.executable, "-m", "pipeline", *flags], check=False).returncode:
-            print(f"\nThe demo failed: that command line ended with exit code {code}.", file=sys.stderr)
-            return 1
+            sys.exit(f"\nThe demo failed: that command line ended with exit code {code}.")
         scores = _predictions(store, f"{root}/out", labels)
-        if scores is None or not _accurate(scores[trained_rows:], labels[trained_rows:]):
-            return 1
-        if not _same_from_keras(f"{root}/models/digits.keras", pixels, scores):
-            return 1
+        _check_accuracy(scores[trained_rows:], labels[trained_rows:])
+        _check_keras(f"{root}/models/digits.keras", pixels, scores)
     print("\nThe bucket is gone again. The same on your own model and data:")
     print("  make run MODEL=gs://… INPUT='gs://…/*.parquet' OUTPUT=gs://…")
-    return 0
 
 
 def _as_typed(flag: str) -> str:
@@ -157,18 +153,16 @@ def _put_shard(store: Store, uri: str, ids: Any, pixels: Any, labels: Any) -> No
 
 
 def _predictions(store: Store, output: str, labels: Any) -> Any:
-    """Reads the predictions back and prints the first: float32 [rows, 10], None unless every row is there, in order."""
+    """Reads the predictions back and prints the first: float32 [rows, 10]. Ends the demo unless every row is there, in order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     files = list(store.glob(f"{output}/*.parquet"))
     if not files:
-        print(f"\nThe demo failed: there are no predictions under {output}/.", file=sys.stderr)
-        return None
+        sys.exit(f"\nThe demo failed: there are no predictions under {output}/.")
     table = pa.concat_tables([pq.read_table(store.open_arrow(ref)) for ref in files])
     if table["id"].to_pylist() != list(range(len(labels))) or table["label"].to_pylist() != labels.tolist():
-        print("\nThe demo failed: the rows are not those of the input, in its order.", file=sys.stderr)
-        return None
+        sys.exit("\nThe demo failed: the rows are not those of the input, in its order.")
     scores = np.stack(list(table["output_0"].to_numpy()))
     print(f"\nThe predictions lie under {output}/ ({len(files)} files, {len(table):,} rows). The first of them:\n")
     print("    id  label  predicted  probability")
@@ -177,15 +171,14 @@ def _predictions(store: Store, output: str, labels: Any) -> Any:
     return scores
 
 
-def _accurate(scores: Any, labels: Any) -> bool:
+def _check_accuracy(scores: Any, labels: Any) -> None:
     accuracy = float((scores.argmax(axis=1) == labels).mean())
     print(f"\nAccuracy on the {len(labels)} images that the network was not trained on: {accuracy:.3f}", flush=True)
     if accuracy < LEAST_ACCURACY:
-        print(f"The demo failed: that should be {LEAST_ACCURACY} or more.", file=sys.stderr)
-    return accuracy >= LEAST_ACCURACY
+        sys.exit(f"The demo failed: that should be {LEAST_ACCURACY} or more.")
 
 
-def _same_from_keras(uri: str, pixels: Any, scores: Any) -> bool:
+def _check_keras(uri: str, pixels: Any, scores: Any) -> None:
     """The other format, by way of the library; other batch sizes may round otherwise, so equal within 1e-5."""
     from headrace.transforms.models.load import load_model
 
@@ -194,12 +187,11 @@ def _same_from_keras(uri: str, pixels: Any, scores: Any) -> bool:
         f"The same network as a .keras file, by load_model({uri!r}): largest difference {difference:.1g}.", flush=True
     )
     if difference > 1e-5:
-        print("The demo failed: the two formats should give the same predictions.", file=sys.stderr)
-    return difference <= 1e-5
+        sys.exit("The demo failed: the two formats should give the same predictions.")
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(sys.argv[1:]))
+        main(sys.argv[1:])
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)

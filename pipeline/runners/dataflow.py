@@ -24,9 +24,9 @@ from headrace.transforms.models.spec import ModelSpec
 from headrace.transforms.steps.finish import FINISHING_BYTES
 from headrace.transforms.versions import __version__
 
-from ..flags.beam_options import PredictOptions, runner_of
+from ..flags.beam_options import PredictOptions
 from ..flags.request import Request
-from .dataflow_workers import accelerators_by_service, is_dataflow
+from .dataflow_workers import accelerators_by_service, for_dataflow_alone, is_dataflow
 
 LABEL = "headrace"
 # TensorFlow, Beam, the runner's own process and some batches, and what the last steps need, however many shards there are;
@@ -44,12 +44,7 @@ def check_dataflow(options: PredictOptions, request: Request) -> None:
     """
     if not is_dataflow(options):
         if options.no_wait:
-            raise InvalidRequest(
-                "--no_wait is for Dataflow alone",
-                expected="--runner=DataflowRunner",
-                found=f"--runner={runner_of(options) or 'none: the job runs in this process'}",
-                cure="Leave it out: the job needs this process to its end",
-            )
+            raise for_dataflow_alone("--no_wait", options, "Leave it out: the job needs this process to its end")
         return
     check_place(options)
     check_reachable(options, request)

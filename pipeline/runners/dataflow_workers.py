@@ -43,12 +43,8 @@ def set_up_workers(options: PredictOptions) -> PredictOptions:
     flag = options.worker_accelerator
     if not is_dataflow(options):
         if flag:
-            raise InvalidRequest(
-                f"--worker_accelerator={flag} is for Dataflow alone",
-                expected="--runner=DataflowRunner",
-                found=f"--runner={runner_of(options) or 'none: the job runs in this process'}",
-                cure="Leave it out, and choose machines with GPUs; --device=gpu makes sure that they are used",
-            )
+            cure = "Leave it out, and choose machines with GPUs; --device=gpu makes sure that they are used"
+            raise for_dataflow_alone(f"--worker_accelerator={flag}", options, cure)
         return options
     changed = deepcopy(options)
     cloud, debug, standard = (changed.view_as(kind) for kind in (GoogleCloudOptions, DebugOptions, StandardOptions))
@@ -109,6 +105,15 @@ def accelerators_by_service(options: PipelineOptions) -> list[str]:
         options.view_as(DebugOptions).experiments,
     )
     return [option for several in given for option in several or () if option.startswith(_SERVICE_OPTION)]
+
+
+def for_dataflow_alone(flag: str, options: PipelineOptions, cure: str) -> InvalidRequest:
+    return InvalidRequest(
+        f"{flag} is for Dataflow alone",
+        expected="--runner=DataflowRunner",
+        found=f"--runner={runner_of(options) or 'none: the job runs in this process'}",
+        cure=cure,
+    )
 
 
 def is_dataflow(options: PipelineOptions) -> bool:

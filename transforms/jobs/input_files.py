@@ -139,21 +139,18 @@ def _read_list(uri: str, options: StoreOptions) -> Iterator[str]:
                 found=f"{ref.size:,} bytes",
                 cure="Split it into several lists, or name the files by a glob",
             )
-        text = store.read(ref).decode("utf-8-sig")
-        if "\0" in text:
-            raise InvalidRequest(
-                f"--input=@{uri} is not a list of files",
-                expected="UTF-8 text with one URI or glob on each line",
-                found=f"a NUL at byte {text.index(chr(0)):,}",
-                cure="Name a Parquet file itself without the @",
-            )
+        data = store.read(ref)
     except ObjectNotFound as error:
         raise ObjectNotFound(
             f"--input=@{uri} names no file",
             expected="a text file with one URI or glob on each line, where workers can read it too",
             found=str(error),
         ) from error
-    except UnicodeDecodeError as error:
+    try:
+        text = data.decode("utf-8-sig")
+        if "\0" in text:
+            raise ValueError(f"a NUL at byte {text.index(chr(0)):,}")
+    except ValueError as error:
         raise InvalidRequest(
             f"--input=@{uri} is not a list of files",
             expected="UTF-8 text with one URI or glob on each line",
