@@ -25,6 +25,7 @@ from ..flags.request import Request
 from .column_choices import choose_columns
 from .column_links import rules_of
 from .input_sample import InputSample
+from .inspection import Inspection, inspect_request
 
 # Flags in the order in which they are tried, alone and then together.
 _OF_TYPES = (("cast",), ("decode_image",))
@@ -33,6 +34,8 @@ _OF_ROWS = (("fill",), ("pad",), ("fill", "pad"))
 _MOST_SHOWN = 20
 
 Flags = tuple[tuple[str, str], ...]
+# Flags that are lacking, to the whole command or call with them.
+Ready = Callable[[Flags], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,3 +274,32 @@ def flags_of_needs(needs: Iterable[Need]) -> Flags:
     casts = [quote_name(tensor) for name, tensor in found if name == "cast"]
     others = [(name, f"{quote_name(tensor)}={value}") for (name, tensor), value in found.items() if name != "cast"]
     return ((("cast", ",".join(casts)),) if casts else ()) + tuple(sorted(others))
+
+
+def inspected_needs(request: Request, inspection: Inspection) -> tuple[Need, ...]:
+    """None where another file is at fault: the job's own error is then the one to show."""
+    if inspection.inputs is None or inspection.first is None:
+        return ()
+    signatures = [spec.signatures[name] for _, spec, name in inspection.models]
+    table = inspection.inputs.table
+    stored = inspection.first.schema if table is None else table.columns()
+    try:
+        return column_needs(request, signatures, InputSample(request, inspection.inputs, stored))
+    except HeadraceError:
+        return ()
+
+
+def whole_refusal(request: Request, error: ColumnError, ready: Ready | None = None) -> DataError:
+    """One error for everything that the job would stop at, one after the other, beginning with `error`."""
+    needs = inspected_needs(request, inspect_request(request))
+    refused = refusal(needs, error)
+    command = command_of_needs(needs, error, ready) if ready and len(needs) > 1 else None
+    if command is None:
+        return refused
+    return type(refused)(refused.what, expected=refused.expected, found=refused.found, cure=f"Call {command}")
+
+
+def command_of_needs(needs: Sequence[Need], error: DataError | None, ready: Ready) -> str | None:
+    """None where flags alone do not help: `error` is another than the needs', or one of these has no flag."""
+    another = error is not None and error.what not in {need.error.what for need in needs}
+    return ready(flags_of_needs(needs)) if needs and not another and all(need.flags for need in needs) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import accumulate, islice
 from typing import Any
@@ -101,7 +101,7 @@ def _again(job: Job, predictor: Predictor, store: Store, row: dict[str, Any], nu
     # Row groups whose rows are all deleted are shards without rows, which begin where the next one does.
     shard = next(
         candidate
-        for candidate in _shards(job, store, source)
+        for candidate in shards_of_file(job, source, read_footer(store, source))
         if candidate.rows and candidate.first_row == row["first_row"]
     )
     shard = replace(shard, rows=row["rows"])  # of a job with a limit, the last one is cut
@@ -109,10 +109,6 @@ def _again(job: Job, predictor: Predictor, store: Store, row: dict[str, Any], nu
     batches = read_batches(store, shard, input_columns(job), size, types)
     batch = next(islice(batches, number, None))
     return predictor(batch, source.uri, shard.first_row + number * size)
-
-
-def _shards(job: Job, store: Store, source: ObjectRef) -> Iterator[Shard]:
-    return shards_of_file(job, source, read_footer(store, source))
 
 
 def _batches(job: Job, sink: Store, uri: str, row: dict[str, Any], size: int) -> list[tuple[int, int]] | None:

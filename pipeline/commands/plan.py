@@ -9,10 +9,9 @@ from headrace.transforms.parquet.reader import read_footer
 from headrace.transforms.steps.plan_shards import input_files, plan_shards
 from headrace.transforms.storage import open_store
 
-from ..checks.column_needs import Need, column_needs, refusal
+from ..checks.column_needs import Need, Ready, column_needs, command_of_needs, inspected_needs, refusal
 from ..checks.forecast import Forecast, forecast
 from ..checks.input_sample import InputSample
-from ..checks.inspected_needs import Ready, command_of_needs, inspected_needs
 from ..checks.inspection import inspect_request
 from ..checks.output_folder import OutputState, examine_output
 from ..checks.preflight import Prepared, prepare

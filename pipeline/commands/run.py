@@ -10,7 +10,7 @@ from headrace.transforms.columns.wording import counted
 from headrace.transforms.errors import ColumnError, HeadraceError, ShardsFailed
 from headrace.transforms.storage import open_store
 
-from ..checks.inspected_needs import Ready, whole_refusal
+from ..checks.column_needs import Ready, whole_refusal
 from ..checks.output_folder import OutputState, check_overwritten, claim_output, examine_output
 from ..checks.preflight import Prepared, prepare
 from ..checks.report_place import report_written
