@@ -153,7 +153,7 @@ def _put_shard(store: Store, uri: str, ids: Any, pixels: Any, labels: Any) -> No
 
 
 def _predictions(store: Store, output: str, labels: Any) -> Any:
-    """Reads the predictions back and prints the first: float32 [rows, 10]. Ends the demo unless all rows are there, in order."""
+    """Reads the predictions and prints the first: float32 [rows, 10]. Ends the demo unless all rows are there, in order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
