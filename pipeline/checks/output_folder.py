@@ -217,10 +217,8 @@ def _refuse_changed(prepared: Prepared, store: Store, name: str, output: ObjectR
             "to predict everything again; or name another --output",
         )
     was_uri, was_version = (kept.get(f"headrace.{key}".encode(), b"?").decode() for key in ("input", "input_version"))
-    try:
-        now = open_store(job.folder, job.storage).stat(was_uri).version
-    except ObjectNotFound:
-        now = stored_version(was_version)
+    there = open_store(job.folder, job.storage).find(was_uri)
+    now = stored_version(was_version) if there is None else there.version
     rewritten = now != stored_version(was_version)
     raise OutputConflict(
         f"{job.output}/{name} was made from an input that has {'been rewritten' if rewritten else 'gone'} since: {was_uri}",

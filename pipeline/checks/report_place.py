@@ -13,11 +13,7 @@ def check_report(place: str | None, compare: str | None, options: StoreOptions) 
     """Raises `InvalidRequest` where another object is at the report's place, or no report to compare with exists."""
     if place is not None:
         store = open_store(place, options)
-        try:
-            there = store.stat(place)
-        except ObjectNotFound:
-            pass
-        else:
+        if (there := store.find(place)) is not None:
             read_report(store, there)
     if compare is not None:
         store = open_store(compare, options)

@@ -6,7 +6,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from headrace.transforms.errors import ObjectNotFound, OutputConflict
+from headrace.transforms.errors import OutputConflict
 from headrace.transforms.jobs.job import SUCCESS, Job
 from headrace.transforms.storage import open_store
 from headrace.transforms.tables.read import read_snapshot
@@ -24,8 +24,9 @@ def requested_table(request: Request, kept: dict[str, Any] | None) -> TableSnaps
         return None
     began = (kept or {}).get("table")
     if asked.version is None and isinstance(began, dict) and not request.incremental:
+        store = open_store(request.output, request.storage)
         same = began.get("format") == asked.format and began.get("uri") == asked.root
-        if same and (request.sample is not None or not _is_finished(request)):
+        if same and (request.sample is not None or store.find(f"{request.output}/{SUCCESS}") is None):
             asked = replace(asked, version=int(began["version"]))
     return read_snapshot(asked, request.storage)
 
@@ -33,14 +34,6 @@ def requested_table(request: Request, kept: dict[str, Any] | None) -> TableSnaps
 def patterns_of(table: TableSnapshot) -> tuple[str, ...]:
     """A glob of all that may be the table's."""
     return (re.sub(r"([*?\[])", r"[\1]", table.uri) + "/**/*",)
-
-
-def _is_finished(request: Request) -> bool:
-    try:
-        open_store(request.output, request.storage).stat(f"{request.output}/{SUCCESS}")
-    except ObjectNotFound:
-        return False
-    return True
 
 
 def check_same_version(kept: dict[str, Any], job: Job) -> None:

@@ -117,13 +117,8 @@ def _with_folder(uri: str, options: StoreOptions) -> str:
     if split_glob(uri)[1] or uri.startswith(("http://", "https://")):
         return uri
     store, folder = open_store(uri, options), uri.rstrip("/")
-    if uri == folder:
-        try:
-            store.stat(uri)
-        except ObjectNotFound:
-            pass
-        else:
-            return uri
+    if uri == folder and store.find(uri) is not None:
+        return uri
     inside = next(iter(store.list(f"{folder}/")), None)
     return uri if inside is None else re.sub(r"([*?\[])", r"[\1]", folder) + "/**/*.parquet"
 

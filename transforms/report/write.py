@@ -10,7 +10,7 @@ from ..errors import AlreadyExists, HeadraceError, InvalidRequest, ObjectNotFoun
 from ..jobs.job import Job
 from ..shards.column_statistics import Column
 from ..shards.shard import FailedShard
-from ..storage import ObjectRef, Store, open_store
+from ..storage import open_store
 from ..storage.store import public_uri
 from .account import Account, merged
 from .kept import Kept, embedded, read_report
@@ -41,7 +41,8 @@ def write_report(
 
 def _write(job: Job, place: str, manifest: tuple[str, ...], account: Account, failed: tuple[FailedShard, ...]) -> str:
     store = open_store(place, job.storage)
-    existing, earlier = _existing(store, place)
+    existing = store.find(place)
+    earlier = None if existing is None else read_report(store, existing)
     if earlier is not None and earlier.manifest == manifest:  # a runner runs the last step again
         return place
     before, compared = earlier, "This is the first report here: there is no earlier run to compare with."
@@ -69,14 +70,6 @@ def _write(job: Job, place: str, manifest: tuple[str, ...], account: Account, fa
     except AlreadyExists:  # an equal job, started at the same time, was first
         read_report(store, store.stat(place))
     return place
-
-
-def _existing(store: Store, place: str) -> tuple[ObjectRef | None, Kept | None]:
-    try:
-        ref = store.stat(place)
-    except ObjectNotFound:
-        return None, None
-    return ref, read_report(store, ref)
 
 
 def _named(job: Job, place: str) -> tuple[Kept | None, str]:

@@ -160,15 +160,21 @@ def check_complete(job: Job, parts: Sequence[str]) -> list[ObjectRef]:
     file is not part of the plan and may not be removed.
     """
     gone, stray, both, superseded = _Counted(), _Counted(), 0, list[ObjectRef]()
-    is_superseded = _Superseded(job)
+    store, is_superseded = open_store(job.output, job.storage), _Superseded(job)
     for name, version, ref in _planned_and_existing(job, parts):
         if version is not None:
             if ref is None or ref.version != version:
-                ref = _asked_for(job, name)  # a listing may lag behind
+                ref = store.find(f"{job.output}/{name}")  # a listing may lag behind
             if ref is None:
                 gone.add(name)
             elif ref.version != version:
-                _refuse_replaced(job, name, version, ref)
+                check_claim(job, store)
+                raise OutputIncomplete(
+                    f"{job.output}/{name} was replaced since it was accounted for",
+                    expected=f"version {version}",
+                    found=f"version {ref.version}",
+                    cure="Run the same command again, and leave the output alone meanwhile",
+                )
             else:
                 both += 1
         elif ref is not None and is_superseded(name, ref):
@@ -190,23 +196,6 @@ def check_complete(job: Job, parts: Sequence[str]) -> list[ObjectRef]:
             cure="Name another --output, or add --overwrite to replace the earlier output",
         )
     return superseded
-
-
-def _asked_for(job: Job, name: str) -> ObjectRef | None:
-    try:
-        return open_store(job.output, job.storage).stat(f"{job.output}/{name}")
-    except ObjectNotFound:
-        return None
-
-
-def _refuse_replaced(job: Job, name: str, version: str, ref: ObjectRef) -> None:
-    check_claim(job, open_store(job.output, job.storage))
-    raise OutputIncomplete(
-        f"{job.output}/{name} was replaced since it was accounted for",
-        expected=f"version {version}",
-        found=f"version {ref.version}",
-        cure="Run the same command again, and leave the output alone meanwhile",
-    )
 
 
 def _planned_and_existing(job: Job, parts: Sequence[str]) -> Iterator[tuple[str, str | None, ObjectRef | None]]:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from .. import progress
 from ..bounded_json import parse_json
-from ..errors import AlreadyExists, ObjectNotFound, OutputConflict, OutputIncomplete
+from ..errors import AlreadyExists, OutputConflict, OutputIncomplete
 from ..jobs.job import Job
 from ..output.claims import CLAIM_KEY, check_claim, confirm_added
 from ..output.dead_letters import CommittedDeadLetters, DeadLetters, of_another_schema
@@ -224,9 +224,7 @@ def _outcome(
 
 
 def _already_written(job: Job, sink: Store, uri: str, shard: Shard) -> ShardResult | None:
-    try:
-        there = sink.stat(uri)
-    except ObjectNotFound:
+    if (there := sink.find(uri)) is None:
         return None
     result = result_of_existing(job, sink, there, shard)
     progress.add(shards_done=1, shards_found=1, rows_found=shard.rows, bad_rows_found=result.bad_rows)

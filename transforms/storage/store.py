@@ -161,6 +161,13 @@ class Store(ABC):
     def stat(self, uri: str) -> ObjectRef:
         """The object's newest version. Raises `ObjectNotFound`, `AccessDenied`."""
 
+    def find(self, uri: str) -> ObjectRef | None:
+        """As `stat`; None where there is no such object."""
+        try:
+            return self.stat(uri)
+        except ObjectNotFound:
+            return None
+
     @abstractmethod
     def list(self, folder: str) -> Iterator[ObjectRef]:
         """Every object below the folder, at any depth, in order of its URI; nothing where there is none.
