@@ -11,7 +11,7 @@ import pyarrow as pa
 from headrace.transforms.columns.column import Column
 from headrace.transforms.columns.plan import ColumnChoice
 from headrace.transforms.jobs.input_files import PassedOver, Survey, each_input, expand_lists
-from headrace.transforms.jobs.user_functions import AppliedFunction, find_function
+from headrace.transforms.jobs.user_functions import find_function
 from headrace.transforms.models.spec import Signature
 from headrace.transforms.parquet.footer import ParsedFooter, footer_of
 from headrace.transforms.parquet.reader import read_batches
@@ -64,7 +64,7 @@ class InputSample:
             return self._schema
         schema, _ = with_partitions(self._request, self._inputs, self.stored, [(signature, choice)])
         if self._function is not None:
-            schema = AppliedFunction(self._function.load(), self._function.name, schema).output_schema
+            schema = self._function.applied(schema).output_schema
         self._schema = self._schema or schema
         return schema
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from headrace.transforms.jobs.input_files import Survey, expand_lists, survey_inputs
-from headrace.transforms.jobs.user_functions import AppliedFunction, find_function
+from headrace.transforms.jobs.user_functions import find_function
 from headrace.transforms.models.load import describe_model
 from headrace.transforms.models.operations import check_runnable
 from headrace.transforms.models.ref import ModelRef
@@ -54,8 +54,7 @@ def inspect_request(request: Request) -> Inspection:
     choices = choose_columns(request, known) if fitting else []
     schema, partitions = with_partitions(request, inputs, stored, list(zip(known, choices, strict=False)))
     if request.preprocess is not None:
-        function = find_function(request.preprocess, "--preprocess")
-        schema = AppliedFunction(function.load(), function.name, schema).output_schema
+        schema = find_function(request.preprocess, "--preprocess").applied(schema).output_schema
     if not fitting:
         return Inspection(models, inputs, first, schema, ())
     links = link_columns(schema, list(zip(known, choices, strict=True)), request.keep, partitions)

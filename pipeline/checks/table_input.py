@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import glob
 from dataclasses import replace
 from typing import Any
 
@@ -33,7 +33,7 @@ def requested_table(request: Request, kept: dict[str, Any] | None) -> TableSnaps
 
 def patterns_of(table: TableSnapshot) -> tuple[str, ...]:
     """A glob of all that may be the table's."""
-    return (re.sub(r"([*?\[])", r"[\1]", table.uri) + "/**/*",)
+    return (f"{glob.escape(table.uri)}/**/*",)
 
 
 def check_same_version(kept: dict[str, Any], job: Job) -> None:

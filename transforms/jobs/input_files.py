@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import heapq
 import os
 import re
@@ -120,7 +121,7 @@ def _with_folder(uri: str, options: StoreOptions) -> str:
     if uri == folder and store.find(uri) is not None:
         return uri
     inside = next(iter(store.list(f"{folder}/")), None)
-    return uri if inside is None else re.sub(r"([*?\[])", r"[\1]", folder) + "/**/*.parquet"
+    return uri if inside is None else glob.escape(folder) + "/**/*.parquet"
 
 
 def _read_list(uri: str, options: StoreOptions) -> Iterator[str]:

@@ -38,6 +38,10 @@ class FunctionRef:
             )
         return function
 
+    def applied(self, schema: pa.Schema, written: Collection[str] | None = None) -> AppliedFunction:
+        """The function, loaded, as an `AppliedFunction`."""
+        return AppliedFunction(self.load(), self.name, schema, written)
+
 
 def find_function(name: str, flag: str) -> FunctionRef:
     """Raises `InvalidRequest` where `module:function` leads to nothing that can be called."""

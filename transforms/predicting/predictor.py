@@ -368,9 +368,7 @@ def load_predictor(job: Job, device: Device | None = None) -> Predictor:
     models = [load_shared(model.ref, model.signature, job.loading, device) for model in job.models]
     schema = job.schema
     written = () if job.postprocess else job.keep
-    preprocess = (
-        AppliedFunction(job.preprocess.load(), job.preprocess.name, schema, written) if job.preprocess else None
-    )
+    preprocess = job.preprocess.applied(schema, written) if job.preprocess else None
     plan = plan_columns(
         preprocess.output_schema if preprocess else schema,
         [
@@ -379,9 +377,7 @@ def load_predictor(job: Job, device: Device | None = None) -> Predictor:
         ],
         job.keep,
     )
-    postprocess = (
-        AppliedFunction(job.postprocess.load(), job.postprocess.name, plan.output_schema) if job.postprocess else None
-    )
+    postprocess = job.postprocess.applied(plan.output_schema) if job.postprocess else None
     return Predictor(
         plan,
         models,
@@ -395,5 +391,4 @@ def load_predictor(job: Job, device: Device | None = None) -> Predictor:
 
 def input_columns(job: Job) -> tuple[str, ...]:
     """The columns to read, in order."""
-    schema = job.schema
-    return tuple(schema.names)
+    return tuple(job.schema.names)

@@ -23,7 +23,7 @@ MOST_FOOTERS = 1000
 MOST_DEAD_LETTER_FILES = 50
 _SPANS = 400
 _MOST_PROCESSES = 1000
-_NANOSECONDS = 10**9
+NANOSECONDS = 10**9
 
 _log = logging.getLogger(__name__)
 
@@ -35,17 +35,12 @@ class TimeLine:
     width: float = 2.0**-6
     nanoseconds: dict[int, list[int]] = field(default_factory=dict)
 
-    @property
-    def spans(self) -> dict[int, list[float]]:
-        """The same in seconds."""
-        return {span: [value / _NANOSECONDS for value in stages] for span, stages in self.nanoseconds.items()}
-
     def add(self, began: float, ended: float, seconds: Sequence[float]) -> None:
         """`seconds` of each of `STAGES` between two times, spread evenly."""
         lasted = max(ended - began, 1e-6)
         while lasted / self.width > _SPANS:
             self._widen()
-        total = [_whole_nanoseconds(value) for value in seconds]
+        total = [round(value * NANOSECONDS) for value in seconds]
 
         def until(span: int) -> list[int]:
             """The time spent before the span begins: differences of it add up, however wide spans are."""
@@ -82,10 +77,6 @@ class TimeLine:
         narrow, self.nanoseconds = self.nanoseconds, {}
         for span, stages in narrow.items():
             self._add(span // 2, stages)
-
-
-def _whole_nanoseconds(seconds: float) -> int:
-    return round(seconds * _NANOSECONDS)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -205,7 +196,7 @@ class Account:
     @property
     def seconds(self) -> list[float]:
         """Seconds for read, predict and write."""
-        return [value / _NANOSECONDS for value in self.nanoseconds]
+        return [value / NANOSECONDS for value in self.nanoseconds]
 
     @property
     def retries(self) -> int:
@@ -250,24 +241,19 @@ class Account:
         self.batches_halved += result.batches_halved
         self.devices[result.device or "cpu"] += 1
         read, predict, write = (result.seconds[stage] for stage in STAGES[1:])
+        spent = (read, predict, write)
         self.nanoseconds = [
-            mine + _whole_nanoseconds(more) for mine, more in zip(self.nanoseconds, (read, predict, write), strict=True)
+            mine + round(more * NANOSECONDS) for mine, more in zip(self.nanoseconds, spent, strict=True)
         ]
         self.batch_seconds.merge(measured.batch_seconds)
         self.began, self.ended = min(self.began, measured.began), max(self.ended, measured.ended)
         self.time_line.add(measured.began, measured.ended, (0.0, read, predict, write))
+        process = ""
         if measured.process is not None:
             self._note_process(measured.process, measured.retries)
-        self.slowest.append(
-            Slow(
-                measured.ended - measured.began,
-                result.shard.output,
-                measured.began,
-                result.shard.rows,
-                measured.process.name if measured.process else "",
-                (read, predict, write),
-            )
-        )
+            process = measured.process.name
+        lasted, shard = measured.ended - measured.began, result.shard
+        self.slowest.append(Slow(lasted, shard.output, measured.began, shard.rows, process, spent))
 
     def _note_process(self, process: Process, retries: int) -> None:
         """Several threads of it may have waited for one load."""
@@ -275,10 +261,8 @@ class Account:
         longest = max(known.load_seconds, process.load_seconds)
         before = min(known.retries_before, process.retries_before)
         began = min(known.began, process.began)
-        self.processes[process.name] = (
-            replace(known, began=began, load_seconds=longest, retries_before=before),
-            max(last, retries),
-        )
+        noted = replace(known, began=began, load_seconds=longest, retries_before=before)
+        self.processes[process.name] = noted, max(last, retries)
 
 
 _SUMS = (

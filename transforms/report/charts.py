@@ -13,7 +13,7 @@ import numpy as np
 
 from ..shards.column_statistics import Column
 from ..shards.number_bins import Numbers
-from .account import STAGES, TimeLine
+from .account import NANOSECONDS, STAGES, TimeLine
 from .drift import is_text
 
 MOST_BARS = 40
@@ -174,13 +174,14 @@ def _categories(title: str, now: dict[str, int], before: dict[str, int] | None) 
 
 
 def time_line(line: TimeLine, began: float) -> Areas:
-    if not line.spans:
+    if not line.nanoseconds:
         return Areas((), tuple(() for _ in STAGES))
-    first, last = min(line.spans), max(line.spans)
-    nothing = [0.0] * len(STAGES)
-    spans = [line.spans.get(at, nothing) for at in range(first, last + 1)][:_MOST_POINTS]
+    first, last = min(line.nanoseconds), max(line.nanoseconds)
+    nothing = [0] * len(STAGES)
+    spans = [line.nanoseconds.get(at, nothing) for at in range(first, last + 1)][:_MOST_POINTS]
     seconds = tuple(round(at * line.width - began, 3) for at in range(first, first + len(spans)))
-    return Areas(seconds, tuple(tuple(round(span[i] / line.width, 3) for span in spans) for i in range(len(STAGES))))
+    stages = zip(*spans, strict=True)
+    return Areas(seconds, tuple(tuple(round(ns / NANOSECONDS / line.width, 3) for ns in stage) for stage in stages))
 
 
 def number(value: float | None) -> str:
