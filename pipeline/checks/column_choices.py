@@ -49,9 +49,7 @@ def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[Co
         return general | specific
 
     encoded = [
-        ColumnRules(
-            tf_example=tuple(sorted(of(name, request.tf_example, "--tf_example", signature.inputs, tensors).items()))
-        )
+        ColumnRules(tf_example=_sorted(of(name, request.tf_example, "--tf_example", signature.inputs, tensors)))
         for name, signature in zip(names, signatures, strict=True)
     ]
     rows = [row_inputs(signature.inputs, some) for signature, some in zip(signatures, encoded, strict=True)]
@@ -60,14 +58,13 @@ def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[Co
     def choice(name: str, signature: Signature, own: Iterable[str], encoding: ColumnRules) -> ColumnChoice:
         features = of(name, request.features, "--feature", own, inputs)
         rules: dict[str, Any] = {
-            flag: tuple(sorted(of(name, getattr(request, flag), f"--{flag}", own, inputs).items()))
+            flag: _sorted(of(name, getattr(request, flag), f"--{flag}", own, inputs))
             for flag in ("fill", "pad", "decode_image")
         }
         rules["ignore_exif"] = request.ignore_exif and bool(rules["decode_image"])
         named = of(name, every_input(request.cast, names, own, name), "--cast", own, inputs)
         covered = {"*", f"{name}.*"} & request.cast.keys()
-        decoded = {tensor for tensor, _ in rules["decode_image"]} if covered else set()
-        cast = tuple(sorted(tensor for tensor in named if tensor not in decoded))
+        cast = tuple(sorted(named.keys() - (dict(rules["decode_image"]) if covered else {})))
         predictions = of(name, request.predictions, "--prediction", signature.outputs, outputs)
         asked = dict.fromkeys(request.outputs or (), True)
         some = tuple(of(name, asked, "--outputs", signature.outputs, outputs))
@@ -79,12 +76,16 @@ def choose_columns(request: Request, signatures: Sequence[Signature]) -> list[Co
             tuple(predictions.items()),
             replace(encoding, cast=cast, prediction_type=request.prediction_type, **rules),
             some or None,
-            tuple(sorted(constants.items())),
+            _sorted(constants),
             tuple(TopK(output, k, labels[uri] if uri else None) for output, (k, uri) in sorted(top_k.items())),
             row_by_row=request.batch_rows == 1,
         )
 
     return [choice(*parts) for parts in zip(names, signatures, rows, encoded, strict=True)]
+
+
+def _sorted(given: Mapping[str, Value]) -> tuple[tuple[str, Value], ...]:
+    return tuple(sorted(given.items()))
 
 
 def every_input(given: Mapping[str, bool], models: Sequence[str], own: Iterable[str], name: str) -> dict[str, bool]:

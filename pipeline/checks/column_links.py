@@ -67,10 +67,10 @@ def link_columns(
     known = set(schema.names)
     kept = [known_name(name, known) for name in kept]
     for name in kept:
-        found = name in known
-        cure = "" if found else nearest(name, schema.names)
-        problem = "" if found else f"--keep names no column of the input: {name!r}"
-        links.append(Link("kept", "", ((name, _type(schema, name)),), None, "", problem, cure))
+        problem = ("", "")
+        if name not in known:
+            problem = f"--keep names no column of the input: {name!r}", nearest(name, schema.names)
+        links.append(Link("kept", "", ((name, _type(schema, name)),), None, "", *problem))
     read = {(path_of(schema, name) or (name,))[0] for name in features}.union(kept)
     links += [Link("unused", "", ((field.name, field.type),), None) for field in schema if field.name not in read]
     return links
@@ -89,10 +89,8 @@ def _of_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice) -> 
             yield Link(kind, choice.name, (), TensorSpec(tensor, "", ()), "", problem, nearest(tensor, known))
     encoded = encoded_features(inputs, choice.rules)
     try:
-        planned = {
-            model_input.spec.name: model_input
-            for model_input in plan_inputs(schema, inputs, features, rules=choice.rules).inputs
-        }
+        plan = plan_inputs(schema, inputs, features, rules=choice.rules)
+        planned = {model_input.spec.name: model_input for model_input in plan.inputs}
     except HeadraceError:  # then plan each input alone
         planned = {}
     for name, spec in inputs.items():
@@ -100,16 +98,12 @@ def _of_model(schema: pa.Schema, signature: Signature, choice: ColumnChoice) -> 
             yield _fed(planned[name], choice.name)
             continue
         tensors = encoded.get(name) or (name,)
-        chosen = (
-            {tensor: features.get(tensor) or (tensor,) for tensor in tensors} if features or len(inputs) > 1 else {}
-        )
-        wanted = [column for tensor in tensors for column in chosen.get(tensor) or (tensor,)]
+        wanted = {tensor: features.get(tensor) or (tensor,) for tensor in tensors}
+        chosen, rules = wanted if features or len(inputs) > 1 else {}, rules_of(choice.rules, name, *tensors)
         try:
-            (model_input,) = plan_inputs(
-                schema, {name: spec}, chosen, rules=rules_of(choice.rules, name, *tensors)
-            ).inputs
+            (model_input,) = plan_inputs(schema, {name: spec}, chosen, rules=rules).inputs
         except HeadraceError as error:
-            columns = tuple((column, _type(schema, column)) for column in wanted)
+            columns = tuple((column, _type(schema, column)) for some in wanted.values() for column in some)
             yield Link("feature", choice.name, columns, spec, "", error.what, error.cure)
             continue
         yield _fed(model_input, choice.name)
@@ -153,11 +147,9 @@ def _fed(model_input: AnyInput, model: str) -> Link:
 
 
 def rules_of(rules: ColumnRules, *tensors: str) -> ColumnRules:
-    def own(pairs: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
-        return tuple(pair for pair in pairs if pair[0] in tensors)
-
     of_pairs: dict[str, Any] = {
-        flag: own(getattr(rules, flag)) for flag in ("pad", "fill", "decode_image", "tf_example")
+        flag: tuple(pair for pair in getattr(rules, flag) if pair[0] in tensors)
+        for flag in ("pad", "fill", "decode_image", "tf_example")
     }
     return replace(rules, cast=tuple(name for name in rules.cast if name in tensors), **of_pairs)
 
@@ -176,8 +168,6 @@ def _how(model_input: AnyInput) -> str:
 
 def _type(schema: pa.Schema, name: str) -> pa.DataType | None:
     path = path_of(schema, name)
-    return (
-        None
-        if path is None or len(schema.get_all_field_indices(path[0])) != 1
-        else member_type(schema.field(path[0]).type, path)
-    )
+    if path is None or len(schema.get_all_field_indices(path[0])) != 1:
+        return None
+    return member_type(schema.field(path[0]).type, path)

@@ -113,12 +113,9 @@ class _Tensor:
             self._check_rows(unsure)
 
     def _planned(self, rules: ColumnRules) -> AnyInput:
-        schema = self._sample.schema(
-            self._signature, replace(self._choice, rules=rules), self._chosen.get(self._name, ())
-        )
-        (model_input,) = plan_inputs(
-            schema, {self._name: self._spec}, self._chosen, rules=rules, where=self._sample.where
-        ).inputs
+        choice, where = replace(self._choice, rules=rules), self._sample.where
+        schema = self._sample.schema(self._signature, choice, self._chosen.get(self._name, ()))
+        (model_input,) = plan_inputs(schema, {self._name: self._spec}, self._chosen, rules=rules, where=where).inputs
         return model_input
 
     def _allow(

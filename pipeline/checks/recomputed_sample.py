@@ -77,9 +77,8 @@ def verify_sample(verdict: Verdict, job: Job, manifest: pa.Table, count: int) ->
             verdict.add("sample", where, f"column {far[0]!r} of rows from {first} on as computed again", "other values")
         close += bool(differing) and not far
     if passed_over:
-        verdict.notes.append(
-            f"{passed_over} of {count} batches drawn lie in files that had no such batches: passed over."
-        )
+        drawn = f"{passed_over} of {count} batches drawn"
+        verdict.notes.append(f"{drawn} lie in files that had no such batches: passed over.")
     if close:
         verdict.notes.append(
             f"{close} of {count} batches are not equal to the bit, but within {RELATIVE:g} of each value: so it is on "

@@ -81,15 +81,11 @@ def verify(output: str, storage: StoreOptions) -> tuple[Verdict, dict[str, Any],
     store = open_store(output, storage)
     there = {ref.uri.removeprefix(f"{output}/"): ref for ref in store.list(f"{output}/")}
     if missing := [name for name in (JOB_RECORD, SUCCESS) if name not in there]:
+        lists = (f"failed shards, listed in {name}" for name in there if is_failed_list(name))
         raise OutputIncomplete(
             f"{output} holds no finished job: {missing[0]} is missing",
             expected=f"{JOB_RECORD} and {SUCCESS}",
-            found=", ".join(
-                [
-                    f"{len(there)} objects",
-                    *(f"failed shards, listed in {name}" for name in there if is_failed_list(name)),
-                ]
-            ),
+            found=", ".join([f"{len(there)} objects", *lists]),
             cure="Run the job's command again to finish it, or look at the spelling of --output",
         )
     verdict = Verdict(output)
@@ -123,8 +119,9 @@ def _read_records(verdict: Verdict, store: Store, there: dict[str, ObjectRef]) -
             found=f"{type(error).__name__}: {error}",
             cure="Run the job's command again with --overwrite",
         ) from error
+    done = there[SUCCESS].uri
     verdict.expect("record", there[JOB_RECORD].uri, "fingerprint of its fields", fingerprint, said)
-    verdict.expect("record", there[SUCCESS].uri, "fingerprint", fingerprint, mark.get("fingerprint"))
+    verdict.expect("record", done, "fingerprint", fingerprint, mark.get("fingerprint"))
     tables = []
     for part in parts:
         if part not in there or not part.startswith(f"{MANIFEST_FOLDER}/"):
@@ -144,12 +141,10 @@ def _read_records(verdict: Verdict, store: Store, there: dict[str, ObjectRef]) -
         verdict.expect("record", there[part].uri, "fingerprint", fingerprint, kept.get("fingerprint"))
     verdict.checked["record"] = 2 + len(parts)
     manifest = pa.concat_tables(tables)
-    verdict.expect("record", there[SUCCESS].uri, "shards", manifest.num_rows, mark.get("shards"))
+    verdict.expect("record", done, "shards", manifest.num_rows, mark.get("shards"))
     if "digest" in mark:  # earlier versions wrote none
         digest = outputs_digest(verdict.output, store, parts)
-        verdict.expect(
-            "record", there[SUCCESS].uri, "digest of the outputs' names and versions", digest, mark["digest"]
-        )
+        verdict.expect("record", done, "digest of the outputs' names and versions", digest, mark["digest"])
     newest = newest_claim(store, verdict.output, max(map(claim_number, there)))
     if newest > mark_claim(store.read(there[SUCCESS])):
         claim = read_claim(store, verdict.output, newest)
@@ -273,11 +268,9 @@ def _check_file(store: Store, ref: ObjectRef, row: dict[str, Any], record: dict[
         wanted["joined"] = sources_sha256(*sources)
     for key, value in wanted.items():
         verdict.expect("identity", ref.uri, key, value, said.get(f"headrace.{key}"))
-    made = parse_output_name(row["output"])
-    first, *others = sources
-    if made is None or row["output"] != output_name(
-        made.stem, first, row["first_row"], row["rows"], record["fingerprint"], others
-    ):
+    made, (first, *others) = parse_output_name(row["output"]), sources
+    span = row["first_row"], row["rows"]
+    if made is None or row["output"] != output_name(made.stem, first, *span, record["fingerprint"], others):
         verdict.add("identity", ref.uri, "the name that input, rows and job lead to", row["output"])
     verdict.expect("rows", ref.uri, "rows", rows_written(row), footer.rows)
     left_out = str(row.get("filtered_rows") or 0)
@@ -312,13 +305,12 @@ def _parts(store: Store, ref: ObjectRef) -> Iterator[memoryview]:
 
 def _read_pages(store: Store, ref: ObjectRef) -> None:
     """Checks every page against its own checksum. It finds a flipped bit where the store knows no checksum of the object."""
-    source = store.open_arrow(ref)
-    try:
-        with pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True) as file:
-            for _ in file.iter_batches(use_threads=False):
-                continue
-    finally:
-        source.close()
+    with (
+        store.open_arrow(ref) as source,
+        pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True) as file,
+    ):
+        for _ in file.iter_batches(use_threads=False):
+            continue
 
 
 def _check_dead_letters(verdict: Verdict, storage: StoreOptions, rows: list[dict[str, Any]]) -> None:

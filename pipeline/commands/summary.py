@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -61,9 +61,8 @@ def little_memory(prepared: Prepared) -> str:
 
 def travelling_secrets(job: Job, runner: str | None) -> list[str]:
     """A sentence where a model's address is signed, or has a password, and crosses to workers elsewhere."""
-    uris = [
-        uri for model in job.models for uri in (model.ref.uri, model.ref.weights, *(o.uri for o in model.ref.objects))
-    ]
+    refs = [model.ref for model in job.models]
+    uris = [uri for ref in refs for uri in (ref.uri, ref.weights, *(part.uri for part in ref.objects))]
     named = sorted({public_uri(uri) for uri in uris if uri and uri != public_uri(uri)})
     if runner is None or not named:
         return []
@@ -90,9 +89,8 @@ def report_plan(prepared: Prepared, state: OutputState, shards: Iterable[Shard],
     chosen = [(signature, model.columns) for signature, model in zip(signatures, job.models, strict=True)]
     links = link_columns(prepared.seen, chosen, job.keep)
     counts = {"shards": count, "rows": rows, "bytes": size}
-    document = _plan_document(prepared, state, counts, memory_gb, runner) | {
-        "columns": [link.fields() for link in links]
-    }
+    document = _plan_document(prepared, state, counts, memory_gb, runner)
+    document["columns"] = [link.fields() for link in links]
     models, notes = document["models"], document["notes"]
     functions = [document["preprocess"], document["postprocess"]]
     aside = f" ({hidden} hidden and {empty} empty passed over)" if hidden + empty else ""
@@ -126,11 +124,8 @@ def report_plan(prepared: Prepared, state: OutputState, shards: Iterable[Shard],
     if state.complete:
         lines += ["", "Everything is done: the same command would compute nothing."]
     elif state.done:
-        are = "is" if state.done == 1 else "are"
-        said = (
-            f"{state.done:,} of {counted(count, 'shard')} {are} in the output already and would not be computed again."
-        )
-        lines += ["", said]
+        done = f"{state.done:,} of {counted(count, 'shard')} {'is' if state.done == 1 else 'are'}"
+        lines += ["", f"{done} in the output already and would not be computed again."]
     return Answer(lines, document)
 
 
@@ -182,9 +177,9 @@ def report_inspection(inspection: Inspection) -> Answer:
                 "signature": signature,
                 "objects": len(ref.objects),
                 "object_bytes": sum(part.size for part in ref.objects),
+                "signatures": {name: _signature_document(known, spec) for name, known in spec.signatures.items()},
+                "functions": list(spec.functions),
             }
-            | {"signatures": {name: _signature_document(known, spec) for name, known in spec.signatures.items()}}
-            | {"functions": list(spec.functions)}
         )
         lines += ["", *_inspected_model_lines(ref, spec, signature if inspection.links else None)]
     if inspection.inputs is not None and inspection.first is not None and inspection.schema is not None:
@@ -202,9 +197,7 @@ def report_inspection(inspection: Inspection) -> Answer:
         lines += [
             "",
             *([str(inputs.table)] if inputs.table else []),
-            f"{counted(inputs.files, 'file')} of Parquet; the first of them:"
-            if inputs.files > 1
-            else "1 file of Parquet:",
+            f"{inputs.files:,} files of Parquet; the first of them:" if inputs.files > 1 else "1 file of Parquet:",
             inputs.first.name,
         ]
         lines += passed_over(inputs.passed)
@@ -218,10 +211,8 @@ def report_inspection(inspection: Inspection) -> Answer:
             lines += table(("column", "type"), [(field.name, str(field.type)) for field in inspection.schema])
             for _, spec, signature in inspection.models:
                 if signature not in spec.signatures:
-                    lines += [
-                        "",
-                        f"There is no signature {signature!r} to check these columns against: name one with --signature.",
-                    ]
+                    none = f"There is no signature {signature!r} to check these columns against"
+                    lines += ["", f"{none}: name one with --signature."]
     return Answer(lines[lines[:1] == [""] :], document)
 
 
@@ -253,10 +244,8 @@ def report_summary(prepared: Prepared, done: Done, seconds: float) -> Answer:
     if done.by_earlier_attempts:
         lines.append(f"{done.by_earlier_attempts:,} of the shards were committed by an earlier attempt of this job")
     if bad:
-        lines.insert(
-            1,
-            f"{counted(bad, 'row')} could not be predicted and {'is' if bad == 1 else 'are'} in {job.on_error.dead_letters}",
-        )
+        are = "is" if bad == 1 else "are"
+        lines.insert(1, f"{counted(bad, 'row')} could not be predicted and {are} in {job.on_error.dead_letters}")
     if job.where is not None:
         are = "is" if done.filtered_rows == 1 else "are"
         lines.insert(1, f"{counted(done.filtered_rows, 'row')} {are} left out: not {job.where}")
@@ -290,7 +279,7 @@ def _model_lines(model: dict[str, Any]) -> Iterator[str]:
     yield f"Model    {name}{model['uri']}"
     yield f"         {model['format']}, signature {model['signature']}"
     yield f"         {counted(model['bytes'], 'byte')} to stream, {counted(model['parameters'], 'parameter')}"
-    yield from _parts_lines(model.get("parts", {}), "         ")
+    yield from (f"         {name} {what}" for name, what in model.get("parts", {}).items())
     if model["graph_bytes"] >= LARGE_GRAPH:
         yield f"         {counted(model['graph_bytes'], 'byte')} of graph, with the constants that it holds"
 
@@ -301,16 +290,11 @@ def _model_document(ref: ModelRef, spec: ModelSpec) -> dict[str, Any]:
     return {"uri": public_uri(ref.uri), "format": spec.format, "digest": ref.digest} | counted | parts
 
 
-def _parts_lines(parts: Mapping[str, str], margin: str) -> Iterator[str]:
-    """What a KerasHub preset is made of; the step of a checkpoint."""
-    yield from (f"{margin}{name} {what}" for name, what in parts.items())
-
-
 def _inspected_model_lines(ref: ModelRef, spec: ModelSpec, drawn_below: str | None) -> Iterator[str]:
     yield public_uri(ref.uri)
     yield f"{spec.format}, {counted(spec.parameters, 'parameter')}, {counted(spec.nbytes, 'byte')} to stream"
     yield f"{counted(len(ref.objects), 'object')} of {sum(part.size for part in ref.objects):,} bytes"
-    yield from _parts_lines(spec.parts, "")
+    yield from (f"{name} {what}" for name, what in spec.parts.items())
     for signature in spec.signatures.values():
         if signature.name != drawn_below:
             rows = [("input", name, *tensor_cells(tensor)) for name, tensor in signature.inputs.items()]
@@ -326,27 +310,18 @@ def _inspected_model_lines(ref: ModelRef, spec: ModelSpec, drawn_below: str | No
         yield from _operations_lines(spec, signature.name)
     if spec.functions:
         found = "no signature, but" if not (spec.signatures.keys() - set(spec.functions)) else "beside its signatures"
-        text = (
-            f"The model has {found} functions to call, as --signature={spec.functions[0]}: {', '.join(spec.functions)}"
-        )
-        yield from ("", *wrapped("", text))
+        called = f"--signature={spec.functions[0]}: {', '.join(spec.functions)}"
+        yield from ("", *wrapped("", f"The model has {found} functions to call, as {called}"))
     elif not spec.signatures:
-        text = (
-            "The model has no signature, and no function that was traced: nothing can be called. Export it with "
-            "signatures=…"
-        )
-        yield from ("", *wrapped("", text))
+        text = "The model has no signature, and no function that was traced: nothing can be called."
+        yield from ("", *wrapped("", f"{text} Export it with signatures=…"))
 
 
 def _example_lines(signature: Signature) -> Iterator[str]:
     for name, tensor in signature.inputs.items():
         if tensor.example is not None:
-            why = (
-                f"; {tensor.example.problem}"
-                if tensor.example.problem
-                else f"; --tf_example={name} makes them of columns"
-            )
-            yield from wrapped("", f"{name} takes {tensor.example}{why}")
+            why = tensor.example.problem or f"--tf_example={name} makes them of columns"
+            yield from wrapped("", f"{name} takes {tensor.example}; {why}")
         if tensor.composite is not None:
             yield from wrapped("", f"{name} takes {lists_taken(tensor)}")
 

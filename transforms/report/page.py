@@ -39,6 +39,7 @@ from .kept import Kept, embedded
 
 _NAMES_SHOWN = 12
 _MOST_CHARTS = 80
+_MARKS = {"steady": ("good", "steady"), "slight": ("warn", "shifted"), "marked": ("bad", "shifted much")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +134,10 @@ def _head(run: Run, found: dict[str, list[Drift]]) -> Iterator[str]:
     if differs := job.differs_from_run_to_run:
         yield answer("Is it repeatable?", "No", f"{'. '.join(differs)}.", "warn")
     trial = f" A trial: only the first {counted(job.limit, 'row')} (--limit)." if job.limit is not None else ""
-    left_out = (
+    where = (
         f" Of these, {account.filtered_rows:,} are left out of the output by --where." if job.where is not None else ""
     )
-    yield answer("How many rows?", f"{account.rows - account.bad_rows:,}", f"{_done(account)}{left_out}{trial}", "")
+    yield answer("How many rows?", f"{account.rows - account.bad_rows:,}", f"{_done(account)}{where}{trial}", "")
     yield answer("Is it like the previous run?", *_like(run, found))
     yield "</dl>"
 
@@ -171,15 +172,12 @@ def _like(run: Run, found: dict[str, list[Drift]]) -> tuple[str, str, str]:
     change = ""
     if before.rows:
         more = 100 * (run.account.rows / before.rows - 1)
-        change = (
-            f" {abs(more):.3g} % {'more' if more > 0 else 'fewer'} rows." if abs(more) >= 0.05 else " As many rows."
-        )
+        change = f" {abs(more):.3g} % {'more' if more > 0 else 'fewer'} rows."
+        if abs(more) < 0.05:
+            change = " As many rows."
     model = "" if before.model == run.kept.model else " Another model."
     said = f"Compared with the run of {before.written}.{change}{model}"
-    bad = {
-        name: drift for name, some in found.items() if (drift := worst(some)) is not None and drift.grade != "steady"
-    }
-    if bad:
+    if bad := {name: drift for name, some in found.items() if (drift := worst(some)) and drift.grade != "steady"}:
         top = max(bad, key=lambda name: bad[name].distance)
         others = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
         grade = "bad" if any(drift.grade == "marked" for drift in bad.values()) else "warn"
@@ -225,9 +223,7 @@ def _mark(found: Sequence[Drift]) -> str:
     drift = worst(found)
     if drift is None:
         return ""
-    said, kind = {"steady": ("steady", "good"), "slight": ("shifted", "warn"), "marked": ("shifted much", "bad")}[
-        drift.grade
-    ]
+    kind, said = _MARKS[drift.grade]
     return f'<span class="mark {kind}">{said}</span>'
 
 
@@ -237,10 +233,10 @@ def _column_table(column: Column, old: Column | None, found: Sequence[Drift]) ->
         head = head[:3]
     rows = [_column_row("This run", column)] + ([_column_row("Before", old)] if old is not None else [])
     table = table_html(head, [row[: len(head)] for row in rows], "t" + "n" * len(head), kind="statistics")
-    text = "; ".join(
-        f"{shift.of} {shift.distance:.3f} ({shift.grade}; chance alone {shift.chance:.3f})" for shift in found
-    )
-    return table + (f'<p class="soft">Jensen-Shannon distance to the previous run: {text}.</p>' if text else "")
+    if not found:
+        return table
+    each = (f"{shift.of} {shift.distance:.3f} ({shift.grade}; chance alone {shift.chance:.3f})" for shift in found)
+    return f'{table}<p class="soft">Jensen-Shannon distance to the previous run: {"; ".join(each)}.</p>'
 
 
 def _column_row(name: str, column: Column) -> list[str]:
