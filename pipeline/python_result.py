@@ -91,11 +91,9 @@ class JobResult:
             "<tr>" + "".join(f"<td>{html.escape(_short(value))}</td>" for value in row.values()) + "</tr>"
             for row in first.to_pylist()
         )
-        link = (
-            f'<p><a href="{html.escape(_as_link(self.report), quote=True)}">Report</a></p>'
-            if self.report is not None
-            else ""
-        )
+        link = ""
+        if self.report is not None:
+            link = f'<p><a href="{html.escape(_as_link(self.report), quote=True)}">Report</a></p>'
         return f"<pre>{html.escape(self.text)}</pre><table><tr>{names}</tr>{rows}</table>{link}"
 
 

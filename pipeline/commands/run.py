@@ -50,10 +50,8 @@ def run(request: Request, options: PredictOptions, ready: Ready | None = None) -
     _log_notes(request, options, prepared)
     if state.complete:
         if prepared.job.report is not None and options.report is not None and not report_written(prepared.job):
-            log_event(
-                "note",
-                f"No report is written of a run that computes nothing: none of it stands at {prepared.job.report}.",
-            )
+            none = f"none of it stands at {prepared.job.report}"
+            log_event("note", f"No report is written of a run that computes nothing: {none}.")
         return Ran(prepared, None, report_nothing_to_do(prepared, state))
     _log_state(state, prepared.job.output)
     if runner_of(options) is None and (note := little_memory(prepared)):

@@ -116,9 +116,8 @@ def stage(argv: Sequence[str]) -> str:
     parameters = {name: RuntimeValueProvider(name, str, staged.get(name)) for name in names}
     with ExitStack() as opened:
         packages = opened.enter_context(open_user_packages(request.user_packages, request.named_modules))
-        wheels = opened.enter_context(
-            own_package(options, elsewhere=is_dataflow(options), gpu=request.loading.device == "gpu")
-        )
+        gpu = request.loading.device == "gpu"
+        wheels = opened.enter_context(own_package(options, elsewhere=is_dataflow(options), gpu=gpu))
         for name, provider in parameters.items():
             setattr(options, name, provider)  # what Beam says of them in the template is null, as of any such
         pipeline = open_pipeline(options, packages, own=wheels)

@@ -82,11 +82,10 @@ def parameters() -> list[dict[str, Any]]:
 def classic_parameters() -> list[dict[str, Any]]:
     """All but the machines', which are part of a staged graph; and there an empty text is as good as none."""
     given = [parameter for parameter in parameters() if parameter["name"] not in _STAGED]
-    rewordings = {"keep": ("--keep= for none", "a comma alone for none")}
-    return [
-        parameter | {"helpText": parameter["helpText"].replace(*rewordings.get(parameter["name"], ("", "")))}
-        for parameter in given
-    ]
+    for parameter in given:
+        if parameter["name"] == "keep":
+            parameter["helpText"] = parameter["helpText"].replace("--keep= for none", "a comma alone for none")
+    return given
 
 
 def metadata(of: list[dict[str, Any]]) -> dict[str, Any]:
@@ -189,18 +188,17 @@ def _repeatable(action: argparse.Action) -> bool:
 
 
 def main(argv: Sequence[str]) -> int:
-    if list(argv) == ["metadata"]:
-        made = metadata(parameters())
-    elif list(argv) == ["classic"]:
-        made = metadata(classic_parameters())
-    elif len(argv) == 2 and argv[0] == "spec":
-        made = container_spec(argv[1])
-    else:
-        print(
-            "python -m headrace.pipeline.flags.template_parameters metadata, or … spec IMAGE, or … classic",
-            file=sys.stderr,
-        )
-        return 2
+    match argv:
+        case ["metadata"]:
+            made = metadata(parameters())
+        case ["classic"]:
+            made = metadata(classic_parameters())
+        case ["spec", image]:
+            made = container_spec(image)
+        case _:
+            program = "python -m headrace.pipeline.flags.template_parameters"
+            print(f"{program} metadata, or … spec IMAGE, or … classic", file=sys.stderr)
+            return 2
     print(json.dumps(made, indent=2, ensure_ascii=False))
     return 0
 

@@ -71,9 +71,8 @@ def check_dask(options: PipelineOptions, packages: Sequence[object] = ()) -> Non
     try:
         import distributed  # noqa: F401
     except ImportError as error:
-        raise InvalidRequest(
-            "--runner=DaskRunner needs Dask", found=str(error), cure="pip install 'headrace[dask]'"
-        ) from error
+        cure = "pip install 'headrace[dask]'"
+        raise InvalidRequest("--runner=DaskRunner needs Dask", found=str(error), cure=cure) from error
     if packages:
         raise InvalidRequest(
             "--user_package is not supplied to Dask's workers",
@@ -188,12 +187,8 @@ class DaskResult(PipelineResult):
 
     def _submit_step(self, step: AppliedPTransform) -> None:
         transform = step.transform
-        parts = [
-            part
-            for source in step.main_inputs.values()
-            if not isinstance(source, PBegin)
-            for part in self._collections[source]
-        ]
+        sources = [source for source in step.main_inputs.values() if not isinstance(source, PBegin)]
+        parts = [part for source in sources for part in self._collections[source]]
         if isinstance(transform, beam.ParDo):
             self._pardo(step, transform, parts)
             return

@@ -185,9 +185,8 @@ class StreamingModelHandler(ModelHandler[Row | pa.RecordBatch, PredictionResult,
     def get_resource_hints(self) -> dict[str, Any]:
         if self._hints is not None:
             return dict(self._hints)
-        return {
-            "min_ram": _BESIDE_THE_MODEL + self._spec.nbytes + self._spec.graph_memory + self._loading.in_flight_bytes
-        }
+        loading = self._loading.in_flight_bytes
+        return {"min_ram": _BESIDE_THE_MODEL + self._spec.nbytes + self._spec.graph_memory + loading}
 
     def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
         if inference_args:
@@ -262,11 +261,8 @@ def _check_batching(
     weight: int | None,
     element_size_fn: Callable[[Any], int] | None,
 ) -> None:
-    wrong = {
-        name: value
-        for name, value in (("min_batch_size", least), ("max_batch_size", most), ("max_batch_weight", weight))
-        if value is not None and value < 1
-    }
+    sizes = {"min_batch_size": least, "max_batch_size": most, "max_batch_weight": weight}
+    wrong = {name: value for name, value in sizes.items() if value is not None and value < 1}
     if duration is not None and duration <= 0:
         raise InvalidRequest("max_batch_duration_secs cannot be", expected="more than 0", found=str(duration))
     if wrong or (least is not None and most is not None and least > most):
@@ -276,12 +272,11 @@ def _check_batching(
             found=", ".join(f"{name}={value}" for name, value in wrong.items()) or f"{least} and {most}",
         )
     if weight is not None and (element_size_fn is None or most is not None):
+        alone = element_size_fn is None
         raise InvalidRequest(
-            "max_batch_weight is not enough by itself"
-            if element_size_fn is None
-            else "max_batch_weight is one bound too many",
+            f"max_batch_weight is {'not enough by itself' if alone else 'one bound too many'}",
             expected="max_batch_weight with element_size_fn, which gives an element's weight, and without max_batch_size",
-            found="no element_size_fn" if element_size_fn is None else f"max_batch_size={most}",
+            found="no element_size_fn" if alone else f"max_batch_size={most}",
         )
 
 
@@ -337,17 +332,13 @@ def _stacked(values: list[Any], spec: TensorSpec | None) -> Any:
 
 def _only_input(row: Any, inputs: Mapping[str, TensorSpec], uri: str) -> Row:
     """A bare array, or a number or text, for the only input that rows feed."""
-    bare = isinstance(row, np.ndarray | np.generic | int | float | complex | str | bytes | list) or hasattr(
-        row, "numpy"
-    )
-    if bare and len(inputs) == 1:
+    bare = isinstance(row, np.ndarray | np.generic | int | float | complex | str | bytes | list)
+    if len(inputs) == 1 and (bare or hasattr(row, "numpy")):
         return {next(iter(inputs)): row}
+    bare_too = ", or a bare array" if len(inputs) == 1 else ""
     raise DataError(
         f"An element for {uri} is neither a row nor a batch",
-        expected="{"
-        + ", ".join(inputs)
-        + "}, or a pyarrow.RecordBatch"
-        + (", or a bare array" if len(inputs) == 1 else ""),
+        expected=f"{{{', '.join(inputs)}}}, or a pyarrow.RecordBatch{bare_too}",
         found=type(row).__name__,
         cure="Map the elements first",
     )

@@ -108,11 +108,9 @@ class _PredictShard(beam.DoFn):
                 result = predict_shard(job, self._predictors[i], self._store, self._sink, shard, cancelled)
         finally:
             progress.add(shards_in_flight=-1)
-        return (
-            result
-            if result.measurements is None
-            else replace(result, measurements=replace(result.measurements, process=self._process))
-        )
+        if result.measurements is None:
+            return result
+        return replace(result, measurements=replace(result.measurements, process=self._process))
 
     def finish_bundle(self) -> Iterator[Any]:
         while self._pending:
@@ -182,9 +180,8 @@ class PredictShards(beam.PTransform):
 
     def expand(self, units: beam.PCollection[WorkUnit]) -> beam.PCollection[ShardResult | FailedShard]:
         known = self._job if isinstance(self._job, Job) else None
-        return units | "Predict" >> beam.ParDo(
-            _PredictShard(known, f"{self.label}/Predict"), self._job
-        ).with_output_types(ShardResult | FailedShard)
+        predict = beam.ParDo(_PredictShard(known, f"{self.label}/Predict"), self._job)
+        return units | "Predict" >> predict.with_output_types(ShardResult | FailedShard)
 
     def display_data(self) -> dict[str, Any]:
         if not isinstance(self._job, Job):
@@ -245,16 +242,15 @@ class Predict(beam.PTransform):
     ) -> None:
         super().__init__()
         check_update(update_model)
-        with argument_names():
-            if where is not None:
+        if where is not None:
+            with argument_names():
                 parse_where(where)
         self._request = request_batches(
             signature, features, predictions, keep, batch_rows, rules, outputs, constants, top_k, storage
         )
         if on_error not in ("fail", "dead_letter"):
-            raise InvalidRequest(
-                "on_error does not take this value", expected="'fail' or 'dead_letter'", found=repr(on_error)
-            )
+            values = "'fail' or 'dead_letter'"
+            raise InvalidRequest("on_error does not take this value", expected=values, found=repr(on_error))
         self._dead_letters = on_error == "dead_letter"
         self._ref = model if isinstance(model, ModelRef) else pin_model(model, storage)
         check_choice(describe_for_job(self._ref, signature).signatures[signature], self._request.columns)

@@ -69,9 +69,8 @@ class Predicting(beam.DoFn):
         self._load_seconds = time.perf_counter() - started
 
     def _replacement(self) -> BatchPredictor:
-        return BatchPredictor(
-            self._request, *load_replaceable(self._ref, self._request.signature, self._loading, self._path)
-        )
+        loaded = load_replaceable(self._ref, self._request.signature, self._loading, self._path)
+        return BatchPredictor(self._request, *loaded)
 
     def _count_load(self) -> None:
         if self._load_seconds is not None:

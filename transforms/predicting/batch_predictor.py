@@ -157,11 +157,8 @@ class BatchPredictor:
 
     def constants(self, rows: int) -> dict[str, np.ndarray[Any, Any]]:
         """The inputs that no row has, for so many rows."""
-        given = dict(self._request.columns.constants)
-        return {
-            constant.spec.name: constant.tensor(rows).numpy()
-            for constant in plan_constants(self.models[0].inputs, given)
-        }
+        planned = plan_constants(self.models[0].inputs, dict(self._request.columns.constants))
+        return {constant.spec.name: constant.tensor(rows).numpy() for constant in planned}
 
     @property
     def row_inputs(self) -> Mapping[str, TensorSpec]:
@@ -189,8 +186,5 @@ class BatchPredictor:
         columns = with_output_ranks(self.models[0], request.columns, batch, "the data")
         plan = plan_columns(batch.schema, [(self._signature, columns)], request.keep)
         rows, _ = choose_batch_rows(plan, request.rows)
-        predictors = [
-            Predictor(plan, [replica], device=device.kind)
-            for replica, device in zip(self.models, self.devices, strict=True)
-        ]
-        return predictors, rows
+        replicas = zip(self.models, self.devices, strict=True)
+        return [Predictor(plan, [model], device=device.kind) for model, device in replicas], rows

@@ -127,11 +127,9 @@ def finish(job: Job, parts: Iterable[ManifestPart], accounts: Iterable[Account] 
     if job.on_error.dead_letters is not None:
         named = UriDigests(_named_dead_letters(job, summary["manifest"]))
         _remove(job, store, list(unnamed_dead_letters(job, named)))
-    parts_there = [
-        (ref.uri.removeprefix(f"{job.output}/"), ref) for ref in store.list(f"{job.output}/{MANIFEST_FOLDER}/")
-    ]
-    unnamed = [ref for name, ref in parts_there if name not in summary["manifest"] and part_claim(name) <= job.claim]
-    _remove(job, store, unnamed)
+    there = {ref.uri.removeprefix(f"{job.output}/"): ref for ref in store.list(f"{job.output}/{MANIFEST_FOLDER}/")}
+    unnamed = there.keys() - set(summary["manifest"])
+    _remove(job, store, [ref for name, ref in there.items() if name in unnamed and part_claim(name) <= job.claim])
     if job.report is not None:
         write_report(job, summary["manifest"], accounts)
     return summary
@@ -238,22 +236,20 @@ class _Superseded:
         return own or 0 < int(said.get(CLAIM_KEY.encode(), b"0")) < self._job.claim
 
 
-def check_bad_rows(job: Job, parts: Iterable[str], rows: int, bad: int) -> None:
+def check_bad_rows(job: Job, parts: Sequence[str], rows: int, bad: int) -> None:
     """Compares the dead letters that the manifest names with the existing ones, and their number with the job's bound.
 
     Raises `OutputIncomplete`, and `TooManyBadRows`: also where not a single row was predicted, whatever the bound.
     """
     if job.on_error.dead_letters is None:
         return
-    parts = list(parts)
     check_dead_letters(job, lambda: _named_dead_letters(job, parts))
     allowed = job.on_error.allowed(rows)
     if bad > allowed or 0 < rows == bad:
         first = heapq.nsmallest(EXAMPLES, _named_dead_letters(job, parts))
         examples = first_examples(open_store(job.on_error.dead_letters, job.storage), first)
-        raise too_many_bad_rows(
-            job, f"among the job's {counted(rows, 'row')}", allowed if bad < rows else None, bad, examples
-        )
+        among, most = f"among the job's {counted(rows, 'row')}", allowed if bad < rows else None
+        raise too_many_bad_rows(job, among, most, bad, examples)
 
 
 def _named_dead_letters(job: Job, parts: Iterable[str]) -> Iterator[str]:

@@ -33,6 +33,9 @@ MOST_FILES_A_UNIT = 64
 _CHECKED_ON = 64
 _NAMED = 5
 
+# The files of one output, with their footers.
+_BeingRead = list[tuple[ObjectRef, Future[Footer]]]
+
 
 def input_files(job: Job) -> Iterator[ObjectRef]:
     """In the order of their URIs; where the job is limited to its first rows, in the order of their outputs, which needs
@@ -91,9 +94,8 @@ class _Splitter:
 
     def shards(self, source: ObjectRef, footer: Footer) -> Iterator[Shard]:
         values = dict(partition_values(source.uri, self._job.folder)) if self._job.partitions else {}
-        drift = self._drift_of_columns(source, footer.schema) or self._drift_of_partitions(
-            source, footer.schema, values
-        )
+        drift = self._drift_of_columns(source, footer.schema)
+        drift = drift or self._drift_of_partitions(source, footer.schema, values)
         stem = _stem(self._job, source.uri)
         deleted = self._deleted(source, footer)
         rows, sizes = live_rows(footer.row_group_rows, deleted), footer.row_group_bytes
@@ -106,12 +108,9 @@ class _Splitter:
         renamed = self._renamed(footer.schema) if not drift else ()
         for shard in split_file(source, stem, rows, sizes, self._job.shard_bytes, self._fingerprint, partitions, drift):
             gone = deleted_in(footer.row_group_rows, shard.row_groups, deleted) if len(deleted) else deleted
-            special = batch_rows is not None or renamed or len(gone)
-            yield (
-                replace(shard, batch_rows=batch_rows, renamed=renamed, deleted=pack_positions(gone))
-                if special
-                else shard
-            )
+            if batch_rows is not None or renamed or len(gone):
+                shard = replace(shard, batch_rows=batch_rows, renamed=renamed, deleted=pack_positions(gone))
+            yield shard
 
     def _batch_rows(self, source: ObjectRef, footer: Footer) -> int | None:
         """Rows per batch of a file with rows so large that the job's would hold too many bytes; None where they do not."""
@@ -247,11 +246,10 @@ def _differ(job: Job, shards: Iterable[Shard]) -> ColumnError:
         more = f", … ({len(names):,} in all)" if len(names) > _NAMED else ""
         what += f", and {', '.join(names[:_NAMED])}{more} {'does' if len(names) == 1 else 'do'} too, in some column"
     these, them = ("these files", "them") if others else ("this file", "it")
-    cure = f"Leave {these} out of --input, or write {them} again with the same schema (of a partition: or say "
-    cure += "--partition_columns=none)"
-    letters = "let their rows go to dead letters: --on_error=dead_letter, with as many --max_bad_rows"
-    cure += (
-        f"; without --compact, which joins files of one schema, you may {letters}" if job.compact else f", or {letters}"
+    may = "; without --compact, which joins files of one schema, you may" if job.compact else ", or"
+    cure = (
+        f"Leave {these} out of --input, or write {them} again with the same schema (of a partition: or say "
+        f"--partition_columns=none){may} let their rows go to dead letters: --on_error=dead_letter, with as many --max_bad_rows"
     )
     return ColumnError(what, expected=expected, found=was, cure=cure)
 
@@ -267,28 +265,23 @@ def _first_rows(splitter: _Splitter, shards: Iterable[Shard], limit: int) -> Ite
 
 def _shards_in_order(job: Job, splitter: _Splitter, files: Iterable[ObjectRef]) -> Iterator[Shard]:
     store = open_store(job.folder, job.storage)
-    ahead: deque[tuple[tuple[ObjectRef, ...], list[Future[Footer]]]] = deque()
+    ahead: deque[_BeingRead] = deque()
     with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as threads:
         reading = 0
         for sources in together(files, job.joined_bytes):
-            ahead.append((sources, [threads.submit(read_footer, store, source) for source in sources]))
+            ahead.append([(source, threads.submit(read_footer, store, source)) for source in sources])
             reading += len(sources)
             while reading >= _FOOTERS_AT_ONCE:
-                reading -= len(ahead[0][0])
-                yield from _shards_of_the_first(splitter, ahead)
+                reading -= len(ahead[0])
+                yield from _shards_of_files(splitter, ahead.popleft())
         while ahead:
-            yield from _shards_of_the_first(splitter, ahead)
+            yield from _shards_of_files(splitter, ahead.popleft())
 
 
-def _shards_of_the_first(
-    splitter: _Splitter, ahead: deque[tuple[tuple[ObjectRef, ...], list[Future[Footer]]]]
-) -> Iterator[Shard]:
+def _shards_of_files(splitter: _Splitter, files: _BeingRead) -> Iterator[Shard]:
     """The shards of each file, or one shard of the files that share an output; files of another schema are not joined."""
-    sources, footers = ahead.popleft()
-    shards = chain.from_iterable(
-        splitter.shards(source, footer.result()) for source, footer in zip(sources, footers, strict=True)
-    )
-    if len(sources) == 1:
+    shards = chain.from_iterable(splitter.shards(source, footer.result()) for source, footer in files)
+    if len(files) == 1:
         yield from shards
         return
     parts = list(shards)

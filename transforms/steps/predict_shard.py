@@ -43,10 +43,8 @@ def predict_shard(
     run = _ShardRun(job, predictor, store, sink, shard, cancelled)
     started = time.perf_counter()
     try:
-        key_values = _key_values(job, shard, run.threads, predictor.device)
-        written, rows = write_batches(
-            sink, uri, predictor.output_schema, run.predictions(), key_values, run.account_for
-        )
+        key_values, schema = _key_values(job, shard, run.threads, predictor.device), predictor.output_schema
+        written, rows = write_batches(sink, uri, schema, run.predictions(), key_values, run.account_for)
     except AlreadyExists:
         if (found := _already_written(job, sink, uri, shard)) is None:
             raise
@@ -184,7 +182,6 @@ def _of_parts(bisections: Sequence[Bisection], filtering: ShardFiltering) -> tup
 
 
 def _identity(job: Job, shard: Shard) -> dict[str, str]:
-    joined = {"headrace.joined": sources_sha256(*shard.sources)} if shard.joined else {}
     return {
         "headrace.fingerprint": job.fingerprint,
         "headrace.model": job.model_digests,
@@ -192,18 +189,19 @@ def _identity(job: Job, shard: Shard) -> dict[str, str]:
         "headrace.input_version": shard.source.version,
         "headrace.first_row": str(shard.first_row),
         "headrace.rows": str(shard.rows),
-        **joined,
+        **({"headrace.joined": sources_sha256(*shard.sources)} if shard.joined else {}),
     }
 
 
 def _key_values(job: Job, shard: Shard, threads: int, device: str) -> dict[str, str]:
     """The metadata of each prediction file: its identity, and what its bits depend on."""
-    bits = {
+    return {
+        **_identity(job, shard),
         "headrace.batch_rows": str(job.batch_rows),
         "headrace.intra_op_threads": str(threads),
         "headrace.device": device,
+        **({CLAIM_KEY: str(job.claim)} if job.claim else {}),
     }
-    return _identity(job, shard) | bits | ({CLAIM_KEY: str(job.claim)} if job.claim else {})
 
 
 def _outcome(
