@@ -43,9 +43,8 @@ def main(argv: list[str] | None = None) -> int:
         if error.began:
             return _log_failure("The job failed", error, verbose, 1)
         # The same command may be right later, or must be run again: something is half done.
-        return _log_failure(
-            "Cannot start", error, verbose, 1 if type(error) in (ClaimLost, StoreUnavailable, JobError) else 2
-        )
+        code = 1 if type(error) in (ClaimLost, StoreUnavailable, JobError) else 2
+        return _log_failure("Cannot start", error, verbose, code)
     except KeyboardInterrupt as stopped:
         text = str(stopped) or stopped_text(overwrites="--overwrite" in argv)
         log_interrupted("stopped", text, exit_code=STOPPED)
@@ -60,7 +59,9 @@ def _log_failure(what: str, error: HeadraceError, verbose: bool, code: int) -> i
 def _answer(command: str, request: Request, options: PredictOptions, argv: list[str]) -> int:
     as_json = options.json or is_json()
     if command == "inspect":
-        return _inspect(request, as_json)
+        from .commands.inspect import inspect
+
+        return _show(inspect(request), as_json)
     if command == "verify":
         return _verify(request, as_json)
     return _plan(request, options, argv, as_json) if command == "plan" else _run(request, options, as_json)
@@ -99,12 +100,6 @@ def _plan(request: Request, options: PredictOptions, argv: list[str], as_json: b
     if planned.refused is not None:
         raise planned.refused
     return 0
-
-
-def _inspect(request: Request, as_json: bool) -> int:
-    from .commands.inspect import inspect
-
-    return _show(inspect(request), as_json)
 
 
 def _verify(request: Request, as_json: bool) -> int:

@@ -17,6 +17,7 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ SHARDS = 8
 HELD_OUT_SHARDS = 2
 LEAST_ACCURACY = 0.95
 SEED = 0
+say = partial(print, flush=True)
 
 
 def main(flags: Sequence[str] = ()) -> None:
@@ -37,15 +39,12 @@ def main(flags: Sequence[str] = ()) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with emulated_bucket(BUCKET) as address:
-        print(
-            f"A bucket for this demo alone: gs://{BUCKET}, an emulator of Google Cloud Storage on {address}.",
-            flush=True,
-        )
+        say(f"A bucket for this demo alone: gs://{BUCKET}, an emulator of Google Cloud Storage on {address}.")
         root = f"gs://{BUCKET}"
         store = open_store(root)
         pixels, labels, trained_rows = fill(store, root)
         flags = [f"--model={root}/models/digits", f"--input={root}/in/*.parquet", f"--output={root}/out", *flags]
-        print(f"\n  $ {' '.join(['headrace', *map(_as_typed, flags)])}\n", flush=True)
+        say(f"\n  $ {' '.join(['headrace', *map(_as_typed, flags)])}\n")
         if code := subprocess.run([sys.executable, "-m", "pipeline", *flags], check=False).returncode:
             sys.exit(f"\nThe demo failed: that command line ended with exit code {code}.")
         scores = _predictions(store, f"{root}/out", labels)
@@ -90,9 +89,7 @@ def fill(store: Store, root: str) -> tuple[Any, Any, int]:
     _put_model(store, root, pixels[:trained_rows], labels[:trained_rows])
     for number, rows in enumerate(shards):
         _put_shard(store, f"{root}/in/part-{number:05d}-of-{SHARDS:05d}.parquet", rows, pixels[rows], labels[rows])
-    print(
-        f"The {len(labels):,} images are {SHARDS} Parquet shards; the last {HELD_OUT_SHARDS} were held out.", flush=True
-    )
+    say(f"The {len(labels):,} images are {SHARDS} Parquet shards; the last {HELD_OUT_SHARDS} were held out.")
     return pixels, labels, trained_rows
 
 
@@ -122,10 +119,7 @@ def _put_model(store: Store, root: str, pixels: Any, labels: Any) -> None:
     model.compile(keras.optimizers.Adam(0.003), "sparse_categorical_crossentropy")
     model.fit(pixels, labels, batch_size=64, epochs=25, verbose=0)
     seconds = time.perf_counter() - start
-    print(
-        f"A network of {model.count_params():,} parameters learned from {len(labels):,} images in {seconds:.1f} s.",
-        flush=True,
-    )
+    say(f"A network of {model.count_params():,} parameters learned from {len(labels):,} images in {seconds:.1f} s.")
     with tempfile.TemporaryDirectory() as folder:
         model.export(f"{folder}/digits", verbose=False)
         model.save(f"{folder}/digits.keras")
@@ -173,7 +167,7 @@ def _predictions(store: Store, output: str, labels: Any) -> Any:
 
 def _check_accuracy(scores: Any, labels: Any) -> None:
     accuracy = float((scores.argmax(axis=1) == labels).mean())
-    print(f"\nAccuracy on the {len(labels)} images that the network was not trained on: {accuracy:.3f}", flush=True)
+    say(f"\nAccuracy on the {len(labels)} images that the network was not trained on: {accuracy:.3f}")
     if accuracy < LEAST_ACCURACY:
         sys.exit(f"The demo failed: that should be {LEAST_ACCURACY} or more.")
 
@@ -183,9 +177,7 @@ def _check_keras(uri: str, pixels: Any, scores: Any) -> None:
     from headrace.transforms.models.load import load_model
 
     difference = float(np.abs(load_model(uri).predict({"pixels": pixels})["output_0"] - scores).max())
-    print(
-        f"The same network as a .keras file, by load_model({uri!r}): largest difference {difference:.1g}.", flush=True
-    )
+    say(f"The same network as a .keras file, by load_model({uri!r}): largest difference {difference:.1g}.")
     if difference > 1e-5:
         sys.exit("The demo failed: the two formats should give the same predictions.")
 

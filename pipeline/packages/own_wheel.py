@@ -136,9 +136,8 @@ def _requirements() -> list[str]:
             )
         needed, *extras = re.split(r"^\[(.+)\]$", described.read_text("utf-8"), flags=re.MULTILINE)
         sections = zip(extras[::2], extras[1::2], strict=True)
-        return needed.split() + [
-            f'{requirement}; extra == "{name}"' for name, ones in sections for requirement in ones.split()
-        ]
+        of_extras = [f'{one}; extra == "{name}"' for name, ones in sections for one in ones.split()]
+        return needed.split() + of_extras
 
 
 def _digest(data: bytes) -> str:

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TextIO
 
 from . import log
@@ -21,25 +21,18 @@ def is_live(stream: TextIO, environ: Mapping[str, str]) -> bool:
     return stream.isatty() and environ.get("TERM", "dumb") not in ("", "dumb", "unknown") and not environ.get("CI")
 
 
-@contextmanager
-def watched() -> Iterator[None]:
+def watched() -> AbstractContextManager[None]:
     """Shows this process's progress until the context ends, and how it ended."""
-    if is_live(sys.stderr, os.environ) and not log.is_json():
+    if log.is_json():
+        return _lines()
+    if is_live(sys.stderr, os.environ):
         # Loads rich, which no other way of showing needs.
         from .live_display import displayed
 
-        with displayed(Meter()):
-            yield
-        return
-    if not log.is_json():
-        from .notebook_display import displayed_in_notebook, is_in_notebook
+        return displayed(Meter())
+    from .notebook_display import displayed_in_notebook, is_in_notebook
 
-        if is_in_notebook():
-            with displayed_in_notebook(Meter()):
-                yield
-            return
-    with _lines():
-        yield
+    return displayed_in_notebook(Meter()) if is_in_notebook() else _lines()
 
 
 @contextmanager

@@ -113,8 +113,7 @@ class Accounts(beam.CombineFn):
         account.settle()
         return account
 
-    def extract_output(self, account: Account) -> Account:
-        return self.compact(account)
+    extract_output = compact
 
 
 class PartBegins(beam.CombineFn):
@@ -215,9 +214,7 @@ class Finalize(beam.PTransform):
         """Adds up each collection where it is made, before any step at which a runner may move elements."""
         if isinstance(self._job, Job) and self._job.report is None:
             return outcomes, []
-        split = [
-            part | f"AddUp{i}" >> beam.ParDo(_AddUp()).with_outputs(_ACCOUNTS, main="results")
-            for i, part in enumerate(outcomes)
-        ]
+        add_up = beam.ParDo(_AddUp()).with_outputs(_ACCOUNTS, main="results")
+        split = [part | f"AddUp{i}" >> add_up for i, part in enumerate(outcomes)]
         bundles = [part[_ACCOUNTS] for part in split] | "Bundles" >> beam.Flatten()
         return [part.results for part in split], AsList(bundles | "Accounts" >> beam.CombinePerKey(Accounts()))

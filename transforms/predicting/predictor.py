@@ -83,9 +83,8 @@ class Predictor:
         self.output_schema = postprocess.output_schema if postprocess else plan.output_schema
         self.where = None if where is None else RowFilter(where, self.output_schema)
         self.limit = BatchLimit()
-        self._parts = [
-            _Part(part, model, jit_rows, self.limit) for part, model in zip(plan.models, models, strict=True)
-        ]
+        parts = zip(plan.models, models, strict=True)
+        self._parts = [_Part(part, model, jit_rows, self.limit) for part, model in parts]
 
     @property
     def predictions(self) -> tuple[str, ...]:
@@ -178,9 +177,8 @@ class _Part:
         try:
             if full is None or rows == full:
                 return _with_batch(self._call(tensors), self._of_one_row)
-            filled = {
-                name: tensor if name in self._per_batch else _fill_up(tensor, full) for name, tensor in tensors.items()
-            }
+            by_row = tensors.keys() - self._per_batch
+            filled = {name: _fill_up(tensor, full) if name in by_row else tensor for name, tensor in tensors.items()}
             return {name: _cut(tensor, full, rows) for name, tensor in self._call(filled).items()}
         except UnsupportedModel:
             raise

@@ -85,10 +85,8 @@ def answer(asked: str, says: str, more: str, kind: str) -> str:
 
 
 def facts_table(facts: Iterable[tuple[str, str]]) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{say(name)}</th><td class="cut">{say(value)}</td></tr>' for name, value in facts
-    )
-    return f'<table class="facts"><tbody>{rows}</tbody></table>'
+    rows = (f'<tr><th scope="row">{say(name)}</th><td class="cut">{say(value)}</td></tr>' for name, value in facts)
+    return f'<table class="facts"><tbody>{"".join(rows)}</tbody></table>'
 
 
 def table_html(
