@@ -43,7 +43,11 @@ def with_needs(answer: Answer, needs: Sequence[Need], command: str | None) -> An
     flags = {name for name, _ in flags_of_needs(needs)}
     if flags & {"fill", "pad"}:
         lines += ["", *textwrap.wrap(_PLACEHOLDERS, WIDTH)]
-    lines += ["", *(["The command with these flags:", "", command] if command is not None else _without_command(needs))]
+    if command is not None:
+        lines += ["", "The command with these flags:", "", command]
+    else:
+        left = sum(not need.flags for need in needs)
+        lines += ["", *textwrap.wrap(f"No flag allows {left:,} of these, so no command is shown.", WIDTH)]
     return Answer(lines, document)
 
 
@@ -55,8 +59,3 @@ def _need_lines(need: Need) -> Iterator[str]:
         yield from textwrap.wrap(
             text, WIDTH, initial_indent=start, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
         )
-
-
-def _without_command(needs: Sequence[Need]) -> list[str]:
-    left = sum(not need.flags for need in needs)
-    return textwrap.wrap(f"No flag allows {left:,} of these, so no command is shown.", WIDTH)

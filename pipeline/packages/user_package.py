@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -135,8 +137,9 @@ def _check_described(folder: Path) -> None:
     modules = sorted(path.stem for path in folder.glob("*.py") if path.stem.isidentifier() and path.stem != "__init__")
     packages = sorted(path.parent.name for path in folder.glob("*/__init__.py"))
     name = re.sub(r"[^a-z0-9]+", "-", folder.resolve().name.lower()).strip("-") or "mine"
+    dumps = partial(json.dumps, ensure_ascii=False)  # such a list is one of TOML too
     lines = ["[project]", f'name = "{name}"', 'version = "1"']
-    lines += ["[tool.setuptools]", f"py-modules = {_toml(modules)}", f"packages = {_toml(packages)}"]
+    lines += ["[tool.setuptools]", f"py-modules = {dumps(modules)}", f"packages = {dumps(packages)}"]
     raise InvalidRequest(
         f"--user_package={folder} says nowhere what it is",
         expected="pyproject.toml or setup.py in it",
@@ -146,10 +149,6 @@ def _check_described(folder: Path) -> None:
         if modules or packages
         else "Name the folder that holds your modules",
     )
-
-
-def _toml(names: Sequence[str]) -> str:
-    return "[" + ", ".join(f'"{name}"' for name in names) + "]"
 
 
 def _reason(output: str) -> str:

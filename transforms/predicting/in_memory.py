@@ -84,17 +84,7 @@ def predict(
     Raises `ColumnError` where a column does not fit its input, `NullFeature` for a null without a `fill`, `DataError`
     for data that is none of these kinds, and what `load_model` raises.
     """
-    if ignore_exif and not decode_image:
-        raise unused_ignore_exif()
-    rules = ColumnRules(
-        pad=texts(pad),
-        fill=texts(fill),
-        cast=(cast,) if isinstance(cast, str) else tuple(cast),
-        decode_image=tuple((name, parse_image_size(name, size)) for name, size in (decode_image or {}).items()),
-        ignore_exif=ignore_exif,
-        tf_example=_encoded(tf_example),
-        prediction_type=prediction_type,
-    )
+    rules = _rules(pad, fill, cast, decode_image, ignore_exif, tf_example, prediction_type)
     if isinstance(model, Model):
         signature = model.signature
     request = request_batches(
@@ -109,6 +99,28 @@ def predict(
         return _predicted(predictor, hold(data), where)
     _check_iterable(data)
     return _each_predicted(predictor, data, where)
+
+
+def _rules(
+    pad: Mapping[str, Any] | None,
+    fill: Mapping[str, Any] | None,
+    cast: Sequence[str],
+    decode_image: Mapping[str, tuple[int, int] | str] | None,
+    ignore_exif: bool,
+    tf_example: Mapping[str, str | Sequence[str]] | str | Sequence[str],
+    prediction_type: str,
+) -> ColumnRules:
+    if ignore_exif and not decode_image:
+        raise unused_ignore_exif()
+    return ColumnRules(
+        pad=texts(pad),
+        fill=texts(fill),
+        cast=(cast,) if isinstance(cast, str) else tuple(cast),
+        decode_image=tuple((name, parse_image_size(name, size)) for name, size in (decode_image or {}).items()),
+        ignore_exif=ignore_exif,
+        tf_example=_encoded(tf_example),
+        prediction_type=prediction_type,
+    )
 
 
 def _check_iterable(data: Any) -> None:

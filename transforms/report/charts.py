@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
@@ -45,8 +45,12 @@ class Bars:
 class Areas:
     """Threads at work, stage over stage, at each of `seconds` since the run began."""
 
+    title: ClassVar = "Threads at work"
     seconds: tuple[float, ...]
     stages: tuple[tuple[float, ...], ...]
+
+
+Chart: TypeAlias = Bars | Areas
 
 
 def column_charts(now: Column, before: Column | None) -> list[Bars]:

@@ -10,7 +10,7 @@ from typing import Any
 from ..printable import printable
 from ..storage.store import public_uri
 from .account import STAGES
-from .charts import Areas, Bars, number
+from .charts import Areas, Bars, Chart, number
 
 _ROWS_OF_NUMBERS = 64
 _URL = re.compile(r"https?://[^\s'\"]+")
@@ -27,7 +27,7 @@ def track(begins: float, lasted: float, span: float, seconds: Sequence[float]) -
     return f'<div class="track"><span style="{place}">{parts}</span></div>'
 
 
-def bars_figure(chart: Bars, charts: list[Bars | Areas]) -> str:
+def bars_figure(chart: Bars, charts: list[Chart]) -> str:
     most = max(range(len(chart.now)), key=chart.now.__getitem__)
     names = chart.names()
     label = f"{chart.title}. Most are {names[most]}: {number(100 * chart.now[most])} % of this run."
@@ -38,37 +38,30 @@ def bars_figure(chart: Bars, charts: list[Bars | Areas]) -> str:
         old = [f"{100 * chart.before[at]:.2f} %"] if chart.before else []
         if chart.now[at] or (chart.before and chart.before[at]):
             rows.append([name, f"{100 * chart.now[at]:.2f} %", *old])
-    return figure_html(chart, charts, chart.title, label, keys, table_html(head, rows, "tnn", kind="numbers"))
+    return figure_html(chart, charts, label, keys, table_html(head, rows, "tnn", kind="numbers"))
 
 
-def areas_figure(chart: Areas, charts: list[Bars | Areas], spent: Sequence[float]) -> str:
+def areas_figure(chart: Areas, charts: list[Chart], spent: Sequence[float]) -> str:
     label = f"Threads at work over time. {spent_text(spent)} in all."
     keys = [(stage, stage, "") for stage in STAGES]
     at = range(0, len(chart.seconds), max(1, len(chart.seconds) // 20))
     rows = [[f"{chart.seconds[i]:.1f}", *(f"{stage[i]:.2f}" for stage in chart.stages)] for i in at]
     table = table_html(["second", *STAGES], rows, "nnnnn", kind="numbers")
-    return figure_html(chart, charts, "Threads at work", label, keys, table)
+    return figure_html(chart, charts, label, keys, table)
 
 
-def figure_html(
-    chart: Bars | Areas,
-    charts: list[Bars | Areas],
-    title: str,
-    label: str,
-    keys: Iterable[tuple[str, str, str]],
-    table: str,
-) -> str:
+def figure_html(chart: Chart, charts: list[Chart], label: str, keys: Iterable[tuple[str, str, str]], table: str) -> str:
     charts.append(chart)
     key = "".join(f'<span><i class="of-{of} {kind}"></i>{said}</span>' for of, said, kind in keys)
-    box = f'tabindex="0" role="group" aria-label="{say(title)}: arrow keys read it out" data-label="{say(label)}"'
+    box = f'tabindex="0" role="group" aria-label="{say(chart.title)}: arrow keys read it out" data-label="{say(label)}"'
     return (
-        f'<figure data-chart="{len(charts) - 1}"><figcaption>{say(title)}<span class="keys">{key}</span></figcaption>'
+        f'<figure data-chart="{len(charts) - 1}"><figcaption>{say(chart.title)}<span class="keys">{key}</span></figcaption>'
         f'<div class="chart" {box}></div><output aria-live="polite"></output>'
         f'<details><summary>The numbers</summary><div class="scroll">{table}</div></details></figure>'
     )
 
 
-def drawn(chart: Bars | Areas) -> dict[str, Any]:
+def drawn(chart: Chart) -> dict[str, Any]:
     if isinstance(chart, Areas):
         return {"seconds": chart.seconds, "stages": chart.stages}
     now, before = (shares and [round(share, 6) for share in shares] for shares in (chart.now, chart.before))

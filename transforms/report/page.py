@@ -14,7 +14,7 @@ from ..jobs.job import Job
 from ..shards.column_statistics import Column
 from ..shards.shard import FailedShard
 from .account import Account
-from .charts import Areas, Bars, column_charts, histogram, number, time_line
+from .charts import Chart, column_charts, histogram, number, time_line
 from .drift import Drift, shifts, worst
 from .explanation import explanation
 from .failed_shards import failed_answer, failed_section
@@ -55,7 +55,7 @@ class Run:
 
 
 def page(run: Run) -> str:
-    charts: list[Bars | Areas] = []
+    charts: list[Chart] = []
     found = _shifts(run)
     body = "\n".join(
         [
@@ -188,7 +188,7 @@ def _like(run: Run, found: dict[str, list[Drift]]) -> tuple[str, str, str]:
     return "Yes", f"No column shifted. {said}", "good"
 
 
-def _predictions(run: Run, found: dict[str, list[Drift]], charts: list[Bars | Areas]) -> Iterator[str]:
+def _predictions(run: Run, found: dict[str, list[Drift]], charts: list[Chart]) -> Iterator[str]:
     account = run.account
     yield "<section>"
     yield "<h2>What was predicted</h2>"
@@ -250,7 +250,7 @@ def _column_row(name: str, column: Column) -> list[str]:
     return [*row, f"{some.nan:,}", f"{some.infinite:,}", *(number(value) for value in numbers)]
 
 
-def _time(run: Run, charts: list[Bars | Areas]) -> Iterator[str]:
+def _time(run: Run, charts: list[Chart]) -> Iterator[str]:
     account = run.account
     yield "<section>"
     yield "<h2>Where the time went</h2>"
