@@ -155,14 +155,10 @@ class Account:
         self.began, self.ended = min(self.began, other.began), max(self.ended, other.ended)
         self.nanoseconds = [mine + more for mine, more in zip(self.nanoseconds, other.nanoseconds, strict=True)]
         self.batch_seconds.merge(other.batch_seconds)
-        self.devices += other.devices
         for process, retries in other.processes.values():
             self._note_process(process, retries)
         self.time_line.merge(other.time_line)
         self.unlike |= other.unlike | merge(self.columns, other.columns)
-        self.slowest += other.slowest
-        self.unread += other.unread
-        self.dead_letters += other.dead_letters
         self._bound()
 
     def settle(self) -> None:
@@ -171,13 +167,10 @@ class Account:
         self.columns = [column for column in self.columns if column.name not in self.unlike]
         self.devices = Counter(dict(sorted(self.devices.items())))
         self.processes = dict(sorted(self.processes.items()))
-        for numbers in (
-            self.batch_seconds,
-            *(numbers for column in self.columns for numbers in (column.numbers, column.largest)),
-        ):
-            if numbers is not None:
-                numbers.settle()
+        self.batch_seconds.settle()
         for column in self.columns:
+            for numbers in filter(None, (column.numbers, column.largest)):
+                numbers.settle()
             column.values = None if column.values is None else dict(sorted(column.values.items()))
 
     def _bound(self, times: int = 2) -> None:
@@ -265,9 +258,11 @@ class Account:
         self.processes[process.name] = noted, max(last, retries)
 
 
+# Numbers, lists and counts that merge by adding them.
 _SUMS = (
     *("shards", "rows", "bad_rows", "output_bytes", "computed_shards", "computed_rows", "read_bytes", "written_bytes"),
     *("batches", "batches_halved", "filtered_rows", "described", "footers", "bad_rows_read"),
+    *("devices", "slowest", "unread", "dead_letters"),
 )
 
 
