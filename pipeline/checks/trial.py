@@ -165,7 +165,7 @@ class _Runner:
             self._clean()
         seconds, after = time.perf_counter() - started, progress.snapshot()
         done, bad = after.rows_done - before.rows_done, after.bad_rows - before.bad_rows
-        return _Round(done, bad, seconds, time.process_time() - cpu, sink.written, any(stopped))
+        return _Round(done, bad, seconds, time.process_time() - cpu, sink.counters.bytes_written, any(stopped))
 
     def _of_a_thread(self, thread: int, rows: int, sink: Store, cancelled: threading.Event) -> None:
         predictor = self._predictors[thread % len(self._predictors)]
@@ -205,17 +205,8 @@ def _of_each(parts: Sequence[Shard], threads: int) -> list[list[Shard]]:
 class _NothingKept(MemoryStore):
     """Counts what is written, and forgets it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.written = 0
-        self._lock = threading.Lock()
-
     def create(self, uri: str) -> Writer:
         return _Counted(self, uri)
-
-    def count(self, nbytes: int) -> None:
-        with self._lock:
-            self.written += nbytes
 
 
 class _Counted(Writer):
@@ -232,7 +223,7 @@ class _Counted(Writer):
 
     def commit(self) -> ObjectRef:
         self._closed = True
-        self._store.count(self._written)
+        self._store.counters.add(bytes_written=self._written)
         return ObjectRef(self._uri, self._written, "trial")
 
     def abort(self) -> None:
