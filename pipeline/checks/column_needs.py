@@ -41,14 +41,12 @@ Ready = Callable[[Flags], str]
 @dataclass(frozen=True, slots=True)
 class Need:
     """Why an input of a model cannot be fed. `tensor` is its name in flags; `flags` (name and value of each) would allow it,
-    and are empty where only other columns or other data would. `in_rows` is whether single rows are to blame, not a column's
-    type.
+    and are empty where only other columns or other data would.
     """
 
     tensor: str
     error: DataError
     flags: Flags
-    in_rows: bool
 
     def fields(self) -> dict[str, Any]:
         error = self.error
@@ -141,14 +139,14 @@ class _Tensor:
                 left = still if in_rows and isinstance(still, DataError) else left
                 continue
             self._rules = rules
-            self._note(error, flags, in_rows=in_rows)
+            self._note(error, flags)
             return True
-        self._note(left, (), in_rows=in_rows)
+        self._note(left, ())
         return False
 
-    def _note(self, error: DataError, flags: Flags, *, in_rows: bool) -> None:
+    def _note(self, error: DataError, flags: Flags) -> None:
         tensor = f"{self._choice.name}.{self._name}" if self._choice.name else self._name
-        self.found.append(Need(tensor, error, flags, in_rows))
+        self.found.append(Need(tensor, error, flags))
 
     def _values(self, names: Iterable[str]) -> Flags:
         """The values of --fill and --pad are placeholders. Skips flags that were already given or cannot have a value."""
@@ -190,7 +188,7 @@ class _Tensor:
                 else f"Say --fill {self._name}=VALUE, or leave these rows out with --on_error=dead_letter",
             )
             if self._rules.fill:  # for another column of this tensor
-                self._note(error, tuple(("fill", value) for _, value in self._rules.fill), in_rows=True)
+                self._note(error, tuple(("fill", value) for _, value in self._rules.fill))
             else:
                 self._allow(error, [("fill",)], self._planned, in_rows=True)
         return True
@@ -203,7 +201,7 @@ class _Tensor:
                 if not self._fits(batch, where, first_row):
                     return
         except DataError as error:  # such as a null that Arrow cannot read
-            self._note(error, (), in_rows=True)
+            self._note(error, ())
 
     def _fits(self, batch: pa.RecordBatch, where: str, first_row: int) -> bool:
         """Whether flags, including those found to be necessary, make a tensor of the rows."""

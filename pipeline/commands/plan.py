@@ -13,7 +13,7 @@ from ..checks.column_needs import Need, Ready, column_needs, command_of_needs, i
 from ..checks.forecast import Forecast, forecast
 from ..checks.input_sample import InputSample
 from ..checks.inspection import inspect_request
-from ..checks.output_folder import OutputState, examine_output
+from ..checks.output_folder import examine_output
 from ..checks.preflight import Prepared, prepare
 from ..checks.trial import EvenSample, run_trial
 from ..flags.beam_options import PredictOptions, runner_of
@@ -27,13 +27,10 @@ from .summary import report_inspection, report_plan
 
 @dataclass(frozen=True)
 class Planned:
-    """`state` is what the output folder already holds of the job. Where columns do not fit, there is no job: `refused` says
-    why, and `answer` shows what fits and what does not. `ready` is the command or call that would be accepted, None where
-    flags alone do not help or none are missing. `forecast` comes from --trial.
+    """Where columns do not fit, `refused` says why, and `answer` shows what fits and what does not. `ready` is the command or
+    call that would be accepted, None where flags alone do not help or none are missing. `forecast` comes from --trial.
     """
 
-    prepared: Prepared | None
-    state: OutputState | None
     answer: Answer
     refused: DataError | None = None
     ready: str | None = None
@@ -58,7 +55,7 @@ def plan(request: Request, options: PredictOptions, ready: Ready) -> Planned:
     if request.trial is not None:
         made = _forecast(request, request.trial, prepared, sample, answer)
         answer = with_forecast(answer, made)
-    return Planned(prepared, state, answer, None, command, made)
+    return Planned(answer, None, command, made)
 
 
 def _forecast(request: Request, rows: int, prepared: Prepared, sample: EvenSample, answer: Answer) -> Forecast:
@@ -92,4 +89,4 @@ def _refused(request: Request, ready: Ready, error: ColumnError | None, needs: t
         needs = inspected_needs(request, inspection)
     command = command_of_needs(needs, error, ready)
     answer = with_needs(report_inspection(inspection), needs, command)
-    return Planned(None, None, answer, refusal(needs, error), command)
+    return Planned(answer, refusal(needs, error), command)

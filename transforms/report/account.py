@@ -87,7 +87,6 @@ class Slow:
     output: str
     began: float
     rows: int
-    process: str
     seconds: tuple[float, float, float]
 
 
@@ -241,12 +240,10 @@ class Account:
         self.batch_seconds.merge(measured.batch_seconds)
         self.began, self.ended = min(self.began, measured.began), max(self.ended, measured.ended)
         self.time_line.add(measured.began, measured.ended, (0.0, read, predict, write))
-        process = ""
         if measured.process is not None:
             self._note_process(measured.process, measured.retries)
-            process = measured.process.name
         lasted, shard = measured.ended - measured.began, result.shard
-        self.slowest.append(Slow(lasted, shard.output, measured.began, shard.rows, process, spent))
+        self.slowest.append(Slow(lasted, shard.output, measured.began, shard.rows, spent))
 
     def _note_process(self, process: Process, retries: int) -> None:
         """Several threads of it may have waited for one load."""
