@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import io
 import sys
-import traceback
 
 from headrace.transforms.errors import ClaimLost, HeadraceError, JobError, NotParquet, ShardsFailed, StoreUnavailable
 
@@ -52,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _log_failure(what: str, error: HeadraceError, verbose: bool, code: int) -> int:
-    log_error(what, error, code, "".join(traceback.format_exception(error)) if verbose else None)
+    log_error(what, error, code, verbose=verbose)
     return code
 
 

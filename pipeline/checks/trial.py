@@ -162,7 +162,9 @@ class _Runner:
                 stopped = [self._ended(future, cancelled) for future in futures]
         finally:
             timer.cancel()
-            self._clean()
+            store = open_store(self._job.output, self._job.storage)
+            for ref in list(store.list(self._job.output)):  # dead letters, which no test of a plan is to keep
+                store.delete(ref)
         seconds, after = time.perf_counter() - started, progress.snapshot()
         done, bad = after.rows_done - before.rows_done, after.bad_rows - before.bad_rows
         return _Round(done, bad, seconds, time.process_time() - cpu, sink.counters.bytes_written, any(stopped))
@@ -186,12 +188,6 @@ class _Runner:
             cancelled.set()
             raise
         return False
-
-    def _clean(self) -> None:
-        """Takes away dead letters, which no test of a plan is to keep."""
-        store = open_store(self._job.output, self._job.storage)
-        for ref in list(store.list(self._job.output)):
-            store.delete(ref)
 
 
 def _of_each(parts: Sequence[Shard], threads: int) -> list[list[Shard]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import sys
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -129,12 +128,12 @@ def stage(argv: Sequence[str]) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    set_up_logs(as_json=wants_json(argv), verbose="--verbose" in argv)
+    verbose = "--verbose" in argv
+    set_up_logs(as_json=wants_json(argv), verbose=verbose)
     try:
         print(stage(argv))
     except HeadraceError as error:
-        verbose = "--verbose" in argv
-        log_error("Cannot stage", error, 2, "".join(traceback.format_exception(error)) if verbose else None)
+        log_error("Cannot stage", error, 2, verbose=verbose)
         return 2
     return 0
 

@@ -80,10 +80,11 @@ def log_interrupted(event: str, message: str, **keys: Any) -> None:
     log_event(event, message, logging.WARNING, **keys)
 
 
-def log_error(what: str, error: HeadraceError, code: int, traceback: str | None) -> None:
-    """`what` has become of the command; `code` is its exit code."""
+def log_error(what: str, error: HeadraceError, code: int, *, verbose: bool) -> None:
+    """`what` has become of the command; `code` is its exit code. `verbose`: with the traceback."""
+    traceback = "".join(tracebacks.format_exception(error)) if verbose else ""
     if not _as_json:
-        print(f"{printable_lines(traceback or '')}{what}: {printable(str(error))}", file=sys.stderr, flush=True)
+        print(f"{printable_lines(traceback)}{what}: {printable(str(error))}", file=sys.stderr, flush=True)
         return
     keys = {key: getattr(error, key) for key in ("what", "expected", "found", "cure")}
     keys |= {"error": type(error).__name__, "exit_code": code} | ({"traceback": traceback} if traceback else {})

@@ -30,7 +30,7 @@ class _ListInputs(beam.DoFn):
         elif job.joined_bytes is not None:
             yield from together(files, job.joined_bytes)
         else:
-            yield from join_small(files, lambda ref: ref.size, job.shard_bytes, MOST_FILES_A_UNIT)
+            yield from join_small(files, job.shard_bytes, MOST_FILES_A_UNIT)
 
 
 class _ReadFooters(beam.DoFn):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain, groupby, islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -30,8 +30,6 @@ _STATS_AT_ONCE = 32
 # Lines for some millions of files.
 _LIST_BYTES = 1 << 30
 MOST_JOINED = 4096
-
-Part = TypeVar("Part")
 
 
 @dataclass(slots=True)
@@ -298,21 +296,19 @@ def together(files: Iterable[ObjectRef], joined_bytes: int | None) -> Iterator[t
         yield from ((ref,) for ref in files)
         return
     for _, neighbours in groupby(files, key=lambda ref: ref.uri.rpartition("/")[0]):
-        yield from join_small(neighbours, lambda ref: ref.size, joined_bytes, MOST_JOINED)
+        yield from join_small(neighbours, joined_bytes, MOST_JOINED)
 
 
-def join_small(
-    parts: Iterable[Part], size: Callable[[Part], int], most_bytes: int, most: int
-) -> Iterator[tuple[Part, ...]]:
+def join_small(files: Iterable[ObjectRef], most_bytes: int, most: int) -> Iterator[tuple[ObjectRef, ...]]:
     """Neighbours together, up to `most` and `most_bytes` in all; what is larger alone stays alone."""
-    unit: list[Part] = []
+    unit: list[ObjectRef] = []
     nbytes = 0
-    for part in parts:
-        if unit and (nbytes + size(part) > most_bytes or len(unit) == most):
+    for ref in files:
+        if unit and (nbytes + ref.size > most_bytes or len(unit) == most):
             yield tuple(unit)
             unit, nbytes = [], 0
-        unit.append(part)
-        nbytes += size(part)
+        unit.append(ref)
+        nbytes += ref.size
     if unit:
         yield tuple(unit)
 

@@ -29,7 +29,7 @@ def sized(sizes: list[int]) -> list[ObjectRef]:
 @given(st.lists(st.integers(0, 120), max_size=300))
 def test_small_files_are_joined_in_order_up_to_the_bounds(sizes: list[int]) -> None:
     files = sized(sizes)
-    units = list(join_small(files, lambda ref: ref.size, 100, 64))
+    units = list(join_small(files, 100, 64))
     assert [ref for unit in units for ref in unit] == files
     assert all(len(unit) == 1 or sum(ref.size for ref in unit) <= 100 for unit in units)
     assert all(0 < len(unit) <= 64 for unit in units)
