@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from benchmarks import measure, work
 from benchmarks.measure import Goal, Machine
-from headrace.pipeline.terminal.native_stderr import quiet_stderr
+from headrace.pipeline.terminal.log import quiet_stderr
 
 SIDE = 224
 LEAST = 0.95

@@ -24,7 +24,7 @@ from benchmarks import measure, picture, work
 from benchmarks.measure import Goal, Machine
 from benchmarks.peers.columnar import Network
 from benchmarks.throughput_programs import PROGRAMS, QUICK, Program, Sizes, command, why_not
-from headrace.pipeline.terminal.native_stderr import quiet_stderr
+from headrace.pipeline.terminal.log import quiet_stderr
 
 COMPARED_IDS = 1000
 OF_THE_BOUND = 0.90

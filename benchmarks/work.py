@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 
-from headrace.pipeline.terminal.native_stderr import quiet_stderr
+from headrace.pipeline.terminal.log import quiet_stderr
 
 FILES = 8
 ROW_GROUP_ROWS = 16_384

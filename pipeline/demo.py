@@ -24,7 +24,7 @@ import numpy as np
 
 from headrace.transforms.storage import Store, open_store
 
-from .terminal.native_stderr import quiet_stderr
+from .terminal.log import quiet_stderr
 
 BUCKET = "headrace-demo"
 SHARDS = 8

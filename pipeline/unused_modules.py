@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .flags.command_flags import flags_of
-from .flags.flags import COMMANDS
+from .flags.flags import COMMANDS, flags_of
 
 # All of them are optional for the module that imports them.
 _UNUSED = (

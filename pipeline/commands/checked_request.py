@@ -18,8 +18,7 @@ from ..runners.dask_runner import check_dask
 from ..runners.dataflow import check_dataflow
 from ..runners.dataflow_workers import set_up_workers
 from ..runners.portable import check_portable, timeout_note
-from ..terminal.log import log_event
-from ..terminal.native_stderr import quiet_stderr
+from ..terminal.log import log_event, quiet_stderr
 
 JOBS = ("run", "plan")
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from .command_flags import flags_of
-from .flags import COMMANDS
+from .flags import COMMANDS, flags_of
 
 SHELLS = ("bash", "zsh", "fish")
 _OTHERS = ("help", "version", "completion")

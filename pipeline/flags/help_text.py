@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 
-from .command_flags import flags_of
-from .flags import NEEDED, add_flags
+from .flags import NEEDED, add_flags, flags_of
 
 _DESCRIPTION = """\
 Run a TensorFlow or Keras model over Parquet files.

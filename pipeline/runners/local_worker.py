@@ -17,7 +17,7 @@ from headrace.transforms.steps.shard_log import running
 from headrace.transforms.steps.termination import end_shards
 from headrace.transforms.storage.store import retries_so_far
 
-from ..terminal.native_stderr import quiet_stderr
+from ..terminal.log import quiet_stderr
 
 _TELL_EVERY_SECONDS = 0.2
 

@@ -12,7 +12,8 @@ import sys
 import threading
 import traceback as tracebacks
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import pairwise
 from types import TracebackType
@@ -104,6 +105,28 @@ def log_raw(data: bytes) -> None:
         return
     for line in data.decode(errors="replace").splitlines():
         log_event("log", line, logging.WARNING, logger="native")
+
+
+@contextmanager
+def quiet_stderr() -> Iterator[None]:
+    """Holds back what is written to file descriptor 2 in the block; an exception brings it out again. TensorFlow's C++ writes
+    there during its import, before it applies any log level.
+    """
+    sys.stderr.flush()
+    kept, real = os.memfd_create("stderr"), os.dup(2)
+    os.dup2(kept, 2)
+    try:
+        yield
+    except BaseException:
+        os.dup2(real, 2)
+        os.lseek(kept, 0, os.SEEK_SET)
+        with open(kept, "rb", closefd=False) as held:
+            log_raw(held.read())
+        raise
+    finally:
+        os.dup2(real, 2)
+        os.close(real)
+        os.close(kept)
 
 
 def is_json() -> bool:

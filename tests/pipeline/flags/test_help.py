@@ -15,9 +15,8 @@ import pytest
 
 from headrace.pipeline.cli import main
 from headrace.pipeline.flags.beam_options import parse_flags
-from headrace.pipeline.flags.command_flags import flags_of
 from headrace.pipeline.flags.completion import SHELLS, completion
-from headrace.pipeline.flags.flags import COMMANDS, NEEDED
+from headrace.pipeline.flags.flags import COMMANDS, NEEDED, flags_of
 from headrace.pipeline.flags.help_text import help_text
 from headrace.pipeline.flags.request import parse_request
 from headrace.pipeline.runners.dataflow import check_dataflow
