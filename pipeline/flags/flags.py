@@ -1,4 +1,4 @@
-"""Every flag of headrace once, with its help, and the commands that take it. Importing this imports neither Beam nor TensorFlow."""
+"""Every flag of headrace once, with its help and its commands. Importing this imports neither Beam nor TensorFlow."""
 
 from __future__ import annotations
 
