@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,6 +28,7 @@ from headrace.transforms.storage.store import take_retries
 from ..flags.beam_options import PredictOptions, processes_of, runner_of
 from ..packages.user_package import UserPackage
 from ..terminal.log import log_event
+from ..terminal.progress_meter import repeated
 from ..terminal.progress_output import watched
 from .dask_runner import DaskRunner, is_dask
 from .dataflow import left_running_text, not_taken, submitted_text
@@ -190,7 +190,7 @@ def workers_error(error: Exception) -> HeadraceError:
 @contextmanager
 def _shown_counts(result: Any, found_done: int) -> Iterator[None]:
     """A line for the job's counters, where they changed, and one at its end."""
-    stop, started, shown = threading.Event(), time.monotonic(), ""
+    started, shown = time.monotonic(), ""
 
     def show() -> None:
         nonlocal shown
@@ -205,17 +205,8 @@ def _shown_counts(result: Any, found_done: int) -> Iterator[None]:
             log_event("progress", f"{line}, {seconds:,.0f} s", seconds=round(seconds, 3), **counted)
             shown = line
 
-    def poll() -> None:
-        while not stop.wait(REMOTE_LINE_EVERY_SECONDS):
-            show()
-
-    thread = threading.Thread(target=poll, name="headrace-counters", daemon=True)
-    thread.start()
-    try:
+    with repeated(show, REMOTE_LINE_EVERY_SECONDS):
         yield
-    finally:
-        stop.set()
-        thread.join()
     show()
 
 

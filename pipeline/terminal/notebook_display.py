@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import html
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from headrace.transforms.printable import printable
 
-from .progress_meter import Meter, Reading, describe
+from .progress_meter import Meter, Reading, describe, repeated
 
 _EVERY_SECONDS = 0.5
 
@@ -31,19 +30,10 @@ def displayed_in_notebook(meter: Meter) -> Iterator[None]:
     from IPython.display import HTML, display
 
     handle = display(HTML(progress_html(meter.read())), display_id=True)
-    stop = threading.Event()
-
-    def keep_drawing() -> None:
-        while not stop.wait(_EVERY_SECONDS):
-            handle.update(HTML(progress_html(meter.read())))
-
-    thread = threading.Thread(target=keep_drawing, name="headrace-progress", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(lambda: handle.update(HTML(progress_html(meter.read()))), _EVERY_SECONDS):
+            yield
     finally:
-        stop.set()
-        thread.join()
         handle.update(HTML(progress_html(meter.last())))
 
 

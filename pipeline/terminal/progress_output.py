@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TextIO
 
 from . import log
-from .progress_meter import Meter, Reading, describe
+from .progress_meter import Meter, describe, repeated
 
 _LINE_EVERY_SECONDS = 5.0
 
@@ -37,25 +36,18 @@ def watched() -> AbstractContextManager[None]:
 
 @contextmanager
 def _lines() -> Iterator[None]:
-    stop, meter = threading.Event(), Meter()
+    meter, shown, spoke = Meter(), "", 0.0
 
-    def show(reading: Reading) -> str:
-        line = describe(reading)
-        log.log_event("progress", line, **reading.fields())
-        return line
+    def show_change() -> None:
+        nonlocal shown, spoke
+        reading = meter.read()
+        if (line := describe(reading)) != shown and time.monotonic() - spoke >= _LINE_EVERY_SECONDS:
+            log.log_event("progress", line, **reading.fields())
+            shown, spoke = line, time.monotonic()
 
-    def keep_showing() -> None:
-        shown, spoke = "", 0.0
-        while not stop.wait(0.25):
-            reading = meter.read()
-            if describe(reading) != shown and time.monotonic() - spoke >= _LINE_EVERY_SECONDS:
-                shown, spoke = show(reading), time.monotonic()
-        show(meter.last())
-
-    thread = threading.Thread(target=keep_showing, name="headrace-progress", daemon=True)
-    thread.start()
     try:
-        yield
+        with repeated(show_change, 0.25):
+            yield
     finally:
-        stop.set()
-        thread.join()
+        last = meter.last()
+        log.log_event("progress", describe(last), **last.fields())
