@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from headrace.transforms.argument_names import naming_arguments
+from headrace.transforms.argument_names import argument_names
 from headrace.transforms.jobs.job import SUCCESS, stored_object
 from headrace.transforms.storage import open_store
 
@@ -37,7 +37,7 @@ class Report:
         printer.text(self.text)
 
 
-@naming_arguments
+@argument_names()
 def run(
     *,
     model: str | Sequence[str],
@@ -90,7 +90,7 @@ def run(
     return JobResult(job.output, mark["rows"], mark["bad_rows"], computed, *report, mark.get("filtered_rows", 0))
 
 
-@naming_arguments
+@argument_names()
 def plan(
     *,
     model: str | Sequence[str],
@@ -123,7 +123,7 @@ def plan(
     raise type(refused)(refused.what, expected=refused.expected, found=refused.found, cure=cure)
 
 
-@naming_arguments
+@argument_names()
 def inspect(
     *,
     model: str | Sequence[str] | None = None,
@@ -142,7 +142,7 @@ def inspect(
     return Report(answer.text, answer.document)
 
 
-@naming_arguments
+@argument_names()
 def verify(*, output: str, **flags: Any) -> Report:
     """Reads a finished output back. `document["sound"]` is whether every file is what the manifest says, and every row
     is there.

@@ -5,15 +5,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import ParamSpec, TypeVar
 
 from .errors import HeadraceError
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 # Flags that name something for each tensor or output, by the argument that takes them as a dict.
 _DICTS = {
@@ -84,19 +79,8 @@ def _quoted(text: str) -> str:
 
 @contextmanager
 def argument_names() -> Iterator[None]:
-    """Errors raised within the context name arguments; the cause is kept."""
+    """Errors raised within the context, or within a function that this decorates, name arguments; the cause is kept."""
     try:
         yield
     except HeadraceError as error:
         raise with_argument_names(error) from error.__cause__
-
-
-def naming_arguments(function: Callable[P, R]) -> Callable[P, R]:
-    """A function whose errors name arguments."""
-
-    @wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        with argument_names():
-            return function(*args, **kwargs)
-
-    return wrapped

@@ -13,7 +13,7 @@ from apache_beam.ml.inference.base import ModelMetadata
 from apache_beam.pvalue import TaggedOutput
 from apache_beam.utils.windowed_value import WindowedValue
 
-from ..argument_names import argument_names, naming_arguments
+from ..argument_names import argument_names
 from ..columns.plan import check_choice
 from ..columns.rules import ColumnRules
 from ..errors import InvalidRequest
@@ -122,7 +122,7 @@ class PredictRows(beam.PTransform):
         the stage that refused it in `stack`.
     """
 
-    @naming_arguments
+    @argument_names()
     def __init__(
         self,
         model: str,

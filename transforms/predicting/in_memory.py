@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ..argument_names import argument_names, naming_arguments
+from ..argument_names import argument_names
 from ..columns.image_sizes import parse_image_size, unused_ignore_exif
 from ..columns.rules import ColumnRules
 from ..columns.where import RowFilter, filtered, parse_where
@@ -31,7 +31,7 @@ from .predictor import devices_for
 _CHUNK_ROWS = 65_536
 
 
-@naming_arguments
+@argument_names()
 def predict(
     model: str | os.PathLike[str] | ModelRef | Model,
     data: Any,
