@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from ..errors import AccessDenied, AlreadyExists, InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
+from ..errors import AccessDenied, InvalidRequest, ObjectNotFound, StorageError
 from .local_glob import matching_files
-from .store import ObjectRef, Store, Writer, check_range, split_glob
+from .store import ObjectRef, Store, Writer, already_exists, changed, check_range, split_glob
 
 _TEMPORARY = ".headrace-"
 _BUFFERS_PER_CALL = os.sysconf("SC_IOV_MAX")
@@ -35,10 +35,8 @@ class LocalStore(Store):
 
     def stat(self, uri: str) -> ObjectRef:
         self.counters.add(requests=1)
-        try:
+        with _errors_of(uri, "read", (OSError, ValueError)):
             return self._pin(uri, os.stat(_path(uri)))
-        except (OSError, ValueError) as error:
-            raise _as_storage_error(error, uri, "read") from error
 
     def list(self, folder: str) -> Iterator[ObjectRef]:
         """Links to files are listed; links to folders are not followed, which avoids duplicates and endless loops."""
@@ -65,28 +63,18 @@ class LocalStore(Store):
         length = check_range(ref, offset, buffers)
         if not length:
             return
-        try:
-            fd = os.open(_path(ref.uri), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise _as_storage_error(error, ref.uri, "read") from error
-        try:
+        with _errors_of(ref.uri, "read"), _opened(_path(ref.uri)) as fd:
             self._check(ref, fd)
             _fill(ref, fd, offset, buffers)
             self._check(ref, fd)
-        except OSError as error:
-            raise _as_storage_error(error, ref.uri, "read") from error
-        finally:
-            os.close(fd)
         self.counters.add(requests=1, bytes_read=length)
 
     def open_arrow(self, ref: ObjectRef) -> Any:
         """A `pyarrow.OSFile`, read without the GIL. Closing it raises where the file was rewritten meanwhile."""
         from .pinned_local_file import PinnedFile
 
-        try:
+        with _errors_of(ref.uri, "read"):
             fd = os.open(_path(ref.uri), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise _as_storage_error(error, ref.uri, "read") from error
         try:
             self._check(ref, fd)
             # Through the descriptor, it is the very file that was checked, even if another has taken its name since.
@@ -110,10 +98,8 @@ class LocalStore(Store):
             if name.startswith(_TEMPORARY)
         ]
         for path in found:
-            try:
+            with _errors_of(path, "delete"):
                 os.unlink(path)
-            except OSError as error:
-                raise _as_storage_error(error, path, "delete") from error
         return len(found)
 
     def delete(self, ref: ObjectRef) -> None:
@@ -123,10 +109,12 @@ class LocalStore(Store):
         """
         folder, name = os.path.split(os.path.abspath(_path(ref.uri)))
         try:
-            with _locked(folder) as fd:
+            with _opened(folder, os.O_DIRECTORY) as fd:
+                with suppress(OSError):  # some network file systems cannot lock folders
+                    fcntl.flock(fd, fcntl.LOCK_EX)
                 found = self._pin(ref.uri, os.stat(name, dir_fd=fd))
                 if _without_change_time(found) != _without_change_time(ref):
-                    raise _changed(ref, found.version)
+                    raise changed(ref, found.version)
                 os.unlink(name, dir_fd=fd)
         except FileNotFoundError:
             return
@@ -161,7 +149,7 @@ class LocalStore(Store):
         # Losing its last name changes the change time of an open file.
         same = _without_change_time(found) == _without_change_time(ref) and not status.st_nlink
         if found.version != ref.version and not same:
-            raise _changed(ref, found.version)
+            raise changed(ref, found.version)
 
     def publish(self, source: ObjectRef, uri: str) -> ObjectRef:
         """A second name of the same file. The link fails where the first is gone."""
@@ -172,8 +160,6 @@ class LocalStore(Store):
             os.link(_path(source.uri), path)
             _sync_folder(os.path.dirname(path))
             return self._pin(uri, os.stat(path))
-        except FileExistsError as error:
-            raise AlreadyExists(f"{uri} already exists", cure="Delete it, or write under another name.") from error
         except FileNotFoundError as error:
             raise ObjectNotFound(f"There is no file {source.uri}") from error
         except OSError as error:
@@ -182,10 +168,10 @@ class LocalStore(Store):
 
 class _LocalWriter(Writer):
     def __init__(self, store: LocalStore, uri: str) -> None:
-        self._store, self._uri = store, uri
+        super().__init__(uri)
+        self._store = store
         self._fd = self._folder = -1
         self._hidden: str | None = None
-        self._written = 0
         path = os.path.abspath(_path(uri))
         folder, self._name = os.path.split(path)
         if uri.endswith("/"):
@@ -222,9 +208,6 @@ class _LocalWriter(Writer):
         self._written += length
         return length
 
-    def tell(self) -> int:
-        return self._written
-
     def commit(self) -> ObjectRef:
         self._check_open()
         try:
@@ -239,10 +222,6 @@ class _LocalWriter(Writer):
                 os.unlink(hidden, dir_fd=self._folder)
             ref = self._store._pin(self._uri, os.fstat(self._fd))
             os.fsync(self._folder)
-        except FileExistsError as error:
-            raise AlreadyExists(
-                f"{self._uri} already exists", cure="Delete it, or write under another name."
-            ) from error
         except OSError as error:
             raise _as_storage_error(error, self._uri, "write") from error
         finally:
@@ -251,6 +230,7 @@ class _LocalWriter(Writer):
         return ref
 
     def abort(self) -> None:
+        self._closed = True
         fd, self._fd = self._fd, -1
         folder, self._folder = self._folder, -1
         hidden, self._hidden = self._hidden, None
@@ -261,14 +241,6 @@ class _LocalWriter(Writer):
             for open_fd in (fd, folder):
                 if open_fd >= 0:
                     os.close(open_fd)
-
-    @property
-    def closed(self) -> bool:
-        return self._fd < 0
-
-    def _check_open(self) -> None:
-        if self._fd < 0:
-            raise StorageError(f"{self._uri} was committed or aborted before; nothing more can be written to it")
 
     def __del__(self) -> None:
         self.abort()
@@ -316,7 +288,7 @@ def _fill(ref: ObjectRef, fd: int, offset: int, buffers: Sequence[memoryview]) -
     while first < len(rest):
         count = os.preadv(fd, rest[first : first + _BUFFERS_PER_CALL], offset)
         if not count:
-            raise _changed(ref, f"no byte {offset}")
+            raise changed(ref, f"no byte {offset}")
         offset += count
         while first < len(rest) and count >= rest[first].nbytes:
             count -= rest[first].nbytes
@@ -344,35 +316,32 @@ def _without_change_time(ref: ObjectRef) -> list[str]:
 
 
 @contextmanager
-def _locked(folder: str) -> Iterator[int]:
-    """The folder's descriptor, locked. Some network file systems cannot lock folders: there it is only open."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _opened(path: str, flags: int = 0) -> Iterator[int]:
+    """A descriptor of a file or, with `O_DIRECTORY`, a folder."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
-        with suppress(OSError):
-            fcntl.flock(fd, fcntl.LOCK_EX)
         yield fd
     finally:
         os.close(fd)
 
 
 def _sync_folder(folder: str) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with _opened(folder, os.O_DIRECTORY) as fd:
         os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
-def _changed(ref: ObjectRef, found: str) -> ObjectChanged:
-    return ObjectChanged(
-        f"{ref.uri} was rewritten while it was in use",
-        expected=f"version {ref.version}",
-        found=found,
-        cure="Run again, and leave the inputs alone meanwhile.",
-    )
+@contextmanager
+def _errors_of(uri: str, verb: str, kinds: type[Exception] | tuple[type[Exception], ...] = OSError) -> Iterator[None]:
+    """The system's errors as a store's, which says that it cannot `verb` the file."""
+    try:
+        yield
+    except kinds as error:
+        raise _as_storage_error(error, uri, verb) from error
 
 
 def _as_storage_error(error: Exception, uri: str, verb: str) -> StorageError:
+    if isinstance(error, FileExistsError) and verb == "write":
+        return already_exists(uri)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)) and verb != "write":
         if os.path.islink(_path(uri)):
             return ObjectNotFound(

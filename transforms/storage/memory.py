@@ -9,8 +9,8 @@ from typing import Any
 
 import google_crc32c
 
-from ..errors import AlreadyExists, ObjectChanged, ObjectNotFound, StorageError
-from .store import ObjectRef, Store, Writer, check_range
+from ..errors import ObjectChanged, ObjectNotFound
+from .store import ObjectRef, Store, Writer, already_exists, check_range
 
 # URI to (what is pinned, content); shared by every MemoryStore of the process, as a bucket is by its clients.
 OBJECTS: dict[str, tuple[ObjectRef, bytes]] = {}
@@ -55,7 +55,7 @@ class MemoryStore(Store):
         with _lock:
             data = _find(source.uri, source)[1]
             if uri in OBJECTS:
-                raise AlreadyExists(f"{uri} already exists", cure="Delete it, or write under another name.")
+                raise already_exists(uri)
             return put(uri, data)
 
     def delete(self, ref: ObjectRef) -> None:
@@ -68,40 +68,29 @@ class MemoryStore(Store):
 
 class _MemoryWriter(Writer):
     def __init__(self, store: MemoryStore, uri: str) -> None:
-        self._store, self._uri = store, uri
-        self._data: bytearray | None = bytearray()
-        self._written = 0
+        super().__init__(uri)
+        self._store, self._data = store, bytearray()
 
     def write(self, data: Any) -> int:
+        self._check_open()
         view = memoryview(data).cast("B")
-        self._open().extend(view)
+        self._data += view
         self._written += view.nbytes
         return view.nbytes
 
-    def tell(self) -> int:
-        return self._written
-
     def commit(self) -> ObjectRef:
-        data = bytes(self._open())
-        self._data = None
+        self._check_open()
+        data = bytes(self._data)
+        self.abort()
         with _lock:
             if self._uri in OBJECTS:
-                raise AlreadyExists(f"{self._uri} already exists", cure="Delete it, or write under another name.")
+                raise already_exists(self._uri)
             ref = put(self._uri, data)
         self._store.counters.add(requests=1, bytes_written=len(data))
         return ref
 
     def abort(self) -> None:
-        self._data = None
-
-    @property
-    def closed(self) -> bool:
-        return self._data is None
-
-    def _open(self) -> bytearray:
-        if self._data is None:
-            raise StorageError(f"{self._uri} was committed or aborted before; nothing more can be written to it")
-        return self._data
+        self._closed, self._data = True, bytearray()
 
 
 def _find(uri: str, pinned: ObjectRef | None = None) -> tuple[ObjectRef, bytes]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from ..errors import LOGIN, InvalidRequest, ObjectNotFound, StorageError
+from ..errors import LOGIN, AlreadyExists, InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
 
 # Names that begin with `_` or `.`, which readers of Parquet pass over.
 # A folder `_key=value` is a partition, as Spark has it.
@@ -98,15 +98,19 @@ class Writer(ABC):
 
     Neither `close()`, nor leaving the `with` block, nor an exception, nor garbage collection publishes anything: what
     has not been committed is lost. `write`, `tell`, `flush`, `close` and `closed` are what pyarrow needs of a file.
+    `_written` counts bytes, and `commit` and `abort` set `_closed`.
     """
+
+    def __init__(self, uri: str) -> None:
+        self._uri, self._written, self._closed = uri, 0, False
 
     @abstractmethod
     def write(self, data: Any) -> int:
         """Takes any bytes-like object; returns its length in bytes."""
 
-    @abstractmethod
     def tell(self) -> int:
         """Bytes written so far."""
+        return self._written
 
     @abstractmethod
     def commit(self) -> ObjectRef:
@@ -120,8 +124,12 @@ class Writer(ABC):
         """Forgets what was written; harmless after `commit()` and when called twice."""
 
     @property
-    @abstractmethod
-    def closed(self) -> bool: ...
+    def closed(self) -> bool:
+        return self._closed
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise StorageError(f"{self._uri} was committed or aborted before; nothing more can be written to it")
 
     def flush(self) -> None:
         """Nothing to do: bytes are durable at `commit()`."""
@@ -263,6 +271,20 @@ def public_uri(uri: str) -> str:
     end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
     netloc, path = rest[:end], re.split(r"[?#]", rest[end:], maxsplit=1)[0]
     return f"{scheme}://{netloc.rpartition('@')[2]}{path}"
+
+
+def already_exists(uri: str) -> AlreadyExists:
+    return AlreadyExists(f"{uri} already exists", cure="Delete it, or write under another name.")
+
+
+def changed(ref: ObjectRef, found: str, expected: str = "") -> ObjectChanged:
+    """Another version is `found`; `expected` is the pinned one."""
+    return ObjectChanged(
+        f"{ref.name} was rewritten while it was in use",
+        expected=expected or f"version {ref.version}",
+        found=found,
+        cure="Run again, and leave the inputs alone meanwhile.",
+    )
 
 
 def check_range(ref: ObjectRef, offset: int, buffers: Sequence[memoryview]) -> int:
