@@ -36,7 +36,6 @@ from headrace.transforms.output.claims import (
     Claim,
     check_claim,
     claim_number,
-    create,
     create_claim,
     has_started,
     mark_claim,
@@ -364,7 +363,7 @@ def write_record(store: Store, job: Job) -> None:
     uri, wanted = f"{job.output}/{JOB_RECORD}", job.record()
     while True:
         try:
-            create(store, uri, dump_record(wanted))
+            store.put(uri, dump_record(wanted))
         except AlreadyExists:
             try:
                 there = store.stat(uri)

@@ -37,6 +37,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -107,17 +108,9 @@ def claim_number(name: str) -> int:
     return int(match[1]) if match else 0
 
 
-def exists(store: Store, uri: str) -> bool:
-    try:
-        store.stat(uri)
-    except ObjectNotFound:
-        return False
-    return True
-
-
 def newest_claim(store: Store, output: str, known: int = 0) -> int:
     """Its number, searched from `known` on, which was one; 0 where the folder is unclaimed."""
-    while exists(store, claim_uri(output, known + 1)):
+    while store.find(claim_uri(output, known + 1)) is not None:
         known += 1
     return known
 
@@ -150,9 +143,9 @@ def create_claim(
     claim = Claim(number, record, sources, clears, overwrites, by)
     said = {"record": record, "clears": clears, "overwrites": overwrites, "by": by, "token": secrets.token_hex(8)}
     uri = claim_uri(output, number)
-    create(store, uri, json.dumps(said, sort_keys=True).encode() + b"\n" + sources.astype("<u8").tobytes())
+    store.put(uri, json.dumps(said, sort_keys=True).encode() + b"\n" + sources.astype("<u8").tobytes())
     try:
-        create(store, uri, b"a second claim of one number")
+        store.put(uri, b"a second claim of one number")
     except AlreadyExists:
         return claim
     raise StorageError(
@@ -163,22 +156,14 @@ def create_claim(
     )
 
 
-def create(store: Store, uri: str, data: bytes) -> ObjectRef:
-    with store.create(uri) as writer:
-        writer.write(data)
-        return writer.commit()
-
-
 def has_started(store: Store, output: str, number: int) -> bool:
     """Whether a run of that claim has removed what it had to, and may have added files."""
-    return exists(store, _started_uri(output, number))
+    return store.find(_started_uri(output, number)) is not None
 
 
 def note_started(store: Store, output: str, number: int) -> None:
-    try:
-        create(store, _started_uri(output, number), b"")
-    except AlreadyExists:  # by an equal run
-        return
+    with suppress(AlreadyExists):  # by an equal run
+        store.put(_started_uri(output, number), b"")
 
 
 class Adoptable:
@@ -204,7 +189,7 @@ class Adoptable:
 
 def check_claim(job: Job, store: Store) -> None:
     """Raises `ClaimLost` where another run has claimed the folder since: one request."""
-    if exists(store, claim_uri(job.output, job.claim + 1)):
+    if store.find(claim_uri(job.output, job.claim + 1)) is not None:
         raise claim_lost(job, store)
 
 
@@ -223,7 +208,7 @@ def confirm_added(job: Job, store: Store, added: ObjectRef, also: Iterable[tuple
     """Called after a prediction file was committed. If the claim was lost meanwhile, it removes that file and `also`, unless
     the newest claim owns a file of that name, and raises `ClaimLost` either way.
     """
-    if not exists(store, claim_uri(job.output, job.claim + 1)):
+    if store.find(claim_uri(job.output, job.claim + 1)) is None:
         return
     lost = claim_lost(job, store)
     winner = read_claim(store, job.output, newest_claim(store, job.output, job.claim + 1))
@@ -237,14 +222,12 @@ def confirm_added(job: Job, store: Store, added: ObjectRef, also: Iterable[tuple
 
 def remove_own(store: Store, ref: ObjectRef) -> None:
     """That version; what another has put in its place stays."""
-    try:
+    with suppress(ObjectChanged):
         store.delete(ref)
-    except ObjectChanged:
-        return
 
 
 def prepare_mark(job: Job, store: Store, data: bytes) -> ObjectRef:
-    return create(store, f"{job.output}/{CLAIMS_FOLDER}/{job.claim:08d}-{secrets.token_hex(8)}.mark", data)
+    return store.put(f"{job.output}/{CLAIMS_FOLDER}/{job.claim:08d}-{secrets.token_hex(8)}.mark", data)
 
 
 def withdraw_marks(store: Store, output: str, number: int) -> None:

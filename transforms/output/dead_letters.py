@@ -27,7 +27,6 @@ from ..nested_arrow import repeated, schema_of
 from ..parquet.reader import read_footer
 from ..shards.shard import Shard
 from ..storage import ObjectRef, Store, open_store
-from ..storage.same import create_same
 from .bad_rows import BadRow
 from .claims import CLAIM_KEY
 
@@ -154,7 +153,7 @@ class DeadLetters:
         sha256 = hashlib.sha256(data).hexdigest()
         stem = self._shard.output.removesuffix(".parquet")
         uri = f"{self._job.on_error.dead_letters}/{stem}-{sha256[:16]}{ASIDE}"
-        return CommittedDeadLetters(create_same(store, uri, data), sha256)
+        return CommittedDeadLetters(store.put_same(uri, data), sha256)
 
     def _write_held(self) -> None:
         if not self._held:

@@ -17,7 +17,6 @@ from ..jobs.job import ASIDE, MANIFEST_FOLDER, Job
 from ..nested_arrow import schema_of
 from ..shards.shard import FailedShard
 from ..storage import ObjectRef, Store, open_store
-from ..storage.same import create_same
 from .claims import CLAIM_KEY, remove_own
 
 FAILED_SCHEMA = schema_of(
@@ -88,7 +87,7 @@ def write_failed_list(job: Job, failed: Sequence[FailedShard], shards: int, rows
     data = sink.getvalue()
     name = f"{MANIFEST_FOLDER}/failed-{job.claim:08d}-{hashlib.sha256(data).hexdigest()[:16]}{ASIDE}"
     store = open_store(job.output, job.storage)
-    create_same(store, f"{job.output}/{name}", data)
+    store.put_same(f"{job.output}/{name}", data)
     for ref in store.list(f"{job.output}/{MANIFEST_FOLDER}/"):
         other = _NAME.fullmatch(ref.uri.removeprefix(f"{job.output}/"))
         if other is not None and other[0] != name and int(other["claim"]) <= job.claim:

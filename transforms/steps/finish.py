@@ -27,7 +27,7 @@ from ..errors import (
     OutputIncomplete,
 )
 from ..jobs.job import ASIDE, MANIFEST_FOLDER, SUCCESS, Job, stored_object
-from ..output.claims import CLAIM_KEY, check_claim, claim_uri, discard, exists, prepare_mark, read_claim, remove_own
+from ..output.claims import CLAIM_KEY, check_claim, claim_uri, discard, prepare_mark, read_claim, remove_own
 from ..output.dead_letters import (
     EXAMPLES,
     UriDigests,
@@ -43,7 +43,6 @@ from ..report.account import Account, account_of
 from ..report.write import write_report
 from ..shards.shard import ShardResult, parse_output_name
 from ..storage import ObjectRef, Store, open_store
-from ..storage.same import create_same
 
 # The most that finishing takes of one worker's memory, however many shards there are: a part of the manifest, a few accounts
 # for the report, and what reading and writing Parquet needs. `make bench-edges` shows it.
@@ -82,7 +81,7 @@ def write_part(job: Job, number: int, results: Iterable[ShardResult]) -> Manifes
     with _one_table:
         data = _parquet(results, record)
     name = f"{MANIFEST_FOLDER}/part-{number:05d}-{job.claim:08d}-{hashlib.sha256(data).hexdigest()[:16]}{ASIDE}"
-    create_same(open_store(job.output, job.storage), f"{job.output}/{name}", data)
+    open_store(job.output, job.storage).put_same(f"{job.output}/{name}", data)
     rows, bad_rows = sum(result.shard.rows for result in results), sum(result.bad_rows for result in results)
     return ManifestPart(number, name, len(results), rows, bad_rows, sum(result.filtered_rows for result in results))
 
@@ -307,7 +306,7 @@ def _mark_success(job: Job, store: Store, uri: str, summary: dict[str, Any]) -> 
     finally:
         with suppress(AccessDenied):  # who may not remove it leaves it to the next run, whose claim takes it away
             discard(store, prepared.uri)
-    if exists(store, claim_uri(job.output, job.claim + 1)):
+    if store.find(claim_uri(job.output, job.claim + 1)) is not None:
         _remove_own_mark(store, uri, summary)
         check_claim(job, store)
     return summary

@@ -11,19 +11,19 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ..errors import (
     AccessDenied,
     HeadraceError,
     InvalidRequest,
-    ObjectChanged,
     ObjectNotFound,
     StorageError,
     StoreUnavailable,
 )
 from .retries import MayPass, RetryPolicy, retried, times
-from .store import ObjectRef, Store, StoreOptions, Writer, check_range
+from .store import ObjectRef, Store, StoreOptions, Writer, changed, check_range
 
 _EXTRAS = {
     "s3": "s3",
@@ -56,11 +56,9 @@ class FsspecStore(Store):
             raise ObjectNotFound(f"There is no object {uri}", found="the name of a folder")
         filesystem, path = self._filesystem(uri)
         self.counters.add(requests=1)
-        try:
+        with errors_of(uri, "read"):
             filesystem.invalidate_cache()
             info = filesystem.info(path)
-        except Exception as error:
-            raise as_storage_error(error, uri, "read") from error
         if info["type"] != "file":
             raise ObjectNotFound(f"There is no object {uri}", found=f"a {info['type']} of that name")
         return _pin(uri, info)
@@ -145,7 +143,7 @@ class FsspecStore(Store):
         if self._pid != os.getpid():
             # Whoever held the lock, as while it connected, is not in this process.
             self._lock, self._pid = threading.Lock(), os.getpid()
-        try:
+        with errors_of(uri, "open"):
             with self._lock:
                 if place not in self._made:
                     self._made[place] = fsspec.core.url_to_fs(
@@ -153,10 +151,6 @@ class FsspecStore(Store):
                     )[0]
             filesystem = self._made[place]
             return filesystem, filesystem._strip_protocol(uri)
-        except HeadraceError:
-            raise
-        except Exception as error:
-            raise as_storage_error(error, uri, "open") from error
 
     def _arguments(self) -> dict[str, Any]:
         """The file system's arguments, in addition to those in fsspec's configuration."""
@@ -211,10 +205,19 @@ def _seconds(time_: Any) -> Any:
     return time_.timestamp() if hasattr(time_, "timestamp") else time_
 
 
+@contextmanager
+def errors_of(uri: str, verb: str) -> Iterator[None]:
+    """A file system's errors as a store's, which says that it cannot `verb` the object."""
+    try:
+        yield
+    except HeadraceError:
+        raise
+    except Exception as error:
+        raise as_storage_error(error, uri, verb) from error
+
+
 def as_storage_error(error: Exception, uri: str, verb: str) -> StorageError:
     """Each file system has exceptions of its own: only their names can be compared."""
-    if isinstance(error, StorageError):
-        return error
     names = " ".join(kind.__name__ for kind in type(error).__mro__)
     if isinstance(error, FileNotFoundError):
         return ObjectNotFound(f"There is no object {uri}, or no such bucket", cure="Look at the spelling.")
@@ -231,12 +234,3 @@ def as_storage_error(error: Exception, uri: str, verb: str) -> StorageError:
 def described(error: Exception) -> str:
     # Errors of web clients hold whole addresses, whose queries may be signatures.
     return re.sub(r"\?[^\s'\"]*", "?…", f"{type(error).__name__}: {error}")[:500].rstrip(": ")
-
-
-def changed(ref: ObjectRef, found: str) -> ObjectChanged:
-    return ObjectChanged(
-        f"{ref.uri} was rewritten while it was in use",
-        expected=f"version {ref.version}",
-        found=found,
-        cure="Run again, and leave the inputs alone meanwhile.",
-    )

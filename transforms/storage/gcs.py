@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
-from ..errors import AlreadyExists, InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
+from ..errors import InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
 from .gcs_client import LIBRARY_ERRORS, TIMEOUT_S, GcsClient, explain, pin, split
 from .gcs_upload import GcsWriter
-from .http_ranges import HttpRefusal, RangeReader
+from .http_ranges import Asked, HttpRefusal, RangeReader
 from .retries import RetryPolicy
-from .store import ObjectRef, Store, StoreOptions, Writer, check_range
+from .store import ObjectRef, Store, StoreOptions, Writer, already_exists, changed, check_range
 
 _FIELDS = "items(name,size,generation,crc32c),nextPageToken"
 
@@ -74,16 +75,14 @@ class GcsStore(Store):
             return
         client = self._client
         url = client.media_url(*split(ref.uri), ref.version)
-        expect = {"X-Goog-Generation": ref.version}
         try:
-            headers = client.headers(url)
+            asked = Asked(ref.uri, url, client.headers(url), expect={"X-Goog-Generation": ref.version})
             try:
-                self._ranges.read_into(ref.uri, url, headers, offset, buffers, expect)
+                self._ranges.read_into(asked, offset, buffers)
             except HttpRefusal as refusal:
                 if refusal.status != 401 or client.anonymous:
                     raise
-                headers = client.headers(url, renew=True)
-                self._ranges.read_into(ref.uri, url, headers, offset, buffers, expect)
+                self._ranges.read_into(replace(asked, headers=client.headers(url, renew=True)), offset, buffers)
         except (HttpRefusal, *LIBRARY_ERRORS) as error:
             raise self._unreadable(error, ref) from error
 
@@ -116,7 +115,7 @@ class GcsStore(Store):
             if client.emulated and target.exists(
                 timeout=TIMEOUT_S
             ):  # fake-gcs-server 1.x forgets ifGenerationMatch here too
-                raise AlreadyExists(f"{uri} already exists", cure="Delete it, or write under another name.")
+                raise already_exists(uri)
             token = None
             while True:
                 token, _, _ = target.rewrite(
@@ -137,13 +136,11 @@ class GcsStore(Store):
         status, _ = explain(error)
         if status == 404:
             raise ObjectNotFound(f"There is no object {source.uri}") from error
-        try:
-            found = self.stat(uri)
-        except ObjectNotFound:
+        if (found := self.find(uri)) is None:
             raise self._client.refused(error, uri, "write") from error
         if status != 412 and (found.size, found.crc32c) == (source.size, source.crc32c):
             return found
-        raise AlreadyExists(f"{uri} already exists", cure="Delete it, or write under another name.") from error
+        raise already_exists(uri) from error
 
     def delete(self, ref: ObjectRef) -> None:
         client = self._client
@@ -168,9 +165,4 @@ class GcsStore(Store):
 
 
 def _changed(ref: ObjectRef, found: str) -> ObjectChanged:
-    return ObjectChanged(
-        f"{ref.uri} was rewritten while it was in use",
-        expected=f"generation {ref.version}",
-        found=found,
-        cure="Run again, and leave the inputs alone meanwhile.",
-    )
+    return changed(ref, found, f"generation {ref.version}")

@@ -14,9 +14,9 @@ from google.api_core.retry import Retry
 from google.cloud.storage.fileio import BlobWriter
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from ..errors import AlreadyExists, ObjectNotFound, StorageError
+from ..errors import ObjectNotFound, StorageError
 from .gcs_client import LIBRARY_ERRORS, TIMEOUT_S, GcsClient, explain, pin, split
-from .store import Counters, ObjectRef, Writer
+from .store import Counters, ObjectRef, Writer, already_exists
 
 CHUNK = 8 << 20
 _TYPE = "application/octet-stream"
@@ -67,12 +67,12 @@ class GcsWriter(Writer):
     """Sends nothing before 8 MiB are written: what is smaller goes in a single request at `commit()`."""
 
     def __init__(self, client: GcsClient, counters: Counters, uri: str, blob: Any) -> None:
-        self._client, self._counters, self._uri, self._blob = client, counters, uri, blob
+        super().__init__(uri)
+        self._client, self._counters, self._blob = client, counters, blob
         self._pending = bytearray()
         self._upload: _Upload | None = None
-        self._written = 0
         self._crc32c = 0
-        self._closed = self._repeated = False
+        self._repeated = False
         self._retry = Retry(predicate=DEFAULT_RETRY._predicate, on_error=self._note_retry)
 
     def _note_retry(self, _: Exception) -> None:
@@ -113,9 +113,6 @@ class GcsWriter(Writer):
         for at in range(0, view.nbytes, CHUNK):
             self._upload.write(view[at : at + CHUNK])
 
-    def tell(self) -> int:
-        return self._written
-
     def commit(self) -> ObjectRef:
         self._check_open()
         try:
@@ -152,20 +149,12 @@ class GcsWriter(Writer):
                 # Invisible to everyone, it ends by itself after a week; the error that led here matters more.
                 _log.info("The upload of %s could not be cancelled: %s", self._uri, explain(error)[1])
 
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
     def _forget(self) -> None:
         self._closed, self._upload, self._pending = True, None, bytearray()
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StorageError(f"{self._uri} was committed or aborted before; nothing more can be written to it")
-
     def _as_storage_error(self, error: Exception) -> StorageError:
         if explain(error)[0] == 412:
-            return AlreadyExists(f"{self._uri} already exists", cure="Delete it, or write under another name.")
+            return already_exists(self._uri)
         refused = self._client.refused(error, self._uri, "write")
         if isinstance(refused, ObjectNotFound) and "no bucket" not in refused.what:
             return StorageError(f"The upload of {self._uri} was ended by the server", found=explain(error)[1])
@@ -184,4 +173,4 @@ class GcsWriter(Writer):
         # fake-gcs-server 1.x forgets ifGenerationMatch in resumable uploads; the real store holds to it atomically.
         if self._client.emulated and self._blob.exists(timeout=TIMEOUT_S):
             self.abort()
-            raise AlreadyExists(f"{self._uri} already exists", cure="Delete it, or write under another name.")
+            raise already_exists(self._uri)

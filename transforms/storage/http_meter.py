@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+    from .retries import RetryPolicy
+
 MOST_HEAD_BYTES = 256 << 10
 # Most of a chunked body may be the chunks' own sizes: 6 bytes around each byte.
 _MOST_OVERHEAD, _SLACK_BYTES = 8, 1 << 20
@@ -29,19 +31,19 @@ class TooMuch(Exception):
 
 
 class Meter(io.RawIOBase):
-    """The bytes of one answer. `head_s` bounds the time until the head is complete, whatever comes before it.
-
-    From then on, `grace_s` and one second for every `least_bytes_per_s` received may pass.
+    """The bytes of one answer. The policy's `head_timeout_s` bounds the time until the head is complete, whatever comes before
+    it. From then on, `grace_s` and one second for every `least_bytes_per_s` received may pass.
     """
 
-    def __init__(
-        self, sock: socket.socket, *, silence_s: float, head_s: float, grace_s: float, least_rate: float
-    ) -> None:
-        self._sock, self._raw = sock, sock.makefile("rb", buffering=0)
-        self._silence_s, self._grace_s, self._least_rate = silence_s, grace_s, least_rate
-        self._ends = time.monotonic() + head_s
+    def __init__(self, sock: socket.socket, policy: RetryPolicy) -> None:
+        self._sock, self._raw, self._policy = sock, sock.makefile("rb", buffering=0), policy
+        self._ends = time.monotonic() + policy.head_timeout_s
         self._received, self._most = 0, MOST_HEAD_BYTES
-        self._in_head, self._head_s = True, head_s
+        self._in_head = True
+
+    def makefile(self, _: str) -> io.BufferedReader:
+        """What http.client asks of a socket."""
+        return io.BufferedReader(self)
 
     def expect_body(self, nbytes: int) -> None:
         """The head is whole; of a body of so many bytes, what has come already counts for little."""
@@ -54,11 +56,11 @@ class Meter(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer) -> int | None:
         left = self._left()
-        self._sock.settimeout(min(self._silence_s, left))
+        self._sock.settimeout(min(self._policy.read_timeout_s, left))
         try:
             count: int | None = self._raw.readinto(buffer)
         except TimeoutError:
-            if left < self._silence_s:
+            if left < self._policy.read_timeout_s:
                 raise self._too_slow() from None
             raise
         self._received += count or 0
@@ -73,9 +75,10 @@ class Meter(io.RawIOBase):
         super().close()
 
     def _left(self) -> float:
-        now = time.monotonic()
-        ends = self._ends if self._in_head else self._began + self._grace_s + self._received / self._least_rate
-        left = ends - now
+        ends = self._ends
+        if not self._in_head:
+            ends = self._began + self._policy.grace_s + self._received / self._policy.least_bytes_per_s
+        left = ends - time.monotonic()
         if left <= 0:
             raise self._too_slow()
         return left
@@ -83,29 +86,20 @@ class Meter(io.RawIOBase):
     def _too_slow(self) -> TooSlow:
         if self._in_head:
             return TooSlow(
-                f"the answer's headers were not complete after {self._head_s:g} s ({self._received:,} bytes came)"
+                f"the answer's headers were not complete after {self._policy.head_timeout_s:g} s "
+                f"({self._received:,} bytes came)"
             )
         seconds = time.monotonic() - self._began
-        least = f"{self._least_rate:g} bytes/s after {self._grace_s:g} s"
+        least = f"{self._policy.least_bytes_per_s:g} bytes/s after {self._policy.grace_s:g} s"
         return TooSlow(f"{self._received:,} bytes came in {seconds:.1f} s, less than {least}")
 
 
-class _Opened:
-    """What http.client makes a file of."""
-
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-
-    def makefile(self, _: str) -> io.BufferedReader:
-        return io.BufferedReader(self._meter)
-
-
 class MeteredResponse(http.client.HTTPResponse):
-    """As http.client's own, read through a `Meter`. `limits` are the meter's."""
+    """As http.client's own, read through a `Meter` of that policy."""
 
-    def __init__(self, sock: socket.socket, debuglevel: int = 0, *, limits: dict[str, float], **more: Any) -> None:
-        self.meter = Meter(sock, **limits)
-        super().__init__(_Opened(self.meter), debuglevel, **more)  # type: ignore[arg-type]  # nothing else of it is asked
+    def __init__(self, sock: socket.socket, debuglevel: int = 0, *, policy: RetryPolicy, **more: Any) -> None:
+        self.meter = Meter(sock, policy)
+        super().__init__(self.meter, debuglevel, **more)  # type: ignore[arg-type]  # nothing else of it is asked
 
     def begin(self) -> None:
         try:

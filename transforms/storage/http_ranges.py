@@ -18,12 +18,11 @@ import urllib.parse
 import urllib.request
 from base64 import b64encode
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from email.message import Message
 from functools import partial
-from types import MappingProxyType
 from typing import TypeVar, cast
 
 from ..errors import StorageError
@@ -53,13 +52,21 @@ class HttpRefusal(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
+class Asked:
+    """An object at a URL. `name` is its name in errors, since URLs may be signed; `headers` are sent.
+
+    `expect` holds response headers that must have exactly that value if they are sent; those in `require` must be sent.
+    `size` is the object's in bytes, where it must be that. With `ranged` false the server is asked for the whole object; it
+    must announce `size` bytes, and unneeded ones are left or skipped.
+    """
+
+    name: str
     url: str
     headers: Header
-    expect: Header
-    require: Header
-    size: int | None
-    ranged: bool
+    expect: Header = field(default_factory=dict)
+    require: Header = field(default_factory=dict)
+    size: int | None = None
+    ranged: bool = True
 
 
 class RangeReader:
@@ -77,29 +84,12 @@ class RangeReader:
         """A GET's status, headers, and the beginning of a refusal's body. Raises `StorageError` as below."""
         return self._tried(lambda: self._ask(url, headers), lambda n: f"Asking for {name} failed {times(n)}")
 
-    def read_into(
-        self,
-        name: str,
-        url: str,
-        headers: Header,
-        offset: int,
-        buffers: Sequence[memoryview],
-        expect: Header,
-        *,
-        require: Header = MappingProxyType({}),
-        size: int | None = None,
-        ranged: bool = True,
-    ) -> None:
-        """Fills the buffers with the bytes from `offset` on. `name` is the object's, for errors, since URLs may be signed.
-
-        `expect` holds response headers that must have exactly that value if they are sent; those in `require` must be sent.
-        `size` is the object's in bytes, where it must be that. With `ranged` false the server is asked for the whole object; it
-        must announce `size` bytes, and unneeded ones are left or skipped. Raises `HttpRefusal` for a status that is final, and
+    def read_into(self, asked: Asked, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fills the buffers with the object's bytes from `offset` on. Raises `HttpRefusal` for a status that is final, and
         `StorageError` where all attempts failed.
         """
         rest = [buffer for buffer in buffers if buffer.nbytes]
         start, end = offset, offset + sum(buffer.nbytes for buffer in rest)
-        asked = _Asked(url, headers, expect, require, size, ranged)
 
         def reached() -> int:
             # Buffers that were filled before a failure are no longer in `rest`.
@@ -116,7 +106,7 @@ class RangeReader:
             self._tried(
                 attempt,
                 lambda n: (
-                    f"Reading bytes {start} to {end} (exclusive) of {name} failed {times(n)}, "
+                    f"Reading bytes {start} to {end} (exclusive) of {asked.name} failed {times(n)}, "
                     f"the last time at byte {reached()}"
                 ),
             )
@@ -136,27 +126,17 @@ class RangeReader:
         return MayPass(_describe(error), attempts=self._policy.slow_attempts if isinstance(error, TooSlow) else None)
 
     def _ask(self, url: str, headers: Header) -> tuple[int, Message, str]:
-        connection, response = self._request(url, headers)
-        reusable = False
-        try:
-            if response.status in _TRANSIENT:
-                raise MayPass(f"HTTP {response.status} {response.reason}", _retry_after_s(response))
+        with self._answer(url, headers) as response:
+            _check_transient(response)
             body = b""
             if response.status >= 400 or (response.length is not None and response.length <= _ERROR_BODY_BYTES):
                 response.meter.expect_body(_ERROR_BODY_BYTES)
                 body = response.read(_ERROR_BODY_BYTES)
-                reusable = response.isclosed() and not response.will_close
             return response.status, response.headers, body.decode("utf-8", "replace") if response.status >= 400 else ""
-        except _FAILURES as error:
-            raise self._passing(error) from error
-        finally:
-            self._put_back(url, connection, reusable)
 
-    def _attempt(self, asked: _Asked, rest: list[memoryview], offset: int, end: int) -> None:
+    def _attempt(self, asked: Asked, rest: list[memoryview], offset: int, end: int) -> None:
         headers = {**asked.headers, "Range": f"bytes={offset}-{end - 1}"} if asked.ranged else asked.headers
-        connection, response = self._request(asked.url, headers, lambda: prefault(rest))
-        reusable = False
-        try:
+        with self._answer(asked.url, headers, lambda: prefault(rest)) as response:
             _check_response(response, asked, offset, end)
             response.meter.expect_body(end - offset if asked.ranged else end)
             if not asked.ranged:
@@ -170,14 +150,25 @@ class RangeReader:
                 if not rest[0].nbytes:
                     rest.pop(0)
             with suppress(TooMuch, *_FAILURES):  # all that was asked for is here
-                reusable = not response.read(1) and not response.will_close
+                response.read(1)
+
+    @contextmanager
+    def _answer(
+        self, url: str, headers: Header, meanwhile: Callable[[], None] = lambda: None
+    ) -> Iterator[MeteredResponse]:
+        """An answer's head. Its connection is kept where the block has read the body to its end."""
+        connection, response = self._request(url, headers, meanwhile)
+        reusable = False
+        try:
+            yield response
+            reusable = response.isclosed() and not response.will_close
         except _FAILURES as error:
             raise self._passing(error) from error
         finally:
-            self._put_back(asked.url, connection, reusable)
+            self._put_back(url, connection, reusable)
 
     def _request(
-        self, url: str, headers: Header, meanwhile: Callable[[], None] = lambda: None
+        self, url: str, headers: Header, meanwhile: Callable[[], None]
     ) -> tuple[http.client.HTTPConnection, MeteredResponse]:
         """An answer's head; `meanwhile` runs while it is on its way.
 
@@ -254,15 +245,19 @@ class RangeReader:
         else:
             connection = http.client.HTTPConnection(via.hostname or "", via.port or 80, timeout=timeout)
         # Includes a proxy's answer to CONNECT.
-        connection.response_class = partial(MeteredResponse, limits=self._policy.limits)  # type: ignore[assignment]
+        connection.response_class = partial(MeteredResponse, policy=self._policy)  # type: ignore[assignment]
         connection.connect()
         return connection
 
 
-def _check_response(response: MeteredResponse, asked: _Asked, offset: int, end: int) -> None:
-    """Whether the body that follows is exactly the requested bytes `offset` to `end` (exclusive)."""
+def _check_transient(response: MeteredResponse) -> None:
     if response.status in _TRANSIENT:
         raise MayPass(f"HTTP {response.status} {response.reason}", _retry_after_s(response))
+
+
+def _check_response(response: MeteredResponse, asked: Asked, offset: int, end: int) -> None:
+    """Whether the body that follows is exactly the requested bytes `offset` to `end` (exclusive)."""
+    _check_transient(response)
     if response.status not in (http.client.OK, http.client.PARTIAL_CONTENT):
         response.meter.expect_body(_ERROR_BODY_BYTES)
         body = response.read(_ERROR_BODY_BYTES).decode("utf-8", "replace").strip()

@@ -17,9 +17,9 @@ from email.message import Message
 
 from ..errors import AccessDenied, InvalidRequest, ObjectChanged, ObjectNotFound, StorageError
 from .bounded_cache import Recent
-from .http_ranges import Header, HttpRefusal, RangeReader
+from .http_ranges import Asked, Header, HttpRefusal, RangeReader
 from .retries import RetryPolicy
-from .store import ObjectRef, Store, StoreOptions, Writer, check_range, public_uri
+from .store import ObjectRef, Store, StoreOptions, Writer, changed, check_range, public_uri
 
 _REDIRECTS = {301, 302, 303, 307, 308}
 _MOST_REDIRECTS = 10
@@ -150,17 +150,16 @@ class HttpStore(Store):
 
     def _fetch(self, place: _Place, offset: int, buffers: Sequence[memoryview]) -> None:
         etag = place.ref.version.startswith('"')
-        self._ranges.read_into(
-            public_uri(place.ref.uri),
+        asked = Asked(
+            place.ref.name,
             place.url,
             {**place.headers, "If-Match": place.ref.version} if etag else place.headers,
-            offset,
-            buffers,
-            {"Content-Encoding": "identity"},
+            expect={"Content-Encoding": "identity"},
             require={"ETag" if etag else "Last-Modified": place.ref.version},
             size=place.ref.size,
             ranged=place.ranged,
         )
+        self._ranges.read_into(asked, offset, buffers)
 
     def _find(self, uri: str) -> _Place:
         """Asks for the first byte, not by HEAD: a URL is signed for one method."""
@@ -257,12 +256,8 @@ def _refused(status: int, uri: str, body: str) -> StorageError:
 
 
 def _changed(ref: ObjectRef, found: str) -> ObjectChanged:
-    return ObjectChanged(
-        f"{public_uri(ref.uri)} was rewritten while it was in use",
-        expected=f"version {ref.version}, {ref.size} bytes",
-        found=found if len(found) < 200 and "<" not in found else "another",
-        cure="Run again, and leave the inputs alone meanwhile.",
-    )
+    plain = len(found) < 200 and "<" not in found
+    return changed(ref, found if plain else "another", f"version {ref.version}, {ref.size} bytes")
 
 
 def _read_only(uri: str, verb: str) -> InvalidRequest:

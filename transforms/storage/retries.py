@@ -36,16 +36,6 @@ class RetryPolicy:
     least_bytes_per_s: float = 8192.0
     slow_attempts: int = 2
 
-    @property
-    def limits(self) -> dict[str, float]:
-        """The limits of one request, as `Meter` takes them."""
-        return {
-            "silence_s": self.read_timeout_s,
-            "head_s": self.head_timeout_s,
-            "grace_s": self.grace_s,
-            "least_rate": self.least_bytes_per_s,
-        }
-
     def wait_s(self, failures: int, retry_after_s: float) -> float:
         bound = min(self.longest_wait_s, self.first_wait_s * 2.0 ** (failures - 1))
         return max(bound * random.uniform(0.5, 1.0), min(retry_after_s, self.longest_retry_after_s))  # noqa: S311

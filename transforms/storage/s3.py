@@ -12,12 +12,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..errors import AccessDenied, AlreadyExists, InvalidRequest, ObjectNotFound, StorageError, StoreUnavailable
+from ..errors import AccessDenied, InvalidRequest, ObjectNotFound, StorageError, StoreUnavailable
 from .bounded_cache import Recent
-from .fsspec_store import FsspecStore, as_storage_error, changed, described
-from .http_ranges import HttpRefusal, RangeReader
+from .fsspec_store import FsspecStore, as_storage_error, described, errors_of
+from .http_ranges import Asked, HttpRefusal, RangeReader
 from .retries import MayPass, RetryPolicy, retried
-from .store import ObjectRef, StoreOptions, Writer, check_range
+from .store import ObjectRef, StoreOptions, Writer, already_exists, changed, check_range
 
 # S3 takes parts of 5 MiB to 5 GiB, 10,000 at most: so objects of up to 160 GB.
 PART = 16 << 20
@@ -45,6 +45,18 @@ class S3Store(FsspecStore):
         _check_name(uri)
         return super()._filesystem(uri)
 
+    def _object(self, uri: str) -> tuple[Any, dict[str, str]]:
+        """The file system, and what S3 calls the object."""
+        filesystem, path = self._filesystem(uri)
+        bucket, key, _ = filesystem.split_path(path)
+        return filesystem, {"Bucket": bucket, "Key": key}
+
+    @property
+    def encryption(self) -> dict[str, str]:
+        """Arguments of a request that writes."""
+        key = self.options.kms_key
+        return {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
+
     def glob(
         self,
         pattern: str,
@@ -66,10 +78,8 @@ class S3Store(FsspecStore):
         more: dict[str, str] = {}
         while True:
             self.counters.add(requests=1)
-            try:
+            with errors_of(folder, "list"):
                 page = filesystem.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, **more, **filesystem.req_kw)
-            except Exception as error:
-                raise as_storage_error(error, folder, "list") from error
             for found in page.get("Contents", ()):
                 if not found["Key"].endswith("/"):
                     yield ObjectRef(f"{folder}/{found['Key'].removeprefix(prefix)}", found["Size"], found["ETag"])
@@ -98,17 +108,15 @@ class S3Store(FsspecStore):
         headers = {"If-Match": ref.version, "Accept-Encoding": "identity"}
         if payer := self._filesystem(ref.uri)[0].req_kw.get("RequestPayer"):
             headers["x-amz-request-payer"] = payer  # it is signed, and so must be sent
-        require = {"ETag": ref.version}
-        self._ranges.read_into(ref.uri, url, headers, offset, buffers, {}, require=require, size=ref.size)
+        asked = Asked(ref.uri, url, headers, require={"ETag": ref.version}, size=ref.size)
+        self._ranges.read_into(asked, offset, buffers)
 
     def _url(self, uri: str, *, renew: bool = False) -> str:
         signed_at, url = self._signed.get(uri) or (0.0, "")
         if renew or time.monotonic() - signed_at > _SIGNED_FOR_S / 2 or not url:
             filesystem, path = self._filesystem(uri)
-            try:
+            with errors_of(uri, "read"):
                 url = filesystem.sign(path, expiration=_SIGNED_FOR_S, **filesystem.req_kw)
-            except Exception as error:
-                raise as_storage_error(error, uri, "read") from error
             self._signed.keep(uri, (time.monotonic(), url))
         return url
 
@@ -132,36 +140,25 @@ class S3Store(FsspecStore):
         return StorageError(f"Cannot read {uri}", found=f"HTTP {status}", cure=cure)
 
     def create(self, uri: str) -> Writer:
-        filesystem, path = self._filesystem(uri)
-        bucket, key, _ = filesystem.split_path(path)
-        if not key or uri.endswith("/"):
+        filesystem, target = self._object(uri)
+        if not target["Key"] or uri.endswith("/"):
             raise InvalidRequest(f"{uri} names a folder, not an object")
-        return _S3Writer(self, filesystem, uri, {"Bucket": bucket, "Key": key})
+        return _S3Writer(self, filesystem, uri, target)
 
     def publish(self, source: ObjectRef, uri: str) -> ObjectRef:
         """A copy on the service's side, which finds no source once that is deleted."""
-        filesystem, path = self._filesystem(uri)
-        bucket, key, _ = filesystem.split_path(path)
-        from_bucket, from_key, _ = filesystem.split_path(self._filesystem(source.uri)[1])
-        key_of = self.options.kms_key
-        encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key_of} if key_of else {}
-        taken = AlreadyExists(f"{uri} already exists", cure="Delete it, or write under another name.")
-        try:
-            self.stat(uri)
-        except ObjectNotFound:
-            pass
-        else:  # some services ignore IfNoneMatch when they copy
-            raise taken
+        filesystem, target = self._object(uri)
+        if self.find(uri) is not None:  # some services ignore IfNoneMatch when they copy
+            raise already_exists(uri)
         self.counters.add(requests=1)
         try:
             filesystem.call_s3(
                 "copy_object",
-                Bucket=bucket,
-                Key=key,
-                CopySource={"Bucket": from_bucket, "Key": from_key},
+                **target,
+                CopySource=self._object(source.uri)[1],
                 CopySourceIfMatch=source.version,
                 IfNoneMatch="*",
-                **encryption,
+                **self.encryption,
             )
         except Exception as error:
             try:
@@ -169,19 +166,20 @@ class S3Store(FsspecStore):
             except ObjectNotFound:
                 raise ObjectNotFound(f"There is no object {source.uri}") from error
             if _code(error) in ("PreconditionFailed", "ConditionalRequestConflict"):
-                raise (taken if now.version == source.version else changed(source, now.version)) from error
+                raise (
+                    already_exists(uri) if now.version == source.version else changed(source, now.version)
+                ) from error
             raise as_storage_error(error, uri, "write") from error
         return self.stat(uri)
 
     def delete(self, ref: ObjectRef) -> None:
-        filesystem, path = self._filesystem(ref.uri)
-        bucket, key, _ = filesystem.split_path(path)
+        filesystem, target = self._object(ref.uri)
         try:
             # Some services that speak S3 ignore IfMatch when they delete.
             if (now := self.stat(ref.uri)).version != ref.version:
                 raise changed(ref, now.version)
             self.counters.add(requests=1)
-            filesystem.call_s3("delete_object", Bucket=bucket, Key=key, IfMatch=ref.version)
+            filesystem.call_s3("delete_object", **target, IfMatch=ref.version)
         except ObjectNotFound:
             return
         except StorageError:
@@ -197,7 +195,7 @@ class S3Store(FsspecStore):
         bucket, _, prefix = path.strip("/").partition("/")
         marker: dict[str, str] = {}
         count = 0
-        try:
+        with errors_of(folder, "clean"):
             while True:
                 self.counters.add(requests=1)
                 page = filesystem.call_s3(
@@ -212,22 +210,17 @@ class S3Store(FsspecStore):
                 if not page.get("IsTruncated"):
                     return count
                 marker = {"KeyMarker": page["NextKeyMarker"], "UploadIdMarker": page["NextUploadIdMarker"]}
-        except Exception as error:
-            raise as_storage_error(error, folder, "clean") from error
 
 
 class _S3Writer(Writer):
     """Sends nothing before 16 MiB are written: what is smaller goes in a single request at `commit()`."""
 
     def __init__(self, store: S3Store, filesystem: Any, uri: str, target: dict[str, str]) -> None:
-        self._store, self._filesystem, self._uri, self._target = store, filesystem, uri, target
-        key = store.options.kms_key
-        self._encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": key} if key else {}
+        super().__init__(uri)
+        self._store, self._filesystem, self._target = store, filesystem, target
         self._pending = bytearray()
         self._upload = ""
         self._parts: list[dict[str, Any]] = []
-        self._written = 0
-        self._closed = False
 
     def write(self, data: Any) -> int:
         self._check_open()
@@ -241,13 +234,10 @@ class _S3Writer(Writer):
 
     def _send(self, part: bytes) -> None:
         if not self._upload:
-            self._upload = self._call("create_multipart_upload", **self._encryption)["UploadId"]
+            self._upload = self._call("create_multipart_upload", **self._store.encryption)["UploadId"]
         number = len(self._parts) + 1
         answer = self._call("upload_part", UploadId=self._upload, PartNumber=number, Body=part)
         self._parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-
-    def tell(self) -> int:
-        return self._written
 
     def commit(self) -> ObjectRef:
         self._check_open()
@@ -258,7 +248,7 @@ class _S3Writer(Writer):
                 "complete_multipart_upload", UploadId=self._upload, MultipartUpload=parts, IfNoneMatch="*"
             )
         else:
-            answer = self._call("put_object", Body=bytes(self._pending), IfNoneMatch="*", **self._encryption)
+            answer = self._call("put_object", Body=bytes(self._pending), IfNoneMatch="*", **self._store.encryption)
         self._upload = ""
         self.abort()
         self._store.counters.add(bytes_written=self._written)
@@ -274,10 +264,6 @@ class _S3Writer(Writer):
                 # Invisible to everyone; the error that led here matters more.
                 _log.info("The upload of %s could not be cancelled: %s", self._uri, described(error))
 
-    @property
-    def closed(self) -> bool:
-        return self._closed
-
     def _call(self, method: str, **arguments: Any) -> Any:
         def attempt() -> Any:
             try:
@@ -289,7 +275,7 @@ class _S3Writer(Writer):
                     raise MayPass(described(error), attempts=None if method == "put_object" else 1) from error
                 self.abort()
                 if conflict or _code(error) == "PreconditionFailed":
-                    raise self._there() from error
+                    raise already_exists(self._uri) from error
                 raise as_storage_error(error, self._uri, "write") from error
 
         try:
@@ -303,11 +289,8 @@ class _S3Writer(Writer):
         except StoreUnavailable as error:
             self.abort()
             if error.__cause__ is not None and _conflicts(error.__cause__) and self._exists():
-                raise self._there() from error
+                raise already_exists(self._uri) from error
             raise
-
-    def _there(self) -> AlreadyExists:
-        return AlreadyExists(f"{self._uri} already exists", cure="Delete it, or write under another name.")
 
     def _exists(self) -> bool:
         try:
@@ -315,10 +298,6 @@ class _S3Writer(Writer):
         except StorageError:
             return False
         return True
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise StorageError(f"{self._uri} was committed or aborted before; nothing more can be written to it")
 
 
 def _check_name(uri: str) -> None:

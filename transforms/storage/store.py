@@ -196,6 +196,22 @@ class Store(ABC):
     def create(self, uri: str) -> Writer:
         """A create-only writer; see `Writer`."""
 
+    def put(self, uri: str, data: bytes) -> ObjectRef:
+        """Creates an object. Raises `AlreadyExists` where one of that name exists."""
+        with self.create(uri) as writer:
+            writer.write(data)
+            return writer.commit()
+
+    def put_same(self, uri: str, data: bytes) -> ObjectRef:
+        """Creates an object unless the same one exists. Raises `AlreadyExists` where one of other content does."""
+        try:
+            return self.put(uri, data)
+        except AlreadyExists:
+            there = self.stat(uri)
+            if self.read(there) != data:
+                raise
+            return there
+
     @abstractmethod
     def delete(self, ref: ObjectRef) -> None:
         """Removes that version; harmless where it is gone. Raises `ObjectChanged` where another version exists."""
@@ -207,9 +223,7 @@ class Store(ABC):
         that name exists, `ObjectNotFound` where `source` is gone. A store without such a step, as here, removes what it wrote
         if `source` was gone afterwards.
         """
-        with self.create(uri) as writer:
-            writer.write(self.read(source))
-            ref = writer.commit()
+        ref = self.put(uri, self.read(source))
         try:
             self.stat(source.uri)
         except ObjectNotFound:

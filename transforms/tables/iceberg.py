@@ -114,11 +114,7 @@ def _opened(metadata: str, store: Store) -> Table:
             return store.stat(self.location).size
 
         def exists(self) -> bool:
-            try:
-                store.stat(self.location)
-            except ObjectNotFound:
-                return False
-            return True
+            return store.find(self.location) is not None
 
         def open(self, seekable: bool = True) -> Any:  # noqa: ARG002  # the library's name
             return io.BytesIO(store.read(store.stat(_SCHEME.sub("/", self.location))))

@@ -293,9 +293,9 @@ class TestS3(StoreContract):
         sent: list[Any] = []
         fetch = RangeReader.read_into
 
-        def seen(reader: Any, name: str, url: str, headers: Any, *args: Any, **how: Any) -> None:
-            sent.append(headers)
-            fetch(reader, name, url, headers, *args, **how)
+        def seen(reader: Any, asked: Any, *args: Any) -> None:
+            sent.append(asked.headers)
+            fetch(reader, asked, *args)
 
         monkeypatch.setattr(RangeReader, "read_into", seen)
         assert store.read(ref) == b"abc"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from headrace.transforms.errors import StorageError, StoreUnavailable
-from headrace.transforms.storage.http_ranges import RangeReader
+from headrace.transforms.storage.http_ranges import Asked, RangeReader
 from headrace.transforms.storage.http_store import HttpStore
 from headrace.transforms.storage.retries import RetryPolicy
 from headrace.transforms.storage.store import Counters, StoreOptions
@@ -115,7 +115,7 @@ def test_a_server_that_drips_is_given_up(serve: Callable[[Speak], Server], how: 
     server = serve(TOO_SLOW[how])
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match=r"not complete after 0\.6 s|less than 10000 bytes/s after 0\.4 s"):
-        RangeReader(Counters(), POLICY).read_into("the object", server.url, {}, 0, [memoryview(bytearray(10_000))], {})
+        RangeReader(Counters(), POLICY).read_into(Asked("the object", server.url, {}), 0, [memoryview(bytearray(10_000))])
     assert time.monotonic() - began < 10
     assert server.requests == POLICY.slow_attempts
 
@@ -124,7 +124,7 @@ def test_a_server_that_drips_is_given_up(serve: Callable[[Speak], Server], how: 
 def test_a_server_that_sends_heads_without_end_is_refused_at_once(serve: Callable[[Speak], Server], how: str) -> None:
     server = serve(TOO_MUCH[how])
     with pytest.raises(StorageError) as raised:
-        RangeReader(Counters(), POLICY).read_into("the object", server.url, {}, 0, [memoryview(bytearray(10_000))], {})
+        RangeReader(Counters(), POLICY).read_into(Asked("the object", server.url, {}), 0, [memoryview(bytearray(10_000))])
     assert raised.value.found
     assert "the object" in raised.value.what
     assert server.requests <= POLICY.slow_attempts
@@ -137,7 +137,7 @@ def test_trailers_without_end_keep_nobody(serve: Callable[[Speak], Server]) -> N
     server = serve(without_end(CHUNKED + b"2710\r\n" + BODY + b"\r\n0\r\n", b"X: y\r\n" * 1000))
     buffer = bytearray(b"?" * 10_000)
     began = time.monotonic()
-    RangeReader(Counters(), POLICY).read_into("the object", server.url, {}, 0, [memoryview(buffer)], {})
+    RangeReader(Counters(), POLICY).read_into(Asked("the object", server.url, {}), 0, [memoryview(buffer)])
     assert buffer == BODY
     assert time.monotonic() - began < 10
 
@@ -148,7 +148,7 @@ def test_the_body_of_a_refusal_that_drips_is_given_up(serve: Callable[[Speak], S
     with pytest.raises(StoreUnavailable, match="less than 10000 bytes/s"):
         reader.ask("the object", server.url, {})
     with pytest.raises(StoreUnavailable, match="less than 10000 bytes/s"):
-        reader.read_into("the object", server.url, {}, 0, [memoryview(bytearray(9))], {})
+        reader.read_into(Asked("the object", server.url, {}), 0, [memoryview(bytearray(9))])
 
 
 def test_a_slow_server_that_keeps_the_rate_is_waited_for(serve: Callable[[Speak], Server]) -> None:
@@ -166,7 +166,7 @@ def test_a_slow_server_that_keeps_the_rate_is_waited_for(serve: Callable[[Speak]
     reader = RangeReader(Counters(), POLICY)
     for _ in range(2):  # on a kept connection too
         buffer = bytearray(b"?" * 10_000)
-        reader.read_into("the object", server.url, {}, 0, [memoryview(buffer)], {})
+        reader.read_into(Asked("the object", server.url, {}), 0, [memoryview(buffer)])
         assert buffer == BODY
     assert server.requests == 2
 

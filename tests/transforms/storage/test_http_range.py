@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from headrace.transforms.errors import StorageError
-from headrace.transforms.storage.http_ranges import HttpRefusal, RangeReader
+from headrace.transforms.storage.http_ranges import Asked, HttpRefusal, RangeReader
 from headrace.transforms.storage.retries import RetryPolicy
 from headrace.transforms.storage.store import Counters
 from tests.support.store_contract import noise
@@ -157,7 +157,7 @@ def fetch(reader: RangeReader, server: FaultyServer, start: int, *sizes: int) ->
     for size in sizes:
         buffers.append(memoryview(data)[at : at + size])
         at += size
-    reader.read_into("gs://b/blob", server.url, {}, start, buffers, {})
+    reader.read_into(Asked("gs://b/blob", server.url, {}), start, buffers)
     return bytes(data)
 
 
@@ -245,9 +245,8 @@ def test_a_header_that_must_match(server: FaultyServer) -> None:
     server.faults = [other_generation]
     data = bytearray(10)
     with pytest.raises(HttpRefusal) as caught:
-        RangeReader(Counters(), POLICY).read_into(
-            "gs://b/x", server.url, {}, 0, [memoryview(data)], {"X-Goog-Generation": "7"}
-        )
+        asked = Asked("gs://b/x", server.url, {}, expect={"X-Goog-Generation": "7"})
+        RangeReader(Counters(), POLICY).read_into(asked, 0, [memoryview(data)])
     assert (caught.value.status, caught.value.body) == (412, "X-Goog-Generation is 8, not 7")
     assert data == bytes(10)
 
@@ -327,9 +326,8 @@ def test_nobody_listening_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(StorageError, match=r"gs://b/x failed 4 times.*ConnectionRefusedError"):
-        RangeReader(Counters(), POLICY).read_into(
-            "gs://b/x", f"http://127.0.0.1:{port}/", {}, 0, [memoryview(bytearray(1))], {}
-        )
+        asked = Asked("gs://b/x", f"http://127.0.0.1:{port}/", {})
+        RangeReader(Counters(), POLICY).read_into(asked, 0, [memoryview(bytearray(1))])
 
 
 def test_a_proxy_is_used_unless_it_is_to_be_passed_by(server: FaultyServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +344,7 @@ def test_a_proxy_is_used_unless_it_is_to_be_passed_by(server: FaultyServer, monk
     monkeypatch.setenv("http_proxy", f"http://me:pass%20word@127.0.0.1:{server.server_port}")
     data = bytearray(10)
     url = "http://bucket.invalid/x?alt=media"
-    RangeReader(Counters(), POLICY).read_into("x", url, {}, 0, [memoryview(data)], {})
+    RangeReader(Counters(), POLICY).read_into(Asked("x", url, {}), 0, [memoryview(data)])
     assert data == BLOB[:10]
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert fetch(RangeReader(Counters(), POLICY), server, 0, 10) == BLOB[:10]
