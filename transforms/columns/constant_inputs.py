@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import ColumnError
 from ..models.spec import TensorSpec
 from .casts import numpy_dtype
-from .wording import described, listed, nearest, one_each
+from .wording import described, one_each, unknown
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -41,12 +41,7 @@ def plan_constants(inputs: Mapping[str, TensorSpec], given: Mapping[str, str]) -
     found = []
     for name, text in given.items():
         if name not in inputs:
-            raise ColumnError(
-                f"--constant (constants) names no input of the model: '{name}'",
-                expected="the name of one of its inputs",
-                found=listed("inputs", inputs),
-                cure=nearest(name, inputs) or "Name one of these instead.",
-            )
+            raise unknown("--constant (constants) names no input of the model:", name, "inputs", inputs)
         found.append(_constant(inputs[name], text))
     return tuple(found)
 

@@ -10,25 +10,15 @@ import pyarrow as pa
 from ..errors import DataError, UnsupportedModel
 from ..models.spec import TensorSpec
 from ..nested_arrow import buffer_of, value_type
+from .casts import NUMERIC
 from .wording import shown
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 ARROW_TYPES: dict[str, pa.DataType] = {
-    "bool": pa.bool_(),
-    "int8": pa.int8(),
-    "int16": pa.int16(),
-    "int32": pa.int32(),
-    "int64": pa.int64(),
-    "uint8": pa.uint8(),
-    "uint16": pa.uint16(),
-    "uint32": pa.uint32(),
-    "uint64": pa.uint64(),
-    "float16": pa.float16(),
+    **{dtype: pa.from_numpy_dtype(np.dtype(dtype)) for dtype in NUMERIC if dtype != "bfloat16"},
     "bfloat16": pa.float32(),
-    "float32": pa.float32(),
-    "float64": pa.float64(),
     "string": pa.binary(),
 }
 

@@ -16,7 +16,7 @@ from ..nested_arrow import buffer_of, value_type
 from .output_arrays import ARROW_TYPES, check_shape, leaf_array, list_type, nested, pairs, pairs_type, refuse_large
 from .rules import PREDICTION_TYPES
 from .top_k import BestClasses
-from .wording import described, listed, nearest
+from .wording import described, nearest, unknown
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -87,12 +87,7 @@ class OutputPlan:
 def output_plan(outputs: Mapping[str, TensorSpec], predictions: Mapping[str, str], prediction_type: str) -> OutputPlan:
     for output in predictions:
         if output not in outputs:
-            raise ColumnError(
-                f"The model has no output '{output}'",
-                expected="the name of one of its outputs",
-                found=listed("outputs", outputs),
-                cure=nearest(output, outputs) or "Name one of these instead.",
-            )
+            raise unknown("The model has no output", output, "outputs", outputs)
     if prediction_type not in PREDICTION_TYPES:
         raise ColumnError(
             f"There is no prediction type '{prediction_type}'",

@@ -18,7 +18,7 @@ from .inputs import InputPlan, OutputPlan, check_inputs, plan_inputs, plan_outpu
 from .rules import ColumnRules
 from .struct_paths import known_name
 from .top_k import TopK, plan_best_classes
-from .wording import listed, nearest
+from .wording import listed, nearest, unknown
 
 _BATCH_BYTES = 2 << 20
 _MOST_BATCH_ROWS = 8192
@@ -194,12 +194,7 @@ def selected(outputs: Mapping[str, TensorSpec], choice: ColumnChoice) -> dict[st
     """
     for name in choice.outputs or ():
         if name not in outputs:
-            raise ColumnError(
-                f"--outputs (outputs) names no output of the model: '{name}'",
-                expected="the name of one of its outputs",
-                found=listed("outputs", outputs),
-                cure=nearest(name, outputs) or "Name one of these instead.",
-            )
+            raise unknown("--outputs (outputs) names no output of the model:", name, "outputs", outputs)
     best = {asked.output for asked in choice.top_k}
     for name, _ in choice.predictions:
         if choice.outputs is not None and name in outputs and name not in (*choice.outputs, *best):

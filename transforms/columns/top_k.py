@@ -15,7 +15,7 @@ from ..models.spec import TensorSpec
 from ..storage import StoreOptions, open_store
 from ..storage.store import public_uri
 from .output_arrays import ARROW_TYPES, check_shape, leaf_array, list_type, nested
-from .wording import described, listed, nearest
+from .wording import described, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -153,12 +153,7 @@ def plan_best_classes(outputs: Mapping[str, TensorSpec], asked: TopK) -> BestCla
     for labels of other classes.
     """
     if asked.output not in outputs:
-        raise ColumnError(
-            f"--top_k (top_k) names no output of the model: '{asked.output}'",
-            expected="the name of one of its outputs",
-            found=listed("outputs", outputs),
-            cure=nearest(asked.output, outputs) or "Name one of these instead.",
-        )
+        raise unknown("--top_k (top_k) names no output of the model:", asked.output, "outputs", outputs)
     spec = outputs[asked.output]
     inner = () if spec.shape is None else spec.shape[1:]
     classes = inner[0] if len(inner) == 1 and spec.composite is None else None

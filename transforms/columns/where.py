@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ast
 import warnings
-from collections.abc import Callable
 from typing import Any, NoReturn
 
 import numpy as np
@@ -79,7 +78,8 @@ def parse_where(text: str) -> ast.expr:
 def _is_plain(node: ast.AST) -> bool:
     match node:
         case ast.Constant(value=value):
-            return value is None or (type(value) in (bool, int, float, str) and not _is_large(value))
+            is_large = type(value) is int and abs(value) > 2**64
+            return value is None or (type(value) in (bool, int, float, str) and not is_large)
         case ast.Call():
             named = isinstance(node.func, ast.Name) and node.func.id == "column"
             return named and len(node.args) == 1 and not node.keywords and isinstance(_constant(node.args[0]), str)
@@ -89,10 +89,6 @@ def _is_plain(node: ast.AST) -> bool:
         case ast.Compare():
             return all(map(_has_its_sides, node.ops, node.comparators))
     return True
-
-
-def _is_large(value: Any) -> bool:
-    return type(value) is int and abs(value) > 2**64
 
 
 def _constant(node: ast.expr) -> Any:
@@ -258,10 +254,8 @@ def _kind(value: pa.Array[Any] | Constant) -> str:
     return repr(value.value) if isinstance(value, Constant) else str(value.type)
 
 
-_VIEWS: tuple[tuple[Callable[[pa.DataType], bool], pa.DataType], ...] = (
-    (pa.types.is_string_view, pa.large_string()),
-    (pa.types.is_binary_view, pa.large_binary()),
-)
+# Which pyarrow 25 does not filter.
+_VIEWS: dict[pa.DataType, pa.DataType] = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 
 
 def filtered(batch: pa.RecordBatch, mask: pa.Array[Any]) -> pa.RecordBatch:
@@ -277,9 +271,8 @@ def filtered(batch: pa.RecordBatch, mask: pa.Array[Any]) -> pa.RecordBatch:
 
 def _filtered(field: pa.Field[Any], column: pa.Array[Any], mask: pa.Array[Any]) -> pa.Array[Any]:
     try:
-        for is_view, stored in _VIEWS:  # which pyarrow 25 does not filter
-            if is_view(field.type):
-                return column.cast(stored).filter(mask).cast(field.type)
+        if (stored := _VIEWS.get(field.type)) is not None:
+            return column.cast(stored).filter(mask).cast(field.type)
         return column.filter(mask)
     except pa.ArrowNotImplementedError as error:
         raise ColumnError(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
+from ..errors import ColumnError
 from ..models.spec import TensorSpec
 
 _MOST_FEATURES = 12
@@ -49,6 +50,16 @@ def nearest(name: str, names: Iterable[str]) -> str:
     quoted = [json.dumps(other, ensure_ascii=False) for other in near if _SIGNS & set(other)]
     written = f" On the command line such a name is put in double quotes: {' or '.join(quoted)}." if quoted else ""
     return f"Did you mean {' or '.join(map(repr, near))}?{written}"
+
+
+def unknown(what: str, name: str, kind: str, known: Collection[str]) -> ColumnError:
+    """The error where `name`, at the end of the sentence, is none of the model's: `kind` is "inputs" or "outputs"."""
+    return ColumnError(
+        f"{what} '{name}'",
+        expected=f"the name of one of its {kind}",
+        found=listed(kind, known),
+        cure=nearest(name, known) or "Name one of these instead.",
+    )
 
 
 def counted(number: int, singular: str, plural: str = "") -> str:

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from .store import ObjectRef, Store, StoreOptions, Writer
 
 __all__ = ["ObjectRef", "Store", "StoreOptions", "Writer", "open_store"]
+
+
+# By a URI's scheme: the module that is loaded for it, since each loads libraries of its own, and the class in it.
+_STORES = {
+    "file": (".local", "LocalStore"),
+    "gs": (".gcs", "GcsStore"),
+    "http": (".http_store", "HttpStore"),
+    "https": (".http_store", "HttpStore"),
+    "memory": (".memory", "MemoryStore"),
+    "s3": (".s3", "S3Store"),
+    "s3a": (".s3", "S3Store"),
+}
 
 
 def open_store(uri: str, options: StoreOptions = StoreOptions()) -> Store:
@@ -13,26 +27,10 @@ def open_store(uri: str, options: StoreOptions = StoreOptions()) -> Store:
     Raises `InvalidRequest` where the scheme is not known, or its package is not installed.
     """
     scheme = uri.split("://", 1)[0] if "://" in uri else "file"
-    if scheme == "gs":
-        from .gcs import GcsStore
+    if scheme not in _STORES:
+        from .fsspec_store import FsspecStore
 
-        return GcsStore(options)
-    if scheme == "file":
-        from .local import LocalStore
-
-        return LocalStore(options)
-    if scheme in ("http", "https"):
-        from .http_store import HttpStore
-
-        return HttpStore(options)
-    if scheme == "memory":
-        from .memory import MemoryStore
-
-        return MemoryStore(options)
-    if scheme in ("s3", "s3a"):
-        from .s3 import S3Store
-
-        return S3Store(options)
-    from .fsspec_store import FsspecStore
-
-    return FsspecStore(options, scheme)
+        return FsspecStore(options, scheme)
+    module, name = _STORES[scheme]
+    store: Store = getattr(import_module(module, __name__), name)(options)
+    return store

@@ -186,13 +186,11 @@ class RangeReader:
                 connection.request("GET", target, headers={**headers, **extra})
                 meanwhile()
                 return connection, cast(MeteredResponse, connection.getresponse())
-            except TooMuch:
+            except (TooMuch, *_FAILURES) as error:
                 if connection is not None:
                     connection.close()
-                raise
-            except _FAILURES as error:
-                if connection is not None:
-                    connection.close()
+                if isinstance(error, TooMuch):
+                    raise
                 if isinstance(error, ssl.SSLCertVerificationError):
                     raise StorageError(
                         f"{urllib.parse.urlsplit(url).netloc} showed a certificate that is not trusted",

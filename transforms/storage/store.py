@@ -70,12 +70,6 @@ def take_retries() -> int:
     return taken
 
 
-def _note_retries(retries: int) -> None:
-    global _retries
-    with _lock:
-        _retries += retries
-
-
 class Counters:
     """What a store has done since it was opened; safe from many threads."""
 
@@ -84,13 +78,15 @@ class Counters:
         self.requests = self.retries = self.bytes_read = self.bytes_written = 0
 
     def add(self, *, requests: int = 0, retries: int = 0, bytes_read: int = 0, bytes_written: int = 0) -> None:
+        global _retries
         with self._lock:
             self.requests += requests
             self.retries += retries
             self.bytes_read += bytes_read
             self.bytes_written += bytes_written
         if retries:
-            _note_retries(retries)
+            with _lock:
+                _retries += retries
 
 
 class Writer(ABC):

@@ -115,7 +115,9 @@ def test_a_server_that_drips_is_given_up(serve: Callable[[Speak], Server], how: 
     server = serve(TOO_SLOW[how])
     began = time.monotonic()
     with pytest.raises(StoreUnavailable, match=r"not complete after 0\.6 s|less than 10000 bytes/s after 0\.4 s"):
-        RangeReader(Counters(), POLICY).read_into(Asked("the object", server.url, {}), 0, [memoryview(bytearray(10_000))])
+        RangeReader(Counters(), POLICY).read_into(
+            Asked("the object", server.url, {}), 0, [memoryview(bytearray(10_000))]
+        )
     assert time.monotonic() - began < 10
     assert server.requests == POLICY.slow_attempts
 
@@ -124,7 +126,9 @@ def test_a_server_that_drips_is_given_up(serve: Callable[[Speak], Server], how: 
 def test_a_server_that_sends_heads_without_end_is_refused_at_once(serve: Callable[[Speak], Server], how: str) -> None:
     server = serve(TOO_MUCH[how])
     with pytest.raises(StorageError) as raised:
-        RangeReader(Counters(), POLICY).read_into(Asked("the object", server.url, {}), 0, [memoryview(bytearray(10_000))])
+        RangeReader(Counters(), POLICY).read_into(
+            Asked("the object", server.url, {}), 0, [memoryview(bytearray(10_000))]
+        )
     assert raised.value.found
     assert "the object" in raised.value.what
     assert server.requests <= POLICY.slow_attempts

@@ -244,8 +244,8 @@ def test_a_header_that_must_match(server: FaultyServer) -> None:
 
     server.faults = [other_generation]
     data = bytearray(10)
+    asked = Asked("gs://b/x", server.url, {}, expect={"X-Goog-Generation": "7"})
     with pytest.raises(HttpRefusal) as caught:
-        asked = Asked("gs://b/x", server.url, {}, expect={"X-Goog-Generation": "7"})
         RangeReader(Counters(), POLICY).read_into(asked, 0, [memoryview(data)])
     assert (caught.value.status, caught.value.body) == (412, "X-Goog-Generation is 8, not 7")
     assert data == bytes(10)
@@ -325,8 +325,8 @@ def test_a_process_forked_while_another_thread_loads_certificates_does_not_wait_
 def test_nobody_listening_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
+    asked = Asked("gs://b/x", f"http://127.0.0.1:{port}/", {})
     with pytest.raises(StorageError, match=r"gs://b/x failed 4 times.*ConnectionRefusedError"):
-        asked = Asked("gs://b/x", f"http://127.0.0.1:{port}/", {})
         RangeReader(Counters(), POLICY).read_into(asked, 0, [memoryview(bytearray(1))])
 
 
