@@ -5,7 +5,7 @@ Arrow table or record batch, a dict of arrays, or an iterable of any of these.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from .errors import DataError
-from .nested_arrow import flat, lengths, list_size, value_type
+from .nested_arrow import flat, is_list, lengths, list_size, value_type
 
 KINDS = "a pandas or polars DataFrame, an Arrow table or record batch, a dict of arrays, or an iterable of these"
 
@@ -117,25 +117,19 @@ def _column(name: str, array: np.ndarray[Any, Any]) -> pa.Array[Any]:
     if array.dtype.name == "bfloat16":
         array = array.astype(np.float32)
     try:
-        if array.dtype.kind in "US" or array.ndim == 1:
-            flat = pa.array(
-                array.reshape(-1).tolist() if array.dtype.kind in "SUO" else np.ascontiguousarray(array).reshape(-1)
-            )
-        else:
-            flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+        values = np.ascontiguousarray(array).reshape(-1)
+        listed = array.dtype.kind in "US" or (array.dtype.kind == "O" and array.ndim == 1)
+        flat = pa.array(values.tolist() if listed else values)
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
         raise DataError(
             f"Arrow cannot take the array {name!r}", found=f"{array.dtype} {list(array.shape)}: {error}"
         ) from error
     for size in reversed(array.shape[1:]):
-        flat = pa.FixedSizeListArray.from_arrays(flat, size) if size else _empty_lists(flat.type, array.shape)
+        if not size:
+            what = f"An array of shape {list(array.shape)} holds no values"
+            raise DataError(what, expected="dimensions of 1 or more", found=str(flat.type))
+        flat = pa.FixedSizeListArray.from_arrays(flat, size)
     return flat
-
-
-def _empty_lists(kind: pa.DataType, shape: tuple[int, ...]) -> pa.Array[Any]:
-    raise DataError(
-        f"An array of shape {list(shape)} holds no values", expected="dimensions of 1 or more", found=str(kind)
-    )
 
 
 def as_array(column: pa.ChunkedArray[Any], *, equal_lists: bool = False) -> np.ndarray[Any, Any]:
@@ -157,7 +151,7 @@ def as_array(column: pa.ChunkedArray[Any], *, equal_lists: bool = False) -> np.n
 def _list_size(lists: pa.Array[Any], equal_lists: bool) -> int | None:
     if pa.types.is_fixed_size_list(lists.type):
         return list_size(lists.type)
-    if not equal_lists or not (pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type)):
+    if not equal_lists or not is_list(lists.type):
         return None
     sizes = np.unique(lengths(lists).to_numpy())
     return int(sizes[0]) if len(sizes) == 1 else None
@@ -166,7 +160,3 @@ def _list_size(lists: pa.Array[Any], equal_lists: bool) -> int | None:
 def _one_batch(table: pa.Table) -> pa.RecordBatch:
     batches = table.combine_chunks().to_batches()
     return batches[0] if batches else pa.RecordBatch.from_pylist([], schema=table.schema)
-
-
-def each(data: Iterable[Any]) -> Iterator[Held]:
-    return map(hold, data)

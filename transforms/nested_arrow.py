@@ -4,11 +4,14 @@ the kind is found out while the program runs. Whoever calls these has asked for 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+
+TEXTS = (pa.string(), pa.large_string(), pa.string_view())
+BINARIES = (pa.binary(), pa.large_binary(), pa.binary_view())
 
 
 def value_type(kind: pa.DataType) -> pa.DataType:
@@ -62,9 +65,31 @@ def decoded(dictionary: pa.Array[Any]) -> pa.Array[Any]:
     return some.dictionary_decode()
 
 
-def map_of(key: pa.Field[Any], item: pa.Field[Any], keys_sorted: bool) -> pa.DataType:
-    members: Any = (key, item)
-    return pa.map_(*members, keys_sorted=keys_sorted)  # type: ignore[call-overload]  # the stubs take no fields
+def is_list(kind: pa.DataType) -> bool:
+    """Lists of any length."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def is_any_list(kind: pa.DataType) -> bool:
+    """Lists of any length, or of one size."""
+    return is_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def with_fields(kind: pa.DataType, changed: Callable[[pa.Field[Any]], pa.Field[Any]]) -> pa.DataType:
+    """The type with the members of its structs, or the values of its lists or maps, as `changed` gives them, in their order. Of
+    another kind of type it is the very same.
+    """
+    some: Any = kind
+    if pa.types.is_struct(kind):
+        return pa.struct([changed(member) for member in some])
+    if pa.types.is_map(kind):
+        members: Any = (changed(some.key_field), changed(some.item_field))
+        return pa.map_(*members, keys_sorted=some.keys_sorted)  # type: ignore[call-overload]  # the stubs take no fields
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(changed(some.value_field), some.list_size)
+    if is_list(kind):
+        return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(changed(some.value_field))
+    return kind
 
 
 def python_file(lends: Any, mode: Literal["r", "w"]) -> pa.PythonFile:

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..nested_arrow import BINARIES, TEXTS
+
 _WHOLE = pa.decimal128(20, 0)  # holds every int64 and uint64
-_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
 
 
 class NotComparable(Exception):
@@ -55,9 +55,9 @@ def _with_constant(array: Any, value: Any) -> tuple[Any, Any]:
     if type(value) is bool and pa.types.is_boolean(kind):
         return array, pa.scalar(value)
     if type(value) is str:
-        if any(is_text(kind) for is_text in _TEXTS):
+        if kind in TEXTS:
             return array.cast(pa.large_string()), pa.scalar(value, pa.large_string())
-        if any(is_bytes(kind) for is_bytes in _BYTES):
+        if _is_bytes(kind):
             return array.cast(pa.large_binary()), pa.scalar(value.encode("utf-8", "surrogateescape"), pa.large_binary())
         if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
             return array, pa.scalar(value).cast(kind)
@@ -87,9 +87,9 @@ def _with_number(array: Any, value: int | float) -> tuple[Any, Any]:
 
 def _of_columns(left: Any, right: Any) -> tuple[Any, Any]:
     kinds = [left.type, right.type]
-    if all(any(is_text(kind) for is_text in _TEXTS) for kind in kinds):
+    if all(kind in TEXTS for kind in kinds):
         return left.cast(pa.large_string()), right.cast(pa.large_string())
-    if all(any(is_kind(kind) for is_kind in (*_TEXTS, *_BYTES)) for kind in kinds):
+    if all(kind in TEXTS or _is_bytes(kind) for kind in kinds):
         return left.cast(pa.large_binary()), right.cast(pa.large_binary())
     if all(map(_is_number, kinds)):
         kind = _number_type(*kinds)
@@ -110,6 +110,10 @@ def _number_type(left: pa.DataType, right: pa.DataType) -> pa.DataType:
     if all(pa.types.is_float16(kind) or pa.types.is_float32(kind) for kind in kinds):
         return pa.float32()
     return left if left == right else pa.float64()
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return kind in BINARIES or pa.types.is_fixed_size_binary(kind)
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from ..errors import ColumnError, UnsupportedModel
 from ..models.spec import TensorSpec
 from ..models.streaming.dlpack import to_tensor
-from ..nested_arrow import value_type
+from ..nested_arrow import is_list, value_type
 from .column import Column
 from .fitting import match, misfit, with_lengths
 from .nesting import RaggedLists
@@ -145,7 +145,7 @@ def composite_columns(
 def _holds_pairs(schema: pa.Schema, name: str) -> bool:
     path = path_of(schema, name)
     kind = None if path is None else member_type(schema.field(path[0]).type, path)
-    if kind is None or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+    if kind is None or not is_list(kind):
         return False
     of_list = value_type(kind)
     return pa.types.is_struct(of_list) and min(of_list.get_field_index(one) for one in (POSITION, VALUE)) >= 0

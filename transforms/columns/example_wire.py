@@ -36,11 +36,9 @@ def encode_examples(rows: int, features: Sequence[tuple[str, str, RowValues]]) -
     pieces = [
         _for_every_row(rows, piece, values.kept)
         for key, dtype, values in sorted(features, key=lambda feature: feature[0].encode())
-        for piece in _entry(key, dtype, values, rows if values.kept is None else len(values.kept))
+        for piece in _feature(dtype, values, rows if values.kept is None else len(values.kept), (_key(key), _FIELD_1))
     ]
-    size = np.zeros(rows, np.int64)
-    for piece in pieces:
-        size += np.diff(offsets(piece)) if rows else 0
+    size = sum(map(_lengths, pieces), np.zeros(rows, np.int64))
     return _joined([_side_by_side(rows, [_FIELD_1, _varints(size)]), *pieces])
 
 
@@ -59,21 +57,14 @@ def encode_sequences(
     ]
     if not pieces:
         return encode_examples(rows, context)
-    size = np.zeros(rows, np.int64)
-    for piece in pieces:
-        size += np.diff(offsets(piece)) if rows else 0
+    size = sum(map(_lengths, pieces), np.zeros(rows, np.int64))
     # The context has the field and the type of an Example's features.
     before = [encode_examples(rows, context)] if context else []
     return _joined([*before, _side_by_side(rows, [_FEATURE_LISTS, _varints(size)]), *pieces])
 
 
-def _entry(key: str, dtype: str, values: RowValues, rows: int) -> list[pa.Array[Any]]:
-    """One feature of each row, as an entry of the map of features, in pieces that follow one another."""
-    return _feature(dtype, values, rows, (_key(key), _FIELD_1))
-
-
 def _list_entry(key: str, dtype: str, values: RowValues, steps: np.ndarray[Any, Any]) -> list[pa.Array[Any]]:
-    """One feature list of each row, likewise."""
+    """One feature list of each row, as an entry of the map of feature lists, in pieces that follow one another."""
     features = _joined(_feature(dtype, values, int(steps.sum()), (_FIELD_1,)))
     listed = _by_row(features, steps, len(steps))
     return [_side_by_side(len(steps), _wrapped((_key(key), _FIELD_1), _lengths(listed), [])), listed]
@@ -188,8 +179,7 @@ def _binaries(
 def _by_row(items: pa.Array[Any], counts: int | np.ndarray[Any, Any], rows: int) -> pa.Array[Any]:
     """Joins `counts` consecutive items to the value of each row."""
     edges = np.arange(rows + 1) * counts if isinstance(counts, int) else _edges(counts)
-    ends = offsets(items) if len(items) else np.zeros(1, np.int64)
-    return pa.LargeBinaryArray.from_buffers(_KIND, rows, [None, buffer_of(ends[edges]), items.buffers()[2]])
+    return pa.LargeBinaryArray.from_buffers(_KIND, rows, [None, buffer_of(offsets(items)[edges]), items.buffers()[2]])
 
 
 def _for_every_row(rows: int, piece: pa.Array[Any], kept: np.ndarray[Any, Any] | None) -> pa.Array[Any]:
@@ -208,7 +198,7 @@ def _joined(pieces: Sequence[pa.Array[Any]]) -> pa.Array[Any]:
 
 
 def _lengths(array: pa.Array[Any]) -> np.ndarray[Any, Any]:
-    return np.diff(offsets(array)).astype(np.int64) if len(array) else np.zeros(0, np.int64)
+    return np.diff(offsets(array)).astype(np.int64)
 
 
 def _edges(lengths: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -133,7 +133,7 @@ class PaddedLists:
 
     def open(self, at: Opened) -> None:
         array, wanted = at.array, self.dims[0]
-        edges = offsets(array) if len(array) else np.zeros(1, np.int64)
+        edges = offsets(array)
         first, last = int(edges[0]), int(edges[-1])
         lengths = np.diff(edges)
         values = child(array).slice(first, last - first)
@@ -175,7 +175,7 @@ class RaggedLists:
             size = list_size(array.type)
             edges = np.arange(array.offset, array.offset + len(array) + 1, dtype=np.int64) * size
         else:
-            edges = offsets(array) if len(array) else np.zeros(1, np.int64)
+            edges = offsets(array)
         values = child(array).slice(int(edges[0]), int(edges[-1] - edges[0]))
         splits = edges.astype(np.int64, copy=False) - edges[0] if edges[0] else edges.astype(np.int64, copy=False)
         if array.null_count:

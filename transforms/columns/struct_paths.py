@@ -7,7 +7,7 @@ from collections.abc import Container, Sequence
 
 import pyarrow as pa
 
-from ..nested_arrow import value_type
+from ..nested_arrow import is_any_list, value_type
 
 
 def known_name(name: str, known: Container[str]) -> str:
@@ -29,7 +29,7 @@ def path_of(schema: pa.Schema, name: str) -> tuple[str, ...] | None:
 
 def _members(kind: pa.DataType, name: str) -> tuple[str, ...] | None:
     while not pa.types.is_struct(kind):
-        if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
+        if not is_any_list(kind):
             return None
         kind = value_type(kind)
     if kind.get_field_index(name) >= 0:

@@ -149,7 +149,9 @@ def view(array: pa.Array[Any], dtype: np.dtype[Any], count: int) -> np.ndarray[A
 
 
 def offsets(array: pa.Array[Any]) -> np.ndarray[Any, Any]:
-    """Where each list or string of a nonempty array begins in its child or blob, and where the last ends."""
+    """Where each list or string of an array begins in its child or blob, and where the last ends; 0 in an empty array."""
+    if not len(array):
+        return np.zeros(1, np.int64)
     large = array.type in _LARGE or pa.types.is_large_list(array.type)
     return view(array, np.dtype(np.int64 if large else np.int32), len(array) + 1)
 

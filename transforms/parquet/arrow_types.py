@@ -10,7 +10,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..nested_arrow import child, flat, lengths, list_size, map_of, members, value_field, value_type
+from ..nested_arrow import (
+    BINARIES,
+    TEXTS,
+    child,
+    flat,
+    is_any_list,
+    is_list,
+    lengths,
+    list_size,
+    members,
+    value_field,
+    value_type,
+    with_fields,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +71,18 @@ def as_read(schema: pa.Schema) -> pa.Schema:
     return pa.schema(fields, metadata)
 
 
+_WITHOUT_VIEWS: dict[pa.DataType, pa.DataType] = {pa.string_view(): pa.string(), pa.binary_view(): pa.binary()}
+
+
 def _plain(kind: pa.DataType, *, in_struct: bool = False) -> pa.DataType:
     def field(of: pa.Field[Any]) -> pa.Field[Any]:
         return of.with_type(_plain(of.type, in_struct=in_struct or pa.types.is_struct(kind)))
 
     if pa.types.is_dictionary(kind) and kind.index_type.bit_width < 32:
         return pa.dictionary(pa.int32(), kind.value_type, kind.ordered)
-    if in_struct and (pa.types.is_string_view(kind) or pa.types.is_binary_view(kind)):
-        return pa.string() if pa.types.is_string_view(kind) else pa.binary()
-    if pa.types.is_struct(kind):
-        return pa.struct([field(member) for member in kind])
-    if pa.types.is_map(kind):
-        return map_of(field(kind.key_field), field(kind.item_field), kind.keys_sorted)
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(field(kind.value_field), kind.list_size)
-    if pa.types.is_list(kind):
-        return pa.list_(field(kind.value_field))
-    if pa.types.is_large_list(kind):
-        return pa.large_list(field(kind.value_field))
-    return kind
+    if in_struct and kind in _WITHOUT_VIEWS:
+        return _WITHOUT_VIEWS[kind]
+    return with_fields(kind, field)
 
 
 def leaves(kind: pa.DataType) -> Iterator[pa.DataType]:
@@ -95,7 +101,7 @@ def nests_dictionary(kind: pa.DataType) -> bool:
 
 
 def is_dictionary_of_texts(kind: pa.DataType) -> bool:
-    return pa.types.is_dictionary(kind) and kind.value_type in _TEXTS
+    return pa.types.is_dictionary(kind) and kind.value_type in _STORED_TEXTS
 
 
 def may_be_long(kind: pa.DataType) -> bool:
@@ -105,7 +111,7 @@ def may_be_long(kind: pa.DataType) -> bool:
     return not (pa.types.is_primitive(kind) or pa.types.is_dictionary(kind) or pa.types.is_decimal(kind))
 
 
-_TEXTS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
+_STORED_TEXTS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 
 
 def depth(kind: pa.DataType) -> int:
@@ -133,12 +139,10 @@ def read_alike(found: pa.DataType, wanted: pa.DataType) -> bool:
         )
     if pa.types.is_fixed_size_list(wanted):
         # Only Arrow knows of a length; `as_type` asks each row's.
-        same = _is_list(found) or (pa.types.is_fixed_size_list(found) and list_size(found) == list_size(wanted))
+        same = is_list(found) or (pa.types.is_fixed_size_list(found) and list_size(found) == list_size(wanted))
         return same and read_alike(value_type(found), value_type(wanted))
-    if _is_list(wanted):
-        return (_is_list(found) or pa.types.is_fixed_size_list(found)) and read_alike(
-            value_type(found), value_type(wanted)
-        )
+    if is_list(wanted):
+        return is_any_list(found) and read_alike(value_type(found), value_type(wanted))
     return _plain_alike(found, wanted)
 
 
@@ -150,26 +154,20 @@ def _values(kind: pa.DataType) -> pa.DataType:
     return value_type(kind) if pa.types.is_dictionary(kind) else kind
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
-
-
 def _members_alike(found: pa.DataType, wanted: pa.DataType) -> bool:
     return all(read_alike(found.field(i).type, wanted.field(i).type) for i in range(found.num_fields))
 
 
-_STRINGS = (pa.string(), pa.large_string(), pa.string_view())
-_BINARIES = (pa.binary(), pa.large_binary(), pa.binary_view())
 _FLOAT_BITS = {16: 11, 32: 24, 64: 53}
 _UNITS = ("s", "ms", "us", "ns")
 
 
 def _plain_alike(found: pa.DataType, wanted: pa.DataType) -> bool:
     types = pa.types
-    if wanted in _STRINGS:
-        return found in _STRINGS
-    if wanted in _BINARIES:
-        return found in _BINARIES or found in _STRINGS or types.is_fixed_size_binary(found)
+    if wanted in TEXTS:
+        return found in TEXTS
+    if wanted in BINARIES:
+        return found in BINARIES or found in TEXTS or types.is_fixed_size_binary(found)
     if types.is_integer(found) and types.is_integer(wanted):
         signed = (types.is_signed_integer(found), types.is_signed_integer(wanted))
         if signed[0] == signed[1]:

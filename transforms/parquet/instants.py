@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..nested_arrow import map_of
+from ..nested_arrow import with_fields
 from .arrow_types import depth
 from .arrow_types import leaves as leaves_of
 from .thrift import MOST_NESTED
@@ -42,22 +42,9 @@ def _as_instants(kind: pa.DataType, instants: Iterator[bool]) -> pa.DataType:
     def inner(field: pa.Field[Any]) -> pa.Field[Any]:
         return field.with_type(_as_instants(field.type, instants))
 
-    if isinstance(kind, pa.BaseExtensionType):
-        for _ in leaves_of(kind.storage_type):
-            next(instants)
-        return kind
-    if pa.types.is_struct(kind):
-        return pa.struct([inner(member) for member in kind])
-    if pa.types.is_map(kind):
-        return map_of(inner(kind.key_field), inner(kind.item_field), kind.keys_sorted)
-    if pa.types.is_fixed_size_list(kind):
-        return pa.list_(inner(kind.value_field), kind.list_size)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return (pa.list_ if pa.types.is_list(kind) else pa.large_list)(inner(kind.value_field))
-    if pa.types.is_nested(kind):
-        for _ in leaves_of(kind):
-            next(instants)
-        return kind
-    if next(instants) and pa.types.is_timestamp(kind) and kind.tz is None:
+    if (rebuilt := with_fields(kind, inner)) is not kind:
+        return rebuilt
+    of_leaves = [next(instants) for _ in leaves_of(kind)]  # one, or those of an extension type or a union
+    if pa.types.is_timestamp(kind) and kind.tz is None and of_leaves == [True]:
         return pa.timestamp(kind.unit, "UTC")
     return kind

@@ -75,7 +75,7 @@ def field_header(data: Any, at: int, last: int) -> tuple[int, int, int]:
     return (integer(value, I32) + 0x8000 & 0xFFFF) - 0x8000, head & 15, at
 
 
-def fields(data: Any, at: int, asked: Container[Field], depth: int = 0) -> tuple[dict[Field, int], int]:
+def fields(data: Any, at: int, asked: Container[Field]) -> tuple[dict[Field, int], int]:
     """The `asked` fields of a struct, and where the struct ends.
 
     An integer field gives its value; a list or struct gives where it begins. Raises `Malformed`, also for a repeated field.
@@ -95,7 +95,7 @@ def fields(data: Any, at: int, asked: Container[Field], depth: int = 0) -> tuple
                     found[name] = integer(value, kind)
                     continue
                 found[name] = at
-            at = _skip(data, at, kind, depth)
+            at = _skip(data, at, kind)
     except (IndexError, KeyError) as error:
         raise Malformed from error
 
@@ -113,7 +113,7 @@ def list_of(data: Any, at: int) -> tuple[int, int, int]:
         raise Malformed from error
 
 
-def _skip(data: Any, at: int, kind: int, depth: int) -> int:
+def _skip(data: Any, at: int, kind: int) -> int:
     """Past a field's value, by a stack of what is open: how many values are left of a list, -1 for a struct, and their type."""
     if kind in BOOLS:  # the field's type says which
         return at
@@ -143,9 +143,7 @@ def _skip(data: Any, at: int, kind: int, depth: int) -> int:
                 open_.append([2 * count, (kinds >> 4) << 4 | kinds & 15])
         else:
             at += _FIXED_BYTES[kind]
-        if at > size:
-            raise Malformed
-        if len(open_) + depth > MOST_NESTED:
+        if at > size or len(open_) > MOST_NESTED:
             raise Malformed
         # The next value: of the innermost that is not at its end.
         while open_:
@@ -168,7 +166,7 @@ def _skip(data: Any, at: int, kind: int, depth: int) -> int:
                 # A map's keys and values take turns.
                 kind = member if member < 16 else (member >> 4 if left % 2 == 0 else member & 15)
                 if kind == STRUCT and data[at] == 0:  # an empty struct: a hostile list has millions
-                    run = _zeros(data, at, left) if member < 16 else 1
+                    run = len(_ZEROS.match(data, at, min(size, at + left)).group()) if member < 16 else 1  # type: ignore[union-attr]
                     at, top[0] = at + run, left - run
                     continue
                 break
@@ -177,17 +175,13 @@ def _skip(data: Any, at: int, kind: int, depth: int) -> int:
             return at
 
 
-def _zeros(data: Any, at: int, most: int) -> int:
-    return len(_ZEROS.match(data, at, min(len(data), at + most)).group())  # type: ignore[union-attr]
-
-
 _ZEROS = re.compile(rb"\0*+")
 
 
-def skip(data: Any, at: int, kind: int, depth: int = 0) -> int:
+def skip(data: Any, at: int, kind: int) -> int:
     """Where the value of a field of that type ends. Raises `Malformed`."""
     try:
-        return _skip(data, at, kind, depth)
+        return _skip(data, at, kind)
     except (IndexError, KeyError) as error:
         raise Malformed from error
 

@@ -39,8 +39,8 @@ def write_batches(
     row_bytes = fixed_row_bytes(schema)
     held: list[pa.RecordBatch] = []
     repetitive: Any = _repetitive(schema)  # the stubs take no names
-    with store.create(uri) as sink, _Summed(sink) as summed:
-        gathered = pa.BufferedOutputStream(python_file(summed, "w"), _WRITE_BYTES)
+    with _Summed(store.create(uri)) as sink:
+        gathered = pa.BufferedOutputStream(python_file(sink, "w"), _WRITE_BYTES)
         with (
             pq.ParquetWriter(  # closing it writes a footer even after an exception, which is invisible without commit()
                 gathered,
@@ -63,7 +63,7 @@ def write_batches(
             if more := at_end(rows):
                 writer.add_key_value_metadata(more)
         gathered.flush()
-        return replace(sink.commit(), crc32c=summed.crc32c), rows
+        return sink.commit(), rows
 
 
 def check_writable(schema: pa.Schema, whose: str) -> None:
@@ -139,45 +139,31 @@ def fixed_row_bytes(schema: pa.Schema) -> float | None:
         return None
 
 
-class _Summed:
-    """A sink for pyarrow that computes a checksum of what it passes on. After the block it passes on nothing: Arrow writes the
-    data that it has gathered even when it is thrown away.
+class _Summed(Writer):
+    """Computes the checksum of what it passes on. Once it is committed or aborted it passes on nothing: Arrow writes the data
+    that it has gathered even when it is thrown away.
     """
 
-    closed = False
+    closed = False  # for Arrow, which then closes it without an error
 
     def __init__(self, sink: Writer) -> None:
-        self._sink, self.crc32c, self._ended = sink, 0, False
-
-    def __enter__(self) -> _Summed:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended = True
+        self._sink, self._crc32c, self._closed = sink, 0, False
 
     def write(self, data: Any) -> int:
-        if self._ended:
+        if self._closed:
             return len(data)
-        self.crc32c = crc32c.crc32c(data, self.crc32c)
+        self._crc32c = crc32c.crc32c(data, self._crc32c)
         return self._sink.write(data)
 
     def tell(self) -> int:
         return self._sink.tell()
 
-    def flush(self) -> None:
-        self._sink.flush()
+    def commit(self) -> ObjectRef:
+        return replace(self._sink.commit(), crc32c=self._crc32c)
 
-    def close(self) -> None:
-        """Nothing to do: closing must never publish."""
-
-    def readable(self) -> bool:
-        return False
-
-    def writable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return False
+    def abort(self) -> None:
+        self._closed = True
+        self._sink.abort()
 
 
 def _repetitive(schema: pa.Schema) -> list[str]:

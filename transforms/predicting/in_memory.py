@@ -14,7 +14,7 @@ from ..argument_names import argument_names
 from ..columns.image_sizes import parse_image_size, unused_ignore_exif
 from ..columns.rules import ColumnRules
 from ..columns.where import RowFilter, filtered, parse_where
-from ..data_in_memory import KINDS, Held, each, hold, is_one
+from ..data_in_memory import KINDS, Held, hold, is_one
 from ..errors import InvalidRequest
 from ..models.load import CustomObjects
 from ..models.loading import Loading
@@ -134,7 +134,7 @@ def _check_iterable(data: Any) -> None:
 
 
 def _each_predicted(predictor: BatchPredictor, data: Any, where: str | None) -> Iterator[Any]:
-    for held in each(data):
+    for held in map(hold, data):
         with argument_names():
             yield _predicted(predictor, held, where)
 

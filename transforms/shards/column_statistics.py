@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..bounded_json import parse_json
-from ..nested_arrow import list_size, value_type
+from ..nested_arrow import is_any_list, list_size, value_type
 from .number_bins import Numbers, as_integer
 
 ALL_ROWS = 1 << 14
@@ -31,6 +31,7 @@ MOST_COLUMNS = 64
 MOST_CLASSES = 1000
 MOST_VALUES = 256
 MOST_VALUE_BYTES = 64
+_TEXTS = (pa.string(), pa.large_string(), pa.binary(), pa.large_binary())
 _MOST_ENCODED = 64 << 10
 _MOST_DECODED = 4 << 20
 
@@ -56,17 +57,17 @@ class Column:
 
     @classmethod
     def of(cls, name: str, kind: pa.DataType) -> Self:
-        leaf, depth = _leaf(kind), 0 if _storage(kind) is _leaf(kind) else 1
+        leaf = _Layout.of(kind).leaf
         type_name = f"{kind}"[:200]
         if pa.types.is_boolean(leaf):
             return cls(name, type_name, values={})
         if pa.types.is_integer(leaf):
             return cls(name, type_name, numbers=Numbers(), values={})
-        if _is_text(leaf):
+        if leaf in _TEXTS:
             return cls(name, type_name, numbers=Numbers(), values={})
         if not pa.types.is_floating(leaf):
             return cls(name, type_name)
-        of_scores = depth and pa.types.is_fixed_size_list(kind) and value_type(kind) == leaf
+        of_scores = pa.types.is_fixed_size_list(kind) and value_type(kind) == leaf
         if of_scores and 2 <= list_size(kind) <= MOST_CLASSES:
             return cls(
                 name, type_name, numbers=Numbers(), classes=np.zeros(list_size(kind), np.int64), largest=Numbers()
@@ -189,6 +190,7 @@ class _Layout:
     """The way to all values of an array of that kind, in order; those of null lists are none."""
 
     steps: tuple[Callable[[pa.Array[Any]], pa.Array[Any]], ...]
+    leaf: pa.DataType
     text: bool
     floating: bool
 
@@ -203,11 +205,11 @@ class _Layout:
             elif pa.types.is_dictionary(leaf):
                 steps.append(methodcaller("dictionary_decode"))
                 leaf = value_type(leaf)
-            elif _is_list(leaf):
+            elif is_any_list(leaf):
                 steps.append(methodcaller("flatten"))
                 leaf = value_type(leaf)
             else:
-                return cls(tuple(steps), _is_text(leaf), pa.types.is_floating(leaf))
+                return cls(tuple(steps), leaf, leaf in _TEXTS, pa.types.is_floating(leaf))
 
 
 class Columns:
@@ -267,28 +269,6 @@ def merge(into: list[Column], more: Iterable[Column]) -> set[str]:
         else:
             unlike.add(column.name)
     return unlike
-
-
-def _storage(kind: pa.DataType) -> pa.DataType:
-    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
-
-
-def _leaf(kind: pa.DataType) -> pa.DataType:
-    kind = _storage(kind)
-    while _is_list(kind):
-        kind = _storage(value_type(kind))
-    return value_type(kind) if pa.types.is_dictionary(kind) else kind
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return any(
-        is_kind(kind)
-        for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    )
 
 
 def _shown(value: Any) -> str:

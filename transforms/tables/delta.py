@@ -37,13 +37,9 @@ def read_delta(table: TableInput, store: Store) -> LiveFiles:
     """Raises `InvalidRequest` where there is no such table, or headrace cannot read it correctly, and `ObjectNotFound` where
     its log has no such version.
     """
-    try:
-        from deltalake import DeltaTable
-        from deltalake.exceptions import DeltaError
-    except ImportError as error:
-        raise InvalidRequest(
-            f"--input={table} needs deltalake", found=str(error), cure="pip install 'headrace[delta]'"
-        ) from error
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError
+
     with tempfile.TemporaryDirectory(prefix="headrace-delta-") as copy:
         version = _copy_log(table, store, Path(copy, _LOG))
         try:

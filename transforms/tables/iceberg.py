@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..errors import HeadraceError, InvalidRequest, ObjectNotFound
-from ..nested_arrow import map_of
+from ..nested_arrow import value_field, with_fields
 from ..shards.deleted_rows import Positions
 from ..storage import Store
 from .columns import NAMES
@@ -34,12 +34,6 @@ def read_iceberg(table: TableInput, store: Store) -> LiveFiles:
     """Raises `InvalidRequest` where there is no such table, or headrace cannot read it correctly, and `ObjectNotFound` where it
     has no such snapshot.
     """
-    try:
-        import pyiceberg  # noqa: F401
-    except ImportError as error:
-        raise InvalidRequest(
-            f"--input={table} needs pyiceberg", found=str(error), cure="pip install 'headrace[iceberg]'"
-        ) from error
     _decode_in_python()
     metadata = table.uri if table.root != table.uri else _newest_metadata(table, store)
     try:
@@ -184,18 +178,15 @@ def _arrow_schema(opened: Table, schema: Any) -> pa.Schema:
     return pa.schema([_narrow(field) for field in schema_to_pyarrow(schema)], metadata)
 
 
+_NARROW: dict[pa.DataType, pa.DataType] = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
+
+
 def _narrow(field: pa.Field[Any]) -> pa.Field[Any]:
     """With offsets of 32 bits, as files have them."""
-    kind: Any = field.type
-    if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
-        kind = pa.string() if pa.types.is_large_string(kind) else pa.binary()
-    elif pa.types.is_large_list(kind) or pa.types.is_list(kind):
-        kind = pa.list_(_narrow(kind.value_field))
-    elif pa.types.is_map(kind):
-        kind = map_of(_narrow(kind.key_field), _narrow(kind.item_field), kind.keys_sorted)
-    elif pa.types.is_struct(kind):
-        kind = pa.struct([_narrow(member) for member in kind])
-    return field.with_type(kind)
+    kind = _NARROW.get(field.type, field.type)
+    if pa.types.is_large_list(kind):
+        kind = pa.list_(value_field(kind))
+    return field.with_type(with_fields(kind, _narrow))
 
 
 def _values(opened: Table, schema: Any, tasks: list[FileScanTask]) -> dict[str, pa.Array[Any]]:

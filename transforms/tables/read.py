@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 
 from ..errors import InvalidRequest
 from ..storage import StoreOptions, open_store
@@ -10,13 +11,20 @@ from .delta import read_delta
 from .iceberg import read_iceberg
 from .snapshot import TableInput, TableSnapshot, pin_snapshot
 
-_READERS = {"delta": read_delta, "iceberg": read_iceberg}
+# For each format, the package that reads it, and how.
+_READERS = {"delta": ("deltalake", read_delta), "iceberg": ("pyiceberg", read_iceberg)}
 
 
 def read_snapshot(table: TableInput, options: StoreOptions) -> TableSnapshot:
     """Raises a `HeadraceError` where the version cannot be had, or its rows are others than its files hold."""
+    package, read = _READERS[table.format]
+    try:
+        import_module(package)
+    except ImportError as error:
+        cure = f"pip install 'headrace[{table.format}]'"
+        raise InvalidRequest(f"--input={table} needs {package}", found=str(error), cure=cure) from error
     store = open_store(table.uri, options)
-    live = _READERS[table.format](table, store)
+    live = read(table, store)
     if strange := {scheme_of(uri) for uri in live.uris} - {scheme_of(table.uri)}:
         raise InvalidRequest(
             f"{table.name} has files in another store",

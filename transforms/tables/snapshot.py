@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import InvalidRequest, ObjectNotFound
-from ..nested_arrow import map_of, read_schema
+from ..nested_arrow import read_schema, with_fields
 from ..parquet.arrow_types import as_read
 from ..shards.deleted_rows import NONE, Positions, pack_positions, unpack_positions, without_rows
 from ..storage.store import ObjectRef, Store
@@ -163,14 +163,7 @@ def _pinned(table: TableInput, live: LiveFiles, store: Store, uris: Iterable[str
 
 
 def _bare(field: pa.Field[Any]) -> pa.Field[Any]:
-    kind: Any = field.type
-    if pa.types.is_list(kind):
-        kind = pa.list_(_bare(kind.value_field))
-    elif pa.types.is_map(kind):
-        kind = map_of(_bare(kind.key_field), _bare(kind.item_field), kind.keys_sorted)
-    elif pa.types.is_struct(kind):
-        kind = pa.struct([_bare(member) for member in kind])
-    return pa.field(field.name, kind, field.nullable)
+    return pa.field(field.name, with_fields(field.type, _bare), field.nullable)
 
 
 @dataclass(frozen=True, slots=True)
