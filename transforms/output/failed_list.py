@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,22 +14,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..jobs.job import ASIDE, MANIFEST_FOLDER, Job
-from ..nested_arrow import schema_of
 from ..shards.shard import FailedShard
 from ..storage import ObjectRef, Store, open_store
 from .claims import CLAIM_KEY, remove_own
 
-FAILED_SCHEMA = schema_of(
-    {
-        "output": pa.string(),
-        "input": pa.string(),
-        "input_version": pa.string(),
-        "first_row": pa.int64(),
-        "rows": pa.int64(),
-        "error": pa.string(),
-        "reason": pa.string(),
-    }
-)
+# Each column's type, and its value for a shard.
+_COLUMNS: dict[str, tuple[pa.DataType, Callable[[FailedShard], Any]]] = {
+    "output": (pa.string(), lambda failure: failure.shard.output),
+    "input": (pa.string(), lambda failure: failure.shard.source.uri),
+    "input_version": (pa.string(), lambda failure: failure.shard.source.version),
+    "first_row": (pa.int64(), lambda failure: failure.shard.first_row),
+    "rows": (pa.int64(), lambda failure: failure.shard.rows),
+    "error": (pa.string(), lambda failure: type(failure.error).__name__),
+    "reason": (pa.string(), lambda failure: failure.reason),
+}
 _NAME = re.compile(MANIFEST_FOLDER + r"/failed-(?P<claim>\d{8})-[0-9a-f]{16}\.pq")
 _SUMMARY = b"headrace.summary"
 
@@ -62,28 +60,14 @@ def write_failed_list(job: Job, failed: Sequence[FailedShard], shards: int, rows
     """Its name below the output folder. The same shards with the same reasons make the same file; an earlier one is removed."""
     lost = sum(failure.shard.rows for failure in failed)
     summary = FailedSummary(shards, rows, len(failed), lost, tuple(manifest))
-    table = pa.Table.from_pylist(
-        [
-            {
-                "output": failure.shard.output,
-                "input": failure.shard.source.uri,
-                "input_version": failure.shard.source.version,
-                "first_row": failure.shard.first_row,
-                "rows": failure.shard.rows,
-                "error": type(failure.error).__name__,
-                "reason": failure.reason,
-            }
-            for failure in failed
-        ],
-        FAILED_SCHEMA,
-    )
+    columns = {name: pa.array(list(map(value, failed)), kind) for name, (kind, value) in _COLUMNS.items()}
     record = {
         b"headrace.job": json.dumps(job.record(), sort_keys=True).encode(),
         CLAIM_KEY.encode(): b"%d" % job.claim,
         _SUMMARY: json.dumps(asdict(summary)).encode(),
     }
     sink = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(record), sink, compression="zstd")
+    pq.write_table(pa.table(columns, metadata=record), sink, compression="zstd")
     data = sink.getvalue()
     name = f"{MANIFEST_FOLDER}/failed-{job.claim:08d}-{hashlib.sha256(data).hexdigest()[:16]}{ASIDE}"
     store = open_store(job.output, job.storage)
