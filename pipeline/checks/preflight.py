@@ -31,7 +31,8 @@ from headrace.transforms.models.ref import ModelRef
 from headrace.transforms.models.spec import ModelSpec, Operations, Signature
 from headrace.transforms.nested_arrow import read_schema
 from headrace.transforms.output.dead_letters import dead_letter_schema
-from headrace.transforms.parquet.reader import check_plain, read_footer
+from headrace.transforms.parquet.footer import footer_of
+from headrace.transforms.parquet.reader import read_footer
 from headrace.transforms.parquet.writer import check_kept, check_writable
 from headrace.transforms.predicting.predictor import input_columns
 from headrace.transforms.shards.partitions import MOST_FOLDER_BYTES
@@ -96,7 +97,7 @@ def prepare(request: Request) -> Prepared:
             cure="Leave it out of --input, or write it again",
         )
     prepared = _planned(request, around, refs, specs, patterns, inputs, stored)
-    check_plain(store, inputs.first, input_columns(prepared.job))
+    footer_of(store, inputs.first).check_plain(input_columns(prepared.job))
     check_examples(request, prepared.job, prepared.columns, inputs.first)
     return prepared
 

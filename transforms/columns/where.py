@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import warnings
+from functools import partial, reduce
 from typing import Any, NoReturn
 
 import numpy as np
@@ -244,10 +245,7 @@ def _call(function: str, *arguments: Any) -> Any:
 
 
 def _fold(function: str, parts: list[Any]) -> Any:
-    joined, *others = parts
-    for part in others:
-        joined = _call(function, joined, part)
-    return joined
+    return reduce(partial(_call, function), parts)
 
 
 def _kind(value: pa.Array[Any] | Constant) -> str:

@@ -189,13 +189,18 @@ class Adoptable:
 
 def check_claim(job: Job, store: Store) -> None:
     """Raises `ClaimLost` where another run has claimed the folder since: one request."""
-    if store.find(claim_uri(job.output, job.claim + 1)) is not None:
-        raise claim_lost(job, store)
+    if (winner := _winner(job, store)) is not None:
+        raise _claim_lost(job, winner)
 
 
-def claim_lost(job: Job, store: Store) -> ClaimLost:
-    number = newest_claim(store, job.output, job.claim + 1)
-    winner = read_claim(store, job.output, number)
+def _winner(job: Job, store: Store) -> Claim | None:
+    """The newest claim, if another run has claimed the folder since."""
+    if store.find(claim_uri(job.output, job.claim + 1)) is None:
+        return None
+    return read_claim(store, job.output, newest_claim(store, job.output, job.claim + 1))
+
+
+def _claim_lost(job: Job, winner: Claim) -> ClaimLost:
     return ClaimLost(
         f"{job.output} was claimed by another run while this one was at work",
         expected=f"claim {job.claim} to be the newest" if job.claim else "no claim",
@@ -208,16 +213,14 @@ def confirm_added(job: Job, store: Store, added: ObjectRef, also: Iterable[tuple
     """Called after a prediction file was committed. If the claim was lost meanwhile, it removes that file and `also`, unless
     the newest claim owns a file of that name, and raises `ClaimLost` either way.
     """
-    if store.find(claim_uri(job.output, job.claim + 1)) is None:
+    if (winner := _winner(job, store)) is None:
         return
-    lost = claim_lost(job, store)
-    winner = read_claim(store, job.output, newest_claim(store, job.output, job.claim + 1))
     made = parse_output_name(added.uri.removeprefix(f"{job.output}/"))
     if made is not None and not winner.owns(made):
         remove_own(store, added)
         for where, ref in also:
             remove_own(where, ref)
-    raise lost
+    raise _claim_lost(job, winner)
 
 
 def remove_own(store: Store, ref: ObjectRef) -> None:

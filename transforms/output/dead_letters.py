@@ -62,16 +62,12 @@ def dead_letters(bad: Sequence[BadRow]) -> pa.RecordBatch:
     columns = zip(*((bad_row.where, bad_row.row, bad_row.stage, bad_row.error) for bad_row in bad), strict=True)
     said = [pa.array(values, kind) for values, kind in zip(columns, COLUMNS.types, strict=True)]
     schema = dead_letter_schema(bad[0].batch.schema.remove_metadata())
-    parts = [
-        [_copied(column, [bad_row.index for bad_row in same]) for column in batch.columns]
-        for batch, same in ((same[0].batch, same) for same in _by_batch(bad))
-    ]
+    parts = []
+    for _, of_batch in groupby(bad, key=lambda bad_row: id(bad_row.batch)):
+        same = list(of_batch)
+        parts.append([_copied(column, [bad_row.index for bad_row in same]) for column in same[0].batch.columns])
     values = [pa.concat_arrays(arrays) if len(parts) > 1 else arrays[0] for arrays in zip(*parts, strict=True)]
     return pa.RecordBatch.from_arrays([*values, *said], schema=schema)
-
-
-def _by_batch(bad: Sequence[BadRow]) -> Iterator[list[BadRow]]:
-    return (list(same) for _, same in groupby(bad, key=lambda bad_row: id(bad_row.batch)))
 
 
 def _copied(array: pa.Array[Any], indices: list[int]) -> pa.Array[Any]:
@@ -87,10 +83,6 @@ class CommittedDeadLetters:
 
     ref: ObjectRef
     sha256: str
-
-    @property
-    def uri(self) -> str:
-        return self.ref.uri
 
 
 class DeadLetters:
@@ -132,14 +124,11 @@ class DeadLetters:
         self.rows += batch.num_rows
         if self.rows > self._allowed:
             raise rows_of_another_schema(self._job, self._shard, self._allowed)
-        fields: list[Any] = [self._shard.source.uri, None, error.stage, str(error)]
-        columns = [
-            pa.array(range(first_row, first_row + batch.num_rows), kind)
-            if value is None
-            else repeated(value, kind, batch.num_rows)
-            for value, kind in zip(fields, COLUMNS.types, strict=True)
-        ]
-        self._held.append(pa.RecordBatch.from_arrays([*batch.columns, *columns], schema=self._schema))
+        rows = pa.array(range(first_row, first_row + batch.num_rows), pa.int64())
+        where, stage, why = (
+            repeated(text, pa.string(), batch.num_rows) for text in (self._shard.source.uri, error.stage, str(error))
+        )
+        self._held.append(pa.RecordBatch.from_arrays([*batch.columns, where, rows, stage, why], schema=self._schema))
         self._write_held()
 
     def commit(self, store: Store) -> CommittedDeadLetters | None:
@@ -243,12 +232,10 @@ def dead_letters_of(output: str, store: Store, folder: str) -> Iterator[ObjectRe
     """Every file of dead letters in the folder whose metadata name that output folder, of any job."""
     for ref in store.list(f"{folder}/"):
         match = _NAME.fullmatch(ref.uri.removeprefix(f"{folder}/"))
-        if match is not None and _output_of(store, ref) == f"{output}/{match['output']}.parquet":
-            yield ref
-
-
-def _output_of(store: Store, ref: ObjectRef) -> str:
-    return read_footer(store, ref).key_values.get(b"headrace.output", b"").decode()
+        if match is not None:
+            said = read_footer(store, ref).key_values.get(b"headrace.output", b"")
+            if said.decode() == f"{output}/{match['output']}.parquet":
+                yield ref
 
 
 class UriDigests:

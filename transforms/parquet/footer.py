@@ -102,7 +102,9 @@ class ParsedFooter:
         return {column: nulls for column, (_, nulls) in found.items() if nulls is not None}
 
     def check_plain(self, columns: Collection[str]) -> None:
-        """Raises `NotParquet` where one of these columns is encrypted in the first row group, as it is in all."""
+        """Raises `NotParquet` where one of these columns is encrypted in the first row group, as it is in all; the
+        footer may be a plain one all the same.
+        """
         if not self.metadata.num_row_groups:
             return
         (_, _, values, _), names = self._chunks_of(range(1)), frozenset(columns)

@@ -7,7 +7,6 @@ take a step of Python for every few values, or are malformed, the functions here
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,16 +30,8 @@ class _Run:
     end: int
 
 
-def _runs(data: bytes, at: int, width: int) -> Iterator[_Run]:
-    """Raises `Malformed`."""
-    for _ in range(_MOST_RUNS):
-        if (run := _run_at(data, at, width)) is None:
-            return
-        yield run
-        at = run.end
-
-
 def _run_at(data: bytes, at: int, width: int) -> _Run | None:
+    """None at the end. Raises `Malformed`."""
     if at >= len(data):
         return None
     try:
@@ -56,13 +47,15 @@ def _run_at(data: bytes, at: int, width: int) -> _Run | None:
 
 def all_equal(levels: bytes, count: int, width: int, value: int) -> bool:
     """Whether the first `count` levels are all of that value."""
-    passed = 0
+    at = passed = 0
     try:
-        for run in _runs(levels, 0, width):
+        for _ in range(_MOST_RUNS):
+            if (run := _run_at(levels, at, width)) is None:
+                return False
             values = _bits(levels[run.body : run.end], width) if run.packed else [levels[run.body]]
             if any(one != value for one in values[: count - passed]):
                 return False
-            passed += run.values
+            passed, at = passed + run.values, run.end
             if passed >= count:
                 return True
     except Malformed:

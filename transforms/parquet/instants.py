@@ -18,7 +18,8 @@ def with_instants(file: pq.ParquetFile, schema: pa.Schema) -> pa.Schema:
     """The file's schema, which is itself where it holds no times. INT96, which its writers (Spark, Hive, Impala) use for
     instants, becomes a time in UTC.
     """
-    if not any(map(_may_hold_times, schema.types)):  # a file may have thousands of columns
+    kinds = schema.types  # of which a file may have thousands
+    if not any(pa.types.is_timestamp(k) or k.num_fields or isinstance(k, pa.BaseExtensionType) for k in kinds):
         return schema
     if max((depth(field.type) for field in schema), default=0) > MOST_NESTED:
         return schema  # the caller refuses it
@@ -30,10 +31,6 @@ def with_instants(file: pq.ParquetFile, schema: pa.Schema) -> pa.Schema:
             schema = schema.set(i, field.with_type(_as_instants(field.type, instants)))
         at += len(leaves)
     return schema
-
-
-def _may_hold_times(kind: pa.DataType) -> bool:
-    return pa.types.is_timestamp(kind) or kind.num_fields > 0 or isinstance(kind, pa.BaseExtensionType)
 
 
 def _as_instants(kind: pa.DataType, instants: Iterator[bool]) -> pa.DataType:

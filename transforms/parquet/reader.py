@@ -63,11 +63,6 @@ def read_footer(store: Store, source: ObjectRef) -> Footer:
     return Footer(parsed.columns.schema, rows, sizes, dict(metadata.metadata or {}), unpacked)
 
 
-def check_plain(store: Store, source: ObjectRef, columns: Collection[str]) -> None:
-    """Raises `NotParquet` where one of these columns is encrypted; the file's footer may be a plain one all the same."""
-    footer_of(store, source).check_plain(columns)
-
-
 def most_row_bytes(store: Store, source: ObjectRef, footer: Footer, columns: Collection[str]) -> int:
     """Uncompressed bytes of a row of these columns, in the row group where a row has most."""
     parsed = footer_of(store, source)
@@ -115,7 +110,10 @@ def read_batches(
             for batch in whole_batches(batches, shard.skip, batch_rows):
                 part = batch if batch.num_rows <= left else batch.slice(0, left)
                 left -= part.num_rows
-                yield part if in_order else _with_constants(_renamed(part, asked), columns, constants, types)
+                if not in_order:
+                    part = part.rename_columns([asked.get(name, name) for name in part.schema.names])
+                    part = _with_constants(part, columns, constants, types)
+                yield part
                 if not left:
                     return
         except MemoryError as error:
@@ -163,11 +161,6 @@ def _schema_read(uri: str, schema: pa.Schema, stored: Sequence[str], columns: Se
     if len(read) > len(wanted):
         raise repeated_columns(uri, read.names)
     return read
-
-
-def _renamed(batch: pa.RecordBatch, asked: dict[str, str]) -> pa.RecordBatch:
-    names = [asked.get(name, name) for name in batch.schema.names]
-    return batch if names == batch.schema.names else batch.rename_columns(names)
 
 
 def _cast(shard: Shard, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

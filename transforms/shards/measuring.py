@@ -7,9 +7,9 @@ import os
 import socket
 import time
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -84,44 +84,42 @@ def known_columns(text: str | None) -> tuple[Column, ...] | None:
         return None
 
 
-def _tried(work: Callable[[], Loaded]) -> Loaded | None:
-    """None where it fails, for which the log says why: a fault of ours in counting must not cost a prediction."""
-    try:
-        return work()
-    except Exception:
-        _log.warning("Predictions could not be counted for the report", exc_info=True)
-        return None
-
-
-def _added(columns: Columns, batch: pa.RecordBatch) -> Columns:
-    columns.add(batch)
-    return columns
-
-
 class ShardMeasuring:
     """Collects while a shard is predicted. If that fails, the shard is reported without its columns: no row is lost by it."""
 
     def __init__(self, schema: pa.Schema, predictions: Iterable[str]) -> None:
         """`predictions` are the columns of it to describe."""
-        self._columns = _tried(lambda: Columns(schema, predictions))
+        self._columns: Columns | None = None
         self._described: tuple[Column, ...] | None = None
         self._began, self._batch_seconds, self._uncounted = time.time(), Numbers(), array("d")
+        with self._counting():
+            self._columns = Columns(schema, predictions)
+
+    @contextmanager
+    def _counting(self) -> Iterator[None]:
+        """Where it fails, nothing more is counted, and the log says why: a fault of ours here must not cost a prediction."""
+        try:
+            yield
+        except Exception:
+            self._columns = None
+            _log.warning("Predictions could not be counted for the report", exc_info=True)
 
     def add(self, batch: pa.RecordBatch, seconds: float) -> None:
         """Predictions, and what they took."""
-        if self._columns is not None:
-            self._columns = _tried(partial(_added, self._columns, batch))
+        with self._counting():
+            if self._columns is not None:
+                self._columns.add(batch)
         self._uncounted.append(seconds)
         if len(self._uncounted) >= _BATCHES_AT_ONCE:
             self._count_seconds()
 
     def key_values(self) -> dict[str, str]:
         """The metadata for the prediction file; nothing is added afterwards."""
-        encoded = None if self._columns is None else _tried(self._columns.encode)
-        if encoded is None:
-            return {}
-        text, self._described = encoded
-        return {STATISTICS: text}
+        with self._counting():
+            if self._columns is not None:
+                text, self._described = self._columns.encode()
+                return {STATISTICS: text}
+        return {}
 
     def measurements(self) -> ShardMeasurements:
         self._count_seconds()

@@ -152,7 +152,7 @@ class _ShardRun:
             predicted_rows=rows,
             bad_rows=self._bad_rows,
             filtered_rows=sum(self._filtering.left_out),
-            dead_letters=self._committed.uri if self._committed else None,
+            dead_letters=self._committed.ref.uri if self._committed else None,
             batch_splits=() if shard.joined else tuple(bisections[0].splits),
             of_parts=_of_parts(bisections, self._filtering) if shard.joined else (),
             intra_op_threads=self.threads,
@@ -211,7 +211,7 @@ def _outcome(
     key_values = {}
     if committed is not None:
         key_values["headrace.bad_rows"] = str(sum(bisection.bad_rows for bisection in bisections))
-        key_values["headrace.dead_letters"] = committed.uri
+        key_values["headrace.dead_letters"] = committed.ref.uri
         key_values["headrace.dead_letters_sha256"] = committed.sha256
     unlike = any(bisection.bad_rows or bisection.splits for bisection in bisections) or any(filtering.left_out)
     if len(bisections) > 1 and unlike:

@@ -31,7 +31,11 @@ class LocalStore(Store):
     """
 
     def _pin(self, uri: str, status: os.stat_result) -> ObjectRef:
-        return _pin(uri, status, change_times=self.options.change_times)
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "neither a file nor a folder"
+            raise ObjectNotFound(f"There is no file {uri}", found=kind)
+        change_time = f"-{status.st_ctime_ns}" if self.options.change_times else ""
+        return ObjectRef(uri, status.st_size, f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}{change_time}")
 
     def stat(self, uri: str) -> ObjectRef:
         self.counters.add(requests=1)
@@ -272,14 +276,6 @@ def _path(uri: str) -> str:
     if (path is not uri and not path.startswith("/")) or "\0" in path:
         raise InvalidRequest(f"{uri!r} is not a local file", expected="file:///folder/name or a plain path")
     return path
-
-
-def _pin(uri: str, status: os.stat_result, *, change_times: bool) -> ObjectRef:
-    if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "neither a file nor a folder"
-        raise ObjectNotFound(f"There is no file {uri}", found=kind)
-    changed = f"-{status.st_ctime_ns}" if change_times else ""
-    return ObjectRef(uri, status.st_size, f"{status.st_ino}-{status.st_size}-{status.st_mtime_ns}{changed}")
 
 
 def _fill(ref: ObjectRef, fd: int, offset: int, buffers: Sequence[memoryview]) -> None:

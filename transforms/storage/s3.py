@@ -148,6 +148,7 @@ class S3Store(FsspecStore):
     def publish(self, source: ObjectRef, uri: str) -> ObjectRef:
         """A copy on the service's side, which finds no source once that is deleted."""
         filesystem, target = self._object(uri)
+        from_object = self._object(source.uri)[1]
         if self.find(uri) is not None:  # some services ignore IfNoneMatch when they copy
             raise already_exists(uri)
         self.counters.add(requests=1)
@@ -155,7 +156,7 @@ class S3Store(FsspecStore):
             filesystem.call_s3(
                 "copy_object",
                 **target,
-                CopySource=self._object(source.uri)[1],
+                CopySource=from_object,
                 CopySourceIfMatch=source.version,
                 IfNoneMatch="*",
                 **self.encryption,
