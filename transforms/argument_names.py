@@ -11,16 +11,8 @@ from contextlib import contextmanager
 from .errors import HeadraceError
 
 # Flags that name something for each tensor or output, by the argument that takes them as a dict.
-_DICTS = {
-    "constant": "constant",
-    "decode_image": "decode_image",
-    "feature": "features",
-    "fill": "fill",
-    "pad": "pad",
-    "prediction": "predictions",
-    "tf_example": "tf_example",
-    "top_k": "top_k",
-}
+_DICTS = {name: name for name in ("constant", "decode_image", "fill", "pad", "tf_example", "top_k")}
+_DICTS |= {"feature": "features", "prediction": "predictions"}
 _LISTS = ("cast", "custom_objects", "input", "keep", "outputs")
 _NUMBERS = re.compile(r"-?\d+(\.\d+)?")
 _PAIR = rf"(?P<pair>{'|'.join(_DICTS)})[= ](?P<key>[^\s=,;()'\"]+)=(?P<for_key>[^\s,;()]*[^\s,;().?])"

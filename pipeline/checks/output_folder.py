@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -46,7 +47,7 @@ from headrace.transforms.output.claims import (
     remove_own,
     withdraw_marks,
 )
-from headrace.transforms.output.manifest import NamesDigest, each_finished, manifest_outputs
+from headrace.transforms.output.manifest import add_name, each_finished, manifest_outputs
 from headrace.transforms.parquet.reader import read_footer
 from headrace.transforms.shards.deleted_rows import stored_version
 from headrace.transforms.shards.shard import OutputName, parse_output_name
@@ -94,7 +95,7 @@ class _Folder:
         self.parts: dict[str, ObjectRef] = {}
         self.claim = 0
         self.holds_outputs = False
-        self.names = NamesDigest()
+        self.names = hashlib.sha256()
         self.sources = array("Q")
         self.stranger: str | None = None
         self.changed: tuple[str, ObjectRef] | None = None
@@ -128,7 +129,7 @@ class _Folder:
         self.holds_outputs = self.holds_outputs or bool(outputs)
         known = self._prepared.inputs.includes(made.source for _, made, _ in outputs)
         for (name, made, ref), is_known in zip(outputs, known, strict=True):
-            self.names.add(name)
+            add_name(self.names, name)
             if is_known and made.job == self._job:
                 self.outputs += 1
                 self.sources.append(made.source)
@@ -241,15 +242,15 @@ def _is_complete(prepared: Prepared, store: Store, folder: _Folder) -> bool:
         return False
     if not parts or any(part not in folder.parts for part in parts):
         return False
-    names = NamesDigest()
+    names = hashlib.sha256()
     try:
         for name in manifest_outputs(store, (folder.parts[part] for part in parts)):
-            names.add(name)
+            add_name(names, name)
     except NotParquet:  # damaged by another program: the next run writes it again
         return False
     made_from, inputs = np.unique(np.frombuffer(folder.sources, np.uint64)), np.unique(prepared.inputs.sources)
     covered = prepared.job.limit is not None or np.array_equal(made_from, inputs)
-    return names == folder.names and covered
+    return names.digest() == folder.names.digest() and covered
 
 
 def check_overwritten(prepared: Prepared, state: OutputState, *, overwrite: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import itertools
 import json
@@ -403,12 +404,12 @@ def _manifest_seeds() -> list[bytes]:
 
 
 def _manifest(data: bytes) -> None:
-    from headrace.transforms.output.manifest import NamesDigest, manifest_dead_letters, manifest_outputs
+    from headrace.transforms.output.manifest import add_name, manifest_dead_letters, manifest_outputs
 
     store, ref = _put(data, "_manifest/part-0.parquet")
-    names = NamesDigest()
+    names = hashlib.sha256()
     for name in manifest_outputs(store, [ref]):
-        names.add(name)
+        add_name(names, name)
     for _ in manifest_dead_letters(store, [ref]):
         pass
 

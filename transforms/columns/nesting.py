@@ -57,15 +57,16 @@ MOST_PLACES = 1 << 28
 
 
 class ListLengthError(Exception):
-    """The list at `index` of its level is of a length that the plan does not allow."""
+    """A list of a level, of these `lengths`, is of one that the plan does not allow: the first of those that are `wrong`."""
 
     def __init__(
-        self, index: int, length: int, wanted: str, lengths: np.ndarray[Any, Any] | None = None, wrong: Any = None
+        self, lengths: np.ndarray[Any, Any], wrong: np.ndarray[Any, Any], wanted: str, *, alone: bool = True
     ) -> None:
-        """`wrong` is a mask of all lists that are wrong by themselves, of these `lengths`."""
-        super().__init__(index, length, wanted)
-        self.index, self.length, self.wanted = index, length, wanted
-        self.lengths, self.wrong = lengths, wrong
+        """`alone` says that each of the lists is wrong by itself, not only beside others."""
+        self.index = int(wrong.argmax())
+        self.length, self.wanted = int(lengths[self.index]), wanted
+        super().__init__(self.index, self.length, wanted)
+        self.lengths, self.wrong = lengths, wrong if alone else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +117,9 @@ class EqualLists:
         length = int(lengths[0]) if wanted is None else wanted
         wrong = lengths != length
         if wrong.any():
-            index = int(wrong.argmax())
             expected = f"{length} values" if wanted is not None else f"{length} values, as in the first list"
             # Without a length of the plan, lists only differ from one another.
-            raise ListLengthError(index, int(lengths[index]), expected, lengths, None if wanted is None else wrong)
+            raise ListLengthError(lengths, wrong, expected, alone=wanted is not None)
         at.array = child(array).slice(int(edges[0]), int(edges[-1] - edges[0]))
         at.dims = (*at.dims, length)
 
@@ -144,11 +144,10 @@ class PaddedLists:
         size = longest if wanted is None else wanted
         places = len(lengths) if at.present is None else len(at.present)
         if longest > size:
-            index = int((lengths > size).argmax())
-            raise ListLengthError(index, int(lengths[index]), f"at most {size} values", lengths, lengths > size)
+            raise ListLengthError(lengths, lengths > size, f"at most {size} values")
         if places * size > MOST_PLACES:
             expected = f"at most {MOST_PLACES // places} values, since {places} lists of the batch are padded alike"
-            raise ListLengthError(int(lengths.argmax()), longest, expected)
+            raise ListLengthError(lengths, lengths == longest, expected, alone=False)
         if at.present is not None or longest < size or int(lengths.min(initial=size)) < size:
             present = np.arange(size) < lengths[:, None]
             if at.present is not None:
@@ -188,9 +187,8 @@ class RaggedLists:
             lengths = np.diff(splits)
             wrong = lengths != wanted if wanted is not None else lengths > (self.most or 0)
             if wrong.any():
-                index = int(wrong.argmax())
                 expected = f"{wanted} values" if wanted is not None else f"at most {self.most} values"
-                raise ListLengthError(index, int(lengths[index]), expected, lengths, wrong)
+                raise ListLengthError(lengths, wrong, expected)
         at.array = values
         at.splits.append(splits)
 

@@ -100,19 +100,9 @@ def _no_part(part: ObjectRef, expected: str, found: str) -> NotParquet:
     )
 
 
-class NamesDigest:
-    """Names in their order, as a SHA-256."""
-
-    def __init__(self) -> None:
-        self._sha = hashlib.sha256()
-
-    def add(self, name: str) -> None:
-        self._sha.update(name.encode(errors="surrogateescape") + b"\0")
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, NamesDigest) and self._sha.digest() == other._sha.digest()
-
-    __hash__ = None  # type: ignore[assignment]
+def add_name(digest: hashlib._Hash, name: str) -> None:
+    """Adds one of several names, in their order."""
+    digest.update(name.encode(errors="surrogateescape") + b"\0")
 
 
 def each_finished(folder: str, options: StoreOptions) -> Iterator[tuple[str, ObjectRef]]:

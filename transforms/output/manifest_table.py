@@ -65,13 +65,10 @@ MANIFEST_SCHEMA = schema_of({name: kind for name, (kind, _) in _COLUMNS.items()}
 
 
 def manifest_table(results: Iterable[ShardResult]) -> pa.Table:
-    """One row per output, in input order. Times are null where the output existed before this run.
+    """One row per output, in input order; see `ShardResult`. Times are null where the output existed before this run.
 
-    `rows` of the input are `predicted_rows` in the output, `filtered_rows` that --where leaves out, and `bad_rows` in the file
-    `dead_letters`, a URI or null.
-    `batch_splits` records where batches differ from the planned size; see
-    `headrace.transforms.predicting.bisection`. Where an output joins files, `input` is the first of them, `rows`,
-    `bad_rows` and `filtered_rows` are of all, and `joined` are all of them in the order of their rows; else it is null.
+    Where an output joins files, `input` is the first of them, `rows`, `bad_rows` and `filtered_rows` are of all, and `joined`
+    are all of them in the order of their rows; else it is null.
     Raises `OutputIncomplete` where rows of a shard are in neither.
     """
     results = sorted(results, key=lambda result: result.shard)

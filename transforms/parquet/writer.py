@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..errors import ColumnError, InvalidRequest
-from ..nested_arrow import python_file
+from ..nested_arrow import list_size, python_file
 from ..storage.store import ObjectRef, Store, Writer
 
 # Arrow gathers what it writes up to this much before Python sees it.
@@ -95,30 +95,27 @@ def check_kept(schema: pa.Schema) -> None:
 def _unwritable(schema: pa.Schema) -> tuple[str, str] | tuple[()]:
     """A column that makes no Parquet file that can be read back, and why; of each type the first column is tried."""
     for kind, name in {field.type: field.name for field in reversed(list(schema))}.items():
+        parts = list(_within(pa.field(name, kind)))
         try:
-            if _holds_nothing(kind):
+            if any(pa.types.is_fixed_size_list(part.type) and not list_size(part.type) for part in parts):
                 raise pa.ArrowInvalid("lists of no values cannot be read back")
-            rows = 0 if _requires(kind) else 1  # a null where one is required is none of the type's
+            rows = (
+                1 if all(part.nullable for part in parts) else 0
+            )  # a null where one is required is none of the type's
             pq.write_table(pa.table([pa.nulls(rows, kind)], [name]), pa.BufferOutputStream())
         except (pa.ArrowException, OSError) as error:
             return name, f"{kind}: {error}"
     return ()
 
 
-def _requires(kind: pa.DataType) -> bool:
-    """Whether a member of a struct is required, at any depth."""
-    if isinstance(kind, pa.BaseExtensionType):
-        return _requires(kind.storage_type)
-    members = [kind.field(i) for i in range(kind.num_fields)]
-    return any(not member.nullable or _requires(member.type) for member in members)
-
-
-def _holds_nothing(kind: pa.DataType) -> bool:
-    if isinstance(kind, pa.BaseExtensionType):
-        return _holds_nothing(kind.storage_type)
-    if pa.types.is_fixed_size_list(kind) and not kind.list_size:
-        return True
-    return any(_holds_nothing(kind.field(i).type) for i in range(kind.num_fields))
+def _within(field: pa.Field[Any]) -> Iterator[pa.Field[Any]]:
+    """The field and all in it, at any depth; extension types as they are stored."""
+    kind = field.type
+    while isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    yield field.with_type(kind)
+    for i in range(kind.num_fields):
+        yield from _within(kind.field(i))
 
 
 def fixed_row_bytes(schema: pa.Schema) -> float | None:

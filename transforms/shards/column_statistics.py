@@ -61,9 +61,7 @@ class Column:
         type_name = f"{kind}"[:200]
         if pa.types.is_boolean(leaf):
             return cls(name, type_name, values={})
-        if pa.types.is_integer(leaf):
-            return cls(name, type_name, numbers=Numbers(), values={})
-        if leaf in _TEXTS:
+        if pa.types.is_integer(leaf) or leaf in _TEXTS:
             return cls(name, type_name, numbers=Numbers(), values={})
         if not pa.types.is_floating(leaf):
             return cls(name, type_name)

@@ -189,11 +189,8 @@ class Numbers:
             raise ValueError("bins out of range")
         if (counts < 0).any() or (steps[1:] <= 0).any() or (keys & ~(-1 << FRACTION_BITS - bits)).any():
             raise ValueError("bins out of order")
-        count, total, spread = (
-            as_integer(fields["count"]),
-            float(fields.get("total", math.inf)),
-            fields.get("spread", math.inf),
-        )
+        count, total = as_integer(fields["count"]), float(fields.get("total", math.inf))
+        spread = fields.get("spread", math.inf)
         if "squares" in fields:  # as was written before there was `spread`
             spread = max(0.0, fields["squares"] - total * total / max(1, count))
         return cls(

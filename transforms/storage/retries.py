@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import time
 from collections.abc import Callable
@@ -61,15 +60,16 @@ def retried(
 
     Raises `StoreUnavailable` with the text of `gave_up` for so many attempts, from the last failure's own cause.
     """
-    for failures in itertools.count(1):
-        counters.add(requests=1, retries=1 if failures > 1 else 0)
+    failures = 0
+    while True:
+        counters.add(requests=1, retries=1 if failures else 0)
         try:
             return attempt()
         except MayPass as error:
+            failures += 1
             if failures >= min(policy.attempts, error.attempts or policy.attempts):
                 raise StoreUnavailable(gave_up(failures), found=str(error), cure=cure) from error.__cause__ or error
             time.sleep(policy.wait_s(failures, error.retry_after_s))
-    raise AssertionError("itertools.count ends")
 
 
 def times(number: int) -> str:
