@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from ..errors import ColumnError, DataError, NotParquet, NullFeature, row_span
-from ..nested_arrow import repeated
+from ..nested_arrow import one_batch, repeated
 from ..shards.deleted_rows import drop_rows, stored_object, unpack_positions
 from ..shards.partition_types import constant
 from ..shards.shard import Shard
@@ -21,7 +21,6 @@ from .arrow_types import as_type
 from .decoding import Wanted, decoded_batches
 from .footer import ParsedFooter, check_size, footer_of, footers
 from .guard import BATCH_BYTES
-from .whole_batches import whole_batches
 
 _NULL_LIST = re.compile(r"lists to be of size=(?P<size>\d+) but index (?P<index>\d+) had size=0")
 
@@ -107,7 +106,7 @@ def read_batches(
             batches = count(decoded_batches(Wanted.of(parsed, shard, stored), opened, batch_rows))
             if shard.deleted:
                 batches = drop_rows(batches, unpack_positions(shard.deleted))
-            for batch in whole_batches(batches, shard.skip, batch_rows):
+            for batch in _whole_batches(batches, shard.skip, batch_rows):
                 part = batch if batch.num_rows <= left else batch.slice(0, left)
                 left -= part.num_rows
                 if not in_order:
@@ -143,6 +142,28 @@ def read_batches(
             found=f"{shard.rows - left} rows",
             cure="Write that file again",
         )
+
+
+def _whole_batches(batches: Iterable[pa.RecordBatch], skip: int, rows: int) -> Iterator[pa.RecordBatch]:
+    """Batches of `rows` after the first `skip` rows: Arrow gives shorter ones where a column's dictionary changes."""
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        if batch.num_rows == rows and not skip and not held:
+            yield batch
+            continue
+        if skip:
+            dropped = min(skip, batch.num_rows)
+            skip -= dropped
+            batch = batch.slice(dropped)
+        held.append(batch)
+        count += batch.num_rows
+        if count >= rows:
+            joined = held[0] if len(held) == 1 else one_batch(held)
+            yield joined.slice(0, rows)
+            held, count = [joined.slice(rows)] if count > rows else [], count - rows
+    if count:
+        yield held[0] if len(held) == 1 else one_batch(held)
 
 
 def _schema_read(uri: str, schema: pa.Schema, stored: Sequence[str], columns: Sequence[str]) -> pa.Schema:

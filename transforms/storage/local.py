@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..errors import AccessDenied, InvalidRequest, ObjectNotFound, StorageError
-from .local_glob import matching_files
+from .local_glob import MatchingFiles
 from .store import ObjectRef, Store, Writer, already_exists, changed, check_range, split_glob
 
 _TEMPORARY = ".headrace-"
@@ -53,14 +53,14 @@ class LocalStore(Store):
         noted: Callable[[str], None] | None = None,
         other: Callable[[ObjectRef], None] | None = None,  # noqa: ARG002
     ) -> Iterator[ObjectRef]:
-        """Follows links to folders too: see `matching_files` for what is noted, and what is an error."""
+        """Follows links to folders too: see `MatchingFiles` for what is noted, and what is an error."""
         folder, wild = split_glob(pattern)
         if not wild:
             yield self.stat(pattern)
             return
         _path(folder)
         self.counters.add(requests=1)
-        for uri, status in matching_files(pattern, _TEMPORARY, noted or (lambda _: None), _as_storage_error):
+        for uri, status in MatchingFiles(pattern, _TEMPORARY, noted or (lambda _: None), _as_storage_error):
             yield self._pin(uri, status)
 
     def read_into(self, ref: ObjectRef, offset: int, buffers: Sequence[memoryview]) -> None:

@@ -24,20 +24,14 @@ _KINDS = {
 }
 
 
-def matching_files(
-    pattern: str, passed_over: str, noted: Noted, refused: Callable[[OSError, str, str], StorageError]
-) -> Iterator[tuple[str, os.stat_result]]:
+class MatchingFiles:
     """URI and status of each file that matches, in the order of the URIs. Names that begin with `passed_over` are ignored.
 
     `noted` gets a sentence on each folder that matches but has no match inside, and on each link back to a folder above it.
     Raises `ObjectNotFound` for a broken link, `StorageError` for what is neither file nor folder, and what `refused` makes of a
     folder or file that may not be read; hidden names are no errors.
     """
-    walk = _Walk(pattern, passed_over, noted, refused)
-    yield from walk.enter(split_glob(pattern)[0], frozenset())
 
-
-class _Walk:
     def __init__(
         self, pattern: str, passed_over: str, noted: Noted, refused: Callable[[OSError, str, str], StorageError]
     ) -> None:
@@ -49,7 +43,10 @@ class _Walk:
         self._segments = [None if "**" in segment else glob_regex(segment) for segment in segments]
         self._passed_over, self._noted, self._refused = passed_over, noted, refused
 
-    def enter(self, folder: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
+    def __iter__(self) -> Iterator[tuple[str, os.stat_result]]:
+        return self._enter(self._literal, frozenset())
+
+    def _enter(self, folder: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
         """`above` are device and inode of the folders that the walk is in."""
         path = folder.removeprefix("file://") or "."
         try:
@@ -76,7 +73,7 @@ class _Walk:
     def _folder(self, folder: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, os.stat_result]]:
         found = False
         if self._may_lead(folder):
-            for match in self.enter(folder, above):
+            for match in self._enter(folder, above):
                 found = True
                 yield match
         if not found and self._matches(folder[:-1]) and not self._hidden(folder):
