@@ -22,38 +22,24 @@ _null: int | None = None
 @contextmanager
 def quiet_libjpeg() -> Iterator[None]:
     """For the time of the block, from any number of threads. Where C's library has no such variable, nothing changes."""
+    global _decoding, _real, _null
     if not sys.platform.startswith("linux"):
         yield
         return
-    _enter()
+    library = ctypes.CDLL(None)
+    stderr = ctypes.c_void_p.in_dll(library, "stderr")
+    with _lock:
+        _decoding += 1
+        if _decoding == 1:
+            if _null is None:
+                library.fopen.restype = ctypes.c_void_p
+                _null = library.fopen(b"/dev/null", b"we")
+            if _null is not None:
+                _real, stderr.value = stderr.value, _null
     try:
         yield
     finally:
-        _leave()
-
-
-def _stderr(library: ctypes.CDLL) -> ctypes.c_void_p:
-    return ctypes.c_void_p.in_dll(library, "stderr")
-
-
-def _enter() -> None:
-    global _decoding, _real, _null
-    with _lock:
-        _decoding += 1
-        if _decoding > 1:
-            return
-        library = ctypes.CDLL(None)
-        if _null is None:
-            library.fopen.restype = ctypes.c_void_p
-            _null = library.fopen(b"/dev/null", b"we")
-        if _null is not None:
-            stderr = _stderr(library)
-            _real, stderr.value = stderr.value, _null
-
-
-def _leave() -> None:
-    global _decoding, _real
-    with _lock:
-        _decoding -= 1
-        if not _decoding and _real is not None:
-            _stderr(ctypes.CDLL(None)).value, _real = _real, None
+        with _lock:
+            _decoding -= 1
+            if not _decoding and _real is not None:
+                stderr.value, _real = _real, None

@@ -254,14 +254,10 @@ def withdraw_marks(store: Store, output: str, number: int) -> None:
 
 def discard(store: Store, uri: str) -> None:
     """Removes any version: on local files, publishing changes it. For names that are never used twice."""
-    while True:
-        try:
-            store.delete(store.stat(uri))
+    while (ref := store.find(uri)) is not None:
+        with suppress(ObjectChanged):
+            store.delete(ref)
             return
-        except ObjectNotFound:
-            return
-        except ObjectChanged:
-            continue
 
 
 def mark_claim(data: bytes) -> int:
@@ -275,13 +271,9 @@ def mark_claim(data: bytes) -> int:
 
 def remove_mark(store: Store, output: str, number: int) -> None:
     """Takes `_SUCCESS` away, unless it is of claim `number`. Only once the marks of older claims are withdrawn."""
-    while True:
-        try:
-            ref = store.stat(f"{output}/_SUCCESS")
-            if mark_claim(store.read(ref)) == number:
-                return
-            store.delete(ref)
-        except ObjectNotFound:
+    while (ref := store.find(f"{output}/_SUCCESS")) is not None:
+        # A local file changes as the name goes under which it was prepared.
+        with suppress(ObjectNotFound, ObjectChanged):
+            if mark_claim(store.read(ref)) != number:
+                store.delete(ref)
             return
-        except ObjectChanged:  # of a local file, as the name goes under which it was prepared
-            continue
