@@ -57,20 +57,18 @@ def leaf_array(tensor: tf.Tensor, count: int) -> pa.Array[Any]:
     if dtype == "string":
         flat = tensor if tensor.shape.rank == 1 else tf.reshape(tensor, [-1])
         joined = tf.raw_ops.ReduceJoin(inputs=flat, reduction_indices=[0])
-        data = tf.raw_ops.DecodeRaw(bytes=joined, out_type=tf.uint8)
-        refuse_large(data.shape[0], "bytes of strings")
+        texts = tf.raw_ops.DecodeRaw(bytes=joined, out_type=tf.uint8)
+        refuse_large(texts.shape[0], "bytes of strings")
         offsets = np.zeros(count + 1, np.int32)
         np.cumsum(memoryview(tf.raw_ops.StringLength(input=flat, unit="BYTE")), out=offsets[1:])
-        return pa.Array.from_buffers(ARROW_TYPES[dtype], count, [None, buffer_of(offsets), buffer_of(data)])
+        return pa.Array.from_buffers(ARROW_TYPES[dtype], count, [None, buffer_of(offsets), buffer_of(texts)])
+    data: Any = tensor  # the buffer protocol lends its memory; numpy() would copy it
     if dtype == "bool":
-        bits = np.packbits(np.asarray(memoryview(tensor)).reshape(-1), bitorder="little")
-        return pa.Array.from_buffers(ARROW_TYPES[dtype], count, [None, buffer_of(bits)])
-    if dtype == "bfloat16":
+        data = np.packbits(np.asarray(memoryview(tensor)).reshape(-1), bitorder="little")
+    elif dtype == "bfloat16":
         # Its bits are a float32's upper half; TensorFlow's own cast would make zeros of the numbers nearest to zero.
-        wide = tensor.numpy().view(np.uint16).astype(np.uint32) << np.uint32(16)
-        return pa.Array.from_buffers(ARROW_TYPES[dtype], count, [None, buffer_of(wide)])
-    # The tensor's buffer protocol lends its memory; numpy() would copy it.
-    return pa.Array.from_buffers(ARROW_TYPES[dtype], count, [None, buffer_of(tensor)])
+        data = tensor.numpy().view(np.uint16).astype(np.uint32) << np.uint32(16)
+    return pa.Array.from_buffers(ARROW_TYPES[dtype], count, [None, buffer_of(data)])
 
 
 def nested(kind: pa.DataType, values: pa.Array[Any], shape: tuple[int, ...]) -> pa.Array[Any]:

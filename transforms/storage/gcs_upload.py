@@ -19,7 +19,13 @@ from .gcs_client import LIBRARY_ERRORS, TIMEOUT_S, GcsClient, explain, pin, spli
 from .store import Counters, ObjectRef, Writer, already_exists
 
 CHUNK = 8 << 20
-_TYPE = "application/octet-stream"
+# How each object is created: in place of none, and checked on arrival.
+_CREATED: dict[str, Any] = {
+    "content_type": "application/octet-stream",
+    "if_generation_match": 0,
+    "checksum": "crc32c",
+    "timeout": TIMEOUT_S,
+}
 _log = logging.getLogger(__name__)
 
 
@@ -99,15 +105,7 @@ class GcsWriter(Writer):
 
     def _send(self, view: memoryview) -> None:
         if self._upload is None:
-            self._upload = _Upload(
-                self._blob,
-                chunk_size=CHUNK,
-                retry=self._retry,
-                content_type=_TYPE,
-                if_generation_match=0,
-                checksum="crc32c",
-                timeout=TIMEOUT_S,
-            )
+            self._upload = _Upload(self._blob, chunk_size=CHUNK, retry=self._retry, **_CREATED)
             pending, self._pending = self._pending, bytearray()
             self._upload.write(pending)
         for at in range(0, view.nbytes, CHUNK):
@@ -117,14 +115,7 @@ class GcsWriter(Writer):
         self._check_open()
         try:
             if self._upload is None:
-                self._blob.upload_from_string(
-                    bytes(self._pending),
-                    content_type=_TYPE,
-                    if_generation_match=0,
-                    checksum="crc32c",
-                    retry=self._retry,
-                    timeout=TIMEOUT_S,
-                )
+                self._blob.upload_from_string(bytes(self._pending), retry=self._retry, **_CREATED)
             else:
                 self._refuse_for_emulator()
                 self._upload.publish()

@@ -46,15 +46,18 @@ def read_delta(table: TableInput, store: Store) -> LiveFiles:
             opened = DeltaTable(copy)
             if opened.version() != version:
                 raise DeltaError(f"version {opened.version()} in place of {version}")
-            _check_known(table, opened)
-            if "deletionVectors" in (opened.protocol().reader_features or ()):
+            features = set(opened.protocol().reader_features or ())
+            _check_known(table, opened, features)
+            if "deletionVectors" in features:
                 _copy_vectors(table, store, Path(copy))
             added: Any = pa.table(opened.get_add_actions())
             # Paths in the log are those of a URI: https://github.com/delta-io/delta/blob/master/PROTOCOL.md#add-file-and-remove-file
             uris = [_uri_of(table, unquote(path)) for path in added["path"].to_pylist()]
             values = {name: _texts(table, name, added["partition"]) for name in opened.metadata().partition_columns}
             schema: Any = opened.schema().to_arrow()
-            deleted = _deleted(opened, copy, dict(zip(added["path"].to_pylist(), uris, strict=True)))
+            deleted: dict[str, Positions] = {}
+            if "deletionVectors" in features:
+                deleted = _deleted(opened, copy, dict(zip(added["path"].to_pylist(), uris, strict=True)))
             return LiveFiles(version, pa.schema(schema), uris, values, deleted)
         except (DeltaError, OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise InvalidRequest(
@@ -134,15 +137,13 @@ def _log_of(
     return commits, checkpoints, sidecars
 
 
-def _check_known(table: TableInput, opened: Any) -> None:
+def _check_known(table: TableInput, opened: Any, features: set[str]) -> None:
     """Raises `InvalidRequest` for a table whose rows are others than its live files hold by the columns' names."""
-    protocol = opened.protocol()
-    features = set(protocol.reader_features or ()) - _KNOWN_FEATURES
-    mode = opened.metadata().configuration.get("delta.columnMapping.mode", "none")
-    if mode != "none":
-        features.add("columnMapping")
-    if features:
-        raise _unknown(table, f"the feature {', '.join(sorted(features))}")
+    unknown = features - _KNOWN_FEATURES
+    if opened.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
+        unknown.add("columnMapping")
+    if unknown:
+        raise _unknown(table, f"the feature {', '.join(sorted(unknown))}")
 
 
 def _copy_vectors(table: TableInput, store: Store, copy: Path) -> None:
@@ -156,8 +157,6 @@ def _copy_vectors(table: TableInput, store: Store, copy: Path) -> None:
 
 def _deleted(opened: Any, copy: str, uris: dict[str, str]) -> dict[str, Positions]:
     """Deleted rows by the files' URIs; `uris` maps the log's paths to these. The library names files as if in the copy."""
-    if "deletionVectors" not in (opened.protocol().reader_features or ()):
-        return {}
     known = {f"{Path(copy).as_uri()}/{path}": uri for path, uri in uris.items()} | uris
     found: dict[str, Positions] = {}
     for batch in opened.deletion_vectors():
