@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import re
 import sys
 import textwrap
@@ -247,21 +248,48 @@ def uncovered() -> list[str]:
 
 def generated() -> str:
     """The text of the generated module."""
-    lists: dict[str, dict[str, list[str]]] = {"class": {}, "function": {}}
+    lists: dict[str, dict[str, set[str]]] = {"class": {}, "function": {}}
     for (module, name), thing in universe().items():
         decided = verdict(module, name, thing)
         if decided is not None and decided.kind is not None:
-            lists[decided.kind].setdefault(module, []).append(name)
-    parts = [_HEAD]
-    for kind, title in (("class", "CLASSES"), ("function", "FUNCTIONS")):
-        parts.append(
-            f"\n{title}: dict[str, frozenset[str]] = {{\n    module: frozenset(names.split())\n    for module, names in {{"
-        )
-        for module in sorted(lists[kind]):
-            wrapped = textwrap.wrap(" ".join(sorted(lists[kind][module])), 108)
-            parts.append(f'\n        "{module}": """\n            ' + "\n            ".join(wrapped) + '\n        """,')
-        parts.append("\n    }.items()\n}\n")
-    return "".join(parts)
+            lists[decided.kind].setdefault(module, set()).add(name)
+    functions = lists["function"]
+    parts = [
+        part
+        for part in sorted(functions)
+        if part.startswith("keras.ops.") and functions[part] <= functions["keras.ops"]
+    ]
+    functions["keras.ops"] -= set().union(*(functions[part] for part in parts))
+    return "".join(
+        [
+            _HEAD,
+            _table("CLASSES", lists["class"]),
+            _table("FUNCTIONS", functions),
+            "# It has the functions of these parts, too.\n",
+            f"for _part in ({', '.join(map(json.dumps, parts))}):\n",
+            '    FUNCTIONS["keras.ops"] |= FUNCTIONS[_part]\n',
+        ]
+    )
+
+
+def _table(title: str, names: dict[str, set[str]]) -> str:
+    """Modules that have the same names are in one entry."""
+    alike: dict[str, list[str]] = {}
+    for module in sorted(names):
+        alike.setdefault(" ".join(sorted(names[module])), []).append(module)
+    entries = [f"        {_text(' '.join(modules))}: {_text(text)},\n" for text, modules in alike.items()]
+    return (
+        f"\n{title}: dict[str, frozenset[str]] = {{\n    module: frozenset(names.split())\n    for modules, names in {{\n"
+        + "".join(entries)
+        + "    }.items()\n    for module in modules.split()\n}\n"
+    )
+
+
+def _text(words: str) -> str:
+    if len(words) <= 60:
+        return f'"{words}"'
+    lines = textwrap.wrap(words, 108)
+    return '"""\n            ' + "\n            ".join(lines) + '\n        """'
 
 
 if __name__ == "__main__":

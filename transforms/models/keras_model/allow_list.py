@@ -7,10 +7,8 @@ from __future__ import annotations
 
 CLASSES: dict[str, frozenset[str]] = {
     module: frozenset(names.split())
-    for module, names in {
-        "keras": """
-            DTypePolicy FloatDTypePolicy Model Sequential
-        """,
+    for modules, names in {
+        "keras": "DTypePolicy FloatDTypePolicy Model Sequential",
         "keras.constraints": """
             MaxNorm MinMaxNorm NonNeg UnitNorm max_norm min_max_norm non_neg unit_norm
         """,
@@ -65,36 +63,22 @@ CLASSES: dict[str, frozenset[str]] = {
             SparseTopKCategoricalAccuracy SpecificityAtSensitivity SquaredHinge Sum TopKCategoricalAccuracy
             TrueNegatives TruePositives
         """,
-        "keras.models": """
-            Model Sequential
-        """,
+        "keras.models": "Model Sequential",
         "keras.quantizers": """
             AWQConfig AbsMaxQuantizer Float8QuantizationConfig GPTQConfig Int4QuantizationConfig Int8QuantizationConfig
         """,
-        "keras.random": """
-            SeedGenerator
-        """,
+        "keras.random": "SeedGenerator",
         "keras.regularizers": """
             L1 L1L2 L2 OrthogonalRegularizer l1 l1_l2 l2 orthogonal_regularizer
         """,
-        "keras.src.activations.activations": """
-            Mish ReLU
-        """,
-        "keras.src.applications.convnext": """
-            LayerScale StochasticDepth
-        """,
-        "keras.src.applications.inception_resnet_v2": """
-            CustomScaleLayer
-        """,
-        "keras.src.models.functional": """
-            Functional
-        """,
+        "keras.src.activations.activations": "Mish ReLU",
+        "keras.src.applications.convnext": "LayerScale StochasticDepth",
+        "keras.src.applications.inception_resnet_v2": "CustomScaleLayer",
+        "keras.src.models.functional": "Functional",
         "keras.src.ops.core": """
             Cast ConvertToTensor SaturateCast Scatter ScatterUpdate Slice SliceUpdate StopGradient Unstack
         """,
-        "keras.src.ops.einops": """
-            Rearrange
-        """,
+        "keras.src.ops.einops": "Rearrange",
         "keras.src.ops.image": """
             AffineTransform CropImages ElasticTransform ExtractPatches GaussianBlur HSVToRGB MapCoordinates PadImages
             PerspectiveTransform RGBToGrayscale RGBToHSV Resize SSIM ScaleAndTranslate SobelEdges
@@ -133,67 +117,25 @@ CLASSES: dict[str, frozenset[str]] = {
             Trapezoid Tril Triu TrueDivide Trunc Unique UnravelIndex Vander Var Vdot View Vsplit Vstack Where ZerosLike
         """,
     }.items()
+    for module in modules.split()
 }
 
 FUNCTIONS: dict[str, frozenset[str]] = {
     module: frozenset(names.split())
-    for module, names in {
+    for modules, names in {
         "keras.activations": """
             celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu linear
             log_sigmoid log_softmax mish relu relu6 selu sigmoid silu soft_shrink softmax softplus softsign sparse_plus
             sparse_sigmoid sparsemax squareplus swish tanh tanh_shrink threshold
         """,
-        "keras.applications.convnext": """
-            preprocess_input
-        """,
-        "keras.applications.densenet": """
-            preprocess_input
-        """,
-        "keras.applications.efficientnet": """
-            preprocess_input
-        """,
-        "keras.applications.efficientnet_v2": """
-            preprocess_input
-        """,
-        "keras.applications.imagenet_utils": """
-            preprocess_input
-        """,
-        "keras.applications.inception_resnet_v2": """
-            preprocess_input
-        """,
-        "keras.applications.inception_v3": """
-            preprocess_input
-        """,
-        "keras.applications.mobilenet": """
-            preprocess_input
-        """,
-        "keras.applications.mobilenet_v2": """
-            preprocess_input
-        """,
-        "keras.applications.mobilenet_v3": """
-            preprocess_input
-        """,
-        "keras.applications.nasnet": """
-            preprocess_input
-        """,
-        "keras.applications.resnet": """
-            preprocess_input
-        """,
-        "keras.applications.resnet50": """
-            preprocess_input
-        """,
-        "keras.applications.resnet_v2": """
-            preprocess_input
-        """,
-        "keras.applications.vgg16": """
-            preprocess_input
-        """,
-        "keras.applications.vgg19": """
-            preprocess_input
-        """,
-        "keras.applications.xception": """
-            preprocess_input
-        """,
+        """
+            keras.applications.convnext keras.applications.densenet keras.applications.efficientnet
+            keras.applications.efficientnet_v2 keras.applications.imagenet_utils keras.applications.inception_resnet_v2
+            keras.applications.inception_v3 keras.applications.mobilenet keras.applications.mobilenet_v2
+            keras.applications.mobilenet_v3 keras.applications.nasnet keras.applications.resnet
+            keras.applications.resnet50 keras.applications.resnet_v2 keras.applications.vgg16 keras.applications.vgg19
+            keras.applications.xception
+        """: "preprocess_input",
         "keras.losses": """
             binary_crossentropy binary_focal_crossentropy categorical_crossentropy categorical_focal_crossentropy
             categorical_generalized_cross_entropy categorical_hinge circle cosine_similarity ctc dice hinge huber
@@ -208,33 +150,10 @@ FUNCTIONS: dict[str, frozenset[str]] = {
             sparse_top_k_categorical_accuracy squared_hinge top_k_categorical_accuracy
         """,
         "keras.ops": """
-            abs absolute adaptive_average_pool adaptive_max_pool add all allclose amax amin angle any append arange
-            arccos arccosh arcsin arcsinh arctan arctan2 arctanh argmax argmin argpartition argsort array array_split
-            average average_pool bartlett batch_normalization binary_crossentropy bincount bitwise_and bitwise_invert
-            bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor blackman broadcast_to cast
-            categorical_crossentropy cbrt cdist ceil celu cholesky cholesky_inverse clip concatenate conj conjugate conv
-            conv_transpose convert_to_tensor copy corrcoef correlate cos cosh count_nonzero cross ctc_decode ctc_loss
-            cumprod cumsum deg2rad depth_to_space depthwise_conv det diag diagflat diagonal diff digitize divide
-            divide_no_nan dot dot_product_attention dsplit dstack dtype eig eigh einsum elu empty empty_like equal erf
-            erfc erfinv exp exp2 expand_dims expm1 extract_sequences eye fabs fft fft2 flip fliplr flipud floor
-            floor_divide fmax fmin fmod fold full full_like gcd gelu geomspace get_item glu greater greater_equal
-            hamming hanning hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh heaviside histogram hsplit hstack
-            hypot i0 identity ifft2 imag in_top_k inner inv irfft is_tensor isclose isfinite isin isinf isnan isneginf
-            isposinf isreal istft jvp kaiser kron layer_normalization lcm ldexp leaky_relu left_shift less less_equal
-            linspace log log10 log1p log2 log_sigmoid log_softmax logaddexp logaddexp2 logdet logical_and logical_not
-            logical_or logical_xor logspace logsumexp lstsq lu_factor matmul matrix_rank max max_pool maximum mean
-            median meshgrid min minimum mod moments moveaxis multi_hot multiply nan_to_num nanargmax nanargmin
-            nancumprod nancumsum nanmax nanmean nanmedian nanmin nanpercentile nanprod nanquantile nanstd nansum nanvar
-            ndim negative nextafter nonzero norm normalize not_equal one_hot ones ones_like outer pad percentile pinv
-            polar power prod psnr ptp qr quantile rad2deg ravel real rearrange reciprocal relu relu6 repeat reshape rfft
-            right_shift rms_normalization roll rot90 round rsqrt saturate_cast scatter scatter_update searchsorted
-            segment_max segment_min segment_prod segment_sum select selu separable_conv shape sigmoid sign signbit silu
-            sin sinc sinh size slice slice_update slogdet soft_shrink softmax softplus softsign solve solve_triangular
-            sort space_to_depth sparse_categorical_crossentropy sparse_plus sparse_sigmoid sparsemax split sqrt square
-            squareplus squeeze stack std stft stop_gradient subtract sum svd swapaxes swish take take_along_axis tan
-            tanh tanh_shrink tensordot threshold tile top_k trace transpose trapezoid tri tril triu true_divide trunc
-            unfold unique unravel_index unstack vander var vdot view view_as_complex view_as_real vsplit vstack where
-            zeros zeros_like
+            cast cdist convert_to_tensor dtype erf erfc erfinv extract_sequences fft fft2 ifft2 in_top_k irfft is_tensor
+            istft logdet logsumexp rearrange rfft rsqrt saturate_cast scatter scatter_update segment_max segment_min
+            segment_prod segment_sum shape slice slice_update stft stop_gradient top_k unstack view_as_complex
+            view_as_real
         """,
         "keras.ops.image": """
             affine_transform crop_images elastic_transform extract_patches extract_patches_3d gaussian_blur hsv_to_rgb
@@ -273,4 +192,8 @@ FUNCTIONS: dict[str, frozenset[str]] = {
             true_divide trunc unique unravel_index vander var vdot view vsplit vstack where zeros zeros_like
         """,
     }.items()
+    for module in modules.split()
 }
+# It has the functions of these parts, too.
+for _part in ("keras.ops.linalg", "keras.ops.nn", "keras.ops.numpy"):
+    FUNCTIONS["keras.ops"] |= FUNCTIONS[_part]
