@@ -19,43 +19,12 @@ _EXAMPLES = frozenset({"ParseExample", "ParseExampleV2", "ParseSingleExample"})
 _SEQUENCES = frozenset({"ParseSequenceExample", "ParseSequenceExampleV2", "ParseSingleSequenceExample"})
 _PARSERS = _EXAMPLES | _SEQUENCES
 # Operations that pass strings on unchanged: all of them, some, or through a loop.
-_SAME = frozenset(
-    (
-        *(
-            "Identity",
-            "IdentityN",
-            "StopGradient",
-            "PreventGradient",
-            "PlaceholderWithDefault",
-            "Snapshot",
-            "EnsureShape",
-        ),
-        *(
-            "Reshape",
-            "ExpandDims",
-            "Squeeze",
-            "StridedSlice",
-            "Slice",
-            "GatherV2",
-            "Gather",
-            "Pack",
-            "Unpack",
-            "Concat",
-        ),
-        *("ConcatV2", "TensorListFromTensor", "TensorListGetItem", "TensorListStack", "TensorArrayScatterV3"),
-        *(
-            "TensorArrayReadV3",
-            "Enter",
-            "Exit",
-            "Merge",
-            "Switch",
-            "NextIteration",
-            "RefEnter",
-            "RefSwitch",
-            "RefMerge",
-        ),
-    )
-)
+_SAME_NAMES = """
+    Identity IdentityN StopGradient PreventGradient PlaceholderWithDefault Snapshot EnsureShape Reshape ExpandDims Squeeze
+    StridedSlice Slice GatherV2 Gather Pack Unpack Concat ConcatV2 TensorListFromTensor TensorListGetItem TensorListStack
+    TensorArrayScatterV3 TensorArrayReadV3 Enter Exit Merge Switch NextIteration RefEnter RefSwitch RefMerge
+"""
+_SAME = frozenset(_SAME_NAMES.split())
 _DEEPEST = 100  # calls of functions within functions
 # Their first input is a condition, not an argument of the branches.
 _BRANCHING = frozenset({"If", "StatelessIf", "Case", "StatelessCase"})
