@@ -102,7 +102,7 @@ class Library:
         """The functions that a node may call."""
         if node.op in self.functions:
             yield node.op, labels
-        named = {key: list(_functions(value)) for key, value in node.attr.items()}
+        named = {key: list(functions_in(value)) for key, value in node.attr.items()}
         if node.op in _IFS and labels and isinstance(labels[0], bool):
             named = {
                 key: names for key, names in named.items() if key == ("then_branch" if labels[0] else "else_branch")
@@ -118,7 +118,8 @@ class Library:
                     yield name, tuple(label if label == SEED else None for label in labels)
 
 
-def _functions(value: Any) -> Iterator[str]:
+def functions_in(value: Any) -> Iterator[str]:
+    """The functions that a node's attribute names."""
     kind = value.WhichOneof("value")
     if kind == "func":
         yield value.func.name

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..operations import functions_in
 from ..spec import ExampleFeature, ExampleFormat, Signature
 from .example_features import example_features, sequence_features
 from .graph_scope import Computed, Scope, node_of
@@ -52,13 +53,12 @@ class ExampleParsers:
         """The same of a function, whose first arguments are the signature's inputs."""
         if not self._any or function not in self._functions:
             return signature
-        names = [argument.name for argument in self._functions[function].signature.input_arg]
         taken = [
             part
             for name, spec in signature.inputs.items()
             for part in (spec.composite.parts if spec.composite else [name])
         ]
-        walks = zip(taken, names, strict=False)
+        walks = zip(taken, self.arguments(function), strict=False)
         return _with_examples(signature, {name: self._walk(function, argument) for name, argument in walks})
 
     def _walk(self, function: str, start: str) -> list[tuple[Any, Scope]]:
@@ -82,8 +82,7 @@ class ExampleParsers:
         if node.op in self._functions:
             yield node.op
         for value in node.attr.values():
-            named = [value.func] if value.WhichOneof("value") == "func" else value.list.func
-            yield from (attribute.name for attribute in named if attribute.name in self._functions)
+            yield from (name for name in functions_in(value) if name in self._functions)
 
 
 @dataclass

@@ -19,7 +19,7 @@ _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 
 def nested_inputs(signature: Signature, graph_def: Any, objects: Any) -> Signature:
     """The signature with each such input in the place of its parts."""
-    function, names = _function_of(signature.name, objects)
+    function, names = function_of(signature.name, objects)
     library = {one.signature.name: one for one in graph_def.library.function}
     if function not in library or len(library[function].signature.input_arg) < len(names):
         return signature
@@ -35,7 +35,7 @@ def nested_inputs(signature: Signature, graph_def: Any, objects: Any) -> Signatu
     return signature
 
 
-def _function_of(signature: str, objects: Any) -> tuple[str, list[str]]:
+def function_of(signature: str, objects: Any) -> tuple[str, list[str]]:
     """The name of its function, and those of its inputs in the order in which that takes them."""
     node = 0
     for name in ("signatures", signature):

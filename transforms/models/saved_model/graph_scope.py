@@ -59,7 +59,9 @@ class Scope:
 
 
 def attribute(node: Any, name: str) -> Any:
-    """Reads without inserting, as brackets would for a missing key. Raises `KeyError`."""
+    """Reads a key of a protobuf's map. Brackets would insert a missing one: an attribute without a value, in the graph that is
+    loaded. Raises `KeyError`.
+    """
     if name not in node.attr:
         raise KeyError(f"{node.op} {node.name!r} has no attribute {name!r}")
     return node.attr[name]

@@ -10,6 +10,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from ..operations import functions_in
+
 _FUNCTIONS = ("function", "bare_concrete_function")
 _EMPTY = "_generic_user_object"
 
@@ -21,7 +23,7 @@ def keep_only(meta: Any, wanted: Iterable[str]) -> None:
     """
     objects, library = meta.object_graph_def, meta.graph_def.library
     called = {function.signature.name: set(_called(function)) for function in library.function}
-    nodes = {i: set(_held(node)) for i, node in enumerate(objects.nodes) if node.WhichOneof("kind") in _FUNCTIONS}
+    nodes = {i: set(held(node)) for i, node in enumerate(objects.nodes) if node.WhichOneof("kind") in _FUNCTIONS}
     kept = _reached([*wanted, *_named_by_the_loader(meta)], called, nodes)
     removed = {i for i, names in nodes.items() if names and not names & kept}
     for i, node in enumerate(objects.nodes):
@@ -69,16 +71,8 @@ def _called(function: Any) -> Iterator[str]:
     """More than its calls: whatever names a function, in a branch that is never taken too, must be there."""
     for node in function.node_def:
         yield node.op
-        yield from _in_attributes(node)
-
-
-def _in_attributes(node: Any) -> Iterator[str]:
-    for value in node.attr.values():
-        kind = value.WhichOneof("value")
-        if kind == "func":
-            yield value.func.name
-        elif kind == "list":
-            yield from (function.name for function in value.list.func)
+        for value in node.attr.values():
+            yield from functions_in(value)
 
 
 def _named_by_the_loader(meta: Any) -> Iterator[str]:
@@ -98,10 +92,11 @@ def _named_by_the_loader(meta: Any) -> Iterator[str]:
         for saveable in node.saveable_objects.values():
             for at in (saveable.save_function, saveable.restore_function):
                 if 0 <= at < len(nodes):
-                    yield from _held(nodes[at])
+                    yield from held(nodes[at])
 
 
-def _held(node: Any) -> Iterator[str]:
+def held(node: Any) -> Iterator[str]:
+    """The concrete functions of an object, if it is a function."""
     if node.WhichOneof("kind") == "function":
         yield from node.function.concrete_functions
     elif node.WhichOneof("kind") == "bare_concrete_function":

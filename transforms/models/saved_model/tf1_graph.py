@@ -13,6 +13,7 @@ from ..spec import Operations, Signature
 from ..streaming.whole_reads import Readable
 from .example_parsers import ExampleParsers
 from .files import COPY_AGAIN, INIT_OP, no_such_signature, open_bundle, signature_of, tensor_names
+from .graph_scope import attribute
 from .tensor_bundle import Bundle, Entry, Region
 from .tf1_dead_branches import DeadBranches, Output, output_named
 
@@ -166,7 +167,7 @@ class Graph:
                 if name not in consts:
                     consts[name] = self._strings(node.input[1])
                     consts[f"{name}\n"] = self._strings(node.input[2])
-                names, slices, dtypes = consts[name], consts[f"{name}\n"], _attr(node, "dtypes").list.type
+                names, slices, dtypes = consts[name], consts[f"{name}\n"], attribute(node, "dtypes").list.type
                 if not 0 <= i < len(names) == len(slices) == len(dtypes):
                     raise self._corrupt(f"{name!r} restores {len(names)} tensors, but output {i} is used")
                 entry = self.bundle.entry(names[i])
@@ -192,7 +193,7 @@ class Graph:
                 raise self._corrupt(f"it restores a slice of {step.key!r} that lies outside of {list(entry.shape)}")
             entry = entry.part(step.region)
         node = self._nodes[step.operation]
-        dtype = _attr(node, "T" if node.op == "Assign" else "dtype").type
+        dtype = attribute(node, "T" if node.op == "Assign" else "dtype").type
         self._check_fit(entry, tf.dtypes.as_dtype(dtype).base_dtype.name, step, step.restored[0])
         return entry
 
@@ -206,7 +207,7 @@ class Graph:
                 above = self._output(self._nodes[above[0]].input[0])
             variable = self._nodes[self._output(node.input[0])[0]]
             if above == restored and "shape" in variable.attr:
-                shape = tf.TensorShape(_attr(variable, "shape").shape)
+                shape = tf.TensorShape(attribute(variable, "shape").shape)
         if entry.dtype != dtype or not shape.is_compatible_with(entry.shape):
             raise CorruptModel(
                 f"The checkpoint of {self._ref.uri} does not fit its graph: variable {entry.name!r}",
@@ -332,7 +333,7 @@ class Graph:
         node = self._node(self._output(name)[0])
         if node.op != "Const":
             raise UnsupportedModel(f"{self._ref.uri} computes what it restores", found=f"{name!r}, a {node.op}")
-        return [value.decode() for value in tf.make_ndarray(_attr(node, "value").tensor).ravel()]
+        return [value.decode() for value in tf.make_ndarray(attribute(node, "value").tensor).ravel()]
 
     def _region(self, name: str, spec: str, shape: tuple[int, ...]) -> Region:
         """ "4 100 0,3:70,30": the whole shape, then start and length of each dimension, or a dash for all of it."""
@@ -354,15 +355,6 @@ class Graph:
 
     def _corrupt(self, found: str) -> CorruptModel:
         return CorruptModel(f"{self._ref.uri} is damaged", found=found, cure=COPY_AGAIN)
-
-
-def _attr(node: Any, name: str) -> Any:
-    """Reads a key of a protobuf's map. Brackets would insert a missing one: an attribute without a value, in the graph that is
-    loaded. Raises `KeyError`.
-    """
-    if name not in node.attr:
-        raise KeyError(f"{node.op} {node.name!r} has no attribute {name!r}")
-    return node.attr[name]
 
 
 def _shared_name(node: Any) -> str:

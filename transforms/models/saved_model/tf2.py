@@ -39,8 +39,8 @@ from .files import (
     reading_graph,
     signature_of,
 )
-from .flat_inputs import nested_inputs
-from .one_signature import keep_only
+from .flat_inputs import function_of, nested_inputs
+from .one_signature import held, keep_only
 from .tensor_bundle import Bundle, Entry
 from .traced_functions import TracedFunction, traced_functions
 
@@ -204,12 +204,8 @@ class _Graph:
         """The concrete function's name."""
         if (function := self.function(signature)) is not None:
             return function.chosen(self._ref).name
-        node = self._child(self._child(0, "signatures"), signature)
-        objects = self._objects
-        function_name: str = (
-            objects.nodes[node].bare_concrete_function.concrete_function_name if node is not None else ""
-        )
-        if function_name not in objects.concrete_functions:
+        function_name, _ = function_of(signature, self._objects)
+        if function_name not in self._objects.concrete_functions:
             raise self._corrupt(f"signature {signature!r} leads to no function")
         return function_name
 
@@ -251,10 +247,7 @@ class _Graph:
         for node in nodes:
             for child in node.children:
                 if child.local_name in _RUN_BY_THE_LOADER and 0 <= child.node_id < len(nodes):
-                    kept = nodes[child.node_id]
-                    yield from kept.function.concrete_functions
-                    if kept.bare_concrete_function.concrete_function_name:
-                        yield kept.bare_concrete_function.concrete_function_name
+                    yield from held(nodes[child.node_id])
 
     def captures_asset(self, nodes: Iterable[int]) -> bool:
         return any(self._objects.nodes[node].WhichOneof("kind") == "asset" for node in nodes)
@@ -350,13 +343,6 @@ class _Graph:
                 if c.local_name in children
             ]
         return places
-
-    def _child(self, node: int | None, name: str) -> int | None:
-        nodes = self._objects.nodes
-        if node is None or not 0 <= node < len(nodes):
-            return None
-        found = next((c.node_id for c in nodes[node].children if c.local_name == name), None)
-        return found if found is not None and 0 <= found < len(nodes) else None
 
     def _corrupt(self, found: str) -> CorruptModel:
         return CorruptModel(f"{self._ref.uri} is damaged", found=found, cure=COPY_AGAIN)

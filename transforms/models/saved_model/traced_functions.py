@@ -11,6 +11,7 @@ from ..direct_call import direct
 from ..ref import ModelRef
 from ..spec import Signature, TensorSpec
 from .flat_inputs import as_output, parts_of, tensor_spec, type_specs
+from .one_signature import held
 
 
 @dataclass(frozen=True)
@@ -136,15 +137,9 @@ def traced_functions(objects: Any) -> dict[str, TracedFunction]:
         if not 0 <= child.node_id < len(objects.nodes) or child.local_name.startswith("_default_save"):
             continue
         node = objects.nodes[child.node_id]
-        kind = node.WhichOneof("kind")
-        if kind == "function":
-            spec, names = node.function.function_spec, list(node.function.concrete_functions)
-        elif kind == "bare_concrete_function":
-            spec, names = None, [node.bare_concrete_function.concrete_function_name]
-        else:
-            continue
-        if traces := tuple(_traces(objects, names)):
-            found[child.local_name] = TracedFunction(child.local_name, _argument_names(spec), traces)
+        if traces := tuple(_traces(objects, list(held(node)))):
+            names = _argument_names(node.function.function_spec)
+            found[child.local_name] = TracedFunction(child.local_name, names, traces)
     return found
 
 
@@ -174,7 +169,7 @@ def _traces(objects: Any, names: list[str]) -> list[Trace]:
 def _argument_names(spec: Any) -> tuple[str, ...]:
     from tensorflow.python.saved_model import nested_structure_coder
 
-    if spec is None or not spec.HasField("fullargspec"):
+    if not spec.HasField("fullargspec"):
         return ()
     names = list(nested_structure_coder.decode_proto(spec.fullargspec).args)
     return tuple(names[1:] if spec.is_method and names[:1] == ["self"] else names)
