@@ -18,9 +18,8 @@ from ..spec import Composite, Signature, TensorSpec
 from ..streaming.whole_reads import Readable, ReadTogether, read_whole, say_unchecked
 from .farmhash import fingerprint64
 from .flat_inputs import as_output
-from .tensor_bundle import Bundle
+from .tensor_bundle import COPY_AGAIN, Bundle, Entry, damaged
 
-COPY_AGAIN = "Copy the model again from where it was exported."
 INIT_OP = "__saved_model_init_op"
 _INDEX, _FINGERPRINT = "variables/variables.index", "fingerprint.pb"
 _LARGE = 16 << 20
@@ -167,7 +166,22 @@ def reading_graph(ref: ModelRef) -> Iterator[None]:
     try:
         yield
     except (DecodeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise CorruptModel(f"The graph of {ref.uri} is damaged", found=str(error), cure=COPY_AGAIN) from error
+        raise damaged(f"The graph of {ref.uri}", str(error)) from error
+
+
+def check_fit(ref: ModelRef, entry: Entry, dtype: str, shape: Any) -> None:
+    """Raises `CorruptModel` where a variable's value in the checkpoint is not of the dtype and shape that its graph has."""
+    if entry.dtype != dtype or not shape.is_compatible_with(entry.shape):
+        raise unfit(ref, f"variable {entry.name!r}", f"{entry.dtype} {list(entry.shape)}", f"{dtype} {shape}")
+
+
+def unfit(ref: ModelRef, what: str, found: str, expected: str = "") -> CorruptModel:
+    return CorruptModel(
+        f"The checkpoint of {ref.uri} does not fit its graph: {what}",
+        expected=expected,
+        found=found,
+        cure="Copy saved_model.pb and variables/ from the same export.",
+    )
 
 
 class RamFolder:

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from ...errors import CorruptModel, ObjectNotFound
 from ...storage import ObjectRef, Store
 from ..ref import ModelRef
-from .files import COPY_AGAIN, open_bundle, read_proto
+from .files import open_bundle, read_proto
+from .tensor_bundle import COPY_AGAIN
 
 _INDEX = "variables/variables.index"
 _BESIDE = ("fingerprint.pb", "keras_metadata.pb")

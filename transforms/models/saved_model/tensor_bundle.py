@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..streaming.dlpack import aligned_empty
 from ..streaming.tensor_stream import TensorSlot, mask_crc
 from ..streaming.whole_reads import Readable, read_whole
 
+COPY_AGAIN = "Copy the model again from where it was exported."
 _MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48
 _TRAILER = 5
@@ -65,6 +66,12 @@ class Entry:
     @property
     def nbytes(self) -> int:
         return sum(piece.slot.nbytes for piece in self.pieces)
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """The URI and the offset of its first piece."""
+        slot = self.pieces[0].slot
+        return slot.source.uri, slot.offset
 
     @property
     def region(self) -> Region:
@@ -116,11 +123,11 @@ class Bundle:
             region = self._region(extents, shape, name)
             part = self._proto(_slice_key(name, extents))
             if part is None or part.dtype != proto.dtype or self._shape(part, name) != tuple(n for _, n in region):
-                raise self._corrupt(f"slice {i} of {name!r} is missing or of another shape")
+                raise damaged(self.uri, f"slice {i} of {name!r} is missing or of another shape")
             slot = self._slot(f"{name} slice {i}", part, dtype, tuple(n for _, n in region))
             pieces.append(Piece(slot, region, part.crc32c))
         if sum(math.prod(n for _, n in p.region) for p in pieces) != math.prod(shape) or _overlap(pieces):
-            raise self._corrupt(f"the slices of {name!r} do not make up its shape {list(shape)}")
+            raise damaged(self.uri, f"the slices of {name!r} do not make up its shape {list(shape)}")
         return Entry(name, dtype, shape, tuple(pieces), origin)
 
     def string(self, name: str) -> bytes | None:
@@ -129,7 +136,7 @@ class Bundle:
         if entry is None:
             return None
         if entry.dtype != "string" or entry.shape:
-            raise self._corrupt(f"{name!r} is {entry.dtype} {list(entry.shape)}, not one string")
+            raise damaged(self.uri, f"{name!r} is {entry.dtype} {list(entry.shape)}, not one string")
         piece = entry.pieces[0]
         data = self._store.read(piece.slot.source, piece.slot.offset, piece.slot.nbytes)
         value: bytes = _string_array(piece, data, ()).item()
@@ -171,7 +178,7 @@ class Bundle:
         try:
             return kind.FromString(data)
         except DecodeError as error:
-            raise self._corrupt(f"{what} cannot be parsed") from error
+            raise damaged(self.uri, f"{what} cannot be parsed") from error
 
     def _dtype(self, proto: Any, name: str) -> str:
         import tensorflow as tf
@@ -179,7 +186,7 @@ class Bundle:
         try:
             dtype = tf.dtypes.as_dtype(proto.dtype)
         except TypeError as error:
-            raise self._corrupt(f"{name!r} has the unknown dtype {proto.dtype}") from error
+            raise damaged(self.uri, f"{name!r} has the unknown dtype {proto.dtype}") from error
         if dtype in (tf.resource, tf.variant) or dtype.name.endswith("_ref"):
             raise UnsupportedModel(f"{name!r} in {self.uri} is a {dtype.name}, which cannot be streamed")
         return str(dtype.name)
@@ -187,12 +194,12 @@ class Bundle:
     def _shape(self, proto: Any, name: str) -> tuple[int, ...]:
         shape = tuple(dim.size for dim in proto.shape.dim)
         if proto.shape.unknown_rank or len(shape) > _MAX_RANK or min(shape, default=0) < 0:
-            raise self._corrupt(f"{name!r} has the shape {list(shape[:_MAX_RANK])}")
+            raise damaged(self.uri, f"{name!r} has the shape {list(shape[:_MAX_RANK])}")
         return shape
 
     def _slot(self, name: str, proto: Any, dtype: str, shape: tuple[int, ...]) -> TensorSlot:
         if not 0 <= proto.shard_id < self.shards:
-            raise self._corrupt(f"{name!r} lies in data shard {proto.shard_id} of {self.shards}")
+            raise damaged(self.uri, f"{name!r} lies in data shard {proto.shard_id} of {self.shards}")
         source = self._shard(proto.shard_id, self.shards)
         if source is None:
             raise CorruptModel(
@@ -207,7 +214,7 @@ class Bundle:
                 f"Tensor {name!r} is outside {source.uri}, which is truncated or another model's",
                 expected=f"bytes {offset} to {offset + nbytes}",
                 found=f"an object of {source.size} bytes",
-                cure="Copy the model again from where it was exported.",
+                cure=COPY_AGAIN,
             )
         if dtype == "string":
             return TensorSlot(name, "uint8", (nbytes,), source, offset, nbytes)
@@ -217,23 +224,19 @@ class Bundle:
 
     def _region(self, extents: Any, shape: tuple[int, ...], name: str) -> Region:
         if len(extents.extent) != len(shape):
-            raise self._corrupt(f"a slice of {name!r} has {len(extents.extent)} dimensions")
+            raise damaged(self.uri, f"a slice of {name!r} has {len(extents.extent)} dimensions")
         region = []
         for extent, size in zip(extents.extent, shape, strict=True):
-            start, length = extent.start, extent.length if extent.HasField("length") else size
-            if start < 0 or length < 0 or start + length > size:
-                raise self._corrupt(f"a slice of {name!r} reaches outside its shape {list(shape)}")
-            region.append((start, length))
+            region.append((extent.start, extent.length if extent.HasField("length") else size))
+        if not within(region, shape):
+            raise damaged(self.uri, f"a slice of {name!r} reaches outside its shape {list(shape)}")
         return tuple(region)
-
-    def _corrupt(self, found: str) -> CorruptModel:
-        return _corrupt(self.uri, found)
 
 
 def read_table(data: bytes, uri: str) -> dict[bytes, bytes]:
     """Every key and value of a LevelDB table. Raises `CorruptModel`."""
     if len(data) < _FOOTER or struct.unpack_from("<Q", data, len(data) - 8)[0] != _MAGIC:
-        raise _corrupt(uri, "no table ends here; it is truncated or no index")
+        raise damaged(uri, "no table ends here; it is truncated or no index")
     footer = data[-_FOOTER:-8]
     at = 0
     for _ in range(2):
@@ -247,13 +250,13 @@ def read_table(data: bytes, uri: str) -> dict[bytes, bytes]:
         length, _ = _varint(handle, at, uri)
         claimed += length + _TRAILER
         if claimed > len(data):
-            raise _corrupt(uri, "its blocks overlap")
+            raise damaged(uri, "its blocks overlap")
         for key, value in _block(data, start, length, uri):
             keys += len(key)
             if keys > _MAX_KEY_EXPANSION * len(data) + _MIN_KEY_BYTES:
-                raise _corrupt(uri, "its keys expand without measure")
+                raise damaged(uri, "its keys expand without measure")
             if key in table:
-                raise _corrupt(uri, f"{key!r} stands in it twice")
+                raise damaged(uri, f"{key!r} stands in it twice")
             table[key] = value
     return table
 
@@ -263,7 +266,7 @@ def string_values(data: bytes, count: int, masked_crc32c: int, where: str) -> li
     import crc32c
 
     if count > len(data):
-        raise _corrupt(where, f"{count} strings in {len(data)} bytes")
+        raise damaged(where, f"{count} strings in {len(data)} bytes")
     lengths, at, crc = [], 0, 0
     for _ in range(count):
         length, at = _varint(data, at, where)
@@ -273,9 +276,9 @@ def string_values(data: bytes, count: int, masked_crc32c: int, where: str) -> li
     stored = data[at : at + 4]
     at += 4
     if len(stored) < 4 or mask_crc(crc) != struct.unpack("<I", stored)[0] or at + sum(lengths) != len(data):
-        raise _corrupt(where, "the lengths of the strings do not match their checksum or size")
+        raise damaged(where, "the lengths of the strings do not match their checksum or size")
     if mask_crc(crc32c.crc32c(data[at:], crc32c.crc32c(stored, crc))) != masked_crc32c:
-        raise _corrupt(where, "the strings do not match their checksum")
+        raise damaged(where, "the strings do not match their checksum")
     values = []
     for length in lengths:
         values.append(data[at : at + length])
@@ -287,33 +290,33 @@ def _block(data: bytes, offset: int, size: int, uri: str) -> Iterator[tuple[byte
     import crc32c
 
     if offset + size + _TRAILER > len(data) - _FOOTER or size < 4:
-        raise _corrupt(uri, f"a block at {offset} of {size} bytes in a file of {len(data)}")
+        raise damaged(uri, f"a block at {offset} of {size} bytes in a file of {len(data)}")
     body, kind = data[offset : offset + size], data[offset + size]
     if (
         mask_crc(crc32c.crc32c(data[offset : offset + size + 1]))
         != struct.unpack_from("<I", data, offset + size + 1)[0]
     ):
-        raise _corrupt(uri, f"the block at {offset} does not match its checksum")
+        raise damaged(uri, f"the block at {offset} does not match its checksum")
     if kind == 1:
         body = uncompress(body, uri)
     elif kind != 0:
         raise UnsupportedModel(f"A block of {uri} is compressed in the unknown way {kind}")
     if len(body) < 4:
-        raise _corrupt(uri, f"the block at {offset} is too short")
+        raise damaged(uri, f"the block at {offset} is too short")
     end = len(body) - 4 - 4 * struct.unpack_from("<I", body, len(body) - 4)[0]
     if end < 0:
-        raise _corrupt(uri, f"the block at {offset} has more restarts than bytes")
+        raise damaged(uri, f"the block at {offset} has more restarts than bytes")
     at, key, keys = 0, b"", 0
     while at < end:
         shared, at = _varint(body, at, uri)
         fresh, at = _varint(body, at, uri)
         length, at = _varint(body, at, uri)
         if shared > len(key) or at + fresh + length > end:
-            raise _corrupt(uri, f"an entry reaches outside the block at {offset}")
+            raise damaged(uri, f"an entry reaches outside the block at {offset}")
         key = key[:shared] + body[at : at + fresh]
         keys += len(key)
         if keys > _MAX_KEY_EXPANSION * len(body):
-            raise _corrupt(uri, f"the keys of the block at {offset} expand without measure")
+            raise damaged(uri, f"the keys of the block at {offset} expand without measure")
         at += fresh
         yield key, body[at : at + length]
         at += length
@@ -325,11 +328,11 @@ def uncompress(data: bytes, uri: str) -> bytes:
 
     expected, at = _varint(data, 0, uri)
     if expected > _SNAPPY_EXPANSION * (len(data) - at):
-        raise _corrupt(uri, f"a compressed block of {len(data)} bytes that names a length of {expected}")
+        raise damaged(uri, f"a compressed block of {len(data)} bytes that names a length of {expected}")
     try:
         return bytes(pa.decompress(data, decompressed_size=expected, codec="snappy", asbytes=True))
     except (pa.ArrowException, OSError) as error:
-        raise _corrupt(uri, f"a compressed block that does not give the {expected} bytes that it names") from error
+        raise damaged(uri, f"a compressed block that does not give the {expected} bytes that it names") from error
 
 
 def _varint(data: bytes, at: int, uri: str) -> tuple[int, int]:
@@ -345,7 +348,7 @@ def _varint(data: bytes, at: int, uri: str) -> tuple[int, int]:
             if value < 1 << 64:
                 return value, at
             break
-    raise _corrupt(uri, "a number that does not end within 64 bits")
+    raise damaged(uri, "a number that does not end within 64 bits")
 
 
 def _string_array(piece: Piece, data: bytes, shape: tuple[int, ...]) -> Any:
@@ -354,6 +357,13 @@ def _string_array(piece: Piece, data: bytes, shape: tuple[int, ...]) -> Any:
     array = np.empty(len(values), object)
     array[:] = values
     return array.reshape(shape)
+
+
+def within(region: Sequence[tuple[int, int]], shape: Sequence[int]) -> bool:
+    """Whether it is a part of a tensor of that shape."""
+    return len(region) == len(shape) and all(
+        start >= 0 and 0 <= length <= size - start for (start, length), size in zip(region, shape, strict=True)
+    )
 
 
 def _meet(a: Region, b: Region) -> bool:
@@ -393,5 +403,5 @@ def _signed(value: int) -> bytes:
     return (payload ^ header).to_bytes(length, "big")
 
 
-def _corrupt(where: str, found: str) -> CorruptModel:
-    return CorruptModel(f"{where} is damaged", found=found, cure="Copy the model again from where it was exported.")
+def damaged(where: str, found: str) -> CorruptModel:
+    return CorruptModel(f"{where} is damaged", found=found, cure=COPY_AGAIN)

@@ -97,7 +97,7 @@ class _Filler:
         self._graph, self._values, self._tensors = graph, values, tensors
         self._uses = Counter(piece.slot.name for step in steps for o in step.restored for piece in values[o].pieces)
         self._kept: dict[str, Any] = {}
-        self._steps = sorted(steps, key=lambda step: min(_place(values[output]) for output in step.restored))
+        self._steps = sorted(steps, key=lambda step: min(values[output].place for output in step.restored))
 
     def __call__(self, wrapped: Any) -> None:
         import tensorflow as tf
@@ -160,11 +160,6 @@ def _load(folder: str, tags: list[str], fill: Callable[[Any], None], ref: ModelR
         raise
     except Exception as error:
         raise unloadable(ref, error) from error
-
-
-def _place(entry: Entry) -> tuple[str, int]:
-    slot = entry.pieces[0].slot
-    return slot.source.uri, slot.offset
 
 
 def _parameters(entries: Iterable[Entry]) -> int:

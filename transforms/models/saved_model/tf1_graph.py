@@ -6,15 +6,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...errors import CorruptModel, UnsupportedModel
+from ...errors import UnsupportedModel
 from ..operations import ASSET, Found, Label, Library, labels_of
 from ..ref import ModelRef
 from ..spec import Operations, Signature
 from ..streaming.whole_reads import Readable
 from .example_parsers import ExampleParsers
-from .files import COPY_AGAIN, INIT_OP, no_such_signature, open_bundle, signature_of, tensor_names
+from .files import INIT_OP, check_fit, no_such_signature, open_bundle, signature_of, tensor_names
 from .graph_scope import attribute
-from .tensor_bundle import Bundle, Entry, Region
+from .tensor_bundle import Bundle, Entry, Region, damaged, within
 from .tf1_dead_branches import DeadBranches, Output, output_named
 
 _TRAIN_OP = "__saved_model_train_op"
@@ -112,7 +112,7 @@ class Graph:
             for packed in collections[_ASSETS].any_list.value:
                 kept.append(asset := meta_graph_pb2.AssetFileDef())
                 packed.Unpack(asset)
-        yield from (self._output(asset.tensor_info.name)[0] for asset in kept)
+        yield from (output_named(asset.tensor_info.name)[0] for asset in kept)
 
     def _definition(self, signature: str) -> Any:
         if signature in self._refused:
@@ -157,7 +157,7 @@ class Graph:
         import tensorflow as tf
 
         found: dict[Output, Entry] = {}
-        consts: dict[str, list[str]] = {}
+        consts: dict[str, tuple[list[str], list[str]]] = {}
         for step in steps:
             if step.key is not None:
                 found[step.restored[0]] = self._value_by_name(step)
@@ -165,14 +165,13 @@ class Graph:
             for name, i in step.restored:
                 node = self._nodes[name]
                 if name not in consts:
-                    consts[name] = self._strings(node.input[1])
-                    consts[f"{name}\n"] = self._strings(node.input[2])
-                names, slices, dtypes = consts[name], consts[f"{name}\n"], attribute(node, "dtypes").list.type
+                    consts[name] = self._strings(node.input[1]), self._strings(node.input[2])
+                (names, slices), dtypes = consts[name], attribute(node, "dtypes").list.type
                 if not 0 <= i < len(names) == len(slices) == len(dtypes):
-                    raise self._corrupt(f"{name!r} restores {len(names)} tensors, but output {i} is used")
+                    raise damaged(self._ref.uri, f"{name!r} restores {len(names)} tensors, but output {i} is used")
                 entry = self.bundle.entry(names[i])
                 if entry is None:
-                    raise self._corrupt(f"{names[i]!r} has no value in the checkpoint")
+                    raise damaged(self._ref.uri, f"{names[i]!r} has no value in the checkpoint")
                 if slices[i]:
                     entry = entry.part(self._region(names[i], slices[i], entry.shape))
                 self._check_fit(entry, tf.dtypes.as_dtype(dtypes[i]).base_dtype.name, step, (name, i))
@@ -184,13 +183,12 @@ class Graph:
 
         entry = self.bundle.entry(step.key or "")
         if entry is None:
-            raise self._corrupt(f"{step.key!r} has no value in the checkpoint")
+            raise damaged(self._ref.uri, f"{step.key!r} has no value in the checkpoint")
         if step.region is not None:
-            if len(step.region) != len(entry.shape) or any(
-                start < 0 or not 0 <= length <= size - start
-                for (start, length), size in zip(step.region, entry.shape, strict=True)
-            ):
-                raise self._corrupt(f"it restores a slice of {step.key!r} that lies outside of {list(entry.shape)}")
+            if not within(step.region, entry.shape):
+                raise damaged(
+                    self._ref.uri, f"it restores a slice of {step.key!r} that lies outside of {list(entry.shape)}"
+                )
             entry = entry.part(step.region)
         node = self._nodes[step.operation]
         dtype = attribute(node, "T" if node.op == "Assign" else "dtype").type
@@ -202,33 +200,27 @@ class Graph:
 
         node, shape = self._nodes[step.operation], tf.TensorShape(None)
         if node.op in ("Assign", "AssignVariableOp"):
-            above = self._output(node.input[1])
+            above = output_named(node.input[1])
             while above != restored and self._nodes[above[0]].op == "Identity":
-                above = self._output(self._nodes[above[0]].input[0])
-            variable = self._nodes[self._output(node.input[0])[0]]
+                above = output_named(self._nodes[above[0]].input[0])
+            variable = self._nodes[output_named(node.input[0])[0]]
             if above == restored and "shape" in variable.attr:
                 shape = tf.TensorShape(attribute(variable, "shape").shape)
-        if entry.dtype != dtype or not shape.is_compatible_with(entry.shape):
-            raise CorruptModel(
-                f"The checkpoint of {self._ref.uri} does not fit its graph: variable {entry.name!r}",
-                expected=f"{dtype} {shape}",
-                found=f"{entry.dtype} {list(entry.shape)}",
-                cure="Copy saved_model.pb and variables/ from the same export.",
-            )
+        check_fit(self._ref, entry, dtype, shape)
 
     def _restoring(self) -> Iterator[tuple[Step, set[str]]]:
         """Every operation that the saver waits for, with the nodes above it."""
         if not self._meta.HasField("saver_def") or not self._meta.saver_def.restore_op_name:
             yield from self._restoring_by_name()
             return
-        todo, seen = [self._output(self._meta.saver_def.restore_op_name)[0]], set()
+        todo, seen = [output_named(self._meta.saver_def.restore_op_name)[0]], set()
         while todo:
             name = todo.pop()
             if name in seen:
                 continue
             seen.add(name)
             node = self._node(name)
-            todo += [self._output(i)[0] for i in node.input if i.startswith("^")]
+            todo += [output_named(i)[0] for i in node.input if i.startswith("^")]
             if all(i.startswith("^") for i in node.input):
                 continue
             above = list(self._above([(name, 0)], stop="RestoreV2"))
@@ -255,7 +247,7 @@ class Graph:
         for key in ("variables", "saveable_objects"):
             for raw in collections[key].bytes_list.value if key in collections else ():
                 variable = variable_pb2.VariableDef.FromString(raw)
-                assign = self._node(self._output(variable.initializer_name)[0])
+                assign = self._node(output_named(variable.initializer_name)[0])
                 if assign.op not in ("Assign", "AssignVariableOp"):
                     raise UnsupportedModel(
                         f"{self._ref.uri} has no saver, and no assignment to its variable {variable.variable_name!r}",
@@ -263,7 +255,7 @@ class Graph:
                         found=assign.op,
                         cure="Export it with a saver.",
                     )
-                value, region, name = self._output(assign.input[1]), None, variable.variable_name.partition(":")[0]
+                value, region, name = output_named(assign.input[1]), None, variable.variable_name.partition(":")[0]
                 if variable.HasField("save_slice_info_def"):
                     part = variable.save_slice_info_def
                     name, region = part.full_name, tuple(zip(part.var_offset, part.var_shape, strict=True))
@@ -272,26 +264,26 @@ class Graph:
                         f"{self._ref.uri} has no saver, and its variables {fed[value]!r} and {name!r} share an initial value",
                         cure="Export it with a saver.",
                     )
-                yield Step(assign.name, (value,), name, region), {self._output(assign.input[0])[0]}
+                yield Step(assign.name, (value,), name, region), {output_named(assign.input[0])[0]}
 
     def _initialisers(self) -> list[Output]:
         """What TensorFlow runs after restoring (tensorflow/python/saved_model/loader_impl.py, get_init_op)."""
         if INIT_OP in self._meta.signature_def:
-            return [self._output(i.name) for i in self._meta.signature_def[INIT_OP].outputs.values()]
+            return [output_named(i.name) for i in self._meta.signature_def[INIT_OP].outputs.values()]
         collections = self._meta.collection_def
         for key in ("saved_model_main_op", "legacy_init_op"):
             if key in collections and collections[key].node_list.value:
-                return [self._output(name) for name in collections[key].node_list.value]
+                return [output_named(name) for name in collections[key].node_list.value]
         return [*self._default_initialisers(collections)]
 
     def _default_initialisers(self, collections: Any) -> Iterator[Output]:
         from tensorflow.core.framework import variable_pb2
 
         if "table_initializer" in collections:
-            yield from (self._output(name) for name in collections["table_initializer"].node_list.value)
+            yield from (output_named(name) for name in collections["table_initializer"].node_list.value)
         if "local_variables" in collections:
             for raw in collections["local_variables"].bytes_list.value:
-                yield self._output(variable_pb2.VariableDef.FromString(raw).initializer_name)
+                yield output_named(variable_pb2.VariableDef.FromString(raw).initializer_name)
 
     def _above(
         self, outputs: Iterable[Output], fed: Iterable[Output] = (), stop: str = "", dead: DeadBranches | None = None
@@ -306,7 +298,7 @@ class Graph:
             yield output
             node = self._node(output[0])
             if node.op != stop:
-                todo += [self._output(name) for name in node.input]
+                todo += [output_named(name) for name in node.input]
 
     def _states_in_functions(self) -> set[str]:
         bodies = self._meta.graph_def.library.function
@@ -318,19 +310,16 @@ class Graph:
 
     def _node(self, name: str) -> Any:
         if name not in self._nodes:
-            raise self._corrupt(f"its graph names the operation {name!r}, which it does not hold")
+            raise damaged(self._ref.uri, f"its graph names the operation {name!r}, which it does not hold")
         return self._nodes[name]
 
     def _tensors(self, infos: Any) -> list[Output]:
-        return [self._output(name) for info in infos.values() for name in tensor_names(info)]
-
-    def _output(self, name: str) -> Output:
-        return output_named(name)
+        return [output_named(name) for info in infos.values() for name in tensor_names(info)]
 
     def _strings(self, name: str) -> list[str]:
         import tensorflow as tf
 
-        node = self._node(self._output(name)[0])
+        node = self._node(output_named(name)[0])
         if node.op != "Const":
             raise UnsupportedModel(f"{self._ref.uri} computes what it restores", found=f"{name!r}, a {node.op}")
         return [value.decode() for value in tf.make_ndarray(attribute(node, "value").tensor).ravel()]
@@ -344,17 +333,12 @@ class Graph:
                 for span, size in zip(spans.split(":"), shape, strict=True)
             ]
             region = tuple((start, length) for start, length in pairs)
-            fits = tuple(map(int, full)) == shape and all(
-                start >= 0 and 0 <= length <= size - start for (start, length), size in zip(region, shape, strict=True)
-            )
+            fits = tuple(map(int, full)) == shape and within(region, shape)
         except ValueError:
             fits = False
         if not fits:
-            raise self._corrupt(f"it restores the slice {spec!r} of {name!r}, whose shape is {list(shape)}")
+            raise damaged(self._ref.uri, f"it restores the slice {spec!r} of {name!r}, whose shape is {list(shape)}")
         return region
-
-    def _corrupt(self, found: str) -> CorruptModel:
-        return CorruptModel(f"{self._ref.uri} is damaged", found=found, cure=COPY_AGAIN)
 
 
 def _shared_name(node: Any) -> str:

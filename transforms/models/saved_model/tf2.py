@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ...errors import CorruptModel, UnsupportedModel
+from ...errors import UnsupportedModel
 from ...storage import Store
 from ..direct_call import by_keywords
 from ..model import Model
@@ -29,19 +29,20 @@ from ..streaming.whole_reads import Readable
 from . import tf1 as saved_model_v1
 from .example_parsers import ExampleParsers
 from .files import (
-    COPY_AGAIN,
     INIT_OP,
     RamFolder,
+    check_fit,
     no_such_signature,
     open_bundle,
     read_front,
     read_proto,
     reading_graph,
     signature_of,
+    unfit,
 )
 from .flat_inputs import function_of, nested_inputs
 from .one_signature import held, keep_only
-from .tensor_bundle import Bundle, Entry
+from .tensor_bundle import Bundle, Entry, damaged
 from .traced_functions import TracedFunction, traced_functions
 
 _RUN_BY_THE_LOADER = ("_create_resource", "_initialize", "_destroy_resource")
@@ -106,7 +107,7 @@ def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> 
             loaded = folder.load(graph.tags)
             function = loaded.signatures[signature] if of_a_function is None else of_a_function.restored(loaded)
             fill = _Filler(function, captures, weights, ref)
-            for node in sorted(weights, key=lambda node: _place(weights[node])):
+            for node in sorted(weights, key=lambda node: weights[node][0].place):
                 fill(node, tensors, graph.bundle)
         except BaseException:
             folder.remove()
@@ -206,16 +207,16 @@ class _Graph:
             return function.chosen(self._ref).name
         function_name, _ = function_of(signature, self._objects)
         if function_name not in self._objects.concrete_functions:
-            raise self._corrupt(f"signature {signature!r} leads to no function")
+            raise damaged(self._ref.uri, f"signature {signature!r} leads to no function")
         return function_name
 
     def _bound(self, function: str) -> list[int]:
         objects = self._objects
         if function not in objects.concrete_functions:
-            raise self._corrupt(f"function {function!r} does not exist")
+            raise damaged(self._ref.uri, f"function {function!r} does not exist")
         bound = list(objects.concrete_functions[function].bound_inputs)
         if any(not 0 <= n < len(objects.nodes) for n in bound):
-            raise self._corrupt(f"function {function!r} captures an object that does not exist")
+            raise damaged(self._ref.uri, f"function {function!r} captures an object that does not exist")
         return bound
 
     def operations(self, signature: str) -> Operations:
@@ -278,16 +279,20 @@ class _Graph:
                     )
         entries = [entry for state in states.values() for entry in state]
         if len({entry.name for entry in entries}) != len(entries):
-            raise self._corrupt("two variables share one value of the checkpoint")
+            raise damaged(self._ref.uri, "two variables share one value of the checkpoint")
         return states
 
     def _variable(self, node: int, place: _Node | None) -> Entry:
+        import tensorflow as tf
+
         key = place.attributes.get("VARIABLE_VALUE") if place is not None else None
         entry = self.bundle.entry(key) if key else None
         saved = self._objects.nodes[node].variable
         if entry is None:
-            raise self._corrupt(f"variable {place.path if place else saved.name!r} has no value in the checkpoint")
-        self._check_fit(entry, saved)
+            raise damaged(
+                self._ref.uri, f"variable {place.path if place else saved.name!r} has no value in the checkpoint"
+            )
+        check_fit(self._ref, entry, tf.dtypes.as_dtype(saved.dtype).name, tf.TensorShape(saved.shape))
         return entry
 
     def _table(self, place: _Node) -> State | None:
@@ -296,23 +301,11 @@ class _Graph:
             return None
         found = [self.bundle.entry(place.attributes["table"] + part) for part in ("-keys", "-values")]
         if None in found:
-            raise self._corrupt(f"the table {place.path!r} has no keys or no values in the checkpoint")
+            raise damaged(self._ref.uri, f"the table {place.path!r} has no keys or no values in the checkpoint")
         keys, values = (entry for entry in found if entry is not None)
         if not keys.shape or keys.shape[:1] != values.shape[:1]:
-            raise self._corrupt(f"the table {place.path!r} has {keys.shape} keys for {values.shape} values")
+            raise damaged(self._ref.uri, f"the table {place.path!r} has {keys.shape} keys for {values.shape} values")
         return keys, values
-
-    def _check_fit(self, entry: Entry, saved: Any) -> None:
-        import tensorflow as tf
-
-        shape, dtype = tf.TensorShape(saved.shape), tf.dtypes.as_dtype(saved.dtype)
-        if dtype.name != entry.dtype or not shape.is_compatible_with(entry.shape):
-            raise CorruptModel(
-                f"The checkpoint of {self._ref.uri} does not fit its graph: variable {entry.name!r}",
-                expected=f"{dtype.name} {shape}",
-                found=f"{entry.dtype} {list(entry.shape)}",
-                cure="Copy saved_model.pb and variables/ from the same export.",
-            )
 
     def _places(self) -> dict[int, _Node]:
         from google.protobuf.message import DecodeError
@@ -320,11 +313,11 @@ class _Graph:
 
         raw = self.bundle.string(_OBJECT_GRAPH)
         if raw is None:
-            raise self._corrupt("the checkpoint holds no object graph")
+            raise damaged(self._ref.uri, "the checkpoint holds no object graph")
         try:
             checkpoint = trackable_object_graph_pb2.TrackableObjectGraph.FromString(raw).nodes
         except DecodeError as error:
-            raise self._corrupt("the checkpoint's object graph cannot be parsed") from error
+            raise damaged(self._ref.uri, "the checkpoint's object graph cannot be parsed") from error
         places: dict[int, _Node] = {}
         todo = [(0, 0, "")]
         while todo:
@@ -332,7 +325,7 @@ class _Graph:
             if saved in places:
                 continue
             if not (0 <= saved < len(self._objects.nodes) and 0 <= kept < len(checkpoint)):
-                raise self._corrupt("an object graph names an object that does not exist")
+                raise damaged(self._ref.uri, "an object graph names an object that does not exist")
             node = checkpoint[kept]
             attributes = {a.name: a.checkpoint_key for a in node.attributes}
             places[saved] = _Node(path, attributes, node.HasField("registered_saver"))
@@ -343,9 +336,6 @@ class _Graph:
                 if c.local_name in children
             ]
         return places
-
-    def _corrupt(self, found: str) -> CorruptModel:
-        return CorruptModel(f"{self._ref.uri} is damaged", found=found, cure=COPY_AGAIN)
 
 
 class _Filler:
@@ -380,21 +370,13 @@ class _Filler:
         try:
             tf.raw_ops.LookupTableImportV2(table_handle=self._tables[node], keys=values[0], values=values[1])
         except tf.errors.InvalidArgumentError as error:
-            raise CorruptModel(
-                f"The checkpoint of {self._ref.uri} does not fit its graph: table {self._weights[node][0].name!r}",
-                found=error.message.partition("\n")[0],
-                cure="Copy saved_model.pb and variables/ from the same export.",
-            ) from error
+            what = f"table {self._weights[node][0].name!r}"
+            raise unfit(self._ref, what, error.message.partition("\n")[0]) from error
 
 
 def _is_v1(proto: Any) -> bool:
     """TensorFlow's own rule (tensorflow/python/saved_model/load.py)."""
     return len(proto.meta_graphs) != 1 or not proto.meta_graphs[0].HasField("object_graph_def")
-
-
-def _place(state: State) -> tuple[str, int]:
-    slot = state[0].pieces[0].slot
-    return slot.source.uri, slot.offset
 
 
 def _parameters(weights: Mapping[int, State]) -> int:
