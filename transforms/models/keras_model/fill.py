@@ -20,14 +20,14 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from ...errors import CorruptModel, HeadraceError, UnsupportedModel
 from ..streaming.tensor_stream import TensorStream
 from .asset_files import AssetFiles, AssetFolder
 from .build import Built, uninitialized
 from .refusals import brief
-from .weights import SavedWeights
+from .weights import LegacyLayer, SavedWeights, Tensor
 
 _SAVE_AGAIN = "Save the model again with the Keras that wrote it."
 
@@ -73,62 +73,41 @@ def saved_paths(model: Any, but: Collection[int] = ()) -> list[str]:
     return paths
 
 
-class Weights:
-    """The source of `fill`: the variables directly below an HDF5 group as tensors, by name."""
+class Weights(Mapping[str, Any]):
+    """The variables directly below an HDF5 group, by name; each is fetched when it is asked for."""
 
-    def __init__(self, group: str, names: Mapping[str, object], tensor: Callable[[str], Any]) -> None:
-        self.group, self._names, self._tensor = group, names, tensor
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def keys(self) -> list[str]:
-        return list(self._names)
+    def __init__(self, found: Mapping[str, Tensor], part: Part) -> None:
+        self._found, self._part = found, part
 
     def __getitem__(self, name: str) -> Any:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._tensor(name)
+        return self._part.saved.take(self._found[name], self._part.tensors)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one set of HDF5 groups fills: `model` without what the ids in `but` name. `weights` answers for a group.
-
-    Without `weights`, only assets are filled.
-    """
+    """What files of the layout of Keras 3 fill: `model` without what the ids in `but` name."""
 
     model: Any
-    weights: Callable[[str], Weights | None] | None
-    has_group: Callable[[str], bool]
+    saved: SavedWeights
+    tensors: TensorStream
     but: frozenset[int] = frozenset()
-
-
-def part_of(model: Any, saved: SavedWeights, tensors: TensorStream, but: frozenset[int] = frozenset()) -> Part:
-    """The model in files of the layout of Keras 3."""
-
-    def group(path: str) -> Weights | None:
-        found = saved.group(path)
-        return None if found is None else Weights(path, found, lambda name: saved.take(found[name], tensors))
-
-    return Part(model, group, saved.has, but)
 
 
 def fill(built: Built, parts: Sequence[Part], assets: Mapping[str, bytes | bytearray], uri: str) -> None:
     """Gives every variable its saved value through the layers' own `load_own_variables` and `load_assets`.
 
     `assets` holds vocabulary files by their path below `assets/`. Raises `CorruptModel` naming a variable that remains without
-    a value, or whose shape differs, and anything that the parts' `weights` raise.
+    a value, or whose shape differs, and anything that the weights raise.
     """
     with uninitialized(), AssetFiles(assets) as files, _filling() as filled:
         for part in parts:
-            _fill_part(part, files if assets else None, uri)
+            _load_state(part.model, part, files if assets else None, uri)
     _check_complete(built, filled, uri)
     if not assets:
         _check_vocabularies(built, uri)
@@ -147,7 +126,7 @@ def fill_variables(
             except Exception as error:
                 raise _failure({0: (variable, error)}, uri) from error
         if assets:
-            _fill_part(Part(built.model, None, lambda _: False), files, uri)
+            _load_state(built.model, None, files, uri)
     _check_complete(built, filled, uri)
     for layer in built.model._flatten_layers():
         if isinstance(layer, layers.Normalization):
@@ -157,22 +136,22 @@ def fill_variables(
         _check_vocabularies(built, uri)
 
 
-def _fill_part(part: Part, files: AssetFiles | None, uri: str) -> None:
+def _load_state(model: Any, part: Part | None, files: AssetFiles | None, uri: str) -> None:
+    """Fills from a part, which is of the model, and from files; from what there is of them."""
     from keras.src.saving import saving_lib
 
     class WeightsStore(saving_lib.H5IOStore):
-        def __init__(self) -> None:
-            pass
+        def __init__(self, part: Part) -> None:
+            self._part = part
 
         def __bool__(self) -> bool:
             return True
 
         def get(self, path: str) -> Any:
-            found = None if part.weights is None else part.weights(f"{path}/vars".lstrip("/"))
-            return {} if found is None else found
+            return Weights(self._part.saved.group(f"{path}/vars".lstrip("/")) or {}, self._part)
 
         def has_path(self, path: str) -> bool:
-            return part.has_group(path)
+            return self._part.saved.has(path)
 
     class AssetStore(saving_lib.DiskIOStore):
         def __init__(self, files: AssetFiles) -> None:
@@ -187,11 +166,11 @@ def _fill_part(part: Part, files: AssetFiles | None, uri: str) -> None:
     errors: dict[int, tuple[Any, Exception]] = {}
     failed: set[int] = set()
     saving_lib._load_state(
-        part.model,
-        weights_store=None if part.weights is None else WeightsStore(),
+        model,
+        weights_store=None if part is None else WeightsStore(part),
         assets_store=AssetStore(files) if files is not None else None,
         inner_path="",
-        visited_saveables=_not_for_inference(part.model) | part.but,
+        visited_saveables=_not_for_inference(model) | (frozenset() if part is None else part.but),
         failed_saveables=failed,
         error_msgs=errors,
     )
@@ -241,12 +220,9 @@ def _initialise_helpers(built: Built) -> None:
             variable._deferred_initialize()
 
 
-T = TypeVar("T")
-
-
 def legacy_pairs(
-    model: Any, layers: Sequence[tuple[str, Sequence[T]]], top: Sequence[T] | None, uri: str
-) -> list[tuple[Any, list[Any], Sequence[T]]]:
+    model: Any, layers: Sequence[LegacyLayer], top: LegacyLayer | None, uri: str
+) -> list[tuple[Any, list[Any], Sequence[Tensor]]]:
     """Which layer takes which saved weights, and into which variables: by their order, as `load_weights_from_hdf5_group` does.
 
     `layers` are the saved layers that have weights, `top` the model's own. Raises `CorruptModel` where the counts differ.
@@ -265,25 +241,22 @@ def legacy_pairs(
     if len(wanted) != len(layers):
         raise mismatch("its model: the number of layers with weights differs", len(wanted), len(layers))
     pairs = []
-    for (layer, variables), (name, saved) in zip(wanted, layers, strict=True):
-        if len(variables) != len(saved):
-            raise mismatch(
-                f"its {type(layer).__name__} {layer.name!r}, saved as {name!r}: the number of weights differs",
-                len(variables),
-                len(saved),
-            )
-        pairs.append((layer, variables, saved))
+    for (layer, variables), saved in zip(wanted, layers, strict=True):
+        if len(variables) != len(saved.tensors):
+            what = f"its {type(layer).__name__} {layer.name!r}, saved as {saved.name!r}: the number of weights differs"
+            raise mismatch(what, len(variables), len(saved.tensors))
+        pairs.append((layer, variables, saved.tensors))
     if top is not None:
         weights = {id(v) for v in model.weights}
         own = [v for v in model._trainable_variables + model._non_trainable_variables if id(v) in weights]
-        if len(own) != len(top):
-            raise mismatch("the model's own variables: their number differs", len(own), len(top))
-        pairs.append((model, own, top))
+        if len(own) != len(top.tensors):
+            raise mismatch("the model's own variables: their number differs", len(own), len(top.tensors))
+        pairs.append((model, own, top.tensors))
     return pairs
 
 
 def legacy_fill(
-    built: Built, pairs: Sequence[tuple[Any, list[Any], Sequence[T]]], take: Callable[[T], Any], uri: str
+    built: Built, pairs: Sequence[tuple[Any, list[Any], Sequence[Tensor]]], take: Callable[[Tensor], Any], uri: str
 ) -> None:
     """Gives every variable its saved value as Keras gives it from HDF5 files of the older layout. Raises as `fill`."""
     from keras.src.legacy.saving import legacy_h5_format

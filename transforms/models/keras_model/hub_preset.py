@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...bounded_json import NotJson, parse_json
@@ -21,7 +21,7 @@ from ..streaming.composed_crc import CheckedSpan
 from ..streaming.tensor_stream import TensorSlot, TensorStream
 from . import files as keras_files
 from .build import Built, Recipe, build, custom_objects, keras_on_tensorflow
-from .fill import fill, part_of, saved_paths
+from .fill import Part, fill, saved_paths
 from .hub_inputs import AsGiven, HubPreprocessing, preprocessing
 from .refusals import brief
 from .weights import SavedWeights, open_weights
@@ -53,13 +53,13 @@ class Preset:
         config = self.described["config"]
         # A preprocessor holds no weights.
         changed = {"backbone": _as_loaded(config["backbone"]), "preprocessor": None}
-        built = build(_with_config(self.recipe, {**self.described, "config": {**config, **changed}}))
+        built = build(replace(self.recipe, config=json.dumps({**self.described, "config": {**config, **changed}})))
         layer = config.get("preprocessor")
         if layer is None:
             built.preprocessing = AsGiven(built.model)
         else:
             assets = keras_files.assets(self.files)
-            built.preprocessing = preprocessing(_with_config(self.recipe, layer), built.model, assets)
+            built.preprocessing = preprocessing(replace(self.recipe, config=json.dumps(layer)), built.model, assets)
         return built
 
     def parts(self, built: Built) -> dict[str, str]:
@@ -71,8 +71,7 @@ class Preset:
         return sum(
             tensor.dataset.nbytes
             for weights, model, but in self._filled(built)
-            for group in _located(weights, saved_paths(model, but))
-            for tensor in (weights.group(group) or {}).values()
+            for tensor in weights.tensors(saved_paths(model, but))
         )
 
     def slots(self) -> list[TensorSlot]:
@@ -82,7 +81,7 @@ class Preset:
         return [span for weights in self._weights() for span in weights.spans(slots)]
 
     def fill(self, built: Built, tensors: TensorStream) -> None:
-        parts = [part_of(model, weights, tensors, but) for weights, model, but in self._filled(built)]
+        parts = [Part(model, weights, tensors, but) for weights, model, but in self._filled(built)]
         fill(built, parts, {}, self.recipe.uri)
 
     def _weights(self) -> list[SavedWeights]:
@@ -181,13 +180,3 @@ def _as_loaded(backbone: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(policy, str) or "float" not in policy:
         return backbone
     return {**backbone, "config": {**backbone["config"], "dtype": keras.config.dtype_policy().name}}
-
-
-def _with_config(recipe: Recipe, described: Any) -> Recipe:
-    text = json.dumps(described)
-    return Recipe(recipe.uri, text, False, recipe.keras_version, recipe.custom_objects, recipe.unsafe)
-
-
-def _located(weights: SavedWeights, groups: list[str]) -> list[str]:
-    weights.locate(groups)
-    return groups

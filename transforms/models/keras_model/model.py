@@ -30,7 +30,7 @@ from . import files as keras_files
 from . import operations as keras_operations
 from . import signature as keras_signature
 from .build import Built, Recipe, build
-from .fill import allocate, fill, legacy_fill, legacy_pairs, part_of, saved_paths
+from .fill import Part, allocate, fill, legacy_fill, legacy_pairs, saved_paths
 from .hub_preset import Preset, open_preset
 from .orbax_checkpoint import Checkpoint, open_checkpoint
 from .refusals import cause
@@ -205,9 +205,7 @@ class _Saved:
         """The tensors that inference needs, in the order in which Keras asks for them."""
         if self.weights.legacy_root is not None:
             return [tensor for _, _, tensors in self._legacy_pairs(built) for tensor in tensors]
-        groups = saved_paths(built.model)
-        self.weights.locate(groups)
-        return [tensor for group in groups for tensor in (self.weights.group(group) or {}).values()]
+        return self.weights.tensors(saved_paths(built.model))
 
     def fill(self, built: Built, tensors: TensorStream) -> None:
         if self.weights.legacy_root is not None:
@@ -216,16 +214,10 @@ class _Saved:
             return
 
         assets = {} if self.files is None else keras_files.assets(self.files)
-        fill(built, [part_of(built.model, self.weights, tensors)], assets, self.recipe.uri)
+        fill(built, [Part(built.model, self.weights, tensors)], assets, self.recipe.uri)
 
     def _legacy_pairs(self, built: Built) -> Any:
-        layers, top = self.weights.legacy_layers()
-        return legacy_pairs(
-            built.model,
-            [(layer.name, layer.tensors) for layer in layers],
-            None if top is None else top.tensors,
-            self.recipe.uri,
-        )
+        return legacy_pairs(built.model, *self.weights.legacy_layers(), self.recipe.uri)
 
 
 @contextmanager

@@ -117,9 +117,10 @@ class SavedWeights:
             return self._files[0][1].has(path)
         return any(group == path or group.startswith(f"{path}/") for group in self._shards)
 
-    def locate(self, groups: Sequence[str]) -> None:
-        """Makes `group` answer for all of these without further requests."""
+    def tensors(self, groups: Sequence[str]) -> list[Tensor]:
+        """The tensors directly below each of the groups, which are located together."""
         self._each(lambda i: self._files[i][1].locate([g for g in groups if i in self._holding(g)]))
+        return [tensor for group in groups for tensor in (self.group(group) or {}).values()]
 
     def guess(self) -> list[Tensor]:
         """The tensors that inference needs, before there is a model to ask: all except the optimizers'.
