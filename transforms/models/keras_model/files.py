@@ -8,9 +8,9 @@ the HDF5 file next to it that holds each group of variables.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Protocol
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, Protocol
 
 from ...bounded_json import NotJson, parse_json
 from ...errors import CorruptModel, NotAModel, UnsupportedModel
@@ -110,47 +110,46 @@ def assets(files: Files) -> dict[str, bytes | bytearray]:
     return {name.removeprefix(ASSETS): files.read(name, ASSET_BYTES) for name in names}
 
 
+def read_json(data: bytes | bytearray, what: str, cure: str) -> Any:
+    """Raises `CorruptModel` where it is not JSON."""
+    try:
+        return parse_json(data)
+    except NotJson as error:
+        raise CorruptModel(f"{what} is not JSON", found=str(error)[:200], cure=cure) from error
+
+
 def keras_version(files: Files) -> str | None:
     """The version of the Keras that wrote the model, from its metadata.json."""
     if _METADATA not in files.names():
         return None
-    try:
-        described = parse_json(files.read(_METADATA, _METADATA_BYTES))
-    except NotJson as error:
-        raise CorruptModel(
-            f"{_METADATA} of {files.uri} is not JSON", found=str(error)[:200], cure="Copy the model again."
-        ) from error
+    data = files.read(_METADATA, _METADATA_BYTES)
+    described = read_json(data, f"{_METADATA} of {files.uri}", "Copy the model again.")
     version = described.get("keras_version") if isinstance(described, dict) else None
     return version if isinstance(version, str) else None
 
 
-@contextmanager
-def weights_of(files: Files) -> Iterator[SavedWeights]:
+def weights_of(files: Files) -> AbstractContextManager[SavedWeights]:
     """The weights next to a config.json. Raises `CorruptModel`, `UnsupportedModel`."""
     names = files.names()
     if WEIGHTS in names:
-        with open_weights(files.store, [files.place(WEIGHTS)]) as weights:
-            yield weights
-    elif SHARDED_WEIGHTS in names:
-        with sharded_weights(files, SHARDED_WEIGHTS) as weights:
-            yield weights
-    elif NPZ_WEIGHTS in names:
+        return open_weights(files.store, [files.place(WEIGHTS)])
+    if SHARDED_WEIGHTS in names:
+        return sharded_weights(files, SHARDED_WEIGHTS)
+    if NPZ_WEIGHTS in names:
         raise UnsupportedModel(
             f"{files.uri} keeps its weights in {NPZ_WEIGHTS}",
             expected=WEIGHTS,
             cure="Save the model again with model.save('….keras').",
         )
-    else:
-        raise CorruptModel(
-            f"{files.uri} has no weights",
-            expected=f"{WEIGHTS} or {SHARDED_WEIGHTS}",
-            found=", ".join(sorted(names)[:5]),
-            cure="Save the model again with model.save('….keras').",
-        )
+    raise CorruptModel(
+        f"{files.uri} has no weights",
+        expected=f"{WEIGHTS} or {SHARDED_WEIGHTS}",
+        found=", ".join(sorted(names)[:5]),
+        cure="Save the model again with model.save('….keras').",
+    )
 
 
-@contextmanager
-def sharded_weights(files: Files, index: str) -> Iterator[SavedWeights]:
+def sharded_weights(files: Files, index: str) -> AbstractContextManager[SavedWeights]:
     """The weights that a `….weights.json` names. Raises `CorruptModel`."""
     mapped = weight_map(files.read(index, SHARD_INDEX_BYTES), f"{index} of {files.uri}")
     shards = sorted({shard for shards in mapped.values() for shard in shards})
@@ -163,8 +162,7 @@ def sharded_weights(files: Files, index: str) -> Iterator[SavedWeights]:
     number = {shard: i for i, shard in enumerate(shards)}
     placed = [files.place(shard) for shard in shards]
     by_group = {group: tuple(number[shard] for shard in names) for group, names in mapped.items()}
-    with open_weights(files.store, placed, by_group) as weights:
-        yield weights
+    return open_weights(files.store, placed, by_group)
 
 
 def weight_map(data: bytes | bytearray, what: str) -> dict[str, list[str]]:
@@ -172,10 +170,7 @@ def weight_map(data: bytes | bytearray, what: str) -> dict[str, list[str]]:
 
     Raises `CorruptModel`, for names too that lead out of the folder; `NotAModel` where it is another kind of JSON.
     """
-    try:
-        described = parse_json(data)
-    except NotJson as error:
-        raise CorruptModel(f"{what} is not JSON", found=str(error)[:200], cure="Copy the file again.") from error
+    described = read_json(data, what, "Copy the file again.")
     mapped = described.get("weight_map") if isinstance(described, dict) else None
     if not isinstance(mapped, dict):
         raise NotAModel(

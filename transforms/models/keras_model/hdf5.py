@@ -15,7 +15,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -103,9 +102,7 @@ class Hdf5File:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._known.clear()
 
     def locate(self, groups: Iterable[str]) -> None:
@@ -325,12 +322,7 @@ class Hdf5File:
         kind, layout, filters = self._described(address)
         messages = self._structures.header(address)
         if layout.kind == VIRTUAL or any(message.kind == EXTERNAL for message in messages):
-            raise UnsupportedModel(
-                f"Dataset {path!r} of {self._what} is in another file",
-                expected="data in the file itself",
-                found="a virtual or external dataset",
-                cure=_SAVE_AGAIN,
-            )
+            raise self._refused(path, "is in another file", "data in the file itself", "a virtual or external dataset")
         shape = shape_of(_first(messages, DATASPACE) or b"")
         if shape is None:
             raise self._corrupt(f"has no value at {path!r}", "an array", "an empty dataspace")
@@ -362,22 +354,13 @@ class Hdf5File:
         # h5py knows no such number: Keras says in an attribute what the two bytes are.
         if kind.kind == "opaque" and kind.size == 2 and self._texts_of.short(address, "dtype") == "bfloat16":
             return "bfloat16"
-        raise UnsupportedModel(
-            f"Dataset {path!r} of {self._what} is of a kind that no weight has",
-            expected="numbers or booleans",
-            found=kind.name,
-            cure=_SAVE_AGAIN,
-        )
+        raise self._refused(path, "is of a kind that no weight has", "numbers or booleans", kind.name)
 
     def _check_value(self, path: str, layout: Layout, filters: list[tuple[int, tuple[int, ...]]], nbytes: int) -> None:
         for number, _ in filters:
             if number not in FILTER_NAMES:
-                raise UnsupportedModel(
-                    f"Dataset {path!r} of {self._what} is compressed in a way that headrace does not read",
-                    expected=", ".join(FILTER_NAMES.values()),
-                    found=f"HDF5 filter {number}",
-                    cure=_SAVE_AGAIN,
-                )
+                what = "is compressed in a way that headrace does not read"
+                raise self._refused(path, what, ", ".join(FILTER_NAMES.values()), f"HDF5 filter {number}")
         stored = len(layout.data) if layout.kind != CHUNKED else nbytes
         if layout.kind == CHUNKED and layout.chunk and nbytes and layout.address == UNDEFINED:
             stored = 0
@@ -400,11 +383,12 @@ class Hdf5File:
             raise self._corrupt(what, expected, str(error)) from error
 
     def _in_pieces(self, path: str, found: str) -> UnsupportedModel:
+        expected = f"one contiguous, little-endian piece (or at most {VALUE_BYTES} bytes)"
+        return self._refused(path, "is stored in pieces", expected, found)
+
+    def _refused(self, path: str, what: str, expected: str, found: str) -> UnsupportedModel:
         return UnsupportedModel(
-            f"Dataset {path!r} of {self._what} is stored in pieces",
-            expected=f"one contiguous, little-endian piece (or at most {VALUE_BYTES} bytes)",
-            found=found,
-            cure=_SAVE_AGAIN,
+            f"Dataset {path!r} of {self._what} {what}", expected=expected, found=found, cure=_SAVE_AGAIN
         )
 
     def _corrupt(self, what: str, expected: str, found: str) -> CorruptModel:

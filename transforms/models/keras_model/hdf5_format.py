@@ -17,15 +17,8 @@ from ..streaming.ranges import NotFetched
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 UNDEFINED = 2**64 - 1
-LINK_INFO, LINK, GROUP_INFO, ATTRIBUTE, CONTINUATION, SYMBOL_TABLE, ATTRIBUTE_INFO = (
-    0x02,
-    0x06,
-    0x0A,
-    0x0C,
-    0x10,
-    0x11,
-    0x15,
-)
+LINK_INFO, LINK, GROUP_INFO, ATTRIBUTE = 0x02, 0x06, 0x0A, 0x0C
+CONTINUATION, SYMBOL_TABLE, ATTRIBUTE_INFO = 0x10, 0x11, 0x15
 # A flag of a message: its body is elsewhere, shared with others.
 SHARED = 0x02
 # Limits for the bytes read in all: sound files need up to 1.3 times their size, and a gigabyte at most.

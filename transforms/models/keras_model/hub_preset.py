@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ...bounded_json import NotJson, parse_json
 from ...errors import CorruptModel, UnsupportedModel
 from ...storage import Store
 from ..ref import ModelRef
@@ -110,12 +109,7 @@ def open_preset(store: Store, ref: ModelRef, opened: ExitStack) -> Preset:
 
 def described_task(data: bytes | bytearray, uri: str) -> dict[str, Any]:
     """Raises `CorruptModel` where it does not describe a task with a backbone."""
-    try:
-        described = parse_json(data)
-    except NotJson as error:
-        raise CorruptModel(
-            f"{TASK} of {uri} is not JSON", found=str(error)[:200], cure="Copy the folder again."
-        ) from error
+    described = keras_files.read_json(data, f"{TASK} of {uri}", "Copy the folder again.")
     config = described.get("config") if isinstance(described, dict) else None
     backbone = config.get("backbone") if isinstance(config, dict) else None
     if not isinstance(backbone, dict) or not isinstance(backbone.get("config"), dict):

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from ...bounded_json import NotJson, parse_json
 from ...errors import CorruptModel, UnsupportedModel
 from ...storage import ObjectRef, Store
 from ..orbax import steps
@@ -24,7 +23,7 @@ from ..streaming.dlpack import to_tensor
 from ..streaming.tensor_stream import StreamOptions, TensorSlot, TensorStream
 from ..streaming.whole_reads import read_whole, say_unchecked
 from .build import Built, Recipe, build
-from .files import ASSET_BYTES, CONFIG_BYTES
+from .files import ASSET_BYTES, CONFIG_BYTES, read_json
 from .fill import fill_variables, no_value
 from .variable_paths import Path, matched, owners
 
@@ -129,12 +128,7 @@ def _config(store: Store, ref: ModelRef) -> str:
         )
     if found.size > CONFIG_BYTES:
         raise CorruptModel(f"{found.uri} is too large", expected=f"at most {CONFIG_BYTES} bytes")
-    try:
-        described = parse_json(read_whole(store, found))
-    except NotJson as error:
-        raise CorruptModel(
-            f"{found.uri} is not JSON", found=str(error)[:200], cure="Copy the whole folder again."
-        ) from error
+    described = read_json(read_whole(store, found), found.uri, "Copy the whole folder again.")
     config = described.get("config") if isinstance(described, dict) else None
     if not isinstance(config, str):
         raise CorruptModel(
