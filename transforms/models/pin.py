@@ -9,19 +9,17 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import Any
 
 from ..errors import AccessDenied, CorruptModel, InvalidRequest, NotAModel, ObjectNotFound
 from ..storage import ObjectRef, Store, StoreOptions, open_store
 from ..storage.store import public_uri
 from .first_bytes import FIRST_BYTES, other_file
-from .ref import ModelRef, file_name
+from .ref import ModelRef, file_name, stat_if_there
 
 _GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
 _BELONGS = (*_GRAPHS, "fingerprint.pb", "keras_metadata.pb")
 _FOLDERS = ("variables/", "assets/")
 _KERAS_WEIGHTS = ("model.weights.h5", "model.weights.json", "model.weights.npz")
-_HDF5, _ZIP, _TFLITE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04", b"TFL3"
 _WEB = ("http://", "https://")
 _PAGED = ("gs://", "s3://")
 # Enough to say what a folder holds; a bucket may hold millions.
@@ -48,18 +46,10 @@ def pin_model(
     Raises `NotAModel` where there is no such model, `InvalidRequest` for weights or custom objects that its format does not
     use, `AccessDenied`, `ObjectNotFound` for a missing bucket.
     """
-    ref = _pinned(
-        os.fspath(uri),
-        storage,
-        None if weights is None else os.fspath(weights),
-        {
-            "storage": storage,
-            "custom_objects": tuple(custom_objects),
-            "unsafe": unsafe,
-            "allow_stateful": allow_stateful,
-            "import_modules": tuple(import_modules),
-        },
-    )
+    weights = None if weights is None else os.fspath(weights)
+    uri, kind, objects = _found(os.fspath(uri), storage, weights)
+    names, modules = tuple(custom_objects), tuple(import_modules)
+    ref = ModelRef(uri, kind, objects, storage, weights, names, unsafe, allow_stateful, modules)
     if ref.custom_objects and not ref.is_keras:
         raise unused_custom_objects(ref, ref.custom_objects)
     return ref
@@ -74,40 +64,34 @@ def unused_custom_objects(ref: ModelRef, names: Sequence[str]) -> InvalidRequest
     )
 
 
-def _pinned(uri: str, storage: StoreOptions, weights: str | None, extra: dict[str, Any]) -> ModelRef:
+def _found(uri: str, storage: StoreOptions, weights: str | None) -> tuple[str, str, tuple[ObjectRef, ...]]:
+    """The URI without what means nothing, the format, and the objects."""
     store = open_store(uri, storage)
     # A signed URL is for one object, never a folder, and is passed on unchanged.
     signed = uri.startswith(_WEB) and "?" in uri
     uri = uri if signed else uri.rstrip("/")
     if weights is not None:
         config = _config(store, uri)
-        return ModelRef(uri, "keras_config", (config, *_weights(weights, storage)), weights=weights, **extra)
+        return uri, "keras_config", (config, *_weights(weights, storage))
     one_object = signed or uri.endswith((".keras", ".h5", ".hdf5", ".tflite"))
     if not one_object and (found := _folder(store, uri)):
-        return ModelRef(uri, *found, **extra)
+        return uri, *found
     try:
         file = store.stat(uri)
     except ObjectNotFound:
         if uri.endswith(".keras") and (found := _folder(store, uri)):
-            return ModelRef(uri, *found, **extra)
+            return uri, *found
         raise _no_model(store, uri) from None
     head = store.read(file, 0, min(FIRST_BYTES, file.size))
-    start = head[: len(_HDF5)]
-    if start == _HDF5:
-        return ModelRef(uri, "keras_h5", (file,), **extra)
-    if start[:4] == _ZIP:
-        return ModelRef(uri, "keras", (file,), **extra)
-    if start[4:] == _TFLITE:
-        return ModelRef(uri, "tflite", (file,), **extra)
-    if start.lstrip()[:1] == b"{":
+    if kind := _format_of_file(head):
+        return uri, kind, (file,)
+    if head[:8].lstrip()[:1] == b"{":
         raise NotAModel(
             f"{uri} is a model's configuration at most, without weights",
             expected="a whole model, or the weights named next to it",
             cure="Name its weights too (--weights, weights=…).",
         )
-    if (known := other_file(public_uri(uri), file.size, head)) is not None:
-        raise known
-    raise NotAModel(
+    raise other_file(public_uri(uri), file.size, head) or NotAModel(
         f"{uri} is not a `.keras` file",
         expected="a zip archive as keras.Model.save writes it, an HDF5 file, or a SavedModel's folder",
         found=f"a file of {file.size} bytes that does not begin like a zip or HDF5",
@@ -115,15 +99,23 @@ def _pinned(uri: str, storage: StoreOptions, weights: str | None, extra: dict[st
     )
 
 
+def _format_of_file(head: bytes) -> str | None:
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "keras_h5"
+    if head.startswith(b"PK\x03\x04"):
+        return "keras"
+    return "tflite" if head[4:8] == b"TFL3" else None
+
+
 def _folder(store: Store, uri: str) -> tuple[str, tuple[ObjectRef, ...]] | None:
     """The format and the objects of a model that is a folder."""
     if objects := _saved_model(store, uri):
         return "saved_model", objects
-    config = _stat(store, f"{uri}/config.json")
+    config = stat_if_there(store, f"{uri}/config.json")
     for name in _KERAS_WEIGHTS if config is not None else ():
-        if (weights := _stat(store, f"{uri}/{name}")) is not None and config is not None:
+        if (weights := stat_if_there(store, f"{uri}/{name}")) is not None and config is not None:
             shards = _shards(store, weights) if name.endswith(".json") else []
-            metadata = _stat(store, f"{uri}/metadata.json")
+            metadata = stat_if_there(store, f"{uri}/metadata.json")
             task = _of_hub_task(store, uri)
             if not uri.startswith(_WEB):
                 assets = list(store.list(f"{uri}/assets/"))
@@ -152,8 +144,8 @@ def _checkpoint(store: Store, uri: str) -> tuple[ObjectRef, ...]:
 
 def _of_hub_task(store: Store, uri: str) -> list[ObjectRef]:
     """The files that make a backbone's folder a KerasHub task: its description, and its own layers' weights, if any."""
-    task = _stat(store, f"{uri}/task.json")
-    weights = None if task is None else _stat(store, f"{uri}/task.weights.h5")
+    task = stat_if_there(store, f"{uri}/task.json")
+    weights = None if task is None else stat_if_there(store, f"{uri}/task.weights.h5")
     return [ref for ref in (task, weights) if ref is not None]
 
 
@@ -164,24 +156,24 @@ def _hub_assets(store: Store, uri: str, task: ObjectRef) -> list[ObjectRef]:
 
     if task.size > CONFIG_BYTES:
         raise CorruptModel(f"{task.uri} is too large", expected=f"at most {CONFIG_BYTES} bytes")
-    found = (_stat(store, f"{uri}/{name}") for name in asset_names(store.read(task)))
+    found = (stat_if_there(store, f"{uri}/{name}") for name in asset_names(store.read(task)))
     return [ref for ref in found if ref is not None]
 
 
 def _config(store: Store, uri: str) -> ObjectRef:
-    config = (None if file_name(uri).endswith(".json") else _stat(store, f"{uri}/config.json")) or _stat(store, uri)
+    config = (
+        None if file_name(uri).endswith(".json") else stat_if_there(store, f"{uri}/config.json")
+    ) or stat_if_there(store, uri)
     if config is None:
-        if any(_stat(store, f"{uri}/{name}") is not None for name in _GRAPHS):
+        if any(stat_if_there(store, f"{uri}/{name}") is not None for name in _GRAPHS):
             raise _unused_weights(uri, "a SavedModel, which holds its own weights")
         raise _no_model(store, uri)
-    start = store.read(config, 0, min(len(_HDF5), config.size))
-    if start == _HDF5 or start[:4] == _ZIP or start[4:] == _TFLITE:
-        raise _unused_weights(uri, "a file that holds a whole model")
     head = store.read(config, 0, min(FIRST_BYTES, config.size))
-    if (other := other_file(public_uri(uri), config.size, head)) is not None:
-        raise other
-    if head.lstrip()[:1] != b"{":
-        raise NotAModel(
+    if _format_of_file(head):
+        raise _unused_weights(uri, "a file that holds a whole model")
+    other = other_file(public_uri(uri), config.size, head)
+    if other is not None or head.lstrip()[:1] != b"{":
+        raise other or NotAModel(
             f"{uri} is not a configuration of a Keras model with its weights elsewhere",
             expected="JSON, as model.to_json() gives it, or the config.json of a `.keras` file",
             found=f"a file of {config.size} bytes that is not a JSON object",
@@ -201,7 +193,7 @@ def _unused_weights(uri: str, found: str) -> InvalidRequest:
 
 def _weights(uri: str, storage: StoreOptions) -> list[ObjectRef]:
     store = open_store(uri, storage)
-    file = _stat(store, uri)
+    file = stat_if_there(store, uri)
     if file is None:
         raise NotAModel(
             f"There are no weights at {uri}",
@@ -211,14 +203,11 @@ def _weights(uri: str, storage: StoreOptions) -> list[ObjectRef]:
     if file_name(uri).endswith(".json"):
         return [file, *_shards(store, file)]
     head = store.read(file, 0, min(FIRST_BYTES, file.size))
-    start = head[: len(_HDF5)]
-    if start != _HDF5 and start[:4] != _ZIP:
-        if (known := other_file(public_uri(uri), file.size, head)) is not None:
-            raise known
-        raise NotAModel(
+    if _format_of_file(head) not in ("keras", "keras_h5"):
+        raise other_file(public_uri(uri), file.size, head) or NotAModel(
             f"{uri} holds no weights of Keras",
             expected="an HDF5 file, as model.save_weights writes it, or a `.keras` file",
-            found=f"a file of {file.size} bytes that begins with {start[:8]!r}",
+            found=f"a file of {file.size} bytes that begins with {head[:8]!r}",
             cure="Name the file that model.save_weights('….weights.h5') wrote.",
         )
     return [file]
@@ -234,7 +223,7 @@ def _shards(store: Store, index: ObjectRef) -> list[ObjectRef]:
     folder = address.rpartition("/")[0]
     found = []
     for name in sorted({name for names in mapped.values() for name in names}):
-        shard = _stat(store, f"{folder}/{name}{mark}{query}")
+        shard = stat_if_there(store, f"{folder}/{name}{mark}{query}")
         if shard is None:
             raise CorruptModel(
                 f"{index.uri} names {name}, which is not next to it", cure="Copy all files that save_weights wrote."
@@ -249,7 +238,7 @@ def _saved_model(store: Store, uri: str) -> tuple[ObjectRef, ...]:
     with ThreadPoolExecutor(1, thread_name_prefix="headrace-list") as thread:
         # A bucket's pages come in their order; a local folder is walked whole before its first name.
         listed = thread.submit(_belonging, store, uri, no_model) if uri.startswith(_PAGED) else None
-        graph = next((ref for name in _GRAPHS if (ref := _stat(store, f"{uri}/{name}")) is not None), None)
+        graph = next((ref for name in _GRAPHS if (ref := stat_if_there(store, f"{uri}/{name}")) is not None), None)
         if graph is None:
             no_model.set()
             return ()
@@ -271,13 +260,6 @@ def _belonging(store: Store, uri: str, given_up: threading.Event) -> tuple[Objec
         if relative in _BELONGS or relative.startswith(_FOLDERS):
             objects.append(ref)
     return tuple(objects)
-
-
-def _stat(store: Store, uri: str) -> ObjectRef | None:
-    try:
-        return store.stat(uri)
-    except ObjectNotFound:
-        return None
 
 
 def _no_model(store: Store, uri: str) -> NotAModel:

@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterable, Iterator
 
 from ...bounded_json import NotJson, parse_json_object
-from ...errors import CorruptModel, NotAModel, ObjectNotFound
+from ...errors import CorruptModel, NotAModel
 from ...storage import ObjectRef, Store
+from ..ref import stat_if_there
 
 STEP_METADATA = "_CHECKPOINT_METADATA"
 CONFIG, STATE, ASSETS = "model_config/", "pytree/", "assets/"
@@ -36,7 +37,7 @@ def step_objects(store: Store, uri: str) -> tuple[ObjectRef, ...]:
     The first of them is the step's metadata. Raises `CorruptModel` for a step that was not finished, and `NotAModel` for a
     folder in which none is.
     """
-    metadata = stat(store, f"{uri}/{STEP_METADATA}")
+    metadata = stat_if_there(store, f"{uri}/{STEP_METADATA}")
     if metadata is not None:
         check_finished(store, uri, metadata)
         return _belonging(metadata, _relative(store, uri))
@@ -108,10 +109,3 @@ def check_finished(store: Store, uri: str, metadata: ObjectRef) -> None:
             found="a step that was begun, and not committed",
             cure="Wait until it is saved, or name another step, or the folder above for the newest one.",
         )
-
-
-def stat(store: Store, uri: str) -> ObjectRef | None:
-    try:
-        return store.stat(uri)
-    except ObjectNotFound:
-        return None

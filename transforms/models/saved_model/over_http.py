@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ...errors import CorruptModel, ObjectNotFound
 from ...storage import ObjectRef, Store
-from ..ref import ModelRef
+from ..ref import ModelRef, stat_if_there
 from .files import open_bundle, read_proto
 from .tensor_bundle import COPY_AGAIN
 
@@ -18,8 +18,9 @@ _MOST_SHARDS = 100_000
 
 def saved_model_objects(store: Store, uri: str, graph: ObjectRef) -> tuple[ObjectRef, ...]:
     """In URI order: `graph` itself, and what it and the checkpoint's index name. Raises `CorruptModel` where one is missing."""
-    found = [graph, *_stat_all(store, uri, _BESIDE)]
-    index = next(_stat_all(store, uri, [_INDEX]), None)
+    found = [graph]
+    found += (ref for name in _BESIDE if (ref := stat_if_there(store, f"{uri}/{name}")) is not None)
+    index = stat_if_there(store, f"{uri}/{_INDEX}")
     if index is not None:
         found.append(index)
         shards = open_bundle(store, ModelRef(uri, "saved_model", (index,))).shards
@@ -32,14 +33,6 @@ def saved_model_objects(store: Store, uri: str, graph: ObjectRef) -> tuple[Objec
         raise CorruptModel(f"{uri} names an asset outside its folder", found=outside[0], cure=COPY_AGAIN)
     found += _needed(store, uri, [f"assets/{name}" for name in sorted(assets)])
     return tuple(sorted(found, key=lambda ref: ref.uri))
-
-
-def _stat_all(store: Store, uri: str, names: list[str] | tuple[str, ...]) -> Iterator[ObjectRef]:
-    for name in names:
-        try:
-            yield store.stat(f"{uri}/{name}")
-        except ObjectNotFound:
-            continue
 
 
 def _needed(store: Store, uri: str, names: list[str]) -> Iterator[ObjectRef]:
