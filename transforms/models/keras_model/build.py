@@ -130,7 +130,6 @@ def build(recipe: Recipe) -> Built:
             found=brief(error),
             cure="Copy the file again from where it was saved, or save it again.",
         ) from error
-    keras_safe_mode.check_nesting(described, uri)
     _recognise(described, uri)
     described, legacy = _in_one_form(hub_safe_mode.without_training(described), recipe)
     # A scope hides the one around it, which a caller may have entered.

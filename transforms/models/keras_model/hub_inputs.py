@@ -105,7 +105,6 @@ def preprocessing(recipe: Recipe, task: Any, assets: Mapping[str, bytes | bytear
 
     uri = recipe.uri
     described = parse_json(recipe.config)
-    keras_safe_mode.check_nesting(described, uri)
     if not recipe.unsafe:
         known = {**keras_safe_mode.registered(), **custom_objects(recipe.custom_objects)}
         keras_safe_mode.check(described, uri, known, keras2_meanings.own_objects())

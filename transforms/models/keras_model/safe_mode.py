@@ -40,7 +40,6 @@ _LAYERS = {"layers", "layer", "forward_layer", "backward_layer", "cell", "cells"
 _VOCABULARIES = ("vocabulary", "idf_weights", "input_vocabulary", "input_idf_weights")
 _LOOKUPS = {"StringLookup", "IntegerLookup", "IndexLookup", "TextVectorization"}
 
-_MOST_NESTED = 200
 _MOST_CALLS = 100_000
 _MOST_RETRIES = 20_000_000
 _LARGEST = 1 << 40
@@ -98,22 +97,6 @@ def check(config: Any, uri: str, known: Mapping[str, Any], ours: Mapping[str, An
         )
     hub_safe_mode.check_repeats(uri, walk.repeats)
     return walk.custom
-
-
-def check_nesting(config: Any, uri: str) -> None:
-    """Raises `UnsupportedModel` where the configuration nests so deeply that Keras would run out of stack."""
-    level, depth = [config], 0
-    while level:
-        depth += 1
-        if depth > _MOST_NESTED:
-            raise keras_refusals.too_much(uri, "nests too deeply", f"at most {_MOST_NESTED} levels", "more")
-        below: list[Any] = []
-        for value in level:
-            if isinstance(value, dict):
-                below.extend(v for v in value.values() if isinstance(v, (dict, list)))
-            elif isinstance(value, list):
-                below.extend(v for v in value if isinstance(v, (dict, list)))
-        level = below
 
 
 def _value(walk: _Walk, value: Any, place: str, key: str | None) -> int:
