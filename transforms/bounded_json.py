@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 # A record of headrace, or of Keras next to its weights.
@@ -59,6 +60,18 @@ def parse_json_object(data: bytes | bytearray | str, *, most_bytes: int = RECORD
     if not isinstance(value, dict):
         raise NotJson(f"a {type(value).__name__} instead of an object")
     return value
+
+
+def objects_in(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object of a JSON value, at any depth."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield value
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
-from ...bounded_json import NotJson, parse_json
+from ...bounded_json import NotJson, objects_in, parse_json
 
 # The files that KerasHub's tokenizers read (VOCAB_FILENAME and MERGES_FILENAME in keras_hub/src/tokenizers and models).
 _NAMES = ("vocabulary.txt", "vocabulary.json", "merges.txt", "vocabulary.spm")
@@ -19,16 +18,10 @@ def asset_names(task: bytes | bytearray) -> list[str]:
         described = parse_json(task)
     except NotJson:
         return []
-    folders: dict[str, None] = {}
-    waiting: list[Any] = [described]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, dict):
-            waiting.extend(value.values())
-            folder = str(value.get("config_file")).partition(".")[0]
-            # A preprocessor has a config_file too, but no folder.
-            if "config_file" in value and folder != "preprocessor" and _FOLDER.fullmatch(folder):
-                folders[folder] = None
-        elif isinstance(value, list):
-            waiting.extend(value)
+    folders: set[str] = set()
+    for found in objects_in(described):
+        folder = str(found.get("config_file")).partition(".")[0]
+        # A preprocessor has a config_file too, but no folder.
+        if "config_file" in found and folder != "preprocessor" and _FOLDER.fullmatch(folder):
+            folders.add(folder)
     return [f"assets/{folder}/{name}" for folder in sorted(folders)[:_MOST_FOLDERS] for name in _NAMES]

@@ -17,9 +17,9 @@ Keras 3 reads most of them through its legacy code. It is known to fail on these
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
+from ...bounded_json import objects_in
 from .keras2_meanings import keep_meaning
 
 _RECURRENT = {"RNN", "LSTM", "GRU", "SimpleRNN", "ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D"}
@@ -112,7 +112,7 @@ def _drop_shape(layer: Any) -> None:
 
 def _renamed(described: Any) -> Any:
     """With names that Keras 3 accepts, if a layer's has a slash."""
-    names = set(_names(described))
+    names = {found["name"] for found in objects_in(described) if isinstance(found.get("name"), str)}
     new: dict[str, str] = {}
     for name in sorted(name for name in names if "/" in name):
         chosen = name.replace("/", "_")
@@ -120,34 +120,12 @@ def _renamed(described: Any) -> Any:
             chosen += "_"
         names.add(chosen)
         new[name] = chosen
-    if new:
-        _rename(described, new)
+    for found in objects_in(described) if new else ():
+        if isinstance(found.get("name"), str):
+            found["name"] = new.get(found["name"], found["name"])
+        for reference in _references([found.get(key) for key in ("inbound_nodes", "input_layers", "output_layers")]):
+            reference[0] = new.get(reference[0], reference[0])
     return described
-
-
-def _names(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        if isinstance(value.get("name"), str):
-            yield value["name"]
-        for inner in value.values():
-            yield from _names(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _names(inner)
-
-
-def _rename(value: Any, new: dict[str, str]) -> None:
-    if isinstance(value, dict):
-        if isinstance(value.get("name"), str) and value["name"] in new:
-            value["name"] = new[value["name"]]
-        for key in ("inbound_nodes", "input_layers", "output_layers"):
-            for reference in _references(value.get(key)):
-                reference[0] = new.get(reference[0], reference[0])
-        for inner in value.values():
-            _rename(inner, new)
-    elif isinstance(value, list):
-        for inner in value:
-            _rename(inner, new)
 
 
 def _set_module(found: dict[str, Any], name: str, listed: bool) -> None:

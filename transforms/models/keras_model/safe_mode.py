@@ -17,6 +17,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...bounded_json import objects_in
 from . import hub_safe_mode
 from . import refusals as keras_refusals
 from .allow_list import CLASSES, FUNCTIONS
@@ -259,9 +260,7 @@ def _calls(walk: _Walk, inner: int, rest: dict[str, Any], place: str) -> int:
 
 
 def _has_tensor(value: Any) -> bool:
-    if isinstance(value, dict):
-        return value.get("class_name") == "__keras_tensor__" or any(map(_has_tensor, value.values()))
-    return isinstance(value, list) and any(map(_has_tensor, value))
+    return any(found.get("class_name") == "__keras_tensor__" for found in objects_in(value))
 
 
 def _check_order(walk: _Walk, layers: list[Any], place: str) -> None:
