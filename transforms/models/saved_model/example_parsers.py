@@ -13,7 +13,7 @@ from typing import Any
 
 from ..operations import functions_in
 from ..spec import ExampleFeature, ExampleFormat, Signature
-from .example_features import example_features, sequence_features
+from .example_features import features_of
 from .graph_scope import Computed, Scope, node_of
 
 _EXAMPLES = frozenset({"ParseExample", "ParseExampleV2", "ParseSingleExample"})
@@ -143,7 +143,7 @@ def _format(parsers: Sequence[tuple[Any, Scope]]) -> ExampleFormat:
     problem = "the graph parses both tf.train.Example and tf.train.SequenceExample" if len(sequences) > 1 else ""
     for node, scope in parsers:
         try:
-            own = list(sequence_features(node, scope) if node.op in _SEQUENCES else example_features(node, scope))
+            own = list(features_of(node, scope, sequence=node.op in _SEQUENCES))
         except Computed:
             return ExampleFormat((), message, "the graph computes the keys of its parser")
         for feature in own:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 from ...errors import UnsupportedModel
@@ -27,12 +28,11 @@ class Trace:
     def tensors(self, names: tuple[str, ...]) -> dict[str, Any]:
         """Its tensor specs by the names that a person would call them."""
         found: dict[str, Any] = {}
-        for i, argument in enumerate(self.arguments):
+        given = [(names[i] if i < len(names) else f"input_{i}", value) for i, value in enumerate(self.arguments)]
+        for name, argument in [*given, *sorted(self.keywords.items())]:
             for spec in type_specs(argument):
-                found[_free(_own_name(spec) or (names[i] if i < len(names) else f"input_{i}"), found)] = spec
-        for key, argument in sorted(self.keywords.items()):
-            for spec in type_specs(argument):
-                found[_free(_own_name(spec) or key, found)] = spec
+                # Only a dense tensor's may have a name of its own.
+                found[_free(getattr(spec, "name", None) or name, found)] = spec
         return found
 
     @property
@@ -53,10 +53,7 @@ class TracedFunction:
 
     def chosen(self, ref: ModelRef) -> Trace:
         """The only trace, or the only one that is not for training. Raises `UnsupportedModel` where that is not clear."""
-        if len(self.traces) == 1:
-            return self.traces[0]
-        serving = [trace for trace in self.traces if not trace.trains]
-        if len(serving) != 1:
+        if len(self._serving) != 1:
             raise UnsupportedModel(
                 f"The function {self.name!r} of {ref.uri} was saved in {len(self.traces)} forms",
                 expected="one form that is not for training",
@@ -65,7 +62,11 @@ class TracedFunction:
                 ),
                 cure="Export the model with signatures=… for the one to serve.",
             )
-        return serving[0]
+        return self._serving[0]
+
+    @property
+    def _serving(self) -> Sequence[Trace]:
+        return self.traces if len(self.traces) == 1 else [trace for trace in self.traces if not trace.trains]
 
     def signature(self, ref: ModelRef) -> Signature:
         trace = self.chosen(ref)
@@ -88,26 +89,19 @@ class TracedFunction:
         )
 
     def _loaded(self, loaded: Any) -> Any:
-        found = loaded
-        for part in self.name.split("."):
-            found = getattr(found, part)
-        return found
+        return attrgetter(self.name)(loaded)
 
     def restored(self, loaded: Any) -> Any:
         """The concrete function of the loaded model."""
-        function, trace = self._loaded(loaded), self._only()
+        function, trace = self._loaded(loaded), self._serving[0]
         # Private: the loaded function keeps its concrete functions in the order of the saved one.
         return function.concrete_functions[trace.at] if hasattr(function, "concrete_functions") else function
-
-    def _only(self) -> Trace:
-        serving = [trace for trace in self.traces if not trace.trains]
-        return self.traces[0] if len(self.traces) == 1 else serving[0]
 
     def call(self, loaded: Any) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         """{name: tensor} to {name: tensor}, as one graph."""
         import tensorflow as tf
 
-        trace, function = self._only(), self._loaded(loaded)
+        trace, function = self._serving[0], self._loaded(loaded)
         specs = trace.tensors(self.names)
         names = [part for name, spec in specs.items() for part in _parts(name, spec)]
         flat = [part for spec in specs.values() for part in tf.nest.flatten(spec, expand_composites=True)]
@@ -156,11 +150,8 @@ def _traces(objects: Any, names: list[str]) -> list[Trace]:
         try:
             arguments, keywords = nested_structure_coder.decode_proto(saved.canonicalized_input_signature)
             outputs = nested_structure_coder.decode_proto(saved.output_signature)
-        except (
-            nested_structure_coder.NotEncodableError,
-            ValueError,
-            TypeError,
-        ):  # of a type that TensorFlow no longer has
+        # Of a type that TensorFlow no longer has.
+        except (nested_structure_coder.NotEncodableError, ValueError, TypeError):
             continue
         traces.append(Trace(at, name, tuple(arguments), dict(keywords), outputs))
     return traces
@@ -179,11 +170,6 @@ def _parts(name: str, spec: Any) -> list[str]:
     """The names of the dense tensors that a ragged or sparse one is made of."""
     count = parts_of(spec)
     return [name] if count == 1 else [f"{name}.{i}" for i in range(count)]
-
-
-def _own_name(spec: Any) -> str | None:
-    """Only a dense tensor's may have one."""
-    return getattr(spec, "name", None)
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:
