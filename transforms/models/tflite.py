@@ -68,11 +68,12 @@ def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> 
 
 class _Flatbuffer:
     def __init__(self, ref: ModelRef, data: bytes) -> None:
-        self._ref, self.ref, self._data = ref, ref, data
+        self.ref, self._data = ref, data
         names, self.keeps_state = _operation_names(ref, data)
         self.operations = _operations(names)
         first = self.interpreter()
         named = first.get_signature_list()
+        self.has_signatures = bool(named)
         if named:
             runners = {name: first.get_signature_runner(name) for name in named}
             details: dict[str, Any] = {
@@ -81,7 +82,6 @@ class _Flatbuffer:
         else:
             plain = first.get_input_details(), first.get_output_details()
             details = {DEFAULT_SIGNATURE: tuple({d["name"]: d for d in side} for side in plain)}
-        self.has_signatures = bool(named)
         for name, (inputs, outputs) in details.items():
             # What may not run when the model is loaded may not run here either.
             allowed = ref.unsafe or not self.operations.outside
@@ -103,7 +103,7 @@ class _Flatbuffer:
                 return make(model_content=self._data, num_threads=1)
         except (ValueError, RuntimeError) as error:
             raise CorruptModel(
-                f"{self._ref.uri} cannot be read by TFLite's interpreter",
+                f"{self.ref.uri} cannot be read by TFLite's interpreter",
                 expected="a whole flatbuffer of operations that it knows",
                 found=str(error).partition("\n")[0],
                 cure="Copy the file again, or convert the model with operations of TFLite's own.",
@@ -152,7 +152,7 @@ class _Flatbuffer:
             text = str(error).partition("\n")[0]
             # Shapes that the rows decide are not known before.
             if _lacks_code(text):
-                raise unresolved(self._ref, text) from error
+                raise unresolved(self.ref, text) from error
 
     def _spec(self, signature: str, name: str, detail: Any) -> TensorSpec:
         shape = [None if size < 0 else int(size) for size in detail["shape_signature"]]
@@ -185,7 +185,7 @@ class _Pool:
             raise DataError(
                 f"TFLite's interpreter cannot run signature {self._signature!r}",
                 expected="inputs that fit together",
-                found=str(error).partition("\n")[0] + f", on { ({n: a.shape for n, a in arrays.items()}) }",
+                found=f"{text}, on { ({n: a.shape for n, a in arrays.items()}) }",
                 cure="Look at the shapes of the inputs.",
             ) from error
         self._idle.append(run)

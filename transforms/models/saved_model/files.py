@@ -148,14 +148,21 @@ def no_such_signature(
     )
 
 
-def unloadable(ref: ModelRef, error: Exception) -> UnsupportedModel:
+@contextmanager
+def loading_graph(ref: ModelRef) -> Iterator[None]:
+    """TensorFlow's loader raises anything: `UnsupportedModel` is raised for it."""
     import tensorflow as tf
 
-    return UnsupportedModel(
-        f"TensorFlow {tf.__version__} cannot load the graph of {ref.uri}",
-        found=str(error).partition("\n")[0],
-        cure="Import the package that registers its operations, or export it again with this TensorFlow.",
-    )
+    try:
+        yield
+    except HeadraceError:
+        raise
+    except Exception as error:
+        raise UnsupportedModel(
+            f"TensorFlow {tf.__version__} cannot load the graph of {ref.uri}",
+            found=str(error).partition("\n")[0],
+            cure="Import the package that registers its operations, or export it again with this TensorFlow.",
+        ) from error
 
 
 @contextmanager
@@ -217,12 +224,8 @@ class RamFolder:
         import tensorflow as tf
 
         options = tf.saved_model.LoadOptions(experimental_skip_checkpoint=True)
-        try:
+        with loading_graph(self._ref):
             return tf.saved_model.load(self.uri, tags, options)
-        except HeadraceError:
-            raise
-        except Exception as error:
-            raise unloadable(self._ref, error) from error
 
 
 def _remove(uri: str) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from ...errors import HeadraceError
 from ...storage import Store
 from ...storage.store import public_uri
 from ..direct_call import by_keywords
@@ -27,7 +26,7 @@ from ..streaming.dlpack import to_tensor
 from ..streaming.shared_stream import say_once
 from ..streaming.tensor_stream import StreamOptions, TensorStream, open_stream
 from ..streaming.whole_reads import Readable
-from .files import RamFolder, reading_graph, unloadable
+from .files import RamFolder, loading_graph, reading_graph
 from .tensor_bundle import Entry
 from .tf1_dead_branches import Output
 from .tf1_graph import Graph, Step
@@ -153,13 +152,8 @@ def _load(folder: str, tags: list[str], fill: Callable[[Any], None], ref: ModelR
         def restore_variables(self, wrapped: Any, *_: Any) -> None:
             fill(wrapped)
 
-    try:
-        with tf.init_scope():
-            return Loader(folder).load(tags)
-    except HeadraceError:
-        raise
-    except Exception as error:
-        raise unloadable(ref, error) from error
+    with loading_graph(ref), tf.init_scope():
+        return Loader(folder).load(tags)
 
 
 def _parameters(entries: Iterable[Entry]) -> int:
