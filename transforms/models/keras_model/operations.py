@@ -11,7 +11,7 @@ It uses these private parts of Keras, each checked by tests/transforms/models/ke
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ..operations import Found, Library
@@ -27,7 +27,7 @@ def operations(model: Any, signature: list[Any]) -> Operations:
     called = list(_in_training(layers))
     random = {_name(layer) for layer in called if _draws(layer)}
     writes = {_name(layer) for layer in called if _moves(layer)}
-    writes |= {_name(layer) for layer in layers if getattr(layer, "stateful", False)}
+    writes |= _stateful(layers)
     suspected = Operations(random=tuple(sorted(random)), writes=tuple(sorted(writes)))
     if not random and not writes and all(map(_is_kerass_own, layers)):
         return suspected
@@ -47,6 +47,10 @@ def _name(layer: Any) -> str:
     return f"{type(layer).__name__} {layer.name!r}"
 
 
+def _stateful(layers: Iterable[Any]) -> set[str]:
+    return {_name(layer) for layer in layers if getattr(layer, "stateful", False)}
+
+
 def _in_training(layers: list[Any]) -> Iterator[Any]:
     """The layers that a functional model calls with `training=True`, and those inside of them."""
     for model in layers:
@@ -59,12 +63,10 @@ def _in_training(layers: list[Any]) -> Iterator[Any]:
 
 def _draws(layer: Any) -> bool:
     """Layers of Keras that draw numbers keep a generator for them, and a rate or a spread, which may be 0."""
-    if not any(type(value).__name__ == "SeedGenerator" for value in vars(layer).values()):
-        return False
     strengths = [
         getattr(layer, key) for key in ("rate", "stddev", "dropout", "recurrent_dropout") if hasattr(layer, key)
     ]
-    return not strengths or any(strength for strength in strengths)
+    return bool(_generators(layer)) and (not strengths or any(strengths))
 
 
 def _moves(layer: Any) -> bool:
@@ -79,7 +81,8 @@ def _traced(model: Any, signature: list[Any]) -> Operations:
     import tensorflow as tf
     from keras.src.backend.common.stateless_scope import StatelessScope
 
-    variables = list({id(variable): variable for variable in [*model.variables, *_generators(model)]}.values())
+    states = [generator.state for layer in model._flatten_layers() for generator in _generators(layer)]
+    variables = list({id(variable): variable for variable in [*model.variables, *states]}.values())
     options = {"training": False} if "training" in inspect.signature(model.call).parameters else {}
     changed: list[Any] = []
     others: list[int] = []
@@ -97,20 +100,17 @@ def _traced(model: Any, signature: list[Any]) -> Operations:
         return tf.nest.map_structure(tf.convert_to_tensor, outputs)
 
     concrete = keras_signature.trace(call, signature)
-    found = Found()
-    library = Library(concrete.graph.as_graph_def())
-    for node in concrete.graph.as_graph_def().node:
+    found, graph = Found(), concrete.graph.as_graph_def()
+    library = Library(graph)
+    for node in graph.node:
         found.add(node, ())
         library.walk(library.calls(node, ()), found)
     for variable in changed:
         (found.random if "seed_generator_state" in variable.name else found.writes).add(variable.path)
     if others:  # of recurrent layers, whose states are none of the model's variables
-        found.writes |= {_name(layer) for layer in model._flatten_layers() if getattr(layer, "stateful", False)}
+        found.writes |= _stateful(model._flatten_layers())
     return Operations(random=tuple(sorted(found.random)), writes=tuple(sorted(found.writes)))
 
 
-def _generators(model: Any) -> Iterator[Any]:
-    for layer in model._flatten_layers():
-        for value in vars(layer).values():
-            if type(value).__name__ == "SeedGenerator":
-                yield value.state
+def _generators(layer: Any) -> list[Any]:
+    return [value for value in vars(layer).values() if type(value).__name__ == "SeedGenerator"]

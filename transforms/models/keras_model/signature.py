@@ -72,11 +72,6 @@ def _with_fixed_batch(model: Any, signature: list[Any]) -> list[Any]:
     return list(tf.nest.pack_sequence_as(signature, fixed))
 
 
-def _argument_names(concrete: Any) -> list[str]:
-    """The names that `tf.saved_model.save` gives the inputs of a concrete function, in the order of its flattened arguments."""
-    return [str(name) for name in concrete._arg_keywords]
-
-
 def output_struct(model: Any, signature: list[Any]) -> Any:
     """The nested outputs as symbolic tensors with `shape` and `dtype`; no weight is needed."""
     import tensorflow as tf
@@ -121,12 +116,11 @@ def trace(function: Any, arguments: Sequence[Any]) -> Any:
 
 
 def input_specs(concrete: Any) -> dict[str, TensorSpec]:
-    """By the names that these inputs would have in a SavedModel's signature."""
+    """By the names that `tf.saved_model.save` gives these inputs in a signature, in the order of the flattened arguments."""
     import tensorflow as tf
 
     specs = tf.nest.flatten(concrete.structured_input_signature[0])
-    names = _argument_names(concrete)
-    return {name: tensor_spec(name, spec) for name, spec in zip(names, specs, strict=True)}
+    return {str(name): tensor_spec(str(name), spec) for name, spec in zip(concrete._arg_keywords, specs, strict=True)}
 
 
 def tensor_spec(name: str, spec: Any) -> TensorSpec:
