@@ -102,20 +102,19 @@ class Library:
         """The functions that a node may call."""
         if node.op in self.functions:
             yield node.op, labels
-        named = {key: list(functions_in(value)) for key, value in node.attr.items()}
+        branch = None
         if node.op in _IFS and labels and isinstance(labels[0], bool):
-            named = {
-                key: names for key, names in named.items() if key == ("then_branch" if labels[0] else "else_branch")
-            }
-        for names in named.values():
-            for name in names:
-                if node.op in _CALLS:
-                    yield name, labels
-                elif node.op in _IFS or node.op in ("Case", "StatelessCase"):
-                    yield name, labels[1:]
-                else:
-                    # Other operations call them with what they make, or over and over again: only a handle stays itself.
-                    yield name, tuple(label if label == SEED else None for label in labels)
+            branch = "then_branch" if labels[0] else "else_branch"
+        if node.op in _CALLS:
+            given = labels
+        elif node.op in _IFS or node.op in ("Case", "StatelessCase"):
+            given = labels[1:]
+        else:
+            # Other operations call them with what they make, or over and over again: only a handle stays itself.
+            given = tuple(label if label == SEED else None for label in labels)
+        for key, value in node.attr.items():
+            if branch in (None, key):
+                yield from ((name, given) for name in functions_in(value))
 
 
 def functions_in(value: Any) -> Iterator[str]:

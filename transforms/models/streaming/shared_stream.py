@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import logging
@@ -155,21 +156,17 @@ class MachineStream(TensorStream):
             say_once(str(reason))
 
     def _lead(self, listener: socket.socket) -> None:
-        try:
+        with contextlib.ExitStack() as undone:
+            undone.callback(listener.close)
             self._descriptor = segment.create(self._layout.nbytes)
+            undone.callback(os.close, self._descriptor)
             try:
                 filled = segment.map_shared(self._descriptor, self._layout.nbytes)
                 mapping = segment.map_private(self._descriptor, self._layout.nbytes)
-                host = Host(self._layout, total=self._total, arrived=lambda: self._arrived, listener=listener)
             except (OSError, ValueError) as error:
-                os.close(self._descriptor)
                 raise Unshared(f"{self._layout.nbytes} bytes could not be mapped: {error}") from error
-            except Unshared:
-                os.close(self._descriptor)
-                raise
-        except BaseException:
-            listener.close()
-            raise
+            host = Host(self._layout, total=self._total, arrived=lambda: self._arrived, listener=listener)
+            undone.pop_all()
         self._host, self._filled = host, filled
         self._keep(mapping, host)
 
