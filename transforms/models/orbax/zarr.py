@@ -54,6 +54,10 @@ class ZarrArray:
     beginning: tuple[str, ...]
     separator: str
 
+    def __post_init__(self) -> None:
+        if len(self.shape) != len(self.chunk) or 0 in self.chunk:
+            raise NotJson(f"chunks of {list(self.chunk)} in an array of {list(self.shape)}")
+
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * numpy_dtype(self.dtype).itemsize
@@ -88,9 +92,7 @@ def parse_array(data: bytes) -> ZarrArray:
 
 def _version_2(described: dict[str, Any]) -> ZarrArray:
     kind = described.get("dtype")
-    if not isinstance(kind, str):
-        raise NotSupported(f"elements of type {str(kind)[:80]}")
-    plain = kind.removeprefix("<").removeprefix("|")
+    plain = kind.removeprefix("<").removeprefix("|") if isinstance(kind, str) else ""
     compressor = described.get("compressor")
     packing = compressor.get("id") if isinstance(compressor, dict) else compressor
     if packing not in (None, "zstd"):
@@ -100,7 +102,8 @@ def _version_2(described: dict[str, Any]) -> ZarrArray:
     separator = described.get("dimension_separator", ".")
     _expect(separator in (".", "/"), "another separator of a chunk's numbers")
     shape, chunk = _shape(described.get("shape")), _shape(described.get("chunks"))
-    return _array(_SHORT.get(plain) or _LONG.get(plain), kind, shape, chunk, packing is not None, False, (), separator)
+    dtype = _dtype(kind, _SHORT.get(plain) or _LONG.get(plain))
+    return ZarrArray(dtype, shape, chunk, packing is not None, False, (), separator)
 
 
 def _version_3(described: dict[str, Any]) -> ZarrArray:
@@ -127,34 +130,15 @@ def _version_3(described: dict[str, Any]) -> ZarrArray:
     if packing not in ([], ["zstd"]):
         raise NotSupported(f"chunks packed by {', '.join(packing)[:80]}")
     kind = described.get("data_type")
-    beginning = ("c",) if encoded == "default" else ()
-    return _array(
-        _LONG.get(kind) if isinstance(kind, str) else None,
-        kind,
-        _shape(described.get("shape")),
-        chunk,
-        bool(packing),
-        sharded,
-        beginning,
-        separator,
-    )
+    shape, beginning = _shape(described.get("shape")), ("c",) if encoded == "default" else ()
+    dtype = _dtype(kind, _LONG.get(kind) if isinstance(kind, str) else None)
+    return ZarrArray(dtype, shape, chunk, bool(packing), sharded, beginning, separator)
 
 
-def _array(
-    dtype: str | None,
-    kind: Any,
-    shape: tuple[int, ...],
-    chunk: tuple[int, ...],
-    packed: bool,
-    sharded: bool,
-    beginning: tuple[str, ...],
-    separator: str,
-) -> ZarrArray:
-    if dtype is None:
+def _dtype(kind: Any, name: str | None) -> str:
+    if name is None:
         raise NotSupported(f"elements of type {str(kind)[:80]}")
-    if len(shape) != len(chunk) or 0 in chunk:
-        raise NotJson(f"chunks of {list(chunk)} in an array of {list(shape)}")
-    return ZarrArray(dtype, shape, chunk, packed, sharded, beginning, separator)
+    return name
 
 
 def _expect(true: bool, otherwise: str) -> None:
