@@ -16,7 +16,7 @@ from ..first_bytes import FIRST_BYTES, SAVED_MODEL, other_file
 from ..ref import ModelRef
 from ..spec import Composite, Signature, TensorSpec
 from ..streaming.whole_reads import Readable, ReadTogether, read_whole, say_unchecked
-from .farmhash import fingerprint64
+from .fingerprint import checkpoint_hash
 from .flat_inputs import as_output
 from .tensor_bundle import COPY_AGAIN, Bundle, Entry, damaged
 
@@ -100,7 +100,7 @@ def _check_fingerprint(store: Readable, ref: ModelRef, index: ObjectRef) -> None
         raise CorruptModel(
             f"{source.uri} cannot be parsed", expected="a SavedModel's fingerprint", found=str(error), cure=COPY_AGAIN
         ) from error
-    found = fingerprint64(read_whole(store, index))
+    found = checkpoint_hash(read_whole(store, index))
     if expected and found != expected:
         raise CorruptModel(
             f"The graph and the weights of {ref.uri} belong to different exports",
