@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from . import refusals as keras_refusals
 from .hub_allow_list import CLASSES
+from .refusals import refused, too_much
 
 # KerasHub was called KerasNLP, and older presets have that name.
 _PACKAGES = ("keras_hub>", "keras_nlp>")
@@ -61,19 +61,17 @@ def check_arguments(uri: str, config: Any, place: str) -> int:
     repeats = 0
     for key, value in _arguments(config):
         if key in _FILES and isinstance(value, str):
-            raise keras_refusals.refused(
-                uri, f"the file {value[:100]!r}", f"{place}.{key}", "none, since the preset's assets hold it"
-            )
+            raise refused(uri, f"the file {value[:100]!r}", f"{place}.{key}", "none, since the preset's assets hold it")
         if isinstance(value, int) and not isinstance(value, bool):
             if value > (most := _SIZES.get(key, value)):
-                raise keras_refusals.too_much(uri, f"has a size at {place}.{key}", f"at most {most:,}", f"{value:,}")
+                raise too_much(uri, f"has a size at {place}.{key}", f"at most {most:,}", f"{value:,}")
             repeats += value if _REPEATS.search(key) else 0
     return repeats
 
 
 def check_repeats(uri: str, repeats: int) -> None:
     if repeats > _MOST_REPEATS:
-        raise keras_refusals.too_much(
+        raise too_much(
             uri, "repeats its layers too often", f"at most {_MOST_REPEATS:,} layers and blocks", f"{repeats:,}"[:60]
         )
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from ...bounded_json import objects_in
 from . import hub_safe_mode
-from . import refusals as keras_refusals
 from .allow_list import CLASSES, FUNCTIONS
+from .refusals import malformed, python_code, refused, too_much, unknown
 
 # serialization_lib.BUILTIN_MODULES: where Keras looks for functions that were saved by their bare name.
 _BARE_FUNCTIONS = frozenset().union(*(FUNCTIONS[m] for m in ("keras.activations", "keras.losses", "keras.metrics")))
@@ -93,9 +93,7 @@ def check(config: Any, uri: str, known: Mapping[str, Any], ours: Mapping[str, An
     walk = _Walk(uri, known, ours)
     calls = _value(walk, config, "config", None)
     if calls > _MOST_CALLS:
-        raise keras_refusals.too_much(
-            uri, "calls its layers too often", f"at most {_MOST_CALLS:,} calls of layers", f"{calls:,}"
-        )
+        raise too_much(uri, "calls its layers too often", f"at most {_MOST_CALLS:,} calls of layers", f"{calls:,}")
     hub_safe_mode.check_repeats(uri, walk.repeats)
     return walk.custom
 
@@ -111,7 +109,7 @@ def _value(walk: _Walk, value: Any, place: str, key: str | None) -> int:
     if isinstance(value, str) and walk.known.get(value) is not None:
         walk.custom = True
     if hub_safe_mode.is_of_hub(value):
-        raise keras_refusals.unknown(walk.uri, str(value), place, None)
+        raise unknown(walk.uri, str(value), place, None)
     _check_number(walk, value, place, key)
     return 0
 
@@ -121,17 +119,15 @@ def _check_number(walk: _Walk, value: Any, place: str, key: str | None) -> None:
         return
     most = _LOOPS.get(key or "", _LARGEST)
     if isinstance(value, int) and abs(value) > most:
-        raise keras_refusals.too_much(
-            walk.uri, f"has a number at {place} that no model needs", f"at most {most:,}", f"{value:,}"[:60]
-        )
+        raise too_much(walk.uri, f"has a number at {place} that no model needs", f"at most {most:,}", f"{value:,}"[:60])
 
 
 def _object(walk: _Walk, described: dict[str, Any], place: str, key: str | None) -> int:
     name, config = described["class_name"], described.get("config")
     if not isinstance(name, str):
-        raise keras_refusals.malformed(walk.uri, f"{place}.class_name", "a name", name)
+        raise malformed(walk.uri, f"{place}.class_name", "a name", name)
     if name in _CODE:
-        raise keras_refusals.refused(walk.uri, _CODE[name], place, "no code")
+        raise refused(walk.uri, _CODE[name], place, "no code")
     if name in _DATA:
         _data(walk, name, config, place)
         return 0
@@ -145,11 +141,11 @@ def _data(walk: _Walk, name: str, config: Any, place: str) -> None:
     inner = config if isinstance(config, dict) else {}
     dtype = inner.get("dtype")
     if dtype is not None and not _is_one_of(dtype, _DTYPES):
-        raise keras_refusals.malformed(walk.uri, f"{place}.config.dtype", "a dtype of Keras", dtype)
+        raise malformed(walk.uri, f"{place}.config.dtype", "a dtype of Keras", dtype)
     if name == "__keras_tensor__":
         shape = inner.get("shape")
         if isinstance(shape, list) and len(shape) > _MOST_DIMENSIONS:
-            raise keras_refusals.malformed(walk.uri, f"{place}.config.shape", "a shape", f"{len(shape)} dimensions")
+            raise malformed(walk.uri, f"{place}.config.shape", "a shape", f"{len(shape)} dimensions")
     for key, value in inner.items():
         _plain(walk, value, f"{place}.config.{key}")
 
@@ -159,7 +155,7 @@ def _plain(walk: _Walk, value: Any, place: str) -> None:
     if isinstance(value, dict):
         kind = value.get("class_name")
         if kind is not None and not _is_one_of(kind, _DATA):
-            raise keras_refusals.malformed(walk.uri, place, "plain data", kind)
+            raise malformed(walk.uri, place, "plain data", kind)
         for key, inner in value.items():
             _plain(walk, inner, f"{place}.{key}")
     elif isinstance(value, list):
@@ -170,9 +166,9 @@ def _plain(walk: _Walk, value: Any, place: str) -> None:
 def _function(walk: _Walk, described: dict[str, Any], place: str, key: str | None) -> None:
     name, module = described.get("config"), described.get("module")
     if not isinstance(name, str):
-        raise keras_refusals.malformed(walk.uri, f"{place}.config", "a function's name", name)
+        raise malformed(walk.uri, f"{place}.config", "a function's name", name)
     if key in _LAYERS:
-        raise keras_refusals.refused(walk.uri, repr(name), place, "a class", "a function")
+        raise refused(walk.uri, repr(name), place, "a class", "a function")
     if name in hub_safe_mode.FUNCTIONS:
         return
     # Keras up to 3.6 saved functions by their own name alone, as if of this module.
@@ -181,20 +177,20 @@ def _function(walk: _Walk, described: dict[str, Any], place: str, key: str | Non
         own = next((o for n, o in walk.known.items() if n.endswith(f">{name}")), None)
     if own is not None:
         if isinstance(own, type):
-            raise keras_refusals.refused(walk.uri, repr(name), place, "a function", "a class")
+            raise refused(walk.uri, repr(name), place, "a function", "a class")
         walk.custom = True
         return
     if name in walk.ours:
         return
     registered = described.get("registered_name")
     if registered not in (None, name):
-        raise keras_refusals.unknown(walk.uri, str(registered), place, module)
+        raise unknown(walk.uri, str(registered), place, module)
     if module == "builtins" and name in _BARE_FUNCTIONS:
         return
     if not isinstance(module, str) or name not in FUNCTIONS.get(module, ()):
         if isinstance(module, str) and name in CLASSES.get(module, ()):
-            raise keras_refusals.refused(walk.uri, f"{module}.{name}", place, "a function", "a class")
-        raise keras_refusals.unknown(walk.uri, name, place, module)
+            raise refused(walk.uri, f"{module}.{name}", place, "a function", "a class")
+        raise unknown(walk.uri, name, place, module)
 
 
 def _instance(walk: _Walk, described: dict[str, Any], name: str, config: Any, place: str) -> int:
@@ -204,7 +200,7 @@ def _instance(walk: _Walk, described: dict[str, Any], name: str, config: Any, pl
     if kind in _LOOKUPS and isinstance(config, dict):
         for key in _VOCABULARIES:
             if isinstance(config.get(key), str):
-                raise keras_refusals.refused(
+                raise refused(
                     walk.uri,
                     f"the file {config[key]!r}",
                     f"{place}.config.{key}",
@@ -217,7 +213,7 @@ def _instance(walk: _Walk, described: dict[str, Any], name: str, config: Any, pl
     if kind in ("GPTQConfig", "AWQConfig") and isinstance(config, dict):
         for key in ("dataset", "tokenizer"):
             if config.get(key) is not None:
-                raise keras_refusals.refused(walk.uri, f"a {key}", f"{place}.config.{key}", "none")
+                raise refused(walk.uri, f"a {key}", f"{place}.config.{key}", "none")
     if kind in _LOOPING:
         _small(walk, {k: v for k, v in described.items() if k in ("config", "inbound_nodes")}, place)
     inner = _config(walk, config, f"{place}.config")
@@ -253,9 +249,7 @@ def _calls(walk: _Walk, inner: int, rest: dict[str, Any], place: str) -> int:
             _value(walk, node, f"{place}.inbound_nodes[{i}]", None)
             if isinstance(node, dict) and not _has_tensor(node):
                 # Keras would compute it while the model is built, however much that is.
-                raise keras_refusals.malformed(
-                    walk.uri, f"{place}.inbound_nodes[{i}]", "the output of another layer", "none"
-                )
+                raise malformed(walk.uri, f"{place}.inbound_nodes[{i}]", "the output of another layer", "none")
     return (inner + 1) * times
 
 
@@ -275,9 +269,7 @@ def _check_order(walk: _Walk, layers: list[Any], place: str) -> None:
         nodes = layer.get("inbound_nodes") if isinstance(layer, dict) else None
         waiting += any(at.get(name, 0) > i for name in _inbound(nodes))
     if waiting * len(layers) > _MOST_RETRIES:
-        raise keras_refusals.too_much(
-            walk.uri, f"has its layers at {place} in no order", "each layer after those that it takes", ""
-        )
+        raise too_much(walk.uri, f"has its layers at {place} in no order", "each layer after those that it takes", "")
 
 
 def _inbound(value: Any) -> list[str]:
@@ -313,10 +305,10 @@ def _kind(walk: _Walk, described: dict[str, Any], name: str, place: str) -> str:
     own = walk.known.get(registered) if isinstance(registered, str) else None
     if own is not None:
         if not isinstance(own, type):
-            raise keras_refusals.refused(walk.uri, repr(registered), place, "a class", "a function")
+            raise refused(walk.uri, repr(registered), place, "a class", "a function")
         if name not in (registered, own.__name__) or (name != registered and name in _FOREIGN):
             # Without a module, Keras looks for the class by `class_name` alone.
-            raise keras_refusals.refused(walk.uri, f"{name!r} registered as {registered!r}", place, own.__name__, name)
+            raise refused(walk.uri, f"{name!r} registered as {registered!r}", place, own.__name__, name)
         walk.custom = True
         return next((k.__name__ for k in own.__mro__ if k.__name__ in _LOOKUPS), own.__name__)
     if hub_safe_mode.is_of_hub(registered) and hub_safe_mode.allows(registered, name):
@@ -325,10 +317,10 @@ def _kind(walk: _Walk, described: dict[str, Any], name: str, place: str) -> str:
         return name
     if not isinstance(module, str) or name not in CLASSES.get(module, ()):
         if isinstance(module, str) and name in FUNCTIONS.get(module, ()):
-            raise keras_refusals.refused(walk.uri, f"{module}.{name}", place, "a class", "a function")
-        raise keras_refusals.unknown(walk.uri, name, place, module)
+            raise refused(walk.uri, f"{module}.{name}", place, "a class", "a function")
+        raise unknown(walk.uri, name, place, module)
     if registered not in (None, name):
-        raise keras_refusals.unknown(walk.uri, str(registered), place, module)
+        raise unknown(walk.uri, str(registered), place, module)
     return name
 
 
@@ -339,12 +331,12 @@ def _lambda(walk: _Walk, config: dict[str, Any], place: str) -> None:
         named = value["class_name"] if isinstance(value, dict) and "class_name" in value else None
         # Keras 1 and 2 wrote a lambda as [bytecode, defaults, closure].
         if (key == "function" and isinstance(value, list)) or named == "__lambda__":
-            raise keras_refusals.python_code(walk.uri, layer, here)
+            raise python_code(walk.uri, layer, here)
         if named not in (None, "function", "__numpy__", "__tensor__"):
-            raise keras_refusals.refused(walk.uri, repr(named), here, "a function", "a class")
+            raise refused(walk.uri, repr(named), here, "a function", "a class")
         if key == "function" and isinstance(value, str):
             if walk.known.get(value) is None:
-                raise keras_refusals.unknown(walk.uri, value, here, None)
+                raise unknown(walk.uri, value, here, None)
             walk.custom = True
         if isinstance(value, dict) and _is_one_of(value.get("config"), _LOOPING):
             _small(walk, config.get("arguments"), f"{place}.config.arguments")
@@ -361,7 +353,7 @@ def _small(walk: _Walk, value: Any, place: str) -> None:
         elif isinstance(inner, list):
             stack.extend(inner)
         elif isinstance(inner, int) and abs(inner) > _MOST_LOOPS:
-            raise keras_refusals.too_much(
+            raise too_much(
                 walk.uri, f"splits a tensor into too many at {place}", f"at most {_MOST_LOOPS:,}", str(inner)[:60]
             )
 
@@ -377,7 +369,7 @@ def _shape(walk: _Walk, shape: Any, place: str) -> None:
         values *= dimension if isinstance(dimension, int) and not isinstance(dimension, bool) else 1
     batch = shape[0] if shape and isinstance(shape[0], int) and not place.endswith(".input_shape") else 0
     if len(shape) > _MOST_DIMENSIONS or abs(values) > _MOST_IN_A_ROW or batch > _MOST_ROWS:
-        raise keras_refusals.too_much(
+        raise too_much(
             walk.uri,
             f"has a shape at {place} that no row fits",
             f"at most {_MOST_IN_A_ROW:,} values a row, and {_MOST_ROWS:,} rows",
