@@ -202,13 +202,14 @@ def check_known(ref: ModelRef, graph_def: Any) -> None:
     used -= functions
     unknown = sorted(op for op in used if not _is_registered(op))
     if unknown:
-        module = _package(unknown)
+        module = next((module for op in unknown for like, module in PACKAGES.items() if re.match(like, op)), None)
+        distribution = (module or "").partition(".")[0].replace("_", "-")
         raise UnsupportedModel(
             f"{ref.uri} uses operations that TensorFlow does not know: {_some(unknown)}",
             expected="operations of TensorFlow, or of a library that is imported before the model is loaded",
             found=_some(unknown) + (f", of {module}" if module else ""),
             cure=(
-                f"Install {_distribution(module)} where the job starts and on the workers, and add --import_module={module} "
+                f"Install {distribution} where the job starts and on the workers, and add --import_module={module} "
                 f"(import_modules=[{module!r}])"
                 if module
                 else "Add --import_module=MODULE (import_modules=[…]) with the module whose import registers them"
@@ -256,14 +257,6 @@ def check_stateless(ref: ModelRef, found: Operations) -> None:
             cure="Export it without them; --allow_stateful_model (allow_stateful=True) runs it nevertheless: predictions then "
             "depend on how rows are split among workers, and a repeated run gives others",
         )
-
-
-def _package(unknown: Iterable[str]) -> str | None:
-    return next((module for op in unknown for like, module in PACKAGES.items() if re.match(like, op)), None)
-
-
-def _distribution(module: str | None) -> str:
-    return (module or "").partition(".")[0].replace("_", "-")
 
 
 def _some(names: Sequence[str]) -> str:

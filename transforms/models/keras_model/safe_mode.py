@@ -262,7 +262,7 @@ def _check_order(walk: _Walk, layers: list[Any], place: str) -> None:
     at = {
         layer.get("name"): i
         for i, layer in enumerate(layers)
-        if isinstance(layer, dict) and _hashable(layer.get("name"))
+        if isinstance(layer, dict) and isinstance(layer.get("name"), str)
     }
     waiting = 0
     for i, layer in enumerate(layers):
@@ -288,10 +288,6 @@ def _inbound(value: Any) -> list[str]:
                 found.append(node[0])
             stack.extend(node)
     return found
-
-
-def _hashable(value: Any) -> bool:
-    return isinstance(value, (str, int, float, type(None)))
 
 
 def _is_one_of(value: Any, names: Set[str]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from ...errors import UnsupportedModel
@@ -58,13 +59,10 @@ class Graph:
                 self.signatures[name] = parsers.with_examples(signature, definition)
             except UnsupportedModel as error:
                 self._refused[name] = error
-        self._bundle: Bundle | None = None
 
-    @property
+    @cached_property
     def bundle(self) -> Bundle:
-        if self._bundle is None:
-            self._bundle = open_bundle(self._store, self._ref)
-        return self._bundle
+        return open_bundle(self._store, self._ref)
 
     def cut(self, signature: str) -> Any:
         """The SavedModel with no other meta graph and no other signature: the loader would cut a function for each."""

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ...errors import UnsupportedModel
@@ -158,7 +159,6 @@ class _Graph:
         # Keras exports each endpoint as a signature and as a function of the same name: those are signatures.
         traced = traced_functions(self._objects).items()
         self.functions = {name: function for name, function in traced if name not in self.signatures}
-        self._bundle: Bundle | None = None
 
     def take_proto(self, signature: str) -> Any:
         """The message, for the loader: it holds every constant of the graph, so nothing here keeps it."""
@@ -168,11 +168,9 @@ class _Graph:
         del self.graph_def, self._parsers
         return proto
 
-    @property
+    @cached_property
     def bundle(self) -> Bundle:
-        if self._bundle is None:
-            self._bundle = open_bundle(self._store, self._ref)
-        return self._bundle
+        return open_bundle(self._store, self._ref)
 
     def signature(self, name: str) -> Signature:
         """One of `signatures`, or the inputs and outputs of a function that was saved next to them."""

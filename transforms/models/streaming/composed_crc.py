@@ -7,7 +7,7 @@ As zlib's crc32_combine does since 1.2.12: appending n zero bytes multiplies a C
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -84,9 +84,10 @@ class ComposedCrc:
 def combine(kind: str, first: int, second: int, length: int) -> int:
     """The checksum of two pieces put together, from those of each and the bytes of the second."""
     polynomial = _POLYNOMIALS[kind]
-    shift = _ONE
-    for bit in _bits(8 * length):
-        shift = _times(_power_of_two(polynomial, bit), shift, polynomial)
+    shift, bits = _ONE, 8 * length
+    for bit in range(bits.bit_length()):
+        if bits >> bit & 1:
+            shift = _times(_power_of_two(polynomial, bit), shift, polynomial)
     return _times(shift, first, polynomial) ^ second
 
 
@@ -96,10 +97,6 @@ def _crc(kind: str, data: memoryview) -> int:
     import crc32c
 
     return int(crc32c.crc32c(data))
-
-
-def _bits(number: int) -> Iterator[int]:
-    return (i for i in range(number.bit_length()) if number >> i & 1)
 
 
 @lru_cache(256)
