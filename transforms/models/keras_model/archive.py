@@ -16,6 +16,7 @@ from ...errors import CorruptModel, NotAModel, UnsupportedModel
 from ..first_bytes import FIRST_BYTES, other_file
 from ..streaming.composed_crc import CheckedSpan
 from ..streaming.ranges import RangeFile, Ranges
+from .refusals import damaged
 
 # Fetched at once when an archive is opened: the end, with the directory, and the start, where Keras puts config.json. Either
 # is less than what one round trip costs.
@@ -60,12 +61,9 @@ class Archive:
                     found=f"{size} bytes that begin with {ranges.read(0, 8)!r}",
                     cure="Name the .keras file or the SavedModel folder.",
                 ) from error
-            raise CorruptModel(
-                f"{self._uri} is a zip archive that is truncated or damaged",
-                expected="a zip directory at its end",
-                found=f"{size} bytes without one ({error})",
-                cure="Copy the file again from where it was saved, or save it again.",
-            ) from error
+            what = "is a zip archive that is truncated or damaged"
+            found = f"{size} bytes without one ({error})"
+            raise self._corrupt(what, "a zip directory at its end", found) from error
         if len(infos) > _MAX_MEMBERS:
             raise self._corrupt("holds too many members", f"at most {_MAX_MEMBERS}", str(len(infos)))
         self.members: dict[str, zipfile.ZipInfo] = {}
@@ -199,9 +197,4 @@ class Archive:
             )
 
     def _corrupt(self, what: str, expected: str, found: object) -> CorruptModel:
-        return CorruptModel(
-            f"{self._uri} {what}",
-            expected=expected,
-            found=str(found),
-            cure="Copy the file again from where it was saved, or save it again.",
-        )
+        return damaged(f"{self._uri} {what}", expected, str(found))

@@ -31,13 +31,13 @@ from functools import cache
 from typing import Any, Protocol
 
 from ...bounded_json import parse_json
-from ...errors import CorruptModel, InvalidRequest, NotAModel, UnsupportedModel
+from ...errors import InvalidRequest, NotAModel, UnsupportedModel
 from ...storage.store import public_uri
 from ..first_bytes import FIRST_BYTES, other_file
 from ..gc_pause import while_modules_load
 from . import hub_safe_mode, keras2_config, keras2_meanings
 from . import safe_mode as keras_safe_mode
-from .refusals import brief, cannot_build
+from .refusals import brief, cannot_build, damaged
 from .unrolled import bound_steps
 
 _UNINITIALIZED = "uninitialized_variables"
@@ -124,11 +124,8 @@ def build(recipe: Recipe) -> Built:
     except (ValueError, RecursionError) as error:
         start = recipe.config[:FIRST_BYTES]
         start = start.encode() if isinstance(start, str) else bytes(start)
-        raise other_file(f"The configuration of {uri}", len(recipe.config), start) or CorruptModel(
-            f"The configuration of {uri} is not JSON",
-            expected="what model.save writes",
-            found=brief(error),
-            cure="Copy the file again from where it was saved, or save it again.",
+        raise other_file(f"The configuration of {uri}", len(recipe.config), start) or damaged(
+            f"The configuration of {uri} is not JSON", "what model.save writes", brief(error)
         ) from error
     _recognise(described, uri)
     described, legacy = _in_one_form(hub_safe_mode.without_training(described), recipe)

@@ -44,6 +44,7 @@ from .hdf5_types import (
     unshared,
     value_type,
 )
+from .refusals import damaged
 
 # Largest value that is not streamed, and its largest chunks: a chunked value may expand 1032-fold while it is read.
 VALUE_BYTES, _CHUNK_BYTES = 1 << 20, 4 << 20
@@ -59,7 +60,6 @@ _MAX_PASSES = 64
 _MAX_DATASETS = 1_000_000
 T = TypeVar("T")
 _SAVE_AGAIN = "Save the model again with Keras, which stores weights plainly."
-_COPY_AGAIN = "Copy the file again from where it was saved, or save it again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,7 +392,7 @@ class Hdf5File:
         )
 
     def _corrupt(self, what: str, expected: str, found: str) -> CorruptModel:
-        return CorruptModel(f"{self._what} {what}", expected=expected, found=found, cure=_COPY_AGAIN)
+        return damaged(f"{self._what} {what}", expected, found)
 
 
 def _first(messages: tuple[Message, ...], kind: int) -> bytes | None:

@@ -7,10 +7,10 @@ import re
 import struct
 from collections.abc import Iterator, Mapping
 
-from ...errors import CorruptModel
 from .hdf5_dense import dense_objects
 from .hdf5_format import ATTRIBUTE, ATTRIBUTE_INFO, UNDEFINED, Damaged, NotSupported, Structures
 from .hdf5_types import Attribute, attribute_name, attribute_of, unshared
+from .refusals import damaged
 
 # Keras splits a list of names that does not fit an object header, which holds 64 KiB: 4,096 references to strings.
 _MAX_TEXTS, _TEXT_BYTES = 65_536, 1 << 20
@@ -66,10 +66,10 @@ class Texts:
         # numpy makes floats of an empty list.
         empty = shape is not None and not math.prod(shape) and kind.kind == "number"
         if shape is None or len(shape) > 1 or (kind.kind not in ("text", "reference") and not empty):
-            raise _corrupt(f"There is no text in {what}", "strings", f"{kind.name} {shape}")
+            raise damaged(f"There is no text in {what}", "strings", f"{kind.name} {shape}")
         count = math.prod(shape)
         if count > _MAX_TEXTS or len(attribute.data) > _TEXT_BYTES:
-            raise _corrupt(
+            raise damaged(
                 f"There is no list of names in {what}",
                 f"at most {_MAX_TEXTS} strings in {_TEXT_BYTES} bytes",
                 f"{count} in {len(attribute.data)} bytes",
@@ -80,7 +80,7 @@ class Texts:
             return tuple(_text(attribute.data[i * kind.size : (i + 1) * kind.size]) for i in range(count))
         self._left -= (nbytes := sum(_lengths(attribute)))
         if self._left < 0:
-            raise _corrupt(
+            raise damaged(
                 f"There is too much text in {what}",
                 f"at most {_ALL_TEXT_BYTES} bytes",
                 f"{count} strings of {nbytes} bytes in all",
@@ -106,12 +106,3 @@ def _lengths(attribute: Attribute) -> list[int]:
 
 def _text(data: bytes) -> str:
     return data.partition(b"\0")[0].decode()
-
-
-def _corrupt(what: str, expected: str, found: str) -> CorruptModel:
-    return CorruptModel(
-        what,
-        expected=expected,
-        found=found,
-        cure="Copy the file again from where it was saved, or save it again.",
-    )

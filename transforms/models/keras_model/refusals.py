@@ -1,11 +1,14 @@
-"""Errors for a Keras configuration that safe mode refuses: the name, its place, and the flag that would allow it."""
+"""Errors for a Keras configuration that safe mode refuses: the name, its place, and the flag that would allow it.
+
+And for files that are not as Keras saved them.
+"""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-from ...errors import HeadraceError, UnsupportedModel
+from ...errors import CorruptModel, HeadraceError, UnsupportedModel
 
 KERAS_2_ONLY = {
     *("TFOpLambda", "SlicingOpLambda", "ClassMethod", "InstanceProperty", "InstanceMethod", "DenseFeatures"),
@@ -20,6 +23,11 @@ _OWN = (
 )
 # `inject_argument_info_in_traceback` of keras/src/utils/traceback_utils.py writes it in bold.
 _MET_IN_CALL = re.compile(r"\x1b\[1m(.*?)\x1b\[0m", re.DOTALL)
+
+
+def damaged(what: str, expected: str, found: str = "") -> CorruptModel:
+    cure = "Copy the file again from where it was saved, or save it again."
+    return CorruptModel(what, expected=expected, found=found, cure=cure)
 
 
 def python_code(uri: str, what: str, place: str) -> UnsupportedModel:

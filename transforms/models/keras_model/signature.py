@@ -34,18 +34,9 @@ def input_signature(model: Any, uri: str) -> list[Any]:
         else:
             signature = export_utils._infer_input_signature_from_model(model)
     except Exception as error:
-        raise UnsupportedModel(
-            f"{uri} does not say what its model takes",
-            expected="inputs of known rank and dtype",
-            found=brief(error),
-            cure="Call the model once on real data before saving it, or export it with model.export(…).",
-        ) from error
+        raise _takes_unknown(uri, "inputs of known rank and dtype", brief(error)) from error
     if not signature:
-        raise UnsupportedModel(
-            f"{uri} does not say what its model takes",
-            expected="a model that was built before it was saved",
-            cure="Call the model once on real data before saving it, or export it with model.export(…).",
-        )
+        raise _takes_unknown(uri, "a model that was built before it was saved")
     for given in tree.flatten(getattr(model, "inputs", None) or []):
         if getattr(given, "sparse", False) or getattr(given, "ragged", False):
             raise UnsupportedModel(
@@ -54,6 +45,15 @@ def input_signature(model: Any, uri: str) -> list[Any]:
                 cure="Take dense inputs, e.g. padded, and convert inside the model.",
             )
     return _with_fixed_batch(model, list(tree.map_structure(export_utils.make_tf_tensor_spec, signature)))
+
+
+def _takes_unknown(uri: str, expected: str, found: str = "") -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{uri} does not say what its model takes",
+        expected=expected,
+        found=found,
+        cure="Call the model once on real data before saving it, or export it with model.export(…).",
+    )
 
 
 def _with_fixed_batch(model: Any, signature: list[Any]) -> list[Any]:

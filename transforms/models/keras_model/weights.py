@@ -24,6 +24,7 @@ from ..streaming.ranges import RangeFile, Ranges, Resident
 from ..streaming.tensor_stream import TensorSlot, TensorStream, numpy_dtype, read_of
 from .hdf5 import Hdf5File
 from .hdf5_types import Dataset
+from .refusals import damaged
 
 _TEXTS = re.compile(r"(layer_names|weight_names)\d*|model_config|keras_version")
 _MODEL_WEIGHTS, _TOP_LEVEL = "model_weights", "top_level_model_weights"
@@ -223,20 +224,16 @@ class SavedWeights:
             tensors.append(Tensor(0, dataset))
         self._named += len(tensors)
         if self._named > _MAX_NAMED:
-            raise CorruptModel(
+            raise damaged(
                 f"{placed.name} in {placed.ref.uri} names the same weights over and over",
-                expected=f"at most {_MAX_NAMED:,} weights",
-                found=f"{self._named:,} up to layer {name!r}",
-                cure="Copy the file again from where it was saved, or save it again.",
+                f"at most {_MAX_NAMED:,} weights",
+                f"{self._named:,} up to layer {name!r}",
             )
         return LegacyLayer(name, tuple(tensors))
 
     def _missing(self, placed: Placed, kind: str, name: str) -> CorruptModel:
-        return CorruptModel(
-            f"{placed.name} in {placed.ref.uri} has no {kind} {name!r}, which it names",
-            expected="every name in its attributes",
-            cure="Copy the file again from where it was saved, or save it again.",
-        )
+        what = f"{placed.name} in {placed.ref.uri} has no {kind} {name!r}, which it names"
+        return damaged(what, "every name in its attributes")
 
 
 @contextmanager
