@@ -9,7 +9,7 @@ read, and what is done again for a second reference, is paid for from a budget t
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -167,15 +167,7 @@ class Structures:
         version, length = struct.unpack_from("<B7xI", start)
         if version != 1:
             raise Damaged(f"no object's header at {address}")
-        messages = []
-        blocks = [(address + 16, length)]
-        for block in _each(blocks):
-            for kind, flags, body in _messages(self.read(*block), "<HHB", 8):
-                if kind == CONTINUATION:
-                    blocks.append(struct.unpack_from("<QQ", body))
-                elif kind:
-                    messages.append(Message(kind, flags, body))
-        return tuple(messages)
+        return _in_blocks((address + 16, length), lambda block: _messages(self.read(*block), "<HHB", 8))
 
     def _read_header_2(self, address: int) -> tuple[Message, ...]:
         """IV.A.1.b."""
@@ -186,21 +178,17 @@ class Structures:
         at, width = 6 + 16 * bool(flags & 0x20) + 4 * bool(flags & 0x10), 1 << (flags & 3)
         length = int.from_bytes(start[at : at + width], "little")
         first = at + width
-        messages = []
-        blocks = [(address, first + length + 4)]
-        for i, block in enumerate(_each(blocks)):
+
+        def read(block: tuple[int, int]) -> Iterator[Message]:
             if block[1] > _LARGEST_HEADER:
                 raise Damaged(f"a header of {block[1]} bytes at {block[0]}")
-            data = self.read(*block)
-            if i and data[:4] != b"OCHK":
+            data, continues = self.read(*block), block[0] != address
+            if continues and data[:4] != b"OCHK":
                 raise Damaged(f"no continuation of a header at {block[0]}")
             check(data)
-            for kind, shared, body in _messages(data[4 if i else first : -4], "<BHB", 6 if flags & 4 else 4):
-                if kind == CONTINUATION:
-                    blocks.append(struct.unpack_from("<QQ", body))
-                elif kind:
-                    messages.append(Message(kind, shared, body))
-        return tuple(messages)
+            return _messages(data[4 if continues else first : -4], "<BHB", 6 if flags & 4 else 4)
+
+        return _in_blocks((address, first + length + 4), read)
 
     def _leaves(self, tree: int) -> Iterator[int | None]:
         """The addresses below the lowest nodes of a group's tree; None for a node that is not here yet."""
@@ -270,24 +258,29 @@ class Structures:
         return names[at:end].decode()
 
 
-def _each(blocks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The blocks of a header, to which its messages add."""
-    seen: set[int] = set()
+def _in_blocks(first: tuple[int, int], read: Callable[[tuple[int, int]], Iterable[Message]]) -> tuple[Message, ...]:
+    """The messages of a header's blocks, to which they add: each is an address and a length."""
+    messages, blocks, seen = [], [first], set[int]()
     for block in blocks:
         if len(seen) >= _MAX_BLOCKS or block[0] in seen:
             raise Damaged(f"a header that continues without end, at {block[0]}")
         seen.add(block[0])
-        yield block
+        for message in read(block):
+            if message.kind == CONTINUATION:
+                blocks.append(struct.unpack_from("<QQ", message.body))
+            elif message.kind:
+                messages.append(message)
+    return tuple(messages)
 
 
-def _messages(data: bytes, head: str, step: int) -> Iterator[tuple[int, int, bytes]]:
+def _messages(data: bytes, head: str, step: int) -> Iterator[Message]:
     at = 0
     while at + step <= len(data):
         kind, size, flags = struct.unpack_from(head, data, at)
         at += step
         if size > len(data) - at:
             raise Damaged(f"a message of {size} bytes in the last {len(data) - at} of a header's block")
-        yield kind, flags, data[at : at + size]
+        yield Message(kind, flags, data[at : at + size])
         at += size
 
 
