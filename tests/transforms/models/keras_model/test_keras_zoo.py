@@ -9,9 +9,9 @@ import pytest
 
 from headrace.transforms.models.keras_model import build as keras_build
 from headrace.transforms.models.keras_model import files as keras_files
-from headrace.transforms.models.keras_model import fill as keras_fill
 from headrace.transforms.models.keras_model import model as keras_model
 from headrace.transforms.models.keras_model.model import describe, load
+from headrace.transforms.models.keras_model.weights import SavedWeights, Tensor
 from tests.support import keras_zoo
 from tests.support.keras_saved import assert_same_bits, by_name, feed, loaded, repacked, stored, unchanged
 
@@ -67,13 +67,13 @@ class TestZoo:
             planned = {tensor.dataset.path for tensor in opened.plan(keras_build.build(opened.recipe))}
             guessed = {tensor.dataset.path for tensor in opened.weights.guess()}
         asked: set[str] = set()
-        get = keras_fill.Weights.__getitem__
+        take = SavedWeights.take
 
-        def noting(weights: keras_fill.Weights, name: str) -> Any:
-            asked.add(f"{weights.group}/{name}")
-            return get(weights, name)
+        def noting(weights: SavedWeights, tensor: Tensor, stream: Any) -> Any:
+            asked.add(tensor.dataset.path)
+            return take(weights, tensor, stream)
 
-        monkeypatch.setattr(keras_fill.Weights, "__getitem__", noting)
+        monkeypatch.setattr(SavedWeights, "take", noting)
         load(store, ref)
         assert asked == planned
         assert {path for path in guessed - planned if "loss_tracker" not in path} == set()
