@@ -8,7 +8,7 @@ included, to `ParseExample` and similar operations, whose keys and types are con
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from ..operations import functions_in
@@ -85,26 +85,19 @@ class ExampleParsers:
             yield from (name for name in functions_in(value) if name in self._functions)
 
 
-@dataclass
-class _Call:
-    """An argument of a function, on which the walk has been: whether the function gives it back."""
-
-    gives_back: bool = False
-
-
 class _Walk:
     def __init__(self, graph: ExampleParsers) -> None:
         self._graph = graph
-        self._calls: dict[tuple[str, str], _Call] = {}
+        self._gives_back: dict[tuple[str, str], bool] = {}
         self.parsers: list[tuple[Any, Scope]] = []
 
     def follow(self, function: str, start: str, depth: int = 0) -> bool:
         """Collects the parsers that get what `start` holds; whether the function gives it back."""
-        if (function, start) in self._calls:
-            return self._calls[function, start].gives_back
+        if (function, start) in self._gives_back:
+            return self._gives_back[function, start]
         if depth > _DEEPEST:
             return False
-        call = self._calls[function, start] = _Call()
+        self._gives_back[function, start] = False  # until the walk is done
         scope, todo, reached = self._graph.scope(function), [start], {start}
         while todo:
             for node, at in scope.takers.get(todo.pop(), ()):
@@ -114,8 +107,9 @@ class _Walk:
                 elif node.name not in reached and (node.op in _SAME or self._handed_on(node, at, depth + 1)):
                     reached.add(node.name)
                     todo.append(node.name)
-        call.gives_back = bool(function) and not reached.isdisjoint(self._graph.returned(function))
-        return call.gives_back
+        gives_back = bool(function) and not reached.isdisjoint(self._graph.returned(function))
+        self._gives_back[function, start] = gives_back
+        return gives_back
 
     def _handed_on(self, node: Any, at: int, depth: int) -> bool:
         at -= node.op in _BRANCHING

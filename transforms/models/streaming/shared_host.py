@@ -76,36 +76,36 @@ def meet(layout: Layout) -> tuple[socket.socket, bool]:
         raise Unshared("other users look like this one here, whom its namespace does not know")
     deadline = time.monotonic() + _MEET_S
     while True:
-        try:
-            meeting = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        except OSError as error:
-            raise Unshared(f"no meeting of processes: {error}") from error
-        _met.add(meeting)
-        try:
-            meeting.settimeout(SILENCE_S)
+        with contextlib.ExitStack() as unless_met:
             try:
-                meeting.bind(layout.name)
-                meeting.listen(_BACKLOG)
+                meeting = unless_met.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                _met.add(meeting)
+                meeting.settimeout(SILENCE_S)
+                leads = _bind(meeting, layout.name)
+                unless_met.pop_all()
+                return meeting, leads
+            except (ConnectionRefusedError, BlockingIOError) as error:
+                # Its owner has ended since, or does not listen yet, or has too many callers.
+                if time.monotonic() > deadline:
+                    raise Unshared(f"the process that has this model's weights does not answer: {error}") from error
             except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise
-                meeting.connect(layout.name)
-                if (user := _user(meeting)) != os.geteuid():
-                    raise Unshared(f"user {user} has taken the address of this model's weights") from None
-                return meeting, False
-            return meeting, True
-        except (ConnectionRefusedError, BlockingIOError) as error:
-            # Its owner has ended since, or does not listen yet, or has too many callers.
-            meeting.close()
-            if time.monotonic() > deadline:
-                raise Unshared(f"the process that has this model's weights does not answer: {error}") from error
-            time.sleep(0.01)
-        except OSError as error:
-            meeting.close()
-            raise Unshared(f"no meeting of processes: {error}") from error
-        except BaseException:
-            meeting.close()
+                raise Unshared(f"no meeting of processes: {error}") from error
+        time.sleep(0.01)
+
+
+def _bind(meeting: socket.socket, name: bytes) -> bool:
+    """Whether the address was free; else connects to its owner, of the same user."""
+    try:
+        meeting.bind(name)
+        meeting.listen(_BACKLOG)
+        return True
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
             raise
+    meeting.connect(name)
+    if (user := _user(meeting)) != os.geteuid():
+        raise Unshared(f"user {user} has taken the address of this model's weights")
+    return False
 
 
 def receive(connection: socket.socket, layout: Layout, progress: Callable[[int, int], None]) -> int | None:
