@@ -145,16 +145,10 @@ def _set_module(found: dict[str, Any], name: str, listed: bool) -> None:
 
 
 def _renumber(config: dict[str, Any]) -> None:
-    inner = [layer.get("name") for layer in config["layers"] if isinstance(layer, dict) and _starts_with_input(layer)]
-    counted = {name for name in inner if isinstance(name, str)}
-    references = [
-        reference
-        for layer in config["layers"]
-        if isinstance(layer, dict)
-        for reference in _references(layer.get("inbound_nodes"))
-    ]
-    references += [*_references(config.get("input_layers")), *_references(config.get("output_layers"))]
-    for reference in references:
+    layers = [layer for layer in config["layers"] if isinstance(layer, dict)]
+    counted = {layer["name"] for layer in layers if _starts_with_input(layer) and isinstance(layer.get("name"), str)}
+    nodes = [layer.get("inbound_nodes") for layer in layers]
+    for reference in _references([nodes, config.get("input_layers"), config.get("output_layers")]):
         if reference[0] in counted and reference[1] > 0:
             reference[1] -= 1
 

@@ -22,6 +22,7 @@ from ...errors import CorruptModel
 from ...storage import ObjectRef, Store
 from ...storage.store import Writer
 from ..streaming.tensor_stream import StreamOptions, TensorSlot, numpy_dtype
+from .ocdbt import Damaged
 from .zarr import SHARD_INDEX_BYTES, ZarrArray
 
 # Bytes that are unpacked apart from their final place, and copied there.
@@ -95,7 +96,7 @@ class ArrayStore(Store):
             try:
                 with closing(self._pieces(chunk)) as pieces:
                     _read_chunk(_Stored(pieces, chunk.length), stored.array, part)
-            except _Damaged as error:
+            except Damaged as error:
                 raise CorruptModel(
                     f"Array {ref.uri.rpartition('/')[2]!r} is damaged in {(chunk.source or ref).name}",
                     expected=f"{stored.array.chunk_nbytes} bytes of {stored.array.dtype} in each chunk",
@@ -139,10 +140,6 @@ class ArrayStore(Store):
         self._inner.delete(ref)
 
 
-class _Damaged(ValueError):
-    pass
-
-
 class _Stored:
     """The bytes of a chunk as a file of `left` bytes that is read once, from front to end."""
 
@@ -171,7 +168,7 @@ def _read_chunk(stored: _Stored, array: ZarrArray, into: Any) -> None:
     index = SHARD_INDEX_BYTES * array.sharded
     stored.left = length = stored.left - index
     if length < 0:
-        raise _Damaged(f"{length + index} bytes")
+        raise Damaged(f"{length + index} bytes")
     if not array.packed:
         _scatter(stored.readinto, into, array.chunk)
         more = stored.left
@@ -182,9 +179,9 @@ def _read_chunk(stored: _Stored, array: ZarrArray, into: Any) -> None:
                 _scatter(unpacked.readinto, into, array.chunk)
                 more = len(unpacked.read(1))
         except zstandard.ZstdError as error:
-            raise _Damaged(f"bytes that do not unpack: {error}") from error
+            raise Damaged(f"bytes that do not unpack: {error}") from error
     if more:
-        raise _Damaged("more bytes")
+        raise Damaged("more bytes")
     stored.left = index
     _check_index(stored, length)
 
@@ -198,7 +195,7 @@ def _check_index(stored: _Stored, length: int) -> None:
     index = bytearray(SHARD_INDEX_BYTES)
     _exactly(stored.readinto, memoryview(index))
     if struct.unpack("<QQI", index) != (0, length, crc32c.crc32c(index[:16])):
-        raise _Damaged("an index that does not lead to its only piece")
+        raise Damaged("an index that does not lead to its only piece")
 
 
 def _scatter(readinto: Callable[[memoryview], int], into: Any, chunk: tuple[int, ...]) -> None:
@@ -223,5 +220,5 @@ def _scatter(readinto: Callable[[memoryview], int], into: Any, chunk: tuple[int,
 def _exactly(readinto: Callable[[memoryview], int], buffer: memoryview) -> None:
     while buffer:
         if not (size := readinto(buffer)):
-            raise _Damaged(f"{buffer.nbytes} bytes too few")
+            raise Damaged(f"{buffer.nbytes} bytes too few")
         buffer = buffer[size:]
