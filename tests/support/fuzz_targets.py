@@ -59,14 +59,14 @@ def _hdf5(data: bytes) -> None:
     names = re.compile(r"(layer_names|weight_names)\d*|model_config|keras_version")
 
     def read(source: Any) -> None:
-        with Hdf5File(RangeFile(source, 0, len(data)), "the file", names) as file:
-            for path in file.walk(lambda name: True):
-                file.texts(path)
-                for dataset in (file.group(path) or {}).values():
-                    if dataset.nbytes <= VALUE_BYTES:
-                        assert file.read(dataset).shape == dataset.shape
-                    if dataset.offset is not None:
-                        assert 0 <= dataset.offset <= dataset.offset + dataset.nbytes <= len(data)
+        file = Hdf5File(RangeFile(source, 0, len(data)), "the file", names)
+        for path in file.walk(lambda name: True):
+            file.texts(path)
+            for dataset in (file.group(path) or {}).values():
+                if dataset.nbytes <= VALUE_BYTES:
+                    assert file.read(dataset).shape == dataset.shape
+                if dataset.offset is not None:
+                    assert 0 <= dataset.offset <= dataset.offset + dataset.nbytes <= len(data)
 
     if sum(data[-64:]) % 8:
         read(Resident(data))
@@ -291,10 +291,10 @@ def _archive(data: bytes) -> None:
         if CONFIG in files.names():
             files.read(CONFIG, CONFIG_BYTES)
         assets(files)
-        with weights_of(files) as weights:
-            weights.slots(weights.guess())
-            if weights.legacy_root is not None:
-                weights.legacy_layers()
+        weights = weights_of(files)
+        weights.slots(weights.guess())
+        if weights.legacy_root is not None:
+            weights.legacy_layers()
 
 
 def _tflite_seeds() -> list[bytes]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 from ...bounded_json import NotJson, parse_json
@@ -128,7 +128,7 @@ def keras_version(files: Files) -> str | None:
     return version if isinstance(version, str) else None
 
 
-def weights_of(files: Files) -> AbstractContextManager[SavedWeights]:
+def weights_of(files: Files) -> SavedWeights:
     """The weights next to a config.json. Raises `CorruptModel`, `UnsupportedModel`."""
     names = files.names()
     if WEIGHTS in names:
@@ -149,7 +149,7 @@ def weights_of(files: Files) -> AbstractContextManager[SavedWeights]:
     )
 
 
-def sharded_weights(files: Files, index: str) -> AbstractContextManager[SavedWeights]:
+def sharded_weights(files: Files, index: str) -> SavedWeights:
     """The weights that a `….weights.json` names. Raises `CorruptModel`."""
     mapped = weight_map(files.read(index, SHARD_INDEX_BYTES), f"{index} of {files.uri}")
     shards = sorted({shard for shards in mapped.values() for shard in shards})

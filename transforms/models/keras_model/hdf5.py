@@ -15,7 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -98,12 +98,6 @@ class Hdf5File:
         with self._damage("is no HDF5 file, or a truncated one", "an HDF5 superblock"):
             self._structures = Structures(lambda at, n: self._source.read(self._start + at, n), file.size)
         self._texts_of = Texts(self._structures)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._known.clear()
 
     def locate(self, groups: Iterable[str]) -> None:
         """Makes `group` answer for all of these without further requests. Raises as `group` does."""

@@ -100,8 +100,8 @@ def open_preset(store: Store, ref: ModelRef, opened: ExitStack) -> Preset:
     objects = {file.uri.removeprefix(f"{ref.uri}/"): file for file in ref.objects}
     files = keras_files.ObjectFiles(store, ref.uri, objects, opened)
     described = described_task(files.read(TASK, keras_files.CONFIG_BYTES), ref.uri)
-    backbone = opened.enter_context(keras_files.weights_of(files))
-    head = opened.enter_context(open_weights(store, [files.place(TASK_WEIGHTS)])) if TASK_WEIGHTS in objects else None
+    backbone = keras_files.weights_of(files)
+    head = open_weights(store, [files.place(TASK_WEIGHTS)]) if TASK_WEIGHTS in objects else None
     version = keras_files.keras_version(files)
     recipe = Recipe(ref.uri, b"", False, version, ref.custom_objects, ref.unsafe)
     return Preset(recipe, described, backbone, head, store, files)

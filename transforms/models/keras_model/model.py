@@ -246,8 +246,7 @@ def _open(
         version = keras_files.keras_version(files)
         recipe = Recipe(ref.uri, config, False, version, ref.custom_objects, ref.unsafe)
         if ref.weights is None:
-            weights = opened.enter_context(keras_files.weights_of(files))
-            yield _Saved(recipe, weights, store, files)
+            yield _Saved(recipe, keras_files.weights_of(files), store, files)
         else:
             apart = store if _scheme(ref.weights) == _scheme(ref.uri) else open_store(ref.weights, ref.storage)
             yield _Saved(recipe, _open_apart(apart, ref, opened), apart)
@@ -268,17 +267,17 @@ def _open_apart(store: Store, ref: ModelRef, opened: ExitStack) -> SavedWeights:
     name = next(iter(objects))
     if name.endswith(".keras"):
         zipped = keras_files.ZipFiles(store, opened.enter_context(Ranges(store, objects[name])))
-        return opened.enter_context(keras_files.weights_of(zipped))
+        return keras_files.weights_of(zipped)
     files = keras_files.ObjectFiles(store, ref.weights or "", objects, opened)
     if name.endswith(".json"):
-        return opened.enter_context(keras_files.sharded_weights(files, name))
-    return opened.enter_context(open_weights(store, [files.place(name)]))
+        return keras_files.sharded_weights(files, name)
+    return open_weights(store, [files.place(name)])
 
 
 def _open_legacy(store: Store, ref: ModelRef, opened: ExitStack) -> _Saved:
     name = file_name(ref.uri)
     files = keras_files.ObjectFiles(store, ref.uri, {name: ref.objects[0]}, opened)
-    weights = opened.enter_context(open_weights(store, [files.place(name)]))
+    weights = open_weights(store, [files.place(name)])
     config = weights.config
     if config is None or weights.legacy_root is None:
         raise NotAModel(

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -236,21 +235,19 @@ class SavedWeights:
         return damaged(what, "every name in its attributes")
 
 
-@contextmanager
 def open_weights(
     store: Store, files: Sequence[Placed], shards: Mapping[str, Sequence[int]] | None = None
-) -> Iterator[SavedWeights]:
+) -> SavedWeights:
     """Raises `CorruptModel` where a file is not an HDF5 file."""
-    with ExitStack() as opened:
 
-        def enter(placed: Placed) -> tuple[Placed, Hdf5File]:
-            file = RangeFile(placed.source, placed.offset, placed.size)
-            what = placed.name if placed.ref.uri.endswith(placed.name) else f"{placed.name} in {placed.ref.uri}"
-            return placed, opened.enter_context(Hdf5File(file, what, _TEXTS, _is_for_inference))
+    def opened(placed: Placed) -> tuple[Placed, Hdf5File]:
+        file = RangeFile(placed.source, placed.offset, placed.size)
+        what = placed.name if placed.ref.uri.endswith(placed.name) else f"{placed.name} in {placed.ref.uri}"
+        return placed, Hdf5File(file, what, _TEXTS, _is_for_inference)
 
-        with ThreadPoolExecutor(_FILES_AT_ONCE, "headrace-shards") as pool:
-            list(pool.map(_fetch_heads, _by_source(files)))
-        yield SavedWeights(store, [enter(placed) for placed in files], shards)
+    with ThreadPoolExecutor(_FILES_AT_ONCE, "headrace-shards") as pool:
+        list(pool.map(_fetch_heads, _by_source(files)))
+    return SavedWeights(store, [opened(placed) for placed in files], shards)
 
 
 @cache

@@ -42,8 +42,8 @@ def opened(data: bytes, before: int = 5000) -> Iterator[tuple[Hdf5File, Ranges, 
     ref = put(uri, b"\xaa" * before + data + b"\xbb" * 100)
     store = open_store(uri)
     try:
-        with Ranges(store, ref) as ranges, Hdf5File(RangeFile(ranges, before, len(data)), "the file") as file:
-            yield file, ranges, store
+        with Ranges(store, ref) as ranges:
+            yield Hdf5File(RangeFile(ranges, before, len(data)), "the file"), ranges, store
     finally:
         del OBJECTS[uri]
 
@@ -269,13 +269,11 @@ def many_times(text: str, count: int) -> bytes:
 
 
 def test_a_text_that_many_names_lead_to_is_no_bomb() -> None:
-    with texts_of(many_times("A" * (1 << 20), 5)) as file:
-        assert file.texts("")["layer_names"] == ("A" * (1 << 20),) * 5
-    with (
-        texts_of(many_times("A" * (1 << 20), 250)) as file,
-        pytest.raises(
-            CorruptModel, match=r"too much text in 'layer_names'.*at most 67108864 bytes.*250 strings of 262144000"
-        ),
+    file = texts_of(many_times("A" * (1 << 20), 5))
+    assert file.texts("")["layer_names"] == ("A" * (1 << 20),) * 5
+    file = texts_of(many_times("A" * (1 << 20), 250))
+    with pytest.raises(
+        CorruptModel, match=r"too much text in 'layer_names'.*at most 67108864 bytes.*250 strings of 262144000"
     ):
         file.texts("")
 
@@ -288,8 +286,7 @@ def test_names_of_layers_are_read_from_either_kind_of_header(library: str) -> No
         for i in range(6):
             file.attrs.create(f"other_{i}", ["x", "y"], dtype=h5py.string_dtype())
         file.attrs.create("layer_names", names, dtype=h5py.string_dtype())
-    with texts_of(buffer.getvalue()) as opened_file:
-        assert opened_file.texts("")["layer_names"] == tuple(names)
+    assert texts_of(buffer.getvalue()).texts("")["layer_names"] == tuple(names)
 
 
 def texts_of(data: bytes) -> Hdf5File:
