@@ -222,7 +222,7 @@ def _initialise_helpers(built: Built) -> None:
 
 def legacy_pairs(
     model: Any, layers: Sequence[LegacyLayer], top: LegacyLayer | None, uri: str
-) -> list[tuple[Any, list[Any], Sequence[Tensor]]]:
+) -> list[tuple[Any, list[Any], tuple[Tensor, ...]]]:
     """Which layer takes which saved weights, and into which variables: by their order, as `load_weights_from_hdf5_group` does.
 
     `layers` are the saved layers that have weights, `top` the model's own. Raises `CorruptModel` where the counts differ.
