@@ -139,8 +139,7 @@ class Bundle:
             raise damaged(self.uri, f"{name!r} is {entry.dtype} {list(entry.shape)}, not one string")
         piece = entry.pieces[0]
         data = self._store.read(piece.slot.source, piece.slot.offset, piece.slot.nbytes)
-        value: bytes = _string_array(piece, data, ()).item()
-        return value
+        return bytes(_string_array(piece, data, ()).item())
 
     def value(self, entry: Entry, take: Callable[[str], Any]) -> Any:
         """The entry's array, of objects for strings, else of its slots' dtype; `take` gives a slot's array by its name."""
@@ -225,12 +224,13 @@ class Bundle:
     def _region(self, extents: Any, shape: tuple[int, ...], name: str) -> Region:
         if len(extents.extent) != len(shape):
             raise damaged(self.uri, f"a slice of {name!r} has {len(extents.extent)} dimensions")
-        region = []
-        for extent, size in zip(extents.extent, shape, strict=True):
-            region.append((extent.start, extent.length if extent.HasField("length") else size))
+        region = tuple(
+            (extent.start, extent.length if extent.HasField("length") else size)
+            for extent, size in zip(extents.extent, shape, strict=True)
+        )
         if not within(region, shape):
             raise damaged(self.uri, f"a slice of {name!r} reaches outside its shape {list(shape)}")
-        return tuple(region)
+        return region
 
 
 def read_table(data: bytes, uri: str) -> dict[bytes, bytes]:

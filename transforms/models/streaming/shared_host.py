@@ -173,8 +173,7 @@ def _like_strangers() -> bool:
 def _user(connection: socket.socket) -> int:
     """The effective user of the peer when it connected or listened."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    user: int = struct.unpack("3i", credentials)[1]
-    return user
+    return int(struct.unpack("3i", credentials)[1])
 
 
 class Host:

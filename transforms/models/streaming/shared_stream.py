@@ -222,10 +222,8 @@ class MachineStream(TensorStream):
         }
         # Checksums are computed without the interpreter's lock.
         with ThreadPoolExecutor(min(_CHECKS_AT_ONCE, usable_cores())) as threads:
-            for _ in threads.map(lambda i: check_crc(self._slots[i], views[i]), views):
-                pass
-            for _ in threads.map(lambda span: self._check_span(span, views), self._spans):
-                pass
+            list(threads.map(lambda i: check_crc(self._slots[i], views[i]), views))
+            list(threads.map(lambda span: self._check_span(span, views), self._spans))
 
     def _check_span(self, span: CheckedSpan, views: dict[int, memoryview]) -> None:
         inside = read_of(span, self._slots)
