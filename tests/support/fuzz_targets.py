@@ -288,7 +288,7 @@ def _archive(data: bytes) -> None:
     with Ranges(store, ref) as ranges:
         files = ZipFiles(store, ranges)
         keras_version(files)
-        if CONFIG in files.names():
+        if CONFIG in files.names:
             files.read(CONFIG, CONFIG_BYTES)
         assets(files)
         weights = weights_of(files)

@@ -236,7 +236,7 @@ class _Fresh:
             self._run = (
                 self._interpreter.get_signature_runner(self._signature)
                 if self._flatbuffer.has_signatures
-                else _Plain(self._interpreter)
+                else _without_signature(self._interpreter)
             )
         return self._run(**arrays)
 
@@ -326,21 +326,20 @@ def unresolved(ref: ModelRef, text: str) -> UnsupportedModel:
     )
 
 
-class _Plain:
-    """A signature's runner for a model without signatures: tensors have their own names."""
+def _without_signature(interpreter: Any) -> Callable[..., dict[str, Any]]:
+    """As a signature's runner, for a model without signatures: tensors have their own names."""
+    inputs = {detail["name"]: detail["index"] for detail in interpreter.get_input_details()}
 
-    def __init__(self, interpreter: Any) -> None:
-        self._interpreter = interpreter
-        self._inputs = {detail["name"]: detail["index"] for detail in interpreter.get_input_details()}
+    def run(**arrays: Any) -> dict[str, Any]:
+        for name, array in arrays.items():
+            interpreter.resize_tensor_input(inputs[name], array.shape)
+        interpreter.allocate_tensors()
+        for name, array in arrays.items():
+            interpreter.set_tensor(inputs[name], array)
+        interpreter.invoke()
+        return {d["name"]: interpreter.get_tensor(d["index"]) for d in interpreter.get_output_details()}
 
-    def __call__(self, **arrays: Any) -> dict[str, Any]:
-        for name, array in arrays.items():
-            self._interpreter.resize_tensor_input(self._inputs[name], array.shape)
-        self._interpreter.allocate_tensors()
-        for name, array in arrays.items():
-            self._interpreter.set_tensor(self._inputs[name], array)
-        self._interpreter.invoke()
-        return {d["name"]: self._interpreter.get_tensor(d["index"]) for d in self._interpreter.get_output_details()}
+    return run
 
 
 def _schema() -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any
 
 from ...bounded_json import NotJson, parse_json
 from ...errors import CorruptModel, NotAModel, UnsupportedModel
@@ -33,35 +33,22 @@ _SHARD_NAME = re.compile(r"[^/\\\0]+\.weights\.h5")
 _MAX_SHARDS = 10_000
 
 
-class Files(Protocol):
-    """Files by their path below the model. `store` is the one to read the weights' bytes from."""
-
-    store: Store
-    uri: str
-
-    def names(self) -> list[str]: ...
-
-    def read(self, name: str, limit: int) -> bytes | bytearray:
-        """A whole file of at most `limit` bytes."""
-
-    def place(self, name: str) -> Placed:
-        """The place of an HDF5 file."""
-
-
 class ZipFiles:
+    """Members of an archive, by their paths below the model. `store` is the one to read the weights' bytes from."""
+
     def __init__(self, store: Store, ranges: Ranges) -> None:
         """Raises `NotAModel` or `CorruptModel`."""
         self.store, self.uri = store, ranges.ref.uri
         self._ranges, self._archive = ranges, Archive(ranges)
+        self.names = list(self._archive.members)
         self._archive.fetch_starts({CONFIG: WHOLE_BYTES, _METADATA: WHOLE_BYTES, WEIGHTS: HEAD_BYTES})
 
-    def names(self) -> list[str]:
-        return list(self._archive.members)
-
     def read(self, name: str, limit: int) -> bytearray:
+        """A whole file of at most `limit` bytes."""
         return self._archive.read(name, limit)
 
     def place(self, name: str) -> Placed:
+        """The place of an HDF5 file."""
         located = self._archive.locate(name)
         if located is None or located[1] <= WHOLE_BYTES:
             data = self._archive.read(name, _INFLATED_BYTES)
@@ -71,14 +58,11 @@ class ZipFiles:
 
 
 class ObjectFiles:
-    """Objects of their own, by name; `uri` is what the model is called by."""
+    """The same of objects of their own, by name; `uri` is what the model is called by."""
 
     def __init__(self, store: Store, uri: str, objects: Mapping[str, ObjectRef], opened: ExitStack) -> None:
-        self.store, self.uri = store, uri
+        self.store, self.uri, self.names = store, uri, list(objects)
         self._objects, self._opened = objects, opened
-
-    def names(self) -> list[str]:
-        return list(self._objects)
 
     def read(self, name: str, limit: int) -> bytes:
         ref = self._objects[name]
@@ -99,6 +83,9 @@ class ObjectFiles:
         return Placed(name, ref, ranges, 0, ref.size, whole_object(ref))
 
 
+Files = ZipFiles | ObjectFiles
+
+
 def whole_object(ref: ObjectRef) -> tuple[CheckedSpan, ...]:
     """The checksum that a store keeps of the object, if it does."""
     return () if ref.crc32c is None else (CheckedSpan(ref, 0, ref.size, ref.crc32c, "CRC-32C"),)
@@ -106,7 +93,7 @@ def whole_object(ref: ObjectRef) -> tuple[CheckedSpan, ...]:
 
 def assets(files: Files) -> dict[str, bytes | bytearray]:
     """Asset files by their path below `assets/`."""
-    names = [name for name in files.names() if name.startswith(ASSETS) and not name.endswith("/")]
+    names = [name for name in files.names if name.startswith(ASSETS) and not name.endswith("/")]
     return {name.removeprefix(ASSETS): files.read(name, ASSET_BYTES) for name in names}
 
 
@@ -120,7 +107,7 @@ def read_json(data: bytes | bytearray, what: str, cure: str) -> Any:
 
 def keras_version(files: Files) -> str | None:
     """The version of the Keras that wrote the model, from its metadata.json."""
-    if _METADATA not in files.names():
+    if _METADATA not in files.names:
         return None
     data = files.read(_METADATA, _METADATA_BYTES)
     described = read_json(data, f"{_METADATA} of {files.uri}", "Copy the model again.")
@@ -130,7 +117,7 @@ def keras_version(files: Files) -> str | None:
 
 def weights_of(files: Files) -> SavedWeights:
     """The weights next to a config.json. Raises `CorruptModel`, `UnsupportedModel`."""
-    names = files.names()
+    names = files.names
     if WEIGHTS in names:
         return open_weights(files.store, [files.place(WEIGHTS)])
     if SHARDED_WEIGHTS in names:
@@ -153,7 +140,7 @@ def sharded_weights(files: Files, index: str) -> SavedWeights:
     """The weights that a `….weights.json` names. Raises `CorruptModel`."""
     mapped = weight_map(files.read(index, SHARD_INDEX_BYTES), f"{index} of {files.uri}")
     shards = sorted({shard for shards in mapped.values() for shard in shards})
-    if missing := [shard for shard in shards if shard not in files.names()]:
+    if missing := [shard for shard in shards if shard not in files.names]:
         raise CorruptModel(
             f"{files.uri} lacks {', '.join(missing[:3])}, which its {index} names",
             expected=f"{len(shards)} files of weights",

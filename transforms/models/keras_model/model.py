@@ -235,11 +235,11 @@ def _open(
             yield _open_legacy(store, ref, opened)
             return
         files = _files(store, ref, opened)
-        if keras_files.CONFIG not in files.names():
+        if keras_files.CONFIG not in files.names:
             raise NotAModel(
                 f"{ref.uri} is a zip archive, but no Keras model",
                 expected=f"a member {keras_files.CONFIG}",
-                found=", ".join(sorted(files.names())[:5]) or "an empty archive",
+                found=", ".join(sorted(files.names)[:5]) or "an empty archive",
                 cure="Name a file that model.save('….keras') wrote.",
             )
         config = files.read(keras_files.CONFIG, keras_files.CONFIG_BYTES)
