@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import CorruptModel, UnsupportedModel
-from ...storage import ObjectRef, Store
+from ...storage import Store
 from ..orbax import steps
 from ..orbax.array_store import ArrayStore, StoredArray
-from ..orbax.arrays import stored_arrays, tree_paths
+from ..orbax.arrays import Tree
 from ..ref import ModelRef
 from ..streaming.composed_crc import CheckedSpan
 from ..streaming.dlpack import to_tensor
@@ -102,19 +102,18 @@ class Checkpoint:
 
 def open_checkpoint(store: Store, ref: ModelRef, stream: StreamOptions, opened: ExitStack) -> Checkpoint:
     """Raises `CorruptModel`, and `UnsupportedModel` for a checkpoint of weights alone."""
-    folder, step = steps.step_of(ref.objects)
     recipe = Recipe(ref.uri, _config(store, ref), False, None, ref.custom_objects, ref.unsafe)
-    state, objects = f"{folder}/{steps.STATE}".rstrip("/"), steps.below(ref.objects, steps.STATE)
-    paths = tree_paths(store, state, objects)
-    by_name = stored_arrays(store, state, objects, [f"{half}." for half in steps.WEIGHTS])
+    found = _tree(store, ref, steps.STATE).by_path([f"{half}." for half in steps.WEIGHTS])
     # Generators of random numbers are numbered, and in inference nothing is drawn.
-    arrays = {
-        paths[name]: stored for name, stored in by_name.items() if name in paths and paths[name][-1] != _SEED_STATE
-    }
-    files = steps.below(ref.objects, steps.ASSETS)
-    assets = _assets(store, f"{folder}/{steps.ASSETS}".rstrip("/"), files) if files else {}
-    by_uri = {stored.ref.uri: stored for stored in arrays.values()}
-    return Checkpoint(recipe, step, arrays, assets, opened.enter_context(ArrayStore(store, by_uri, stream)))
+    arrays = {path: stored for path, stored in found.items() if path[-1] != _SEED_STATE}
+    assets = _assets(store, _tree(store, ref, steps.ASSETS)) if steps.below(ref.objects, steps.ASSETS) else {}
+    step = steps.step_of(ref.objects)[1]
+    return Checkpoint(recipe, step, arrays, assets, opened.enter_context(ArrayStore(store, arrays.values(), stream)))
+
+
+def _tree(store: Store, ref: ModelRef, folder: str) -> Tree:
+    place = f"{steps.step_of(ref.objects)[0]}/{folder}".rstrip("/")
+    return Tree(store, place, steps.below(ref.objects, folder))
 
 
 def _config(store: Store, ref: ModelRef) -> str:
@@ -139,11 +138,11 @@ def _config(store: Store, ref: ModelRef) -> str:
     return config
 
 
-def _assets(store: Store, folder: str, objects: Mapping[str, ObjectRef]) -> dict[str, bytes]:
+def _assets(store: Store, tree: Tree) -> dict[str, bytes]:
     """The layers' files, by their path below the folder of assets."""
-    paths = tree_paths(store, folder, objects)
-    arrays = {name: stored for name, stored in stored_arrays(store, folder, objects).items() if name in paths}
+    arrays = tree.by_path()
     if (nbytes := sum(stored.array.nbytes for stored in arrays.values())) > ASSET_BYTES:
-        raise CorruptModel(f"{folder} is too large", expected=f"at most {ASSET_BYTES} bytes", found=f"{nbytes} bytes")
-    with ArrayStore(store, {stored.ref.uri: stored for stored in arrays.values()}, StreamOptions()) as files:
-        return {"/".join(paths[name]): files.read(stored.ref) for name, stored in arrays.items()}
+        most = f"at most {ASSET_BYTES} bytes"
+        raise CorruptModel(f"{tree.folder} is too large", expected=most, found=f"{nbytes} bytes")
+    with ArrayStore(store, arrays.values(), StreamOptions()) as files:
+        return {"/".join(path): files.read(stored.ref) for path, stored in arrays.items()}

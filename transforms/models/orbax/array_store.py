@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import struct
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -62,10 +62,10 @@ class StoredArray:
 class ArrayStore(Store):
     """The store `inner`, and in it `arrays` by the URI of their `ref`. Leaving its `with` block ends its threads."""
 
-    def __init__(self, inner: Store, arrays: Mapping[str, StoredArray], options: StreamOptions) -> None:
+    def __init__(self, inner: Store, arrays: Collection[StoredArray], options: StreamOptions) -> None:
         super().__init__(inner.options)
         self.counters = inner.counters
-        self._inner, self._arrays = inner, arrays
+        self._inner, self._arrays = inner, {stored.ref.uri: stored for stored in arrays}
         at_once = max(1, min(options.connections, len(arrays)))
         share = options.in_flight_bytes // at_once
         self._piece = max(1, min(options.piece_bytes, share // 4, _PIECE_BYTES))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from headrace.transforms.errors import CorruptModel, UnsupportedModel
 from headrace.transforms.models.orbax import array_store
 from headrace.transforms.models.orbax.array_store import ArrayStore
-from headrace.transforms.models.orbax.arrays import stored_arrays
+from headrace.transforms.models.orbax.arrays import Tree
 from headrace.transforms.models.streaming.tensor_stream import StreamOptions, numpy_dtype, open_stream
 from headrace.transforms.storage import ObjectRef, open_store
 from tests.support.orbax_checkpoints import Form, write_tree
@@ -38,10 +38,9 @@ def objects(folder: Path) -> dict[str, ObjectRef]:
 
 def streamed(folder: Path, options: StreamOptions = StreamOptions()) -> dict[str, Any]:
     store = open_store(str(folder))
-    arrays = stored_arrays(store, str(folder), objects(folder))
-    by_uri = {stored.ref.uri: stored for stored in arrays.values()}
+    arrays = Tree(store, str(folder), objects(folder)).by_name()
     with (
-        ArrayStore(store, by_uri, options) as made,
+        ArrayStore(store, arrays.values(), options) as made,
         open_stream(made, [one.slot for one in arrays.values()], options) as stream,
     ):
         return {name: stream.take(stored.slot.name) for name, stored in arrays.items()}
