@@ -373,9 +373,7 @@ def _adapted(config: Any) -> Any:
     is_object = "class_name" in config and "config" in config
     adapted = {key: None if is_object and key == "compile_config" else _adapted(value) for key, value in config.items()}
     name, module = adapted.get("class_name"), adapted.get("module")
-    if (name == "Sequential" and module in ("keras", "keras.models")) or (name, module) == (
-        "Normalization",
-        "keras.layers",
-    ):
+    once = name == "Sequential" and module in ("keras", "keras.models")
+    if once or (name == "Normalization" and module == "keras.layers"):
         adapted["registered_name"] = name
     return adapted

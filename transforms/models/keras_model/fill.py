@@ -105,12 +105,9 @@ def fill(built: Built, parts: Sequence[Part], assets: Mapping[str, bytes | bytea
     `assets` holds vocabulary files by their path below `assets/`. Raises `CorruptModel` naming a variable that remains without
     a value, or whose shape differs, and anything that the weights raise.
     """
-    with uninitialized(), AssetFiles(assets) as files, _filling() as filled:
+    with _filling(built, assets, uri) as files:
         for part in parts:
-            _load_state(part.model, part, files if assets else None, uri)
-    _check_complete(built, filled, uri)
-    if not assets:
-        _check_vocabularies(built, uri)
+            _load_state(part.model, part, files, uri)
 
 
 def fill_variables(
@@ -119,21 +116,18 @@ def fill_variables(
     """Gives each variable its value, and each layer its assets. Raises as `fill`."""
     from keras import layers
 
-    with uninitialized(), AssetFiles(assets) as files, _filling() as filled:
+    with _filling(built, assets, uri) as files:
         for variable, value in values:
             try:
                 variable.assign(value)
             except Exception as error:
                 raise _failure({0: (variable, error)}, uri) from error
-        if assets:
+        if files is not None:
             _load_state(built.model, None, files, uri)
-    _check_complete(built, filled, uri)
     for layer in built.model._flatten_layers():
         if isinstance(layer, layers.Normalization):
             # `keras.models.load_model` leaves it out, and so loads a model that normalizes nothing.
             layer.finalize_state()
-    if not assets:
-        _check_vocabularies(built, uri)
 
 
 def _load_state(model: Any, part: Part | None, files: AssetFiles | None, uri: str) -> None:
@@ -261,14 +255,12 @@ def legacy_fill(
     """Gives every variable its saved value as Keras gives it from HDF5 files of the older layout. Raises as `fill`."""
     from keras.src.legacy.saving import legacy_h5_format
 
-    with uninitialized(), _filling() as filled:
+    with _filling(built, {}, uri):
         for layer, variables, saved in pairs:
             try:
                 legacy_h5_format._set_weights(layer, variables, [take(value) for value in saved], name=layer.name)
             except Exception as error:
                 raise _failure({0: (layer, error)}, uri) from error
-    _check_complete(built, filled, uri)
-    _check_vocabularies(built, uri)
 
 
 def _check_vocabularies(built: Built, uri: str) -> None:
@@ -282,13 +274,6 @@ def _check_vocabularies(built: Built, uri: str) -> None:
             )
 
 
-def _check_complete(built: Built, filled: set[int], uri: str) -> None:
-    for variable in built.model.weights:
-        if id(variable) not in filled:
-            raise no_value(variable, uri)
-    _initialise_helpers(built)
-
-
 def no_value(variable: Any, uri: str) -> CorruptModel:
     return CorruptModel(
         f"{uri} has no value for variable {variable.path!r}",
@@ -299,8 +284,11 @@ def no_value(variable: Any, uri: str) -> CorruptModel:
 
 
 @contextmanager
-def _filling() -> Iterator[set[int]]:
-    """Within it, `variable.assign` sets a first value without computing one; yields the ids of what was assigned."""
+def _filling(built: Built, assets: Mapping[str, bytes | bytearray], uri: str) -> Iterator[AssetFiles | None]:
+    """Within it, `variable.assign` sets a first value without computing one; yields the assets, if there are any.
+
+    At its end, every variable must have its value, and every layer its vocabulary.
+    """
     from keras.src.backend.common.stateless_scope import StatelessScope
 
     filled: set[int] = set()
@@ -314,8 +302,14 @@ def _filling() -> Iterator[set[int]]:
                 variable._direct_assign(value)
             filled.add(id(variable))
 
-    with Filling(initialize_variables=False):
-        yield filled
+    with uninitialized(), AssetFiles(assets) as files, Filling(initialize_variables=False):
+        yield files if assets else None
+    for variable in built.model.weights:
+        if id(variable) not in filled:
+            raise no_value(variable, uri)
+    _initialise_helpers(built)
+    if not assets:
+        _check_vocabularies(built, uri)
 
 
 def _not_for_inference(model: Any) -> set[int]:
