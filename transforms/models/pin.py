@@ -14,7 +14,7 @@ from ..errors import AccessDenied, CorruptModel, InvalidRequest, NotAModel, Obje
 from ..storage import ObjectRef, Store, StoreOptions, open_store
 from ..storage.store import public_uri
 from .first_bytes import FIRST_BYTES, other_file
-from .ref import ModelRef, file_name, stat_if_there
+from .ref import ModelRef, file_name
 
 _GRAPHS = ("saved_model.pb", "saved_model.pbtxt")
 _BELONGS = (*_GRAPHS, "fingerprint.pb", "keras_metadata.pb")
@@ -111,11 +111,11 @@ def _folder(store: Store, uri: str) -> tuple[str, tuple[ObjectRef, ...]] | None:
     """The format and the objects of a model that is a folder."""
     if objects := _saved_model(store, uri):
         return "saved_model", objects
-    config = stat_if_there(store, f"{uri}/config.json")
+    config = store.find(f"{uri}/config.json")
     for name in _KERAS_WEIGHTS if config is not None else ():
-        if (weights := stat_if_there(store, f"{uri}/{name}")) is not None and config is not None:
+        if (weights := store.find(f"{uri}/{name}")) is not None and config is not None:
             shards = _shards(store, weights) if name.endswith(".json") else []
-            metadata = stat_if_there(store, f"{uri}/metadata.json")
+            metadata = store.find(f"{uri}/metadata.json")
             task = _of_hub_task(store, uri)
             if not uri.startswith(_WEB):
                 assets = list(store.list(f"{uri}/assets/"))
@@ -144,8 +144,8 @@ def _checkpoint(store: Store, uri: str) -> tuple[ObjectRef, ...]:
 
 def _of_hub_task(store: Store, uri: str) -> list[ObjectRef]:
     """The files that make a backbone's folder a KerasHub task: its description, and its own layers' weights, if any."""
-    task = stat_if_there(store, f"{uri}/task.json")
-    weights = None if task is None else stat_if_there(store, f"{uri}/task.weights.h5")
+    task = store.find(f"{uri}/task.json")
+    weights = None if task is None else store.find(f"{uri}/task.weights.h5")
     return [ref for ref in (task, weights) if ref is not None]
 
 
@@ -156,16 +156,14 @@ def _hub_assets(store: Store, uri: str, task: ObjectRef) -> list[ObjectRef]:
 
     if task.size > CONFIG_BYTES:
         raise CorruptModel(f"{task.uri} is too large", expected=f"at most {CONFIG_BYTES} bytes")
-    found = (stat_if_there(store, f"{uri}/{name}") for name in asset_names(store.read(task)))
+    found = (store.find(f"{uri}/{name}") for name in asset_names(store.read(task)))
     return [ref for ref in found if ref is not None]
 
 
 def _config(store: Store, uri: str) -> ObjectRef:
-    config = (
-        None if file_name(uri).endswith(".json") else stat_if_there(store, f"{uri}/config.json")
-    ) or stat_if_there(store, uri)
+    config = (None if file_name(uri).endswith(".json") else store.find(f"{uri}/config.json")) or store.find(uri)
     if config is None:
-        if any(stat_if_there(store, f"{uri}/{name}") is not None for name in _GRAPHS):
+        if any(store.find(f"{uri}/{name}") is not None for name in _GRAPHS):
             raise _unused_weights(uri, "a SavedModel, which holds its own weights")
         raise _no_model(store, uri)
     head = store.read(config, 0, min(FIRST_BYTES, config.size))
@@ -193,7 +191,7 @@ def _unused_weights(uri: str, found: str) -> InvalidRequest:
 
 def _weights(uri: str, storage: StoreOptions) -> list[ObjectRef]:
     store = open_store(uri, storage)
-    file = stat_if_there(store, uri)
+    file = store.find(uri)
     if file is None:
         raise NotAModel(
             f"There are no weights at {uri}",
@@ -223,7 +221,7 @@ def _shards(store: Store, index: ObjectRef) -> list[ObjectRef]:
     folder = address.rpartition("/")[0]
     found = []
     for name in sorted({name for names in mapped.values() for name in names}):
-        shard = stat_if_there(store, f"{folder}/{name}{mark}{query}")
+        shard = store.find(f"{folder}/{name}{mark}{query}")
         if shard is None:
             raise CorruptModel(
                 f"{index.uri} names {name}, which is not next to it", cure="Copy all files that save_weights wrote."
@@ -238,7 +236,7 @@ def _saved_model(store: Store, uri: str) -> tuple[ObjectRef, ...]:
     with ThreadPoolExecutor(1, thread_name_prefix="headrace-list") as thread:
         # A bucket's pages come in their order; a local folder is walked whole before its first name.
         listed = thread.submit(_belonging, store, uri, no_model) if uri.startswith(_PAGED) else None
-        graph = next((ref for name in _GRAPHS if (ref := stat_if_there(store, f"{uri}/{name}")) is not None), None)
+        graph = next((ref for name in _GRAPHS if (ref := store.find(f"{uri}/{name}")) is not None), None)
         if graph is None:
             no_model.set()
             return ()

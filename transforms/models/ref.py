@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from ..errors import ObjectNotFound
-from ..storage import ObjectRef, Store, StoreOptions
+from ..storage import ObjectRef, StoreOptions
 from ..storage.store import public_uri
 
 
@@ -64,10 +63,3 @@ class ModelRef:
 
 def file_name(uri: str) -> str:
     return public_uri(uri).rpartition("/")[2]
-
-
-def stat_if_there(store: Store, uri: str) -> ObjectRef | None:
-    try:
-        return store.stat(uri)
-    except ObjectNotFound:
-        return None

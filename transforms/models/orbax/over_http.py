@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from ...errors import UnsupportedModel
 from ...storage import ObjectRef, Store
 from ...storage.store import public_uri
-from ..ref import stat_if_there
 from . import steps
 from .arrays import TREE_METADATA, reported
 from .ocdbt import MANIFEST, NODE_BYTES, Damaged, Place, keys_and_values
@@ -18,11 +17,11 @@ _MOST_FILES = 100_000
 
 def step_objects_over_http(store: Store, uri: str) -> tuple[ObjectRef, ...]:
     """The metadata of the step, and what it is read from; nothing where there is no step. Raises as `steps.step_objects`."""
-    metadata = stat_if_there(store, f"{uri}/{steps.STEP_METADATA}")
+    metadata = store.find(f"{uri}/{steps.STEP_METADATA}")
     if metadata is None:
         return ()
     steps.check_finished(store, uri, metadata)
-    config = stat_if_there(store, f"{uri}/{steps.CONFIG}{steps.TEXTS}")
+    config = store.find(f"{uri}/{steps.CONFIG}{steps.TEXTS}")
     state = _tree(store, uri, steps.STATE, [f"{half}." for half in steps.WEIGHTS])
     if not state:
         raise UnsupportedModel(
@@ -35,7 +34,7 @@ def step_objects_over_http(store: Store, uri: str) -> tuple[ObjectRef, ...]:
 
 def _tree(store: Store, uri: str, folder: str, prefixes: Sequence[str]) -> list[ObjectRef]:
     """The files of a database that `prefixes` are read from."""
-    manifest = stat_if_there(store, f"{uri}/{folder}{MANIFEST}")
+    manifest = store.find(f"{uri}/{folder}{MANIFEST}")
     if manifest is None:
         return []
     found = {MANIFEST: manifest}
@@ -43,7 +42,7 @@ def _tree(store: Store, uri: str, folder: str, prefixes: Sequence[str]) -> list[
     def file(path: str) -> ObjectRef:
         if path not in found:
             # No index leads out of its folder, or into the query of an address.
-            ref = stat_if_there(store, f"{uri}/{folder}{path}") if steps.DATA_FILE.fullmatch(path) else None
+            ref = store.find(f"{uri}/{folder}{path}") if steps.DATA_FILE.fullmatch(path) else None
             if ref is None:
                 raise Damaged(f"no file {path[:200]!r}, which its index names")
             found[path] = ref
@@ -60,5 +59,5 @@ def _tree(store: Store, uri: str, folder: str, prefixes: Sequence[str]) -> list[
         for key, value in keys_and_values(store.read(manifest), read, prefixes).items():
             if isinstance(value, Place) and key.startswith(tuple(prefixes)):
                 file(value.path)
-    described = stat_if_there(store, f"{uri}/{folder}{TREE_METADATA}")
+    described = store.find(f"{uri}/{folder}{TREE_METADATA}")
     return [*found.values(), *([described] if described is not None else [])]

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from ...bounded_json import NotJson, parse_json_object
 from ...errors import CorruptModel, NotAModel
 from ...storage import ObjectRef, Store
-from ..ref import stat_if_there
 
 STEP_METADATA = "_CHECKPOINT_METADATA"
 CONFIG, STATE, ASSETS = "model_config/", "pytree/", "assets/"
@@ -37,7 +36,7 @@ def step_objects(store: Store, uri: str) -> tuple[ObjectRef, ...]:
     The first of them is the step's metadata. Raises `CorruptModel` for a step that was not finished, and `NotAModel` for a
     folder in which none is.
     """
-    metadata = stat_if_there(store, f"{uri}/{STEP_METADATA}")
+    metadata = store.find(f"{uri}/{STEP_METADATA}")
     if metadata is not None:
         check_finished(store, uri, metadata)
         return _belonging(metadata, _relative(store, uri))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ...errors import CorruptModel, ObjectNotFound
 from ...storage import ObjectRef, Store
-from ..ref import ModelRef, stat_if_there
+from ..ref import ModelRef
 from .files import open_bundle, read_proto
 from .tensor_bundle import COPY_AGAIN
 
@@ -19,8 +19,8 @@ _MOST_SHARDS = 100_000
 def saved_model_objects(store: Store, uri: str, graph: ObjectRef) -> tuple[ObjectRef, ...]:
     """In URI order: `graph` itself, and what it and the checkpoint's index name. Raises `CorruptModel` where one is missing."""
     found = [graph]
-    found += (ref for name in _BESIDE if (ref := stat_if_there(store, f"{uri}/{name}")) is not None)
-    index = stat_if_there(store, f"{uri}/{_INDEX}")
+    found += (ref for name in _BESIDE if (ref := store.find(f"{uri}/{name}")) is not None)
+    index = store.find(f"{uri}/{_INDEX}")
     if index is not None:
         found.append(index)
         shards = open_bundle(store, ModelRef(uri, "saved_model", (index,))).shards
