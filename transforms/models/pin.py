@@ -151,8 +151,7 @@ def _of_hub_task(store: Store, uri: str) -> list[ObjectRef]:
 
 def _hub_assets(store: Store, uri: str, task: ObjectRef) -> list[ObjectRef]:
     """The vocabularies of a KerasHub task, where a store lists no folders."""
-    from .keras_model.files import CONFIG_BYTES
-    from .keras_model.hub_assets import asset_names
+    from .keras_model.files import CONFIG_BYTES, asset_names
 
     if task.size > CONFIG_BYTES:
         raise CorruptModel(f"{task.uri} is too large", expected=f"at most {CONFIG_BYTES} bytes")

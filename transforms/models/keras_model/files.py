@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
-from ...bounded_json import NotJson, parse_json
+from ...bounded_json import NotJson, objects_in, parse_json
 from ...errors import CorruptModel, NotAModel, UnsupportedModel
 from ...storage import ObjectRef, Store
 from ..streaming.composed_crc import CheckedSpan
@@ -31,6 +31,10 @@ SHARD_INDEX_BYTES = 64 << 20
 _METADATA_BYTES, _INFLATED_BYTES = 1 << 20, 1 << 40
 _SHARD_NAME = re.compile(r"[^/\\\0]+\.weights\.h5")
 _MAX_SHARDS = 10_000
+# The files that KerasHub's tokenizers read (VOCAB_FILENAME and MERGES_FILENAME in keras_hub/src/tokenizers and models).
+_VOCABULARIES = ("vocabulary.txt", "vocabulary.json", "merges.txt", "vocabulary.spm")
+_FOLDER = re.compile(r"\w[\w-]{0,99}")
+_MOST_FOLDERS = 16
 
 
 class ZipFiles:
@@ -179,3 +183,21 @@ def weight_map(data: bytes | bytearray, what: str) -> dict[str, list[str]]:
     if len({shard for shards in found.values() for shard in shards}) > _MAX_SHARDS:
         raise CorruptModel(f"{what} names too many files", expected=f"at most {_MAX_SHARDS}")
     return found
+
+
+def asset_names(task: bytes | bytearray) -> list[str]:
+    """The paths below the preset at which the tokenizers of a task.json may have files; none where it is not JSON.
+
+    For stores that list no folders.
+    """
+    try:
+        described = parse_json(task)
+    except NotJson:
+        return []
+    folders: set[str] = set()
+    for found in objects_in(described):
+        folder = str(found.get("config_file")).partition(".")[0]
+        # A preprocessor has a config_file too, but no folder.
+        if "config_file" in found and folder != "preprocessor" and _FOLDER.fullmatch(folder):
+            folders.add(folder)
+    return [f"assets/{folder}/{name}" for folder in sorted(folders)[:_MOST_FOLDERS] for name in _VOCABULARIES]

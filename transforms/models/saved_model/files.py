@@ -16,7 +16,6 @@ from ..first_bytes import FIRST_BYTES, SAVED_MODEL, other_file
 from ..ref import ModelRef
 from ..spec import Composite, Signature, TensorSpec
 from ..streaming.whole_reads import Readable, ReadTogether, read_whole, say_unchecked
-from .fingerprint import checkpoint_hash
 from .flat_inputs import as_output
 from .tensor_bundle import COPY_AGAIN, Bundle, Entry, damaged
 
@@ -192,26 +191,14 @@ def unfit(ref: ModelRef, what: str, found: str, expected: str = "") -> CorruptMo
 
 
 class RamFolder:
-    """The graph and the assets in TensorFlow's in-memory file system, until removed or collected."""
+    """A folder in TensorFlow's in-memory file system, until removed or collected."""
 
-    def __init__(self, store: Store, ref: ModelRef, proto: Any) -> None:
-        import tensorflow as tf
-
-        # Writing to a name that exists appends there, so each load has a folder of its own.
-        self.uri, self._ref = f"ram://headrace-{os.getpid()}-{next(_folders)}", ref
+    def __init__(self) -> None:
+        # Writing to a name that exists appends there, so each has a name of its own.
+        self.uri = f"ram://headrace-{os.getpid()}-{next(_folders)}"
         self.remove = weakref.finalize(self, _remove, self.uri)
-        try:
-            tf.io.gfile.makedirs(self.uri)
-            self._write("saved_model.pb", proto.SerializeToString())
-            for asset in ref.objects:
-                relative = asset.uri.removeprefix(f"{ref.uri}/")
-                if relative.startswith("assets/"):
-                    self._write(relative, read_whole(store, asset))
-        except BaseException:
-            self.remove()
-            raise
 
-    def _write(self, relative: str, data: bytes) -> None:
+    def write(self, relative: str, data: bytes) -> None:
         import tensorflow as tf
 
         path = f"{self.uri}/{relative}"
@@ -219,13 +206,50 @@ class RamFolder:
         with tf.io.gfile.GFile(path, "wb") as file:
             file.write(data)
 
-    def load(self, tags: list[str]) -> Any:
+    def load(self, ref: ModelRef, tags: list[str]) -> Any:
         """The graph with its variables unset. Raises `UnsupportedModel`."""
         import tensorflow as tf
 
         options = tf.saved_model.LoadOptions(experimental_skip_checkpoint=True)
-        with loading_graph(self._ref):
+        with loading_graph(ref):
             return tf.saved_model.load(self.uri, tags, options)
+
+
+def graph_in_memory(store: Store, ref: ModelRef, proto: Any) -> RamFolder:
+    """The graph and the assets, as TensorFlow's loader reads them."""
+    folder = RamFolder()
+    try:
+        folder.write("saved_model.pb", proto.SerializeToString())
+        for asset in ref.objects:
+            relative = asset.uri.removeprefix(f"{ref.uri}/")
+            if relative.startswith("assets/"):
+                folder.write(relative, read_whole(store, asset))
+    except BaseException:
+        folder.remove()
+        raise
+    return folder
+
+
+def checkpoint_hash(index: bytes) -> int:
+    """The fingerprint of a checkpoint's index that fingerprint.pb records: FarmHash's Fingerprint64.
+
+    TensorFlow's code that writes fingerprint.pb computes it from a folder. An operation of TensorFlow computes it too, but
+    running any fixes TensorFlow's number of threads, which predicting sets later.
+    """
+    from tensorflow.core.protobuf import fingerprint_pb2, saved_model_pb2
+
+    # Private: tests/transforms/models/saved_model/test_mixed_exports.py compares it with the operation.
+    from tensorflow.python.saved_model.pywrap_saved_model import fingerprinting
+
+    folder = RamFolder()
+    try:
+        # The graph is hashed too, and an empty one will do.
+        folder.write("saved_model.pb", saved_model_pb2.SavedModel(meta_graphs=[{}]).SerializeToString())
+        folder.write(_INDEX, index)
+        written = fingerprint_pb2.FingerprintDef.FromString(fingerprinting.CreateFingerprintDef(folder.uri))
+    finally:
+        folder.remove()
+    return int(written.checkpoint_hash)
 
 
 def _remove(uri: str) -> None:

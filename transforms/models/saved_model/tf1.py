@@ -26,7 +26,7 @@ from ..streaming.dlpack import to_tensor
 from ..streaming.shared_stream import say_once
 from ..streaming.tensor_stream import StreamOptions, TensorStream, open_stream
 from ..streaming.whole_reads import Readable
-from .files import RamFolder, loading_graph, reading_graph
+from .files import graph_in_memory, loading_graph, reading_graph
 from .tensor_bundle import Entry
 from .tf1_dead_branches import Output
 from .tf1_graph import Graph, Step
@@ -69,7 +69,7 @@ def load(store: Store, ref: ModelRef, proto: Any, signature: str, stream: Stream
         stream = replace(stream, place=None)
     slots = {piece.slot.name: piece.slot for entry in values.values() for piece in entry.pieces}
     with open_stream(store, list(slots.values()), stream) as tensors:
-        folder = RamFolder(store, ref, graph.cut(signature))
+        folder = graph_in_memory(store, ref, graph.cut(signature))
         try:
             fill = _Filler(graph, steps, values, tensors)
             loaded = _load(folder.uri, tags, fill, ref)

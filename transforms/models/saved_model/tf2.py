@@ -31,8 +31,8 @@ from . import tf1 as saved_model_v1
 from .example_parsers import ExampleParsers
 from .files import (
     INIT_OP,
-    RamFolder,
     check_fit,
+    graph_in_memory,
     no_such_signature,
     open_bundle,
     read_front,
@@ -103,9 +103,9 @@ def load(store: Store, ref: ModelRef, signature: str, stream: StreamOptions) -> 
     del proto
     slots = [piece.slot for state in weights.values() for entry in state for piece in entry.pieces]
     with open_stream(store, slots, stream) as tensors:
-        folder = RamFolder(store, ref, graph.take_proto(signature))
+        folder = graph_in_memory(store, ref, graph.take_proto(signature))
         try:
-            loaded = folder.load(graph.tags)
+            loaded = folder.load(ref, graph.tags)
             function = loaded.signatures[signature] if of_a_function is None else of_a_function.restored(loaded)
             fill = _Filler(function, captures, weights, ref)
             for node in sorted(weights, key=lambda node: weights[node][0].place):

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from headrace.transforms.errors import UnsupportedModel
-from headrace.transforms.models.keras_model import hub_assets, hub_safe_mode
+from headrace.transforms.models.keras_model import hub_safe_mode
+from headrace.transforms.models.keras_model.files import asset_names
 from headrace.transforms.models.load import describe_model
 from tests.transforms.models.keras_model.test_keras_safe_mode import applied, built, call, function, layer, model
 
@@ -128,7 +129,7 @@ def test_only_while_keras_hub_is_imported(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.parametrize("folder", ["../../etc", "a/b", "", ".", "https://x", 7, None, ["tokenizer"]])
 def test_names_of_assets_stay_in_the_preset(folder: Any) -> None:
     described = {"config": {"config_file": folder}}
-    for name in hub_assets.asset_names(json.dumps(described).encode()):
+    for name in asset_names(json.dumps(described).encode()):
         assert name.count("/") == 2
         assert ".." not in name
         assert name.startswith("assets/")

@@ -10,7 +10,7 @@ import pytest
 
 from headrace.transforms.errors import CorruptModel
 from headrace.transforms.models.load import describe_model, load_model
-from headrace.transforms.models.saved_model.fingerprint import checkpoint_hash
+from headrace.transforms.models.saved_model.files import checkpoint_hash
 
 
 def _export(folder: Path, value: float, size: int = 2) -> Path:
