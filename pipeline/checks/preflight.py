@@ -23,7 +23,7 @@ from headrace.transforms.columns.where import RowFilter
 from headrace.transforms.errors import ColumnError, HeadraceError, InvalidRequest
 from headrace.transforms.jobs.input_files import Survey, expand_lists, scheme_of, survey_inputs
 from headrace.transforms.jobs.job import JOB_RECORD, FirstInput, Job, JobModel, options_as_begun, stored_object
-from headrace.transforms.jobs.user_functions import AppliedFunction, FunctionRef, find_function
+from headrace.transforms.jobs.user_functions import FunctionRef, find_function
 from headrace.transforms.models.formats import format_of
 from headrace.transforms.models.load import describe_for_job
 from headrace.transforms.models.pin import pin_model, unused_custom_objects
@@ -34,7 +34,6 @@ from headrace.transforms.output.dead_letters import dead_letter_schema
 from headrace.transforms.parquet.footer import footer_of
 from headrace.transforms.parquet.reader import read_footer
 from headrace.transforms.parquet.writer import check_kept, check_writable
-from headrace.transforms.predicting.predictor import input_columns
 from headrace.transforms.shards.partitions import MOST_FOLDER_BYTES
 from headrace.transforms.shards.shard import common_folder, output_name, relative_stem
 from headrace.transforms.storage import ObjectRef, open_store
@@ -43,8 +42,7 @@ from headrace.transforms.versions import versions
 
 from ..flags.request import Request
 from .column_choices import choose_columns
-from .held_examples import check_examples
-from .output_ranks import found_ranks
+from .first_rows import check_examples, found_ranks
 from .report_place import check_report
 from .single_file import check_single_file
 from .table_input import patterns_of, requested_table
@@ -97,7 +95,7 @@ def prepare(request: Request) -> Prepared:
             cure="Leave it out of --input, or write it again",
         )
     prepared = _planned(request, around, refs, specs, patterns, inputs, stored)
-    footer_of(store, inputs.first).check_plain(input_columns(prepared.job))
+    footer_of(store, inputs.first).check_plain(prepared.job.schema.names)
     check_examples(request, prepared.job, prepared.columns, inputs.first)
     return prepared
 
@@ -169,11 +167,11 @@ def _hold_together(
     schema, partitions = with_partitions(request, inputs, stored, models)
     seen, where = schema, first.uri
     if preprocess is not None:
-        seen, where = AppliedFunction(preprocess.load(), preprocess.name, schema).output_schema, preprocess.name
+        seen, where = preprocess.applied(schema).output_schema, preprocess.name
     columns = plan_columns(seen, models, request.keep, partition_columns=partitions, where=where)
     output_schema = columns.output_schema
     if postprocess is not None:
-        output_schema = AppliedFunction(postprocess.load(), postprocess.name, output_schema).output_schema
+        output_schema = postprocess.applied(output_schema).output_schema
     if postprocess or preprocess:
         check_writable(output_schema, "--postprocess" if postprocess else "--preprocess")
     else:

@@ -15,7 +15,7 @@ from headrace.transforms.errors import HeadraceError
 from headrace.transforms.jobs.job import Job
 from headrace.transforms.nested_arrow import decoded, flat, lengths, members, storage
 from headrace.transforms.parquet.reader import read_batches, read_footer
-from headrace.transforms.predicting.predictor import Predictor, input_columns, load_predictor
+from headrace.transforms.predicting.predictor import Predictor, load_predictor
 from headrace.transforms.shards.shard import Shard
 from headrace.transforms.steps.plan_shards import shards_of_file
 from headrace.transforms.steps.row_filtering import batches_kept
@@ -104,9 +104,7 @@ def _again(job: Job, predictor: Predictor, store: Store, row: dict[str, Any], nu
         if candidate.rows and candidate.first_row == row["first_row"]
     )
     shard = replace(shard, rows=row["rows"])  # of a job with a limit, the last one is cut
-    types = job.schema
-    batches = read_batches(store, shard, input_columns(job), size, types)
-    batch = next(islice(batches, number, None))
+    batch = next(islice(read_batches(store, shard, job.schema.names, size, job.schema), number, None))
     return predictor(batch, source.uri, shard.first_row + number * size)
 
 

@@ -25,6 +25,9 @@ _FORMS = {
     "--pad": "TENSOR=VALUE",
     "--decode_image": "TENSOR=HxW",
 }
+# Lengths of time: `2h`, `90min`, `1h30m`, `45s`, `0.5d`.
+_UNITS = {"d": 86_400, "h": 3600, "min": 60, "m": 60, "s": 1}
+_PART = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(d|h|min|m|s)")
 
 
 def pairs(flag: str, values: list[str] | None) -> Iterator[tuple[str, str]]:
@@ -109,3 +112,16 @@ def rows_per_batch(value: str) -> int | None:
     raise InvalidRequest(
         f"--batch_size={value} is not a number of rows", expected="a whole number from 1, or auto", found=value
     )
+
+
+def seconds_of(flag: str, text: str) -> float:
+    """More than 0. Raises `InvalidRequest`."""
+    parts = _PART.findall(text)
+    seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if "".join(number + unit for number, unit in parts) != text or not seconds:
+        raise InvalidRequest(
+            f"--{flag}={text} is not a length of time",
+            expected="a number and d, h, min or s, as in 2h, 90min or 1h30m",
+            found=text or "nothing",
+        )
+    return seconds

@@ -18,12 +18,12 @@ from headrace.transforms.tables.snapshot import parse_table
 
 from ..packages.user_package import UserPackage
 from .beam_options import PredictOptions
-from .duration import seconds_of
 from .flag_values import (
     names,
     output_names,
     pairs,
     rows_per_batch,
+    seconds_of,
     tf_examples,
     top_classes,
     where_text,

@@ -256,10 +256,8 @@ class Job(JobOptions):
     @property
     def model_digests(self) -> str:
         """The digest of the one model; of several, `name=digest`, in their order, with commas between."""
-        return ",".join(
-            f"{model.columns.name}={model.ref.digest}" if model.columns.name else model.ref.digest
-            for model in self.models
-        )
+        named = ((model.columns.name, model.ref.digest) for model in self.models)
+        return ",".join(f"{name}={digest}" if name else digest for name, digest in named)
 
 
 def _packed(schema: bytes) -> tuple[int, bytes]:
@@ -339,11 +337,9 @@ def check_same_job(output: str, kept: dict[str, Any], wanted: dict[str, Any]) ->
 def _cure_of_inputs(patterns: list[str]) -> str:
     """An output has the name of its input's place below what all patterns share: other patterns would rename every output."""
     folder = common_folder(tuple(patterns))
-    wide = (
-        f", such as --input='{folder}**/*.parquet'"
-        if folder and not any(one.startswith("@") for one in patterns)
-        else ""
-    )
+    wide = ""
+    if folder and not any(one.startswith("@") for one in patterns):
+        wide = f", such as --input='{folder}**/*.parquet'"
     return (
         f"--incremental finds new files of the same --input only: begin a job that will grow with one pattern for all of its "
         f"files{wide}. For that, name"
@@ -360,16 +356,12 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
     """Each field by the name that users know; a model is its digest, independent of its place."""
     flat = {key: value for key, value in record.items() if key not in ("fingerprint", "models", "first_input", "table")}
     models: dict[str, dict[str, Any]] = record.get("models", {})
-    if models.keys() == {""}:
-        (model,) = models.values()
-        own = {key: value for key, value in model.items() if key not in ("uri", "format", "digest")}
-        return (
-            {"model": {key: model.get(key) for key in ("uri", "digest")}, **own, **flat} if "digest" in model else flat
-        )
     named: dict[str, Any] = {}
     for name, model in models.items():
-        named[f"model {name}"] = {key: model.get(key) for key in ("uri", "digest")}
-        named |= {f"{key} of {name}": value for key, value in model.items() if key not in ("uri", "format", "digest")}
+        of = f" of {name}" if name else ""
+        if name or "digest" in model:
+            named[f"model {name}".rstrip()] = {key: model.get(key) for key in ("uri", "digest")}
+            named |= {f"{key}{of}": value for key, value in model.items() if key not in ("uri", "format", "digest")}
     return named | flat
 
 

@@ -385,8 +385,3 @@ def load_predictor(job: Job, device: Device | None = None) -> Predictor:
         jit_rows=job.batch_rows if job.jit_compile else None,
         device=device.kind,
     )
-
-
-def input_columns(job: Job) -> tuple[str, ...]:
-    """The columns to read, in order."""
-    return tuple(job.schema.names)

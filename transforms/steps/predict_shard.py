@@ -20,7 +20,7 @@ from ..parquet.reader import read_batches, read_footer
 from ..parquet.writer import write_batches
 from ..predicting.bisection import Bisection
 from ..predicting.devices import intra_op_threads
-from ..predicting.predictor import Predictor, input_columns
+from ..predicting.predictor import Predictor
 from ..read_ahead import read_ahead
 from ..shards.measuring import STATISTICS, ShardMeasurements, ShardMeasuring, known_columns
 from ..shards.shard import PartOutcome, Shard, ShardResult, sources_sha256
@@ -168,7 +168,7 @@ class _ShardRun:
 def _columns_to_read(job: Job, store: Store, shard: Shard) -> tuple[Sequence[str], pa.Schema]:
     """The job's; all that the file has where it lacks some of these, since its rows go to dead letters."""
     if not shard.drift:
-        return input_columns(job), job.schema
+        return job.schema.names, job.schema
     stored = read_footer(store, shard.source).schema
     schema = pa.schema([*stored, *(pa.field(key, pa.string()) for key, _ in shard.partitions)])
     return schema.names, schema

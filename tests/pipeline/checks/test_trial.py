@@ -17,7 +17,7 @@ from headrace.pipeline.checks import trial as trials
 from headrace.pipeline.checks.forecast import Forecast, forecast
 from headrace.pipeline.checks.trial import EvenSample, Trial
 from headrace.pipeline.cli import main
-from headrace.pipeline.flags.duration import seconds_of
+from headrace.pipeline.flags.flag_values import seconds_of
 from headrace.transforms.errors import InvalidRequest
 from headrace.transforms.shards.shard import Shard
 from headrace.transforms.storage import ObjectRef
