@@ -101,7 +101,7 @@ def job(folder: str = FOLDER) -> Job:
 def prepared() -> Prepared:
     patterns = expand_lists(job().inputs, StoreOptions())
     inputs = survey_inputs(patterns, StoreOptions(), lambda _: None)
-    return Prepared(job(), (), inputs, ColumnPlan((), (), (), SCHEMA), SCHEMA, SCHEMA, SCHEMA)
+    return Prepared(job(), (), inputs, ColumnPlan((), (), (), SCHEMA), SCHEMA)
 
 
 def launcher(files: int) -> None:

@@ -50,19 +50,27 @@ from .table_input import patterns_of, requested_table
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job that passed every check, with what the checks read. `specs` are of the job's models, in their order.
-
-    `schema` is the input's, `seen` what features choose from, which --preprocess may make another; `output_schema` is that
-    of every prediction file.
+    """A job that passed every check, with what the checks read. `specs` are of the job's models, in their order; `seen` is the
+    schema that features choose from: the input's, or what --preprocess makes of it.
     """
 
     job: Job
     specs: tuple[ModelSpec, ...]
     inputs: Survey
     columns: ColumnPlan
-    schema: pa.Schema
     seen: pa.Schema
-    output_schema: pa.Schema
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What a job is planned from. `around` are the functions before and after the models."""
+
+    request: Request
+    around: tuple[FunctionRef | None, ...]
+    refs: Sequence[ModelRef]
+    specs: tuple[ModelSpec, ...]
+    patterns: tuple[str, ...]
+    inputs: Survey
 
 
 def prepare(request: Request) -> Prepared:
@@ -81,8 +89,9 @@ def prepare(request: Request) -> Prepared:
     inputs = survey_inputs(patterns, request.storage, apart.check, request.joined_bytes, table)
     if request.single_file:
         check_single_file(request, inputs)
+    given = _Given(request, around, refs, specs, patterns, inputs)
     if table is None and (said := _kept_schema(kept, inputs.first)) is not None:
-        prepared = _planned(request, around, refs, specs, patterns, inputs, said[0])
+        prepared = _planned(given, said[0])
         if prepared.job.fingerprint == said[1]:
             return prepared
     store = open_store(inputs.first.uri, request.storage)
@@ -94,7 +103,7 @@ def prepare(request: Request) -> Prepared:
             found="none",
             cure="Leave it out of --input, or write it again",
         )
-    prepared = _planned(request, around, refs, specs, patterns, inputs, stored)
+    prepared = _planned(given, stored)
     footer_of(store, inputs.first).check_plain(prepared.job.schema.names)
     check_examples(request, prepared.job, prepared.columns, inputs.first)
     return prepared
@@ -125,16 +134,9 @@ def _kept_schema(record: dict[str, Any] | None, first: ObjectRef) -> tuple[pa.Sc
         return None
 
 
-def _planned(
-    request: Request,
-    around: tuple[FunctionRef | None, ...],
-    refs: Sequence[ModelRef],
-    specs: tuple[ModelSpec, ...],
-    patterns: tuple[str, ...],
-    inputs: Survey,
-    stored: pa.Schema,
-) -> Prepared:
-    """`stored` is the schema of the first file; `around` are the functions before and after the models."""
+def _planned(given: _Given, stored: pa.Schema) -> Prepared:
+    """`stored` is the schema of the first file."""
+    request, specs = given.request, given.specs
     signatures = [spec.signatures[model.signature] for spec, model in zip(specs, request.models, strict=True)]
     models = list(zip(signatures, choose_columns(request, signatures), strict=True))
     unknown = [unknown_ranks(varying_batch(choice.fed(one), choice)[1], choice) for one, choice in models]
@@ -144,26 +146,17 @@ def _planned(
             (one, replace(choice, ranks=tuple((name, 1) for name in names)))
             for (one, choice), names in zip(models, unknown, strict=True)
         ]
-        bare = replace(request, where=None, keep=())
-        planned = _hold_together(bare, (around[0], None), refs, specs, patterns, inputs, stored, some)
-        ranks = found_ranks(planned.job, specs, [choice for _, choice in models], inputs.first)
+        bare = replace(given, request=replace(request, where=None, keep=()), around=(given.around[0], None))
+        planned = _hold_together(bare, stored, some)
+        ranks = found_ranks(planned.job, specs, [choice for _, choice in models], given.inputs.first)
         models = [(one, replace(choice, ranks=found)) for (one, choice), found in zip(models, ranks, strict=True)]
-    return _hold_together(request, around, refs, specs, patterns, inputs, stored, models)
+    return _hold_together(given, stored, models)
 
 
-def _hold_together(
-    request: Request,
-    around: tuple[FunctionRef | None, ...],
-    refs: Sequence[ModelRef],
-    specs: tuple[ModelSpec, ...],
-    patterns: tuple[str, ...],
-    inputs: Survey,
-    stored: pa.Schema,
-    models: Sequence[tuple[Signature, ColumnChoice]],
-) -> Prepared:
+def _hold_together(given: _Given, stored: pa.Schema, models: Sequence[tuple[Signature, ColumnChoice]]) -> Prepared:
     """`models` are each model's signature, and what is said of its columns."""
-    preprocess, postprocess = around
-    first = inputs.first
+    request, inputs, first = given.request, given.inputs, given.inputs.first
+    preprocess, postprocess = given.around
     schema, partitions = with_partitions(request, inputs, stored, models)
     seen, where = schema, first.uri
     if preprocess is not None:
@@ -180,7 +173,7 @@ def _hold_together(
     if request.where is not None:
         RowFilter(request.where, output_schema)
     check_partitions(request, inputs, output_schema)
-    check_compilable(request, refs, columns)
+    check_compilable(request, given.refs, columns)
     batch_rows, rule = choose_batch_rows(columns, request.batch_rows)
     # A function may read any column.
     read = schema.names if preprocess is not None else columns.columns
@@ -191,11 +184,11 @@ def _hold_together(
         models=tuple(
             JobModel(ref, model.signature, plan.resolved(choice), spec.operations.get(model.signature, Operations()))
             for ref, model, plan, (_, choice), spec in zip(
-                refs, request.models, columns.models, models, specs, strict=True
+                given.refs, request.models, columns.models, models, given.specs, strict=True
             )
         ),
         inputs=request.inputs if inputs.table is None else (inputs.table.name,),
-        folder=common_folder(patterns),
+        folder=common_folder(given.patterns),
         partitions=tuple(key for key in partitions if key in read),
         keep=columns.keep,
         input_schema=pa.schema([schema.field(name).with_nullable(True) for name in read]).serialize().to_pybytes(),
@@ -208,7 +201,7 @@ def _hold_together(
         first_input=FirstInput(first.uri, first.version, stored.serialize().to_pybytes()),
         table=inputs.table,
     )
-    return Prepared(job, specs, inputs, columns, schema, seen, output_schema)
+    return Prepared(job, given.specs, inputs, columns, seen)
 
 
 def with_partitions(
@@ -233,10 +226,8 @@ def with_partitions(
         if tensor in choice.rules.cast and tensor in fed and fed[tensor].dtype != "string"
         for column in columns
     }
-    kinds = {
-        key: inputs.types.of(key) if request.partition_columns == "typed" or key in cast else pa.string()
-        for key in partitions
-    }
+    typed = partitions if request.partition_columns == "typed" else cast
+    kinds = {key: inputs.types.of(key) if key in typed else pa.string() for key in partitions}
     metadata: Any = stored.metadata
     return pa.schema([*stored, *(pa.field(key, kind) for key, kind in kinds.items())], metadata), partitions
 
@@ -378,9 +369,8 @@ class _OutputApart:
             )
 
     def _check_length(self, ref: ObjectRef) -> None:
-        written = (
-            f"{_name_in_store(self._place)}/{output_name(relative_stem(ref.uri, self._folder), ref, 0, 0, '0' * 64)}"
-        )
+        name = output_name(relative_stem(ref.uri, self._folder), ref, 0, 0, "0" * 64)
+        written = f"{_name_in_store(self._place)}/{name}"
         length = len(written.encode()) + (17 if self._place != self._output else 0)
         if length > self._most:
             raise InvalidRequest(

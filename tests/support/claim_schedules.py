@@ -184,7 +184,7 @@ def prepared_job(folder: str, flags: Sequence[str]) -> Prepared:
     job = replace(job, models=(MODEL,), keep=("id",), batch_rule="other" if "other" in flags else "given")
     inputs = survey_inputs(job.inputs, StoreOptions(), lambda _: None)
     nothing: Any = None
-    return Prepared(job, (), inputs, nothing, nothing, nothing, nothing)
+    return Prepared(job, (), inputs, nothing, nothing)
 
 
 def command(folder: str, flags: Sequence[str]) -> Job:
