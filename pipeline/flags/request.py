@@ -106,9 +106,8 @@ def _check_given(options: PredictOptions, command: str) -> tuple[str, ...]:
     if command == "verify" and options.sample is not None:
         needed = NEEDED["run"]
     if command != "verify" and options.sample is not None:
-        raise InvalidRequest(
-            "--sample is for verify", cure="headrace verify --sample=N and the flags of the job's command"
-        )
+        cure = "headrace verify --sample=N and the flags of the job's command"
+        raise InvalidRequest("--sample is for verify", cure=cure)
     for name in needed:
         if not getattr(options, name):
             raise InvalidRequest(
@@ -136,10 +135,7 @@ def _check_together(options: PredictOptions) -> None:
             cure="Leave --compact out of a trial: predictions are the same with and without it",
         )
     if options.single_file and not options.compact:
-        raise InvalidRequest(
-            "--single_file needs --compact, which joins the rows of input files",
-            cure="Add --compact",
-        )
+        raise InvalidRequest("--single_file needs --compact, which joins the rows of input files", cure="Add --compact")
 
 
 _FILES = (".parquet", ".parq", ".pq", ".csv", ".tsv", ".json", ".jsonl", ".arrow", ".feather", ".avro", ".orc")
@@ -149,18 +145,15 @@ def _check_folder(flag: str, value: str) -> None:
     if not value.rstrip("/").lower().endswith(_FILES):
         return
     folder = re.sub(r"/?[^/]*[*?[].*", "", value.rstrip("/").rpartition(".")[0]) or "out"
+    gets, one_file = "a file for each input file with such rows", ""
+    if flag == "--output":
+        gets = "an output for each input file, and _SUCCESS once all are there"
+        one_file = ". For one file in it, add --compact and --single_file; docs/one_file.md shows how"
     raise InvalidRequest(
         f"{flag}={value} has the name of a file",
-        expected="a folder: it gets an output for each input file, and _SUCCESS once all are there"
-        if flag == "--output"
-        else "a folder: it gets a file for each input file with such rows",
+        expected=f"a folder: it gets {gets}",
         found=value,
-        cure=f"Name a folder, as in {flag}={folder}. Programs read it as one table"
-        + (
-            ". For one file in it, add --compact and --single_file; docs/one_file.md shows how"
-            if flag == "--output"
-            else ""
-        ),
+        cure=f"Name a folder, as in {flag}={folder}. Programs read it as one table{one_file}",
     )
 
 
@@ -244,9 +237,8 @@ def _check_trial(options: PredictOptions, command: str) -> None:
             )
     price = options.price_per_core_hour
     if price is not None and not 0 < price < math.inf:
-        raise InvalidRequest(
-            f"--price_per_core_hour={price} is not a price", expected="a number above 0", found=str(price)
-        )
+        what = f"--price_per_core_hour={price} is not a price"
+        raise InvalidRequest(what, expected="a number above 0", found=str(price))
 
 
 def _on_error(options: PredictOptions, output: str) -> OnError:
@@ -270,24 +262,23 @@ def _on_error(options: PredictOptions, output: str) -> OnError:
             expected="a whole number, or a share as 1% or 0.05%",
             found=most,
         )
-    folder = f"{output}/{DEAD_LETTERS_FOLDER}"
+    folder = usual = f"{output}/{DEAD_LETTERS_FOLDER}"
     if options.dead_letters is not None:
         folder = absolute_uri(options.dead_letters).rstrip("/")
-        inside = folder == output or (folder.startswith(f"{output}/") and folder != f"{output}/{DEAD_LETTERS_FOLDER}")
+        inside = folder != usual and f"{folder}/".startswith(f"{output}/")
         if inside or not folder or folder.endswith(":"):
             raise InvalidRequest(
                 f"--dead_letters={options.dead_letters} is not a folder of its own",
                 expected="a folder outside of --output",
                 found=folder or "/",
-                cure=f"Leave it out, and dead letters go to {output}/{DEAD_LETTERS_FOLDER}",
+                cure=f"Leave it out, and dead letters go to {usual}",
             )
     return OnError(folder, most)
 
 
 def _models(options: PredictOptions) -> tuple[ModelRequest, ...]:
-    uris, weights, signatures = (
-        dict(_by_model(f"--{flag}", getattr(options, flag))) for flag in ("model", "weights", "signature")
-    )
+    by_flag = {flag: dict(_by_model(f"--{flag}", getattr(options, flag))) for flag in ("model", "weights", "signature")}
+    uris, weights, signatures = by_flag.values()
     if len(uris) > 1 and "" in uris:
         raise InvalidRequest(
             "--model is given several times",
@@ -313,9 +304,7 @@ def _models(options: PredictOptions) -> tuple[ModelRequest, ...]:
         ModelRequest(
             name,
             absolute_uri(uri).rstrip("/") or "/",
-            absolute_uri(weights_uri)
-            if (weights_uri := weights.get(name, weights.get("") if name == "" else None))
-            else None,
+            absolute_uri(weights[name]) if weights.get(name) else None,
             signatures.get(name, signatures.get("", DEFAULT_SIGNATURE)),
         )
         for name, uri in uris.items()
