@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.transforms.jobs.job import OnError
-from headrace.transforms.report.account import account_of
 from headrace.transforms.report.kept import Kept
 from headrace.transforms.report.page import Run, page
 from headrace.transforms.shards.measuring import Process, ShardMeasurements, ShardMeasuring
 from headrace.transforms.shards.shard import Shard, ShardResult
 from headrace.transforms.storage import ObjectRef
+from tests.support.finishing import account_of
 from tests.support.plans import plain_job
 
 LONG = "a_folder_with_a_very_long_name_in_which_nothing_can_be_broken_" * 4

@@ -263,15 +263,6 @@ _SUMS = (
 )
 
 
-def account_of(results: Iterable[ShardResult]) -> Account:
-    """Merges results that were not merged before."""
-    account = Account()
-    for result in results:
-        add_safely(account, result)
-    account.settle()
-    return account
-
-
 def add_safely(account: Account, result: ShardResult) -> None:
     """A fault of ours in counting must not fail a job whose predictions are sound: the log says what the report lacks."""
     try:

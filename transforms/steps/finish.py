@@ -39,7 +39,7 @@ from ..output.dead_letters import (
 from ..output.manifest import each_finished, manifest_dead_letters, manifest_versions, outputs_digest, part_claim
 from ..output.manifest_table import MANIFEST_SCHEMA, manifest_table
 from ..parquet.reader import read_footer
-from ..report.account import Account, account_of
+from ..report.account import Account
 from ..report.write import write_report
 from ..shards.shard import ShardResult, parse_output_name
 from ..storage import ObjectRef, Store, open_store
@@ -141,12 +141,6 @@ def _remove(job: Job, store: Store, listed: Sequence[ObjectRef]) -> None:
     check_claim(job, store)
     for ref in listed:
         remove_own(open_store(ref.uri, job.storage), ref)
-
-
-def finalize(job: Job, results: Iterable[ShardResult]) -> dict[str, Any]:
-    """The whole end at once: one part of the manifest, then `finish`."""
-    results = list(results)
-    return finish(job, [write_part(job, 0, results)], [account_of(results)])
 
 
 def check_complete(job: Job, parts: Sequence[str]) -> list[ObjectRef]:

@@ -28,10 +28,10 @@ from headrace.transforms.models.loading import Loading
 from headrace.transforms.models.pin import pin_model
 from headrace.transforms.predicting.batch_predictor import request_batches
 from headrace.transforms.predicting.predictor import load_predictor
-from headrace.transforms.steps.finish import finalize
 from headrace.transforms.steps.predict_shard import predict_shard
 from headrace.transforms.steps.termination import Cancelled
 from headrace.transforms.storage import open_store
+from tests.support.finishing import finalize
 from tests.support.jobs import expected_scores, model_folder, names_in, put_inputs, read_output, rows, scores
 
 logging.getLogger("apache_beam").setLevel(logging.CRITICAL)

@@ -26,11 +26,11 @@ from headrace.transforms.errors import InvalidRequest, StorageError
 from headrace.transforms.jobs.job import Job
 from headrace.transforms.predicting.predictor import load_predictor
 from headrace.transforms.shards.shard import parse_output_name
-from headrace.transforms.steps.finish import finalize
 from headrace.transforms.steps.plan_shards import input_files, plan_shards
 from headrace.transforms.steps.predict_shard import predict_shard
 from headrace.transforms.storage import open_store
 from tests.support.faulty_store import FaultyStore
+from tests.support.finishing import finalize
 from tests.support.jobs import model_folder, names_in, put_inputs, put_table, read_output
 from tests.support.strict import dead_letters_in, mixed, put_mixed, strict_model
 from tests.support.warm import Warm

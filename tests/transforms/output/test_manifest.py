@@ -29,10 +29,11 @@ from headrace.transforms.output.manifest import add_name, manifest_outputs
 from headrace.transforms.shards.column_statistics import Column
 from headrace.transforms.shards.measuring import ShardMeasurements
 from headrace.transforms.shards.shard import Shard, ShardResult, output_name
-from headrace.transforms.steps.finish import finalize, finish, held_bytes, write_part
+from headrace.transforms.steps.finish import finish, held_bytes, write_part
 from headrace.transforms.steps.plan_shards import input_files, plan_shards
 from headrace.transforms.storage import ObjectRef, open_store
 from headrace.transforms.storage.memory import MemoryStore
+from tests.support.finishing import finalize
 from tests.support.jobs import model_folder, put, put_inputs
 from tests.support.plans import plain_job
 

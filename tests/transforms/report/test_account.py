@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from headrace.transforms.beam.finalize import Accounts
 from headrace.transforms.nested_arrow import schema_of
-from headrace.transforms.report.account import MOST_FOOTERS, SLOWEST, Account, TimeLine, account_of, merged
+from headrace.transforms.report.account import MOST_FOOTERS, SLOWEST, Account, TimeLine, merged
 from headrace.transforms.report.kept import Kept
 from headrace.transforms.report.page import Run, page
 from headrace.transforms.shards.column_statistics import Column, Columns
@@ -33,6 +33,7 @@ from headrace.transforms.shards.measuring import (
 )
 from headrace.transforms.shards.shard import Shard, ShardResult
 from headrace.transforms.storage import ObjectRef
+from tests.support.finishing import account_of
 from tests.support.plans import plain_job
 
 SCHEMA = schema_of({"score": pa.float32(), "word": pa.string(), "n": pa.int64()})

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from headrace.transforms.errors import InvalidRequest
 from headrace.transforms.jobs.job import Job
 from headrace.transforms.nested_arrow import schema_of
-from headrace.transforms.report.account import Account, TimeLine, account_of, merged
+from headrace.transforms.report.account import Account, TimeLine, merged
 from headrace.transforms.report.charts import column_charts, number
 from headrace.transforms.report.drift import MARKED, SLIGHT, distance, shifts, worst
 from headrace.transforms.report.kept import Kept, embedded, read_report
@@ -31,6 +31,7 @@ from headrace.transforms.shards.measuring import Process, ShardMeasurements, Sha
 from headrace.transforms.shards.number_bins import Numbers
 from headrace.transforms.shards.shard import Shard, ShardResult
 from headrace.transforms.storage import ObjectRef, open_store
+from tests.support.finishing import account_of
 from tests.support.jobs import put
 from tests.support.plans import plain_job
 
