@@ -34,10 +34,12 @@ import headrace.pipeline.runners.launch
 import headrace.pipeline.checks.preflight
 import headrace.pipeline.commands.summary
 import headrace.pipeline.checks.output_folder
-from headrace.transforms.models.ref import pin_model
-from headrace.transforms.beam.predict import load_shared
+from headrace.transforms.models.loading import Loading
+from headrace.transforms.models.pin import pin_model
+from headrace.transforms.predicting.predictor import devices_for, load_shared
 
-model = load_shared(pin_model(sys.argv[1]), "serving_default")
+ref, loading = pin_model(sys.argv[1]), Loading()
+model = load_shared(ref, "serving_default", loading, devices_for([ref], loading)[0])
 """
 
 

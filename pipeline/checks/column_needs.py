@@ -105,10 +105,19 @@ class _Tensor:
             return ()
 
     def check_values(self, columns: Sequence[Column]) -> None:
+        """Reads rows where footers do not suffice, until no flag helps or no rows are left."""
         stored = [column for column in columns if column.path[0] in self._sample.stored.names]
         bounded = bool(self._rules.cast) and self._spec.dtype not in ("float32", "float64")
-        if unsure := [column for column in stored if not self._settled_by_footers(column) or bounded]:
-            self._check_rows(unsure)
+        unsure = [column for column in stored if not self._settled_by_footers(column) or bounded]
+        if not unsure:
+            return
+        names = list(dict.fromkeys(column.path[0] for column in self._planned(self._rules).columns))
+        try:
+            for batch, where, first_row in self._sample.rows(names, unsure):
+                if not self._fits(batch, where, first_row):
+                    return
+        except DataError as error:  # such as a null that Arrow cannot read
+            self._note(error, ())
 
     def _planned(self, rules: ColumnRules) -> AnyInput:
         choice, where = replace(self._choice, rules=rules), self._sample.where
@@ -192,16 +201,6 @@ class _Tensor:
             else:
                 self._allow(error, [("fill",)], self._planned, in_rows=True)
         return True
-
-    def _check_rows(self, columns: Sequence[Column]) -> None:
-        """Repeats until no flag helps or no rows are left to read."""
-        names = list(dict.fromkeys(column.path[0] for column in self._planned(self._rules).columns))
-        try:
-            for batch, where, first_row in self._sample.rows(names, columns):
-                if not self._fits(batch, where, first_row):
-                    return
-        except DataError as error:  # such as a null that Arrow cannot read
-            self._note(error, ())
 
     def _fits(self, batch: pa.RecordBatch, where: str, first_row: int) -> bool:
         """Whether flags, including those found to be necessary, make a tensor of the rows."""

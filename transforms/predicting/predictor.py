@@ -333,9 +333,8 @@ def _cut(tensor: tf.Tensor, filled: int, rows: int) -> tf.Tensor:
     return tensor[:rows] if tensor.shape.rank and tensor.shape[0] == filled else tensor
 
 
-def load_shared(ref: ModelRef, signature: str, loading: Loading = Loading(), device: Device | None = None) -> Model:
-    """The process's one copy of the model on the device; the first caller loads it. Without a device, the first is used."""
-    device = device or devices_for([ref], loading)[0]
+def load_shared(ref: ModelRef, signature: str, loading: Loading, device: Device) -> Model:
+    """The process's one copy of the model on the device; the first caller loads it."""
     model = shared_model(ref, signature, loading.on(device.name), progress.ModelProgress())
     progress.model_ready()
     return model
