@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from headrace.transforms.left_out import put_back
 from headrace.transforms.models.gc_pause import modules_are_loaded
+from headrace.transforms.predicting.devices import choose_devices, set_up_tensorflow
 
 from ..flags.beam_options import PredictOptions, parse_flags, processes_of, runner_of
 from ..flags.request import Request, parse_request
@@ -45,19 +46,13 @@ def checked_request(argv: Sequence[str], command: str) -> Iterator[tuple[Request
     if command != "verify" or request.sample is not None:
         with nullcontext() if options.verbose else quiet_stderr():
             here = command != "inspect" and runner_of(options) is None
-            _start_tensorflow(request.loading.device, check=here)
+            # Before anything else uses TensorFlow, which sets its number of threads then.
+            set_up_tensorflow(request.loading.device, whole_process=True)
+            if here:
+                choose_devices(request.loading.device)
             if command == "run" and here:
                 importlib.import_module("apache_beam.runners.portability.fn_api_runner")
     put_back()
     modules_are_loaded()
     with open_user_packages(request.user_packages, request.named_modules) as packages:
         yield replace(request, packages=packages), options
-
-
-def _start_tensorflow(device: str, *, check: bool) -> None:
-    """Runs before anything else uses TensorFlow, which sets its number of threads then. `check`: it will predict here."""
-    from headrace.transforms.predicting.devices import choose_devices, set_up_tensorflow
-
-    set_up_tensorflow(device, whole_process=True)
-    if check:
-        choose_devices(device)

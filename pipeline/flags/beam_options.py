@@ -7,12 +7,7 @@ from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from typing import NoReturn, TypeVar, cast
 
-from apache_beam.options.pipeline_options import (
-    DirectOptions,
-    PipelineOptions,
-    StandardOptions,
-    _BeamArgumentParser,
-)
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, StandardOptions, _BeamArgumentParser
 
 from headrace.transforms.errors import InvalidRequest
 

@@ -18,16 +18,7 @@ from headrace.transforms.tables.snapshot import parse_table
 
 from ..packages.user_package import UserPackage
 from .beam_options import PredictOptions
-from .flag_values import (
-    names,
-    output_names,
-    pairs,
-    rows_per_batch,
-    seconds_of,
-    tf_examples,
-    top_classes,
-    where_text,
-)
+from .flag_values import names, output_names, pairs, rows_per_batch, seconds_of, tf_examples, top_classes, where_text
 from .flags import DEFAULT_MAX_BAD_ROWS, DEFAULT_MAX_FAILED_SHARDS, DEFAULT_SIGNATURE, NEEDED
 
 

@@ -218,7 +218,8 @@ class DaskResult(PipelineResult):
         # As a task's result: the scheduler keeps it once, and can make it again.
         shipped = self._submit(Step, step.full_label, pickled, tuple(tag for tag in step.outputs if tag is not None))
         sides = [self._gathered(side.pvalue) for side in step.side_inputs]
-        groups = [[part] for part in parts] if main in self._spread else _in_groups(parts, self._threads)
+        count = len(parts) if main in self._spread else min(len(parts), self._threads)
+        groups = [parts[i::count] for i in range(count)]
         bundles = [self._submit(run_bundle, shipped, group, sides) for group in groups]
         self._uncounted += [self._submit(getitem, bundle, COUNTED) for bundle in bundles]
         for tag, output in step.outputs.items():
@@ -318,10 +319,6 @@ def _scheduler_answers() -> Iterator[None]:
         yield
     except (ClosedClientError, CommClosedError, FutureCancelledError, TimeoutError) as error:
         raise _lost(f"{type(error).__name__}: {error}") from error
-
-
-def _in_groups(parts: Sequence[Any], count: int) -> list[list[Any]]:
-    return [list(parts[i::count]) for i in range(min(count, len(parts)))]
 
 
 class _Metrics(MetricResults):

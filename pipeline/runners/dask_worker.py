@@ -10,7 +10,6 @@ import zlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -24,6 +23,7 @@ from apache_beam.transforms.window import GlobalWindow, GlobalWindows
 from apache_beam.utils.counters import CounterFactory
 from apache_beam.utils.windowed_value import WindowedValue
 
+_KEYS = beam.coders.FastPrimitivesCoder()
 # No tag of an output: these are text.
 COUNTED = 0
 
@@ -119,14 +119,9 @@ def by_key(part: list[WindowedValue], count: int) -> list[list[tuple[bytes, Wind
     """By CRC-32, since each process has a `hash` of its own."""
     found: list[list[tuple[bytes, WindowedValue]]] = [[] for _ in range(count)]
     for element in part:
-        key = _key_coder().encode(element.value[0])
+        key = _KEYS.encode(element.value[0])
         found[zlib.crc32(key) % count].append((key, element))
     return found
-
-
-@cache
-def _key_coder() -> Any:
-    return beam.coders.FastPrimitivesCoder()
 
 
 def grouped(*parts: list[tuple[bytes, WindowedValue]]) -> list[WindowedValue]:

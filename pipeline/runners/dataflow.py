@@ -11,12 +11,7 @@ from copy import deepcopy
 from itertools import chain
 from typing import Any
 
-from apache_beam.options.pipeline_options import (
-    GoogleCloudOptions,
-    PipelineOptions,
-    StandardOptions,
-    WorkerOptions,
-)
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions, StandardOptions, WorkerOptions
 
 from headrace.transforms.errors import InvalidRequest, JobError
 from headrace.transforms.jobs.input_files import expand_lists, scheme_of

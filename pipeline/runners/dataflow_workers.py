@@ -78,7 +78,9 @@ def set_up_workers(options: PredictOptions) -> PredictOptions:
             cloud.dataflow_service_options = [*services, _SERVICE_OPTION + _accelerator(flag)]
             machines = changed.view_as(WorkerOptions)
             if machines.machine_type is None and _PRIME not in (*services, *experiments):
-                machines.machine_type = _machine_type(flag)
+                # Dataflow's default machine could not have these. None where it could, or no machine has so many.
+                kind, count, *_ = flag.split(":")
+                machines.machine_type = _MACHINES.get(kind, {}).get(int(count))
     if flag or own:
         if changed.device == "cpu":
             raise InvalidRequest(
@@ -90,12 +92,6 @@ def set_up_workers(options: PredictOptions) -> PredictOptions:
         # A worker whose driver is missing is to fail, not to go on slowly.
         changed.device = "gpu"
     return changed
-
-
-def _machine_type(flag: str) -> str | None:
-    """Dataflow's default machine could not have the accelerator. None where it could, or no machine has so many."""
-    kind, count, *_ = flag.split(":")
-    return _MACHINES.get(kind, {}).get(int(count))
 
 
 def accelerators_by_service(options: PipelineOptions) -> list[str]:

@@ -11,14 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..columns.constant_inputs import plan_constants
-from ..columns.plan import (
-    ColumnChoice,
-    choose_batch_rows,
-    outputs_of_one_row,
-    plan_columns,
-    selected,
-    varying_batch,
-)
+from ..columns.plan import ColumnChoice, choose_batch_rows, outputs_of_one_row, plan_columns, selected, varying_batch
 from ..columns.rules import ColumnRules
 from ..columns.top_k import TopK, parse_top_k, read_labels
 from ..errors import InvalidRequest
