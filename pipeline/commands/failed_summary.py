@@ -8,6 +8,7 @@ from headrace.transforms.columns.wording import counted
 from headrace.transforms.errors import HeadraceError, ShardsFailed, row_span
 from headrace.transforms.jobs.job import Job
 from headrace.transforms.output.failed_list import failed_list_in, read_failed_list
+from headrace.transforms.report.html import cut
 from headrace.transforms.storage import open_store
 from headrace.transforms.storage.store import public_uri
 
@@ -46,7 +47,7 @@ def report_failed(job: Job, error: ShardsFailed, seconds: float) -> Answer | Non
         f"NOT complete: {done.failed_shards:,} of {shards} failed; {done.failed_rows:,} of {rows} have no predictions",
         *(
             f"  {public_uri(entry['input'])}, {row_span(entry['first_row'], entry['first_row'] + entry['rows'])}: "
-            f"{_short(entry['reason'])}"
+            f"{cut(entry['reason'], _REASON_LETTERS)}"
             for entry in named[:_IN_TEXT]
         ),
     ]
@@ -58,7 +59,3 @@ def report_failed(job: Job, error: ShardsFailed, seconds: float) -> Answer | Non
         document["report"] = public_uri(job.report) if written else None
         lines.append(report_line(job, written))
     return Answer(lines, document)
-
-
-def _short(reason: str) -> str:
-    return reason if len(reason) <= _REASON_LETTERS else f"{reason[:_REASON_LETTERS]}…"

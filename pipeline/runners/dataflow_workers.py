@@ -96,11 +96,9 @@ def set_up_workers(options: PredictOptions) -> PredictOptions:
 
 def accelerators_by_service(options: PipelineOptions) -> list[str]:
     """As service options, or as what these become: experiments."""
-    given = (
-        options.view_as(GoogleCloudOptions).dataflow_service_options,
-        options.view_as(DebugOptions).experiments,
-    )
-    return [option for several in given for option in several or () if option.startswith(_SERVICE_OPTION)]
+    services = options.view_as(GoogleCloudOptions).dataflow_service_options or ()
+    experiments = options.view_as(DebugOptions).experiments or ()
+    return [option for option in (*services, *experiments) if option.startswith(_SERVICE_OPTION)]
 
 
 def for_dataflow_alone(flag: str, options: PipelineOptions, cure: str) -> InvalidRequest:

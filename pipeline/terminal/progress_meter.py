@@ -36,11 +36,6 @@ class Reading:
         return self.now.bad_rows + self.now.bad_rows_found
 
     @property
-    def streaming(self) -> bool:
-        now = self.now
-        return bool(now.model_bytes_total) and (now.model_bytes < now.model_bytes_total or not now.model_ready)
-
-    @property
     def seconds_left(self) -> float | None:
         left = self.now.rows_planned - self.rows_accounted
         return left / self.rows_per_second if self.rows_per_second and self.now.rows_planned else None
@@ -144,7 +139,7 @@ def describe(reading: Reading) -> str:
         f"{now.shards_done:,} of {counted(now.shards_planned, 'shard')}",
         f"{reading.rows_accounted:,} of {counted(now.rows_planned, 'row')}",
     ]
-    if reading.streaming:
+    if now.model_bytes_total and (now.model_bytes < now.model_bytes_total or not now.model_ready):
         rate = f", {mib(reading.model_bytes_per_second)} MiB/s" if reading.model_bytes_per_second else ""
         parts.insert(0, f"model {mib(now.model_bytes)} of {mib(now.model_bytes_total)} MiB{rate}")
     if now.rows_found:

@@ -134,9 +134,9 @@ def _head(run: Run, found: dict[str, list[Drift]]) -> Iterator[str]:
     if differs := job.differs_from_run_to_run:
         yield answer("Is it repeatable?", "No", f"{'. '.join(differs)}.", "warn")
     trial = f" A trial: only the first {counted(job.limit, 'row')} (--limit)." if job.limit is not None else ""
-    where = (
-        f" Of these, {account.filtered_rows:,} are left out of the output by --where." if job.where is not None else ""
-    )
+    where = ""
+    if job.where is not None:
+        where = f" Of these, {account.filtered_rows:,} are left out of the output by --where."
     yield answer("How many rows?", f"{account.rows - account.bad_rows:,}", f"{_done(account)}{where}{trial}", "")
     yield answer("Is it like the previous run?", *_like(run, found))
     yield "</dl>"
@@ -154,12 +154,10 @@ def _done(account: Account) -> str:
     found = account.rows - account.computed_rows
     parts = []
     if account.computed_shards:
-        lasted = account.ended - account.began
+        lasted, rows = account.ended - account.began, counted(account.computed_rows, "row")
         rate = account.computed_rows / max(lasted, 1e-3)
         rate_text = f"{rate:,.0f}" if rate >= 10 else f"{rate:.2g}"
-        parts.append(
-            f"{counted(account.computed_rows, 'row')} computed in {duration_text(lasted)}, {rate_text} per second"
-        )
+        parts.append(f"{rows} computed in {duration_text(lasted)}, {rate_text} per second")
     if found or not account.computed_shards:
         parts.append(f"{counted(found, 'row')} found done from earlier runs")
     return f"{'; '.join(parts)}."
