@@ -28,8 +28,7 @@ from headrace.transforms.storage.store import take_retries
 from ..flags.beam_options import PredictOptions, processes_of, runner_of
 from ..packages.user_package import UserPackage
 from ..terminal.log import log_event
-from ..terminal.progress_meter import repeated
-from ..terminal.progress_output import watched
+from ..terminal.progress_output import repeated, watched
 from .dask_runner import DaskRunner, is_dask
 from .dataflow import left_running_text, not_taken, submitted_text
 from .dataflow_workers import is_dataflow

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,24 +108,6 @@ class _Rate:
 
     def _since(self, then: float, before: int, at: float, amount: int) -> float:
         return (amount - before) / (at - then) if at > then else 0.0
-
-
-@contextmanager
-def repeated(work: Callable[[], None], every_seconds: float) -> Iterator[None]:
-    """Until the context ends, in a thread of its own."""
-    stop = threading.Event()
-
-    def keep_working() -> None:
-        while not stop.wait(every_seconds):
-            work()
-
-    thread = threading.Thread(target=keep_working, name="headrace-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def describe(reading: Reading) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import html
 import os
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import TextIO
 
-from . import log
-from .progress_meter import Meter, describe, repeated
+from headrace.transforms.printable import printable
 
-_LINE_EVERY_SECONDS = 5.0
+from . import log
+from .progress_meter import Meter, Reading, describe
+
+_LINE_EVERY_SECONDS, _DRAW_EVERY_SECONDS = 5.0, 0.5
 
 
 def is_live(stream: TextIO, environ: Mapping[str, str]) -> bool:
@@ -29,9 +33,25 @@ def watched() -> AbstractContextManager[None]:
         from .live_display import displayed
 
         return displayed(Meter())
-    from .notebook_display import displayed_in_notebook, is_in_notebook
+    return _in_a_notebook(Meter()) if _is_in_notebook() else _lines()
 
-    return displayed_in_notebook(Meter()) if is_in_notebook() else _lines()
+
+@contextmanager
+def repeated(work: Callable[[], None], every_seconds: float) -> Iterator[None]:
+    """Until the context ends, in a thread of its own."""
+    stop = threading.Event()
+
+    def keep_working() -> None:
+        while not stop.wait(every_seconds):
+            work()
+
+    thread = threading.Thread(target=keep_working, name="headrace-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 @contextmanager
@@ -51,3 +71,33 @@ def _lines() -> Iterator[None]:
     finally:
         last = meter.last()
         log.log_event("progress", describe(last), **last.fields())
+
+
+def _is_in_notebook() -> bool:
+    """Whether this process is a notebook's kernel, and not IPython on a terminal."""
+    if "IPython" not in sys.modules:
+        return False
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
+
+
+@contextmanager
+def _in_a_notebook(meter: Meter) -> Iterator[None]:
+    """One cell output that is drawn again and again."""
+    from IPython.display import HTML, display
+
+    handle = display(HTML(_html(meter.read())), display_id=True)
+    try:
+        with repeated(lambda: handle.update(HTML(_html(meter.read()))), _DRAW_EVERY_SECONDS):
+            yield
+    finally:
+        handle.update(HTML(_html(meter.last())))
+
+
+def _html(reading: Reading) -> str:
+    """A bar of the rows that are accounted for, and the line that the command shows next to it."""
+    planned = reading.now.rows_planned
+    value = f' value="{reading.rows_accounted}" max="{planned}"' if planned else ""
+    return f'<progress{value} style="width: 24em"></progress> {html.escape(printable(describe(reading)))}'
