@@ -33,6 +33,7 @@ Each carries what it is about, what was expected, what was found, and the fix (`
 from __future__ import annotations
 
 import re
+from functools import partial
 
 from .printable import printable
 
@@ -80,15 +81,11 @@ class HeadraceError(Exception):
         self.what, self.expected, self.found, self.cure = what, expected, found, cure
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.what, self.expected, self.found, self.cure)
+        return partial(type(self), expected=self.expected, found=self.found, cure=self.cure), (self.what,)
 
 
 def _sentence(text: str) -> str:
     return text if text.endswith((".", "?", "!", "']")) else f"{text}."
-
-
-def _rebuild(kind: type[HeadraceError], what: str, expected: str, found: str, cure: str) -> HeadraceError:
-    return kind(what, expected=expected, found=found, cure=cure)
 
 
 class StorageError(HeadraceError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -36,15 +36,11 @@ class CompositeInput:
 
     spec: TensorSpec
     columns: tuple[Column, ...]
+    row_nbytes: ClassVar[None] = None  # rows vary
 
     @property
     def mapping(self) -> dict[str, tuple[str, ...]]:
         return {self.spec.name: tuple(column.name for column in self.columns)}
-
-    @property
-    def row_nbytes(self) -> None:
-        """Rows vary."""
-        return None
 
     def tensors(self, batch: pa.RecordBatch, where: str, first_row: int) -> dict[str, tf.Tensor]:
         """Its parts by their names."""

@@ -12,6 +12,7 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -203,11 +204,8 @@ def first_examples(store: Store, uris: Sequence[str]) -> Iterator[str]:
     """The first rows in these files, three at most, each with its file."""
     left = EXAMPLES
     for uri in uris[:EXAMPLES]:
-        source = store.open_arrow(store.stat(uri))
-        try:
+        with closing(store.open_arrow(store.stat(uri))) as source:
             table = pq.ParquetFile(source).read_row_group(0, columns=COLUMNS.names).slice(0, left)
-        finally:
-            source.close()
         for where, row, stage, error in zip(*(table[name].to_pylist() for name in COLUMNS.names), strict=True):
             yield f"{where} {_example(row, stage, error)}"
         left -= table.num_rows

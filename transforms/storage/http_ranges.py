@@ -174,13 +174,11 @@ class RangeReader:
 
         A kept connection that the server has closed since costs no attempt.
         """
-        for kept in (True, False):
-            connection = self._take(url) if kept else None
-            if kept and connection is None:
-                continue
+        kept = self._take(url)
+        while True:
+            connection = kept
             try:
-                if connection is None:
-                    connection = self._connect(url)
+                connection = connection or self._connect(url)
                 connection.sock.settimeout(self._policy.read_timeout_s)
                 target, extra = _target(url, self._proxy(url))
                 connection.request("GET", target, headers={**headers, **extra})
@@ -197,9 +195,9 @@ class RangeReader:
                         found=error.verify_message,
                         cure="Where a proxy inspects TLS, name its certificate in SSL_CERT_FILE.",
                     ) from error
-                if not kept or isinstance(error, (TimeoutError, TooSlow)):
+                if kept is None or isinstance(error, (TimeoutError, TooSlow)):
                     raise self._passing(error) from error
-        raise AssertionError("unreachable")
+                kept = None
 
     def _take(self, url: str) -> http.client.HTTPConnection | None:
         if self._pid != os.getpid():

@@ -214,17 +214,15 @@ def _pin(uri: str, status: int, answer: Message, body: str) -> tuple[ObjectRef, 
             found=encoding,
             cure="Switch compression off for it in the server, or copy it to a bucket.",
         )
-    if status == 200:
-        size = re.fullmatch(r"(\d+)", answer.get("Content-Length", "none"))
-    else:
-        # An empty object has no first byte: RFC 9110, section 15.5.17.
-        size = re.fullmatch(r"bytes (?:0-0|\*)/(\d+)", answer.get("Content-Range", "none").strip())
+    header, form = "Content-Length", r"(\d+)"
+    if status != 200:  # an empty object has no first byte: RFC 9110, section 15.5.17
+        header, form = "Content-Range", r"bytes (?:0-0|\*)/(\d+)"
+    size = re.fullmatch(form, answer.get(header, "none").strip())
     if not size or (status == 416 and int(size[1])):
         raise StorageError(
             f"The server does not say how large {public_uri(uri)} is",
             expected="Content-Length, or ranges",
-            found=f"HTTP {status} with {'Content-Length' if status == 200 else 'Content-Range'} "
-            f"{answer.get('Content-Length' if status == 200 else 'Content-Range', 'missing')}",
+            found=f"HTTP {status} with {header} {answer.get(header, 'missing')}",
             cure="Copy it to a bucket or a local folder and name that.",
         )
     etag = answer.get("ETag", "")
