@@ -42,14 +42,11 @@ class FsspecStore(Store):
     """Reads a pinned range, then checks that the version still exists, since most file systems read by name alone."""
 
     def __init__(self, options: StoreOptions, scheme: str, policy: RetryPolicy = RetryPolicy()) -> None:
-        super().__init__(options)
+        super().__init__(options, scheme, policy)
         self._scheme, self._policy = scheme, policy
         self._lock, self._pid = threading.Lock(), os.getpid()
         self._made: dict[tuple[int, str], Any] = {}
         _check_installed(scheme)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return type(self), (self.options, self._scheme, self._policy)
 
     def stat(self, uri: str) -> ObjectRef:
         if uri.endswith("/"):

@@ -21,14 +21,10 @@ class GcsStore(Store):
     """google-cloud-storage for everything but reading bytes. Clients are made at first use, per process."""
 
     def __init__(self, options: StoreOptions = StoreOptions(), policy: RetryPolicy = RetryPolicy()) -> None:
-        super().__init__(options)
-        self._policy = policy
+        super().__init__(options, policy)
         self._ranges = RangeReader(self.counters, policy)
         self._lock, self._pid = threading.Lock(), os.getpid()
         self._made: GcsClient | None = None
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return GcsStore, (self.options, self._policy)
 
     @property
     def _client(self) -> GcsClient:

@@ -55,15 +55,11 @@ class HttpStore(Store):
     """Reads by ranges. An object whose server lacks ranges is fetched whole, and held in memory until others replace it."""
 
     def __init__(self, options: StoreOptions = StoreOptions(), policy: RetryPolicy = RetryPolicy()) -> None:
-        super().__init__(options)
-        self._policy = policy
+        super().__init__(options, policy)
         self._ranges = RangeReader(self.counters, policy)
         self._lock = threading.Lock()
         self._places = Recent[str, _Place](_MOST_PLACES)
         self._held_objects = Recent[ObjectRef, _HeldObject](_MOST_HELD_BYTES, lambda held: held.size)
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return HttpStore, (self.options, self._policy)
 
     def stat(self, uri: str) -> ObjectRef:
         return self._find(uri).ref

@@ -154,12 +154,13 @@ class Writer(ABC):
 class Store(ABC):
     """Objects by full URI. Every method may be called from many threads at once; a Store survives pickling."""
 
-    def __init__(self, options: StoreOptions = StoreOptions()) -> None:
-        self.options = options
+    def __init__(self, options: StoreOptions = StoreOptions(), *more: Any) -> None:
+        """`more` are a subclass' own arguments, of which it is made again when it is unpickled."""
+        self.options, self._more = options, more
         self.counters = Counters()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.options,)
+        return type(self), (self.options, *self._more)
 
     @abstractmethod
     def stat(self, uri: str) -> ObjectRef:
