@@ -276,12 +276,8 @@ def public_uri(uri: str) -> str:
     a user with a password.
     """
     uri = LOGIN.sub(r"\1", uri)
-    if not uri.startswith(("http://", "https://")):
-        return uri
-    scheme, _, rest = uri.partition("://")
-    end = min((at for at in map(rest.find, "/?#") if at >= 0), default=len(rest))
-    netloc, path = rest[:end], re.split(r"[?#]", rest[end:], maxsplit=1)[0]
-    return f"{scheme}://{netloc.rpartition('@')[2]}{path}"
+    web = re.match(r"(https?://)(?:[^/?#]*@)?([^?#]*)", uri)
+    return web[1] + web[2] if web else uri
 
 
 def already_exists(uri: str) -> AlreadyExists:
@@ -317,36 +313,35 @@ def split_glob(pattern: str) -> tuple[str, bool]:
     return literal[: literal.rfind("/") + 1], wildcard is not None
 
 
+_FOLDERS = "(?:[^/]+/)*"
+_WILD = ("[^/]*", ".*", _FOLDERS)
+# Of an even number of stars before a slash, the last two are any number of folders. A set's first member may be a `]`.
+_GLOB = re.compile(
+    r"(?P<folders>\*\*/)|(?P<stars>(?:\*\*)+(?=\*\*/)|\*+)|(?P<one>\?)|\[(?P<negated>[!^]?+)(?P<members>.[^\]]*+)\]|.",
+    re.DOTALL,
+)
+
+
 def glob_regex(pattern: str) -> re.Pattern[str]:
     """`**/` is any number of folders; `*`, `?` and sets stay within one; a `[` without its `]` is literal.
 
     Raises `InvalidRequest` where a set's range runs backwards.
     """
-    out, at = [""], 0
-    while at < len(pattern):
-        if pattern.startswith("**/", at):
-            if out[-1] != "(?:[^/]+/)*":
-                out.append("(?:[^/]+/)*")
-            at += 3
-        elif pattern[at] == "*":
+    out = [""]
+    for token in _GLOB.finditer(pattern):
+        if token["folders"]:
+            if out[-1] != _FOLDERS:
+                out.append(_FOLDERS)
+        elif token["stars"]:
             # However many in a row: a regular expression would try every way to share a name among them.
-            stars = len(pattern) - at - len(pattern[at:].lstrip("*"))
-            if stars % 2 == 0 and pattern.startswith("/", at + stars):
-                stars -= 2  # the last two are any number of folders
-            out.append(".*" if stars > 1 else "[^/]*")
-            at += stars
-        elif pattern[at] == "?":
+            out.append(".*" if len(token["stars"]) > 1 else "[^/]*")
+        elif token["one"]:
             out.append("[^/]")
-            at += 1
-        elif pattern[at] == "[" and (end := _set_end(pattern, at)) > 0:
-            body = pattern[at + 1 : end]
-            negated = "^" if body[0] in "!^" else ""
-            members = "".join("-" if c == "-" else re.escape(c) for c in body[len(negated) :])
-            out.append(f"(?!/)[{negated}{members}]")
-            at = end + 1
+        elif token["members"]:
+            members = "".join("-" if c == "-" else re.escape(c) for c in token["members"])
+            out.append(f"(?!/)[{'^' if token['negated'] else ''}{members}]")
         else:
-            out.append(re.escape(pattern[at]))
-            at += 1
+            out.append(re.escape(token[0]))
     try:
         return re.compile(_without_retries(out), re.DOTALL)
     except re.error as error:
@@ -368,11 +363,3 @@ def _without_retries(parts: Sequence[str]) -> str:
         first = parts[i] == "[^/]*" and end is not None and parts[end] in ("[^/]*", ".*")
         out += f"(?>[^/]*?{fixed})" if first else parts[i] + fixed
     return out
-
-
-_WILD = ("[^/]*", ".*", "(?:[^/]+/)*")
-
-
-def _set_end(pattern: str, at: int) -> int:
-    """Where the set that opens at `at` closes; its first member may itself be a `]`. Negative where it never closes."""
-    return pattern.find("]", at + (3 if pattern[at + 1 : at + 2] in ("!", "^") else 2))
