@@ -28,7 +28,6 @@ _UNPRINTABLE_BUT_LINES = f"(?![\\n\\t])(?:{_UNPRINTABLE})"
 # What our own texts hold besides ASCII: a report without foreign names is shown without compiling the patterns.
 _SIGNS = str.maketrans("", "", "\u00a0\u2026\u2190\u2192\u2212")
 _SIGNS_AND_LINES = _SIGNS | str.maketrans("", "", "\n\t")
-_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def printable(text: str) -> str:
@@ -68,11 +67,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def _escaped(found: re.Match[str]) -> str:
-    letter = found[0]
-    code = ord(letter)
-    if letter in _SHORT:
-        return _SHORT[letter]
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return found[0].encode("unicode_escape").decode()
 
 
 def _json_escaped(found: re.Match[str]) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .measuring import ShardMeasurements
 
 _OUTPUT_NAME = re.compile(
-    r"(?P<stem>.*)-(?P<first>\d{12})-(?P<end>\d{12})-(?P<job>[0-9a-f]{8})(?P<source>[0-9a-f]{12})"
+    r"(?P<stem>.*)-(?P<first>\d{12})-(?P<end>\d{12})-(?P<job>[0-9a-f]{8})(?P<source>[0-9a-f]{12})\.parquet"
 )
 
 # A file system's names end at 255 bytes: a mark is one, `output_name` adds 55, and a file of dead letters 17.
@@ -228,8 +228,7 @@ class OutputName:
 
 def parse_output_name(relative: str) -> OutputName | None:
     """None where no shard of headrace has such a name."""
-    match = _OUTPUT_NAME.fullmatch(relative.removesuffix(".parquet")) if relative.endswith(".parquet") else None
-    if match is None:
+    if (match := _OUTPUT_NAME.fullmatch(relative)) is None:
         return None
     return OutputName(match["stem"], int(match["first"]), int(match["end"]), match["job"], int(match["source"], 16))
 
