@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 _BLOCK = 1 << 20
 _CACHED_BLOCKS = 16
@@ -27,15 +26,10 @@ ReadInto = Callable[[int, list[memoryview]], None]
 """Fills the buffers, one after the other, from that byte of the object on."""
 
 
-def open_arrow_file(read_into: ReadInto, size: int) -> pa.PythonFile:
-    """An object of `size` bytes. Small reads come from a cache of at most 16 MiB that reads ahead; large ones go over
-    several connections.
+class CachedReader(io.RawIOBase):
+    """An object of `size` bytes. Small reads come from a cache of at most `_CACHED_BLOCKS` blocks of `_BLOCK` bytes, the least
+    recently used going first, that reads ahead; large ones go over several connections.
     """
-    return pa.PythonFile(_CachedReader(read_into, size), mode="r")
-
-
-class _CachedReader(io.RawIOBase):
-    """Holds at most `_CACHED_BLOCKS` blocks of `_BLOCK` bytes, the least recently used going first."""
 
     def __init__(self, read_into: ReadInto, size: int) -> None:
         self._read_into, self._size = read_into, size

@@ -30,9 +30,9 @@ class GcsStore(Store):
     def _client(self) -> GcsClient:
         if self._pid != os.getpid():
             # A thread that held the lock, perhaps while it searched for credentials, is not in this process.
-            self._pid, self._lock = os.getpid(), threading.Lock()
+            self._pid, self._lock, self._made = os.getpid(), threading.Lock(), None
         with self._lock:
-            if self._made is None or self._made.pid != os.getpid():
+            if self._made is None:
                 self._made = GcsClient(self.options.billing_project, self.counters)
             return self._made
 

@@ -66,7 +66,7 @@ class GcsClient:
     """
 
     def __init__(self, billing_project: str | None, counters: Counters) -> None:
-        self.pid, self._billing_project = os.getpid(), billing_project
+        self._billing_project = billing_project
         self.emulated = "STORAGE_EMULATOR_HOST" in os.environ
         self._lock = threading.Lock()
         # Buckets that are known to exist.

@@ -243,9 +243,10 @@ class Store(ABC):
 
     def open_arrow(self, ref: ObjectRef) -> Any:
         """The pinned version as a random-access `pyarrow.NativeFile`."""
-        from .arrow_reader import open_arrow_file
+        from ..nested_arrow import python_file
+        from .arrow_reader import CachedReader
 
-        return open_arrow_file(functools.partial(self.read_into, ref), ref.size)
+        return python_file(CachedReader(functools.partial(self.read_into, ref), ref.size), "r")
 
     def glob(
         self,
