@@ -38,7 +38,8 @@ def write_batches(
     rows, held_bytes = 0, 0.0
     row_bytes = fixed_row_bytes(schema)
     held: list[pa.RecordBatch] = []
-    repetitive: Any = _repetitive(schema)  # the stubs take no names
+    # A dictionary may save much in these columns; for scores it costs time and saves nothing. The stubs take no names.
+    repetitive: Any = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_dictionary(f.type)]
     with _Summed(store.create(uri)) as sink:
         gathered = pa.BufferedOutputStream(python_file(sink, "w"), _WRITE_BYTES)
         with (
@@ -161,8 +162,3 @@ class _Summed(Writer):
     def abort(self) -> None:
         self._closed = True
         self._sink.abort()
-
-
-def _repetitive(schema: pa.Schema) -> list[str]:
-    """Columns in which a dictionary may save much; for scores it costs time and saves nothing."""
-    return [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_dictionary(field.type)]

@@ -79,7 +79,8 @@ class Numbers:
         """
         self.settle()
         other.settle()
-        sums = [_plus(mine, more) for mine, more in zip(self._exact(), other._exact(), strict=True)]
+        both = zip(self._exact(), other._exact(), strict=True)
+        sums = [None if mine is None or more is None else mine + more for mine, more in both]
         self.count += other.count
         self._set_sums(*sums)
         self.nan, self.infinite = self.nan + other.nan, self.infinite + other.infinite
@@ -223,10 +224,6 @@ def _multiple(number: float) -> int | None:
         return None
     numerator, denominator = number.as_integer_ratio()
     return numerator << _UNIT_BITS + 1 - denominator.bit_length()
-
-
-def _plus(one: int | None, other: int | None) -> int | None:
-    return None if one is None or other is None else one + other
 
 
 def _float(multiple: int, bits: int) -> float:
