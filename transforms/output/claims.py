@@ -60,6 +60,11 @@ _POLICY = ("on_error", "dead_letters", "max_bad_rows")
 Sources: TypeAlias = np.ndarray[Any, np.dtype[np.uint64]]
 
 
+def holds(ascending: Sources, number: int) -> bool:
+    at = int(np.searchsorted(ascending, np.uint64(number)))
+    return at < len(ascending) and int(ascending[at]) == number
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Claim:
     """`number` is from 1. `record` is the job's; `sources` are the `source_digest`s of its inputs, sorted. `clears` says that
@@ -80,10 +85,7 @@ class Claim:
 
     def has_source(self, digest: int) -> bool:
         """Whether the `source_digest` is of one of its inputs, or of those that are joined."""
-        if not len(self.sources):
-            return False
-        at = min(int(np.searchsorted(self.sources, np.uint64(digest))), len(self.sources) - 1)
-        return int(self.sources[at]) == digest
+        return holds(self.sources, digest)
 
     def is_equal(self, record: dict[str, Any], sources: Sources) -> bool:
         """Whether a run of that job over these inputs makes the same files."""

@@ -29,7 +29,7 @@ from ..parquet.reader import read_footer
 from ..shards.shard import Shard
 from ..storage import ObjectRef, Store, open_store
 from .bad_rows import BadRow
-from .claims import CLAIM_KEY
+from .claims import CLAIM_KEY, holds
 
 COLUMNS = schema_of(
     {
@@ -246,9 +246,7 @@ class UriDigests:
         return len(self._sorted)
 
     def __contains__(self, uri: str) -> bool:
-        digest = np.uint64(self._digest(uri))
-        at = int(np.searchsorted(self._sorted, digest))
-        return at < len(self._sorted) and bool(self._sorted[at] == digest)
+        return holds(self._sorted, self._digest(uri))
 
     def includes(self, other: UriDigests) -> bool:
         return bool(np.isin(other._sorted, self._sorted, assume_unique=True).all())
