@@ -174,10 +174,12 @@ class TensorStream:
         self._started = time.perf_counter()
         self._retries_before = self._store.counters.retries
         self._closed = False
-        for i in range(self._workers):
-            thread = threading.Thread(target=self._work, name=f"headrace-stream-{i}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
+        self._threads = [
+            threading.Thread(target=self._work, args=(i,), name=f"headrace-stream-{i}", daemon=True)
+            for i in range(self._workers)
+        ]
+        if self._threads:
+            self._threads[0].start()
         return self
 
     def __exit__(
@@ -190,8 +192,9 @@ class TensorStream:
             with self._changed:
                 self._closed = True
                 self._changed.notify_all()
-            for thread in self._threads:
-                thread.join()
+            for thread in self._threads:  # each is started by one before it, unless that one has ended
+                if thread.ident is not None:
+                    thread.join()
             self._buffers.clear()
 
     def take(self, name: str) -> Any:
@@ -219,8 +222,15 @@ class TensorStream:
         buffer = aligned_empty(0) if buffer is None else buffer
         return buffer.view(numpy_dtype(slot.dtype)).reshape(slot.shape)
 
-    def _work(self) -> None:
+    def _work(self, number: int) -> None:
         try:
+            # Each starts two more: a new thread that shares its cores with those before waits for its turn, and so does
+            # the one that starts it.
+            for thread in self._threads[2 * number + 1 : 2 * number + 3]:
+                with self._changed:
+                    if self._closed or self._failure is not None:
+                        return
+                thread.start()
             while (request := self._next_request()) is not None:
                 self._fetch(request)
         except BaseException as error:
