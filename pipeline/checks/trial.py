@@ -207,15 +207,13 @@ class _NothingKept(MemoryStore):
 
 class _Counted(Writer):
     def __init__(self, store: _NothingKept, uri: str) -> None:
-        self._store, self._uri, self._written, self._closed = store, uri, 0, False
+        super().__init__(uri)
+        self._store = store
 
     def write(self, data: Any) -> int:
         nbytes = memoryview(data).nbytes
         self._written += nbytes
         return nbytes
-
-    def tell(self) -> int:
-        return self._written
 
     def commit(self) -> ObjectRef:
         self._closed = True
@@ -224,10 +222,6 @@ class _Counted(Writer):
 
     def abort(self) -> None:
         self._closed = True
-
-    @property
-    def closed(self) -> bool:
-        return self._closed
 
 
 def _resident_bytes() -> int:
