@@ -112,23 +112,12 @@ def mask_crc(crc: int) -> int:
     return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def stream_tensors(
-    store: Store,
-    slots: Sequence[TensorSlot],
-    *,
-    connections: int = 32,
-    in_flight_bytes: int = 256 << 20,
-    piece_bytes: int = 8 << 20,
-    progress: Progress | None = None,
-) -> TensorStream:
-    """Starts fetching when its `with` block is entered. Raises `CorruptModel` where a slot cannot be true."""
-    return TensorStream(store, slots, StreamOptions(connections, in_flight_bytes, piece_bytes, progress))
-
-
 def open_stream(
     store: Store, slots: Sequence[TensorSlot], options: StreamOptions, spans: Sequence[CheckedSpan] = ()
 ) -> TensorStream:
-    """As `stream_tensors`, in the place that the options choose."""
+    """Starts fetching when its `with` block is entered, in the place that the options choose. Raises `CorruptModel` where a
+    slot cannot be true.
+    """
     return (options.place or TensorStream)(store, slots, options, spans)
 
 

@@ -25,11 +25,14 @@ from headrace.transforms.models.streaming.tensor_stream import (
     mask_crc,
     numpy_dtype,
     read_of,
-    stream_tensors,
 )
 from headrace.transforms.storage import ObjectRef, Store
 from headrace.transforms.storage.local import LocalStore
 from headrace.transforms.storage.memory import MemoryStore, put
+
+
+def stream_tensors(store: Store, slots: Sequence[TensorSlot], **options: Any) -> TensorStream:
+    return TensorStream(store, slots, StreamOptions(**options))
 
 
 def slot(ref: ObjectRef, name: str, offset: int, data: bytes, **changes: Any) -> TensorSlot:
