@@ -15,9 +15,12 @@ from headrace.transforms.steps.termination import Cancelled, cancel_event, check
 
 logging.basicConfig(format="%(message)s")
 
+def say(text):
+    os.write(1, (text + "\\n").encode())  # at once: what threads print may get mixed up
+
 def work(name, seconds):
     with working_on(name, "Predict"):
-        print(name, "aborted" if cancel_event().wait(seconds) else "finished", flush=True)
+        say(name + (" aborted" if cancel_event().wait(seconds) else " finished"))
 
 # As a DoFn's setup does, which the runner calls in a thread of its own.
 setup = threading.Thread(target=end_on_sigterm, args=(0.2,))
@@ -33,7 +36,7 @@ while True:
         check_not_ending()
     except Cancelled:
         break
-print("no more begin", flush=True)
+say("no more begin")
 threading.Event().wait()
 """
 
