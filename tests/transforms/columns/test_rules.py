@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from headrace.transforms.columns.casts import cast
+from headrace.transforms.columns.casts import cast, casts_exactly, numpy_dtype
 from headrace.transforms.columns.inputs import ColumnRules, plan_inputs
 from headrace.transforms.columns.rules import tensor_rules
 from headrace.transforms.errors import ColumnError, NullFeature
@@ -182,6 +182,18 @@ def test_what_stands_under_a_null_is_not_cast() -> None:
         pa.float64(), 3, [pa.py_buffer(b"\x05"), pa.py_buffer(loose(np.array([1, np.nan, 3])))], null_count=1
     )
     assert read(under, "int32", **CAST, **FILL) == [1, -2, 3]
+
+
+@pytest.mark.parametrize("target", ["bfloat16", "float16", "float32", "float64", "int8", "uint8", "int32", "uint64"])
+@pytest.mark.parametrize("source", ["int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+def test_a_cast_is_exact_where_the_outermost_numbers_and_their_neighbours_stay(source: str, target: str) -> None:
+    bounds = np.iinfo(source)
+    values = [int(bounds.min), int(bounds.min) + 1, int(bounds.max) - 1, int(bounds.max)]
+    with np.errstate(all="ignore"):
+        kept = [
+            int(value) if np.isfinite(value) else None for value in np.array(values, source).astype(numpy_dtype(target))
+        ]
+    assert casts_exactly(source, target) == (kept == values)
 
 
 def test_columns_of_any_number_are_packed_where_a_cast_is_allowed() -> None:
