@@ -11,7 +11,7 @@ import pytest
 
 from headrace import load_model
 from headrace.transforms.columns.inputs import ColumnRules, plan_inputs, plan_outputs
-from headrace.transforms.errors import UnsupportedModel
+from headrace.transforms.errors import DataError, UnsupportedModel
 from headrace.transforms.models.load import describe_model
 from headrace.transforms.models.spec import TensorSpec
 
@@ -32,6 +32,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> str:
     model = Ragged()
     tf.saved_model.save(model, folder, signatures=model.__call__)
     return folder
+
+
+def test_more_values_than_a_list_column_counts_are_refused() -> None:
+    import tensorflow as tf
+
+    plan = plan_outputs({"y": TensorSpec("y", "float32", (None, None, 0))}, {})
+    splits = tf.constant([0, 2**31], tf.int64)
+    ragged = tf.RaggedTensor.from_row_splits(tf.zeros((2**31, 0)), splits, validate=False)  # of no bytes
+    with pytest.raises(DataError, match="at most 2147483647 values in lists. Found: 2147483648"):
+        plan.columns({"y": ragged}, 1)
 
 
 @pytest.mark.parametrize("prediction_type", ["auto", "list", "tensor"])
