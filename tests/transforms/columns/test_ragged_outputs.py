@@ -40,7 +40,7 @@ def test_more_values_than_a_list_column_counts_are_refused() -> None:
     plan = plan_outputs({"y": TensorSpec("y", "float32", (None, None, 0))}, {})
     splits = tf.constant([0, 2**31], tf.int64)
     ragged = tf.RaggedTensor.from_row_splits(tf.zeros((2**31, 0)), splits, validate=False)  # of no bytes
-    with pytest.raises(DataError, match="at most 2147483647 values in lists. Found: 2147483648"):
+    with pytest.raises(DataError, match=r"at most 2147483647 values in lists\. Found: 2147483648"):
         plan.columns({"y": ragged}, 1)
 
 
