@@ -55,6 +55,7 @@ CORE = {
     ],
     "transforms/parquet/guard.py": [
         "tests/transforms/parquet/test_parquet_hostile.py",
+        "tests/transforms/parquet/test_parquet_damaged.py",
         "tests/transforms/parquet/test_parquet.py",
     ],
     "transforms/parquet/footer_thrift.py": [
