@@ -25,7 +25,7 @@ from headrace.pipeline.flags.request import parse_request
 from headrace.transforms.beam.finalize import Finalize, PartBegins
 from headrace.transforms.errors import NotParquet, OutputConflict, OutputIncomplete
 from headrace.transforms.jobs.job import Job
-from headrace.transforms.output.manifest import add_name, manifest_outputs
+from headrace.transforms.output.manifest import add_name, manifest_outputs, part_claim
 from headrace.transforms.shards.column_statistics import Column
 from headrace.transforms.shards.measuring import ShardMeasurements
 from headrace.transforms.shards.shard import Shard, ShardResult, output_name
@@ -227,3 +227,16 @@ def test_a_finished_job_run_again_lists_twice_and_opens_no_input(
         "_manifest",
         "_headrace",
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "claim"),
+    [
+        ("part-00003-00000012-0123456789abcdef.pq", 12),
+        ("failed-00000007-0123456789abcdef.pq", 7),
+        ("part-00003-0123456789abcdef.parquet", 0),  # of an earlier version
+        ("part-of-another-program.pq", 0),
+    ],
+)
+def test_a_part_of_the_manifest_says_by_its_name_which_claim_it_is_of(name: str, claim: int) -> None:
+    assert part_claim(f"_manifest/{name}") == claim
