@@ -133,9 +133,8 @@ class EqualLists:
 
     def take(self, rows: int) -> pa.Array[Any]:
         """The next rows. Raises `OtherPages`."""
-        if self._page.used == len(
-            self._page.values
-        ):  # before memory is taken: the length is only what the footer claims
+        # Before memory is taken: the length is only what the footer claims.
+        if self._page.used == len(self._page.values):
             self._page = self._next_page()
         values = rows * self._length
         if values * self._dtype.itemsize > BATCH_BYTES:

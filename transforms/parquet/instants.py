@@ -18,7 +18,7 @@ def with_instants(file: pq.ParquetFile, schema: pa.Schema) -> pa.Schema:
     """The file's schema, which is itself where it holds no times. INT96, which its writers (Spark, Hive, Impala) use for
     instants, becomes a time in UTC.
     """
-    kinds = schema.types  # of which a file may have thousands
+    kinds = schema.types  # a file may have thousands
     if not any(pa.types.is_timestamp(k) or k.num_fields or isinstance(k, pa.BaseExtensionType) for k in kinds):
         return schema
     if max((depth(field.type) for field in schema), default=0) > MOST_NESTED:

@@ -142,8 +142,8 @@ def test_a_piece_of_a_batch_carries_no_more_than_itself() -> None:
 
 
 def test_loading_is_counted_once_a_process_and_not_with_each_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[tuple[str, float]] = []
-    monkeypatch.setattr("headrace.transforms.beam.predict_batch.time_stage", lambda *timed: told.append(timed))
+    stages: list[tuple[str, float]] = []
+    monkeypatch.setattr("headrace.transforms.beam.predict_batch.time_stage", lambda *timed: stages.append(timed))
     ref = pin_model(str(model_folder() / "saved_model"))
     step = PredictBatch(
         request_batches("serving_default", None, None, None, "auto", ColumnRules()), ref, Loading(), False
@@ -151,7 +151,7 @@ def test_loading_is_counted_once_a_process_and_not_with_each_bundle(monkeypatch:
     step.setup()
     for _ in range(3):
         step.start_bundle()
-    assert [stage for stage, _ in told] == ["load"]
+    assert [stage for stage, _ in stages] == ["load"]
 
 
 def test_features_may_be_named() -> None:
