@@ -19,6 +19,8 @@ FRACTION_BITS = 4
 # Below this share of a sum of squares, only its last digits show how far numbers are apart.
 _CANCELLED = 1e-8
 _MOST_BINS = 1024  # and 4094, without fraction bits, where numbers are of every exponent
+# Numbers that stay in a processor's cache, with their squares, while they are counted.
+_BLOCK = 1 << 15
 _NOTHING = np.zeros(0, np.int64)
 
 
@@ -44,33 +46,28 @@ class Numbers:
     _counting: np.ndarray[Any, Any] | None = None
     _sums: tuple[int | None, int | None] | None = field(default=None, compare=False, repr=False)
 
+    @np.errstate(over="ignore", invalid="ignore")
     def add(self, values: np.ndarray[Any, Any], weight: int = 1) -> None:
         """`values` are numbers of any dtype and shape [n]. In the bins each counts `weight` times; 0 leaves the bins alone."""
-        if not len(values):
-            return
-        wide = np.ascontiguousarray(values, np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
+        for start in range(0, len(values), _BLOCK):
+            wide = values[start : start + _BLOCK].astype(np.float64, copy=False)
             total = float(np.add.reduce(wide))
             if not math.isfinite(total) and not (finite := np.isfinite(wide)).all():
                 nan = int(np.isnan(wide).sum())
                 self.nan += nan
                 self.infinite += len(wide) - int(finite.sum()) - nan
                 self.add(wide[finite], weight)
-                return
+                continue
             squares, mean = float(np.add.reduce(np.square(wide))), total / len(wide)
             spread = squares - total * mean
             if spread < squares * _CANCELLED:
                 spread = float(np.add.reduce(np.square(wide - mean)))
-        self._gather(len(wide), total, spread)
-        self.least = min(self.least, float(np.minimum.reduce(wide)))
-        self.most = max(self.most, float(np.maximum.reduce(wide)))
-        if not weight:
-            return
-        keys = wide.view(np.uint16)[_UPPER::4].copy()
-        base = int(keys.min())
-        keys -= np.uint16(base)
-        counts = np.bincount(keys)
-        self._dense()[base : base + len(counts)] += counts * weight
+            self._gather(len(wide), total, spread)
+            self.least = min(self.least, float(np.minimum.reduce(wide)))
+            self.most = max(self.most, float(np.maximum.reduce(wide)))
+            if weight:
+                keys = wide.view(np.uint64) >> 48
+                np.add.at(self._dense(), keys.view(np.int64), weight)
 
     def merge(self, other: Numbers) -> None:
         """In whatever order any are merged, the result is the same to the bit: sums are kept as whole numbers meanwhile.
@@ -233,8 +230,6 @@ def _float(multiple: int, bits: int) -> float:
         return math.inf if multiple > 0 else -math.inf
 
 
-# Which of a float64's four 16-bit parts has its sign.
-_UPPER = 3 if sys.byteorder == "little" else 0
 _SIGN = 1 << 15
 _INFINITE = 0x7FF0
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.transforms.shards.column_statistics import (
@@ -25,6 +26,7 @@ from headrace.transforms.shards.column_statistics import (
 from headrace.transforms.shards.number_bins import Numbers
 
 FLOATS = st.lists(st.floats(width=64), max_size=60)
+MANY = 150_001  # numbers are added some ten thousands at a time
 
 
 def counted(values: Any) -> Numbers:
@@ -114,6 +116,44 @@ def test_numbers_far_from_0_have_their_deviation(middle: float) -> None:
     assert whole.mean == pytest.approx(values.mean())
     assert whole.deviation == pytest.approx(values.std(), rel=1e-5)
     assert counted([0.1] * 100).deviation == pytest.approx(0, abs=1e-12)
+
+
+@settings(max_examples=15)
+@given(
+    st.sampled_from([np.float16, np.float32, np.float64, np.int32, np.int64]),
+    st.sampled_from([0, 300, -2_000]),
+    st.dictionaries(st.integers(0, MANY - 1), st.sampled_from([math.nan, math.inf, -math.inf]), max_size=9),
+    st.sampled_from([0, 1, EVERY]),
+)
+def test_many_numbers_added_at_once_are_numpys(kind: Any, middle: float, odd: dict[int, float], weight: int) -> None:
+    values = np.random.default_rng(6).normal(middle, 100, MANY).astype(kind)
+    if values.dtype.kind == "f":
+        for at, value in odd.items():
+            values[at] = value
+    numbers, finite = Numbers(), values[np.isfinite(values)].astype(np.float64)
+    numbers.add(values, weight)
+    assert (numbers.count, numbers.nan) == (len(finite), np.isnan(values).sum())
+    assert numbers.infinite == np.isinf(values).sum()
+    assert (numbers.least, numbers.most) == (finite.min(), finite.max())
+    assert numbers.total == pytest.approx(finite.sum(), rel=1e-12, abs=1e-12 * np.abs(finite).sum())
+    assert numbers.deviation == pytest.approx(finite.std(), rel=1e-12)
+    keys, counts = np.unique(finite.view(np.uint64) >> 48, return_counts=True)
+    numbers.settle()
+    assert numbers.keys.tolist() == (keys.tolist() if weight else [])
+    assert numbers.counts.tolist() == ((counts * weight).tolist() if weight else [])
+
+
+@pytest.mark.parametrize("at", [0, MANY // 2, MANY - 1])
+def test_sums_too_large_for_a_float_are_left_out_wherever_the_numbers_are(at: int) -> None:
+    values = np.ones(MANY)
+    values[at] = 1e200
+    numbers = counted(values)
+    assert (numbers.count, numbers.most, numbers.deviation) == (MANY, 1e200, None)
+    assert numbers.mean == pytest.approx(1e200 / MANY)
+    values[[at, at - 1]] = sys.float_info.max
+    numbers = counted(values)
+    assert (numbers.count, numbers.infinite, numbers.mean, numbers.deviation) == (MANY, 0, None, None)
+    assert Numbers.load(numbers.dump()).dump() == numbers.dump()
 
 
 def test_bins_are_bounded_whatever_comes_and_merge_all_the_same() -> None:
