@@ -21,6 +21,11 @@ def leave_out(*modules: str) -> None:
     sys.meta_path.insert(0, _until_put_back[-1])
 
 
+def is_left_out(module: str) -> bool:
+    """By `leave_out`, until `put_back`."""
+    return any(module in finder.modules for finder in _until_put_back)
+
+
 def put_back() -> None:
     while _until_put_back:
         sys.meta_path.remove(_until_put_back.pop())
@@ -39,10 +44,10 @@ def left_out(*modules: str) -> Iterator[None]:
 
 class _Finder(MetaPathFinder):
     def __init__(self, modules: Sequence[str]) -> None:
-        self._modules, self._thread = frozenset(modules), threading.get_ident()
+        self.modules, self._thread = frozenset(modules), threading.get_ident()
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name not in self._modules or threading.get_ident() != self._thread:
+        if name not in self.modules or threading.get_ident() != self._thread:
             return None
         # Who only asks where it is gets the answer: TensorFlow makes `tensorflow.keras` from it.
         if spec := PathFinder.find_spec(name, path, target):

@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
-from headrace.transforms.left_out import put_back
+import pyarrow as pa
+
+from headrace.transforms.left_out import is_left_out, put_back
 from headrace.transforms.models.gc_pause import modules_are_loaded
 from headrace.transforms.predicting.devices import choose_devices, set_up_tensorflow
 
@@ -52,6 +54,8 @@ def checked_request(argv: Sequence[str], command: str) -> Iterator[tuple[Request
                 choose_devices(request.loading.device)
             if command == "run" and here:
                 importlib.import_module("apache_beam.runners.portability.fn_api_runner")
+    if is_left_out("pandas"):
+        pa.array([0.0]).to_numpy(zero_copy_only=False)  # Arrow looks for pandas once, with its first arrays
     put_back()
     modules_are_loaded()
     with open_user_packages(request.user_packages, request.named_modules) as packages:
