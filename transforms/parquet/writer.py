@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from ..errors import ColumnError, InvalidRequest
 from ..nested_arrow import list_size, python_file
 from ..storage.store import ObjectRef, Store, Writer
+from .compression import codecs
 
 # Arrow gathers what it writes up to this much before Python sees it.
 _WRITE_BYTES = 1 << 20
@@ -35,36 +36,46 @@ def write_batches(
     Its CRC-32C is that of the bytes as they were written, whether the store keeps one or not.
     Raises `AlreadyExists` where an object of that name exists. An exception from `batches` leaves nothing behind.
     """
-    rows, held_bytes = 0, 0.0
-    row_bytes = fixed_row_bytes(schema)
-    held: list[pa.RecordBatch] = []
+    rows = 0
     # A dictionary may save much in these columns; for scores it costs time and saves nothing. The stubs take no names.
     repetitive: Any = [f.name for f in schema if pa.types.is_string(f.type) or pa.types.is_dictionary(f.type)]
     with _Summed(store.create(uri)) as sink:
         gathered = pa.BufferedOutputStream(python_file(sink, "w"), _WRITE_BYTES)
+        groups = _row_groups(schema, batches)
+        group = next(groups, None)
         with (
             pq.ParquetWriter(  # closing it writes a footer even after an exception, which is invisible without commit()
                 gathered,
                 schema.with_metadata(key_values),
-                compression="zstd",
+                compression=codecs(schema, group),
                 use_dictionary=repetitive,
                 write_page_checksum=True,
             ) as writer
         ):
-            for batch in batches:
-                held.append(batch)
-                rows += batch.num_rows
-                held_bytes += batch.nbytes if row_bytes is None else batch.num_rows * row_bytes
-                if held_bytes >= _ROW_GROUP_BYTES:
-                    writer.write_table(pa.Table.from_batches(held, schema))
-                    held, held_bytes = [], 0.0
-                    pa.default_memory_pool().release_unused()
-            if held:
-                writer.write_table(pa.Table.from_batches(held, schema))
+            while group is not None:
+                writer.write_table(group)
+                rows += group.num_rows
+                group = None  # its memory is for the next
+                group = next(groups, None)
             if more := at_end(rows):
                 writer.add_key_value_metadata(more)
         gathered.flush()
         return sink.commit(), rows
+
+
+def _row_groups(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    row_bytes = fixed_row_bytes(schema)
+    held, held_bytes = list[pa.RecordBatch](), 0.0
+    for batch in batches:
+        held.append(batch)
+        held_bytes += batch.nbytes if row_bytes is None else batch.num_rows * row_bytes
+        if held_bytes >= _ROW_GROUP_BYTES:
+            yield pa.Table.from_batches(held, schema)
+            del batch
+            held, held_bytes = [], 0.0
+            pa.default_memory_pool().release_unused()
+    if held:
+        yield pa.Table.from_batches(held, schema)
 
 
 def check_writable(schema: pa.Schema, whose: str) -> None:
