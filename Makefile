@@ -161,8 +161,9 @@ bench-throughput: venv ## rows per second beside six peers; [WORK=folder] [RUNS=
 	-@$(MAKE) --no-print-directory bench-peers
 	$(BIN)/python -m benchmarks.throughput $(IN_WORK) --runs=$(or $(RUNS),5) --peers_python=$(PEERS)/bin/python $(ARGS)
 
-bench-shapes: venv ## CPU time of a row for tables of five shapes, beside the model alone; [WORK=folder] [RUNS=3] [ARGS=--only wide]
-	$(BIN)/python -m benchmarks.shapes $(IN_WORK) --runs=$(or $(RUNS),3) $(ARGS)
+bench-shapes: venv ## tables of five shapes beside Spark, Ray and the model alone; [WORK=folder] [RUNS=3] [ARGS=--only wide]; an hour
+	-@$(MAKE) --no-print-directory bench-peers
+	$(BIN)/python -m benchmarks.shapes $(IN_WORK) --runs=$(or $(RUNS),3) --peers_python=$(PEERS)/bin/python $(ARGS)
 
 bench-images: venv ## images per second through ResNet50, beside a bare loop; [WORK=folder] [RUNS=3]
 	$(BIN)/python -m benchmarks.images $(IN_WORK) --runs=$(or $(RUNS),3) $(ARGS)
