@@ -1,8 +1,8 @@
-"""CPU time of a row in `headrace`, beside the model alone and a bare loop, for tables of five shapes; rows per second also beside
-Ray Data and Spark.
+"""CPU time of a row in `headrace`, beside the model alone and a bare loop, for tables of five shapes.
 
-Each program runs as a process of its own on a small and on a large input; the difference between the two counts, so that
-start-up is left out. The programs take turns, and medians are taken: compare figures of one sitting only.
+Rows per second are beside Ray Data and Spark too. Each program runs as a process of its own on a small and a large input; the
+difference between both counts, so that start-up is left out. The programs take turns, and medians are taken: compare figures of
+one sitting only.
 """
 
 from __future__ import annotations
