@@ -30,6 +30,13 @@ BASE = "imports and the model"
 IMPORTS = """
 import sys
 
+from headrace.pipeline.unused_modules import unused_modules
+from headrace.transforms.left_out import leave_out
+from headrace.transforms.predicting.devices import set_up_tensorflow
+
+leave_out(*unused_modules(["--model"]))
+set_up_tensorflow(whole_process=True)
+
 import headrace.pipeline.runners.launch
 import headrace.pipeline.checks.preflight
 import headrace.pipeline.commands.summary
