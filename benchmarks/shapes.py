@@ -1,8 +1,8 @@
 """CPU time of a row in `headrace`, beside the model alone and a bare loop, for tables of five shapes.
 
 Rows per second are beside Ray Data and Spark too. Each program runs as a process of its own on a small and a large input; the
-difference between both counts, so that start-up is left out. The programs take turns, and medians are taken: compare figures of
-one sitting only.
+difference between the two counts, so that start-up is left out. The programs take turns, and medians are taken: compare
+figures of one sitting only.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from headrace.transforms.nested_arrow import flat
 
 OF_THE_CEILING = 0.75
 PROGRAMS = ("headrace", "bare loop")
-# Those of which no CPU time is known: they work in processes that are not children of the bench.
+# Their CPU time is not known: they work in processes that are not children of the bench.
 APART = {peer.name: peer for peer in PEERS if peer.apart}
 PEERS_TIMES = 4
 

@@ -20,11 +20,11 @@ _SAMPLE_BYTES = 16 << 10
 
 def codecs(schema: pa.Schema, first: pa.Table | None) -> dict[str, Any]:
     """By path of a Parquet column, as `pyarrow.parquet.ParquetWriter` takes it, decided by the first row group."""
-    chosen: dict[str, Any] = {path: "zstd" for field in schema for path in _paths(field.name, field.type)}
-    for field in schema if first is not None else ():
+    chosen = dict[str, Any]()
+    for field in schema:
         paths = list(_paths(field.name, field.type))
-        if len(paths) == 1 and first is not None and _saves_little(first.column(field.name)):
-            chosen[paths[0]] = "none"
+        as_it_is = first is not None and len(paths) == 1 and _saves_little(first.column(field.name))
+        chosen |= dict.fromkeys(paths, "none" if as_it_is else "zstd")
     return chosen
 
 
@@ -56,8 +56,9 @@ def _saves_little(column: pa.ChunkedArray[Any]) -> bool:
         if not pa.types.is_floating(array.type):
             return False
         width = array.type.bit_width // 8
-        if len(array) and (values := array.buffers()[1]) is not None:
-            sample = values.slice(array.offset * width, min(len(array) * width, _SAMPLE_BYTES))
+        some = array.slice(0, _SAMPLE_BYTES // width).drop_null()  # what is under a null may be anything
+        if len(some) and (values := some.buffers()[1]) is not None:
+            sample = values.slice(some.offset * width, len(some) * width)
             before += sample.size
             after += len(codec.compress(sample, asbytes=True))
     return after > before * _MOST

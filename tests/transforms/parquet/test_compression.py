@@ -47,6 +47,11 @@ def written(tmp_path: Path, *batches: pa.RecordBatch) -> dict[str, str]:
         pytest.param(in_lists(in_lists(random(ROWS * 8), 4), 2), "UNCOMPRESSED", id="nested lists"),
         pytest.param(pa.array([None, *random(ROWS - 1).tolist()], pa.float32()), "UNCOMPRESSED", id="a null"),
         pytest.param(
+            pa.array(np.where(np.arange(ROWS) % 9, 0, random(ROWS)), mask=np.arange(ROWS) % 9 > 0),
+            "UNCOMPRESSED",
+            id="mostly nulls, 0 under each",
+        ),
+        pytest.param(
             pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.float32(), [2, 4]), in_lists(random(ROWS * 8), 8)),
             "UNCOMPRESSED",
             id="an extension type",
